@@ -1,0 +1,28 @@
+# Everything a newcomer needs: `make demo` shows the main job on a made slide, `make test` runs the tests.
+# Both first bring the virtual environment in .venv up to date, which costs nothing when nothing has changed.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+DEMO   ?= demo-output
+
+.DEFAULT_GOAL := help
+.PHONY: help install lock demo test lint format typecheck clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(STAMP)  ## create or update .venv from requirements.lock
+
+$(STAMP): pyproject.toml requirements.lock
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.9"
+	@$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+lock:  ## resolve pyproject.toml anew into requirements.lock (names and versions only)
+	@test -x $(BIN)/uv || ($(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet "uv>=0.9")
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --group test --group lint \
+	    --no-annotate --no-header --no-emit-index-url --upgrade --output-file requirements.lock pyproject.toml

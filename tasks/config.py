@@ -1,0 +1,224 @@
+"""The settings: what to compute. One frozen tree, read from YAML; where to compute it is a profile, another file.
+
+Every field says in its description what it means and in which unit; `slidesam settings` prints them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from slidesam.tasks.errors import SettingsError
+
+Pair = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+SEGMENTER_KINDS = ("micro-sam", "watershed", "function")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class SlideSettings(_Section):
+    """Which pixels of the file are the slide."""
+
+    series: Annotated[int, Field(ge=0)] = 0
+    """Image inside the file, counted from 0 (an SVS holds thumbnail, label and macro as further series)."""
+    t: Literal["first"] | Annotated[int, Field(ge=0)] = "first"
+    """Time point to segment, counted from 0."""
+    z: Literal["first"] | Annotated[int, Field(ge=0)] = "first"
+    """Focal plane to segment, counted from 0."""
+    channels: Literal["auto"] | tuple[int | str, ...] = "auto"
+    """Channels that the segmenter sees, by index or name; auto = red, green and blue, else the one named like a nuclear stain, else the first."""  # noqa: E501
+    mpp: Annotated[float, Field(gt=0, lt=1000)] | None = None
+    """Pixel size in µm, where the file states none or a wrong one."""
+
+
+class ImageSettings(_Section):
+    """How arrays are written."""
+
+    ome_zarr: Literal["0.5", "0.4"] = "0.5"
+    """OME-Zarr version: 0.5 (Zarr v3, sharded) or 0.4 (Zarr v2: one file per chunk)."""
+    chunk_shape: Annotated[int, Field(ge=16, le=8192)] = 512
+    """Side of a chunk, the unit of reading, in pixels; lowered to a divisor of the block's side."""
+    codec: Literal["zstd", "lz4", "none"] = "zstd"
+    """Compression of the chunks."""
+
+
+class BlockSettings(_Section):
+    """How the slide is cut."""
+
+    block_shape: Pair = (2048, 2048)
+    """Height and width of a block in pixels, multiples of 16; one number for both."""
+    halo: Annotated[int, Field(ge=0, le=8192)] = 128
+    """Context that a block reads on each side, in pixels; as wide as the largest object is best."""
+
+    @field_validator("block_shape", mode="before")
+    @classmethod
+    def _square(cls, value: object) -> object:
+        return (value, value) if isinstance(value, int) else value
+
+    @field_validator("block_shape")
+    @classmethod
+    def _whole_chunks(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if any(side % 16 for side in value):
+            raise ValueError("must be multiples of 16 px, so that each block is whole chunks of the label image")
+        return value
+
+
+class MicroSam(_Section):
+    """micro-sam's automatic segmentation."""
+
+    kind: Literal["micro-sam"] = "micro-sam"
+    """Segmentation method: micro-sam, watershed or function."""
+    model: str = "auto"
+    """Name in micro-sam's registry; auto = vit_b_histopathology for red, green, blue and vit_b_lm for all else."""
+    checkpoint: str | None = None
+    """File with weights of one's own, instead of the registry's; `model` then names its architecture."""
+    mode: Literal["auto", "amg", "ais", "apg"] = "auto"
+    """Automatic mask generation, instance segmentation by the decoder, or prompts from the decoder; auto = ais with a decoder, else amg."""  # noqa: E501
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the model runs; auto = the first at hand of CUDA, Apple's MPS, the CPU."""
+    tile_shape: Pair | None = None
+    """micro-sam's tiles inside a block, in pixels; none = the whole block at once, scaled to SAM's 1024 px."""
+    tile_halo: Pair | None = None
+    """Overlap of those tiles per side, in pixels; none = a quarter of the tile."""
+    scaling: Literal["slide", "tile"] = "slide"
+    """Intensities to 8 bit by percentiles of the whole slide, or by each tile's minimum and maximum as micro-sam does."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """micro-sam's own generator options by their names (points_per_side, pred_iou_thresh, min_size, ...)."""
+
+    @field_validator("tile_shape", "tile_halo", mode="before")
+    @classmethod
+    def _square(cls, value: object) -> object:
+        return (value, value) if isinstance(value, int) else value
+
+
+class Watershed(_Section):
+    """Nuclei by a slide-wide threshold and a watershed on the distance transform (scikit-image); needs no weights."""
+
+    kind: Literal["watershed"]
+    """Segmentation method: micro-sam, watershed or function."""
+    signal: Literal["auto", "hematoxylin", "bright", "dark"] = "auto"
+    """What objects are: stained by hematoxylin, brighter or darker than background; auto = hematoxylin for red, green, blue, else bright."""  # noqa: E501
+    threshold: float | None = None
+    """Threshold on the smoothed signal; none = Otsu's over the whole slide."""
+    diameter: Annotated[float, Field(gt=0)] = 8.0
+    """Typical diameter of an object in µm (in pixels where the pixel size is unknown)."""
+
+
+class Function(_Section):
+    """A Python function `image -> labels`, or a segmenter class."""
+
+    kind: Literal["function"]
+    """Segmentation method: micro-sam, watershed or function."""
+    target: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    """Where it is, as package.module:name, importable on every worker."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments that it is called with (that the class is made with)."""
+
+
+SegmenterSettings = Annotated[MicroSam | Watershed | Function, Field(discriminator="kind")]
+
+
+class StitchSettings(_Section):
+    """How objects at seams become one."""
+
+    min_iou: Annotated[float, Field(gt=0, le=1)] = 0.3
+    """Intersection over union, on the pixels that two blocks share, from which on two labels are one object."""
+
+
+class OutputSettings(_Section):
+    """What is written."""
+
+    label: str = Field(default="cells", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
+    """Name of the label image; runs with different labels live side by side."""
+
+
+class RunSettings(_Section):
+    """How a run behaves; doesn't change pixels."""
+
+    retries: Annotated[int, Field(ge=0, le=20)] = 2
+    """How often a failed block is tried again."""
+    retry_delay: Annotated[float, Field(ge=0)] = 10.0
+    """Seconds before a block is tried again."""
+    retry_jitter: Annotated[float, Field(ge=0, le=10)] = 0.5
+    """Share of the delay by which it varies at random, so that retries don't come all at once."""
+
+
+class Settings(_Section):
+    """What to compute. `Settings()` works for a slide without any metadata."""
+
+    slide: SlideSettings = SlideSettings()
+    image: ImageSettings = ImageSettings()
+    blocks: BlockSettings = BlockSettings()
+    segmenter: SegmenterSettings = MicroSam()
+    stitch: StitchSettings = StitchSettings()
+    output: OutputSettings = OutputSettings()
+    run: RunSettings = RunSettings()
+
+
+def make_settings(values: Mapping[str, Any] | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Validates settings from nested mappings.
+
+    Args:
+        values: Nested mapping as read from YAML; missing keys take their defaults.
+        overrides: Dotted name → value, applied on top. Another `segmenter.kind` starts from that kind's defaults.
+
+    Raises:
+        SettingsError: A name is unknown or a value can't be used; the message names it.
+
+    Example:
+        >>> make_settings(overrides={"blocks.halo": 64}).blocks.halo
+        64
+        >>> make_settings(overrides={"blocks.hallo": 64})
+        Traceback (most recent call last):
+        slidesam.tasks.errors.SettingsError: unknown setting blocks.hallo: did you mean blocks.halo?
+    """
+    tree: dict[str, Any] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in (values or {}).items()}
+    kind = (overrides or {}).get("segmenter.kind")
+    if kind is not None and isinstance(tree.get("segmenter", {}), dict) and tree.get("segmenter", {}).get("kind", "micro-sam") != kind:
+        tree["segmenter"] = {"kind": kind}
+    for name, value in (overrides or {}).items():
+        _put(tree, name, value)
+    if isinstance(tree.get("segmenter"), dict):
+        tree["segmenter"].setdefault("kind", "micro-sam")
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        raise SettingsError(_in_words(error)) from None
+
+
+def _put(tree: dict[str, Any], name: str, value: object) -> None:
+    *sections, key = name.split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise SettingsError(f"setting {name}: {section} holds a value, not further settings")
+    tree[key] = value
+
+
+def _in_words(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    parts = [str(part) for part in first["loc"]]
+    if parts[0] == "segmenter" and len(parts) > 1 and parts[1] in SEGMENTER_KINDS:
+        del parts[1]
+    name = ".".join(parts)
+    if first["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(name, _names(), n=1, cutoff=0.6)
+        return f"unknown setting {name}: " + (f"did you mean {close[0]}?" if close else "`slidesam settings` lists all")
+    if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        return f"setting segmenter.kind: must be one of {', '.join(SEGMENTER_KINDS)}, not {first['input']!r}"
+    return f"setting {name}: {first['msg'].removeprefix('Value error, ')}, not {first['input']!r}"
+
+
+def _names() -> list[str]:
+    names = [
+        f"{section}.{key}"
+        for section, field in Settings.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
+        for key in field.annotation.model_fields
+    ]
+    return names + [f"segmenter.{key}" for kind in (MicroSam, Watershed, Function) for key in kind.model_fields]

@@ -1,0 +1,161 @@
+"""Block geometry: which pixels a block owns, which it reads, where two blocks meet. Integers only, nothing is read.
+
+Words: a block's *inner region* is what it owns; its *outer region* is the inner one grown by the halo and clipped to the
+slide; a *seam* is where two inner regions meet; their *overlap* is what both blocks read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from slidesam.tasks.errors import SettingsError
+
+
+class Region(NamedTuple):
+    """A rectangle of pixels, half open: rows y0..y1, columns x0..x1.
+
+    Example:
+        >>> Region(0, 0, 4, 6) & Region(2, 3, 9, 9)
+        Region(y0=2, x0=3, y1=4, x1=6)
+    """
+
+    y0: int
+    x0: int
+    y1: int
+    x1: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.y1 - self.y0, self.x1 - self.x0
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Index of this region in a (y, x) array."""
+        return slice(self.y0, self.y1), slice(self.x0, self.x1)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the region holds no pixel."""
+        return self.y1 <= self.y0 or self.x1 <= self.x0
+
+    def __and__(self, other: Region) -> Region:
+        return Region(
+            max(self.y0, other.y0), max(self.x0, other.x0), min(self.y1, other.y1), min(self.x1, other.x1)
+        )
+
+    def relative_to(self, origin: Region) -> Region:
+        """This region in coordinates that start at `origin`'s first pixel."""
+        return Region(self.y0 - origin.y0, self.x0 - origin.x0, self.y1 - origin.y0, self.x1 - origin.x0)
+
+
+class Block(NamedTuple):
+    """One unit of segmentation work.
+
+    Attributes:
+        block_id: Position in C order.
+        block_index: Row and column in the grid.
+        inner: Pixels that the block owns.
+        outer: Pixels that it reads, clipped to the slide.
+    """
+
+    block_id: int
+    block_index: tuple[int, int]
+    inner: Region
+    outer: Region
+
+
+class Seam(NamedTuple):
+    """Two neighbouring blocks, `first` < `second` in id, and the pixels that both read."""
+
+    first: int
+    second: int
+    overlap: Region
+
+
+# The four of a block's eight neighbours that follow it in C order, so that each pair is met once.
+_FOLLOWING_NEIGHBOURS = ((0, 1), (1, -1), (1, 0), (1, 1))
+
+
+class BlockGrid:
+    """Cuts a slide into blocks.
+
+    Args:
+        shape: Height and width of the slide in pixels, at the level that is segmented.
+        block_shape: Height and width of the blocks; the last ones of a row or column are smaller.
+        halo: Context per side, in pixels.
+
+    Raises:
+        SettingsError: A size is below one, or the halo is negative.
+
+    Example:
+        >>> grid = BlockGrid((100, 250), (100, 100), 10)
+        >>> len(grid), grid.outer_shape
+        (3, (100, 120))
+        >>> grid[2]
+        Block(block_id=2, block_index=(0, 2), inner=Region(y0=0, x0=200, y1=100, x1=250), outer=Region(y0=0, x0=190, y1=100, x1=250))
+    """
+
+    def __init__(self, shape: tuple[int, int], block_shape: tuple[int, int], halo: int) -> None:
+        if min(shape) < 1 or min(block_shape) < 1 or halo < 0:
+            raise SettingsError(f"no grid of blocks of {block_shape} px with a halo of {halo} px on {shape} px")
+        self.shape = (int(shape[0]), int(shape[1]))
+        self.block_shape = (int(block_shape[0]), int(block_shape[1]))
+        self.halo = int(halo)
+        self.grid_shape = (-(-self.shape[0] // self.block_shape[0]), -(-self.shape[1] // self.block_shape[1]))
+
+    @property
+    def outer_shape(self) -> tuple[int, int]:
+        """The one shape of image that the segmenter sees, in pixels.
+
+        Along an axis with several blocks that is block plus two halos: where the outer region is clipped by the slide the
+        image is padded. Along an axis with one block it is the slide itself, since there is nothing to be equal to.
+        """
+        height, width = (
+            size if blocks == 1 else block + 2 * self.halo
+            for size, block, blocks in zip(self.shape, self.block_shape, self.grid_shape, strict=True)
+        )
+        return height, width
+
+    def __len__(self) -> int:
+        return self.grid_shape[0] * self.grid_shape[1]
+
+    def __iter__(self) -> Iterator[Block]:
+        return (self[block_id] for block_id in range(len(self)))
+
+    def __getitem__(self, block_id: int) -> Block:
+        if not 0 <= block_id < len(self):
+            raise IndexError(f"block {block_id} of {len(self)}")
+        row, column = divmod(block_id, self.grid_shape[1])
+        y0, x0 = row * self.block_shape[0], column * self.block_shape[1]
+        y1, x1 = min(y0 + self.block_shape[0], self.shape[0]), min(x0 + self.block_shape[1], self.shape[1])
+        return Block(block_id, (row, column), Region(y0, x0, y1, x1), self._grown(y0, x0, y1, x1))
+
+    def _grown(self, y0: int, x0: int, y1: int, x1: int) -> Region:
+        return Region(
+            max(y0 - self.halo, 0),
+            max(x0 - self.halo, 0),
+            min(y1 + self.halo, self.shape[0]),
+            min(x1 + self.halo, self.shape[1]),
+        )
+
+    def window(self, block: Block) -> Region:
+        """Where the segmenter's image of `outer_shape` lies on the slide; it may reach past the slide's edges."""
+        (height, width), (rows, columns) = self.outer_shape, self.grid_shape
+        y0 = block.inner.y0 - (self.halo if rows > 1 else 0)
+        x0 = block.inner.x0 - (self.halo if columns > 1 else 0)
+        return Region(y0, x0, y0 + height, x0 + width)
+
+    def seams(self, block_id: int | None = None) -> Iterator[Seam]:
+        """Pairs of neighbouring blocks, corners included, each once, with what both read.
+
+        Args:
+            block_id: Only the seams in which this block comes first; all of them by default.
+        """
+        for first in self if block_id is None else (self[block_id],):
+            for step_y, step_x in _FOLLOWING_NEIGHBOURS:
+                row, column = first.block_index[0] + step_y, first.block_index[1] + step_x
+                if row < self.grid_shape[0] and 0 <= column < self.grid_shape[1]:
+                    second = self[row * self.grid_shape[1] + column]
+                    yield Seam(first.block_id, second.block_id, first.outer & second.outer)
