@@ -5,6 +5,7 @@
     ├── SlideError       (OSError)       a slide can't be read, or isn't an image
     ├── OutputError      (OSError)       the output folder can't be used, or holds something else
     ├── SegmenterError   (RuntimeError)  the segmenter can't be made, or returned what is no label image
+    ├── ServerError      (ConnectionError)  Prefect's API doesn't answer
     └── BlockFailures    (RuntimeError)  some blocks failed after all retries; carries `.block_ids`
 
 A message names the slide, block or setting, the value, and what to do next. The command line prints it on one line.
@@ -33,6 +34,10 @@ class OutputError(SlidesamError, OSError):
 
 class SegmenterError(SlidesamError, RuntimeError):
     """The segmenter can't be made, or returned something that is no label image of its input."""
+
+
+class ServerError(SlidesamError, ConnectionError):
+    """There is no Prefect API to record runs with: start one, or mend its address."""
 
 
 class BlockFailures(SlidesamError, RuntimeError):

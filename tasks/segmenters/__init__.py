@@ -13,13 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from slidesam.tasks.config import Function, MicroSam, SegmenterSettings, Watershed
-from slidesam.tasks.slide import Slide
+
+if TYPE_CHECKING:
+    from slidesam.tasks.slide import Slide
 
 Params = Mapping[str, Any]
 

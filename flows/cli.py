@@ -1,0 +1,227 @@
+"""The `slidesam` command. Light at import: Prefect, Dask and the readers load in the commands that need them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+
+from slidesam.tasks.config import SEGMENTER_KINDS, Settings, make_settings
+from slidesam.tasks.errors import SettingsError, SlidesamError
+
+if TYPE_CHECKING:
+    from slidesam.flows.cluster import LocalProfile
+
+app = typer.Typer(
+    name="slidesam",
+    help="Instance segmentation of whole-slide images with micro-sam, on Dask and Slurm, run and watched through Prefect.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+
+SettingsFile = Annotated[Path | None, typer.Option("--settings", help="YAML file with settings; `slidesam settings` prints one.")]
+SegmenterKind = Annotated[str | None, typer.Option("--segmenter", metavar="KIND", help=f"One of {', '.join(SEGMENTER_KINDS)}.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="One setting, e.g. blocks.halo=64; may be repeated.")]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Worker processes; by default one per core.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
+
+
+def _version(show: bool) -> None:
+    if show:
+        from importlib.metadata import version
+
+        out.print(f"slidesam {version('slidesam')}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and all logs.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """Options that all commands share."""
+    if debug:
+        os.environ["SLIDESAM_DEBUG"] = "1"
+
+
+@app.command()
+def segment(
+    slides: Annotated[list[Path], typer.Argument(metavar="SLIDE...", help="Slide files or OME-Zarr folders.")],
+    output: Output,
+    settings: SettingsFile = None,
+    segmenter: SegmenterKind = None,
+    overrides: Overrides = None,
+    workers: Workers = None,
+) -> None:
+    """Segment slides on this machine. The same command again goes on where an earlier one stopped."""
+    from slidesam.flows.cluster import LocalProfile
+
+    chosen = load_settings(settings, segmenter, overrides)
+    raise typer.Exit(run_slides(slides, output, chosen, LocalProfile(workers=workers)))
+
+
+@app.command()
+def inspect(
+    slide: Annotated[Path, typer.Argument(help="Slide file or OME-Zarr folder.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to look into for earlier results.")] = None,
+    settings: SettingsFile = None,
+    segmenter: SegmenterKind = None,
+    overrides: Overrides = None,
+) -> None:
+    """Show what a slide is, and what would be done with it. Reads metadata only."""
+    from slidesam.flows.tables import slide_table
+    from slidesam.tasks.slide import open_slide
+
+    chosen = load_settings(settings, segmenter, overrides)
+    out.print(slide_table(open_slide(slide, chosen.slide), chosen, output))
+
+
+@app.command()
+def status(
+    output: Annotated[Path, typer.Argument(help="A folder that slidesam writes to.")],
+) -> None:
+    """Show how the slides of an output folder stand."""
+    from slidesam.flows.tables import status_table
+    from slidesam.tasks.plan import read_states
+
+    if not output.is_dir():
+        raise SettingsError(f"{output} is no folder: give the one that was named with --output")
+    states = read_states(output)
+    out.print(status_table(states) if states else f"{output}: nothing of slidesam's here")
+
+
+@app.command("settings")
+def show_settings(
+    settings: SettingsFile = None, segmenter: SegmenterKind = None, overrides: Overrides = None
+) -> None:
+    """Print all settings with their values and explanations, as YAML to save, edit and give to --settings."""
+    from slidesam.flows.tables import settings_yaml
+
+    sys.stdout.write(settings_yaml(load_settings(settings, segmenter, overrides)))
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the made slide and the results.")] = Path("demo-output"),
+    workers: Workers = None,
+) -> None:
+    """Make a 4096 × 4096 px slide from a histology picture and segment its nuclei; needs neither data nor weights."""
+    from slidesam.flows.cluster import LocalProfile
+    from slidesam.flows.demo import demo_settings, make_demo_slide
+
+    slide = output / "demo.ome.tif"
+    if not slide.exists():
+        out.print(f"making {slide}")
+        make_demo_slide(slide)
+    raise typer.Exit(run_slides([slide], output, demo_settings(), LocalProfile(workers=workers)))
+
+
+def load_settings(path: Path | None, segmenter: str | None, overrides: Sequence[str] | None) -> Settings:
+    """Settings from a YAML file and command-line overrides.
+
+    Raises:
+        SettingsError: The file can't be read, a name is unknown or a value can't be used.
+    """
+    values: Any = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(path.read_text()) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise SettingsError(f"settings file {path} can't be read: {' '.join(str(error).split())}") from error
+        if not isinstance(values, dict):
+            raise SettingsError(f"settings file {path} holds no `section: {{key: value}}`: see `slidesam settings`")
+    changed: dict[str, Any] = {} if segmenter is None else {"segmenter.kind": segmenter}
+    for override in overrides or ():
+        name, equals, text = override.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{override!r} is not of the form a.b=c", param_hint="--set")
+        try:
+            changed[name.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise SettingsError(f"setting {name}: {text!r} is no YAML value") from error
+    return make_settings(values, changed)
+
+
+def run_slides(slides: Sequence[Path], output: Path, settings: Settings, profile: LocalProfile) -> int:
+    """Segments slides one after the other on one cluster; a bad one doesn't cost the others.
+
+    Returns:
+        Exit code: 0, or 1 if a slide failed.
+    """
+    from slidesam.flows.cluster import open_cluster
+    from slidesam.flows.server import prefect_api
+    from slidesam.tasks.slide import slide_name
+
+    names = Counter(slide_name(slide) for slide in slides)
+    failed = 0
+    with prefect_api(), open_cluster(profile):
+        for slide in slides:
+            name = slide_name(slide)
+            if names[name] > 1:
+                _say_failed(SettingsError(f"{slide}: {names[name]} slides of this command are named {name}: run them into different folders"))
+                failed += 1
+            else:
+                failed += not _run_slide(slide, name, output, settings, profile)
+    if len(slides) > 1:
+        out.print(f"{len(slides) - failed} of {len(slides)} slides finished")
+    return 1 if failed else 0
+
+
+def _run_slide(slide: Path, name: str, output: Path, settings: Settings, profile: LocalProfile) -> bool:
+    """Runs one slide's flow with bars, and says how it ended."""
+    from slidesam.flows.progress import BarReporter, showing
+    from slidesam.flows.segment_slide import segment_slide
+
+    started = time.monotonic()
+    reporter = BarReporter(err, name)
+    try:
+        with showing(reporter):
+            facts = segment_slide(slide, output, settings, profile)
+    except Exception as error:  # noqa: BLE001
+        reporter.bars.stop()
+        _say_failed(error)
+        return False
+    reporter.bars.stop()
+    seconds = time.monotonic() - started
+    out.print(f"[green]✓[/] {name}: {facts['objects']:,} {facts['label']} in {facts['blocks']} blocks, {seconds:.1f} s")
+    out.print(f"  {output / name}.ome.zarr")
+    out.print(f"  {output / name}.{facts['label']}.overlay.png")
+    return True
+
+
+def _say_failed(error: BaseException) -> None:
+    from slidesam.flows.words import in_one_line
+
+    if os.environ.get("SLIDESAM_DEBUG"):
+        err.print_exception() if sys.exc_info()[0] else err.print(str(error))
+    hint = "" if isinstance(error, SlidesamError) else " (slidesam --debug shows where)"
+    err.print("[red]error:[/]", end=" ")
+    err.print(f"{in_one_line(error)}{hint}", markup=False)
+
+
+def main() -> None:
+    """Entry point: any error becomes one line and exit code 1, wrong usage 2, Ctrl-C 130."""
+    os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "false")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    if "--debug" not in sys.argv:
+        # The console is for people, the whole log is in the Prefect UI. Workers inherit this.
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    try:
+        app()
+    except KeyboardInterrupt:
+        err.print("\nstopped: the same command goes on from here")
+        sys.exit(130)
+    except Exception as error:  # noqa: BLE001
+        _say_failed(error)
+        sys.exit(1)

@@ -1,0 +1,93 @@
+"""Where blocks are computed. One kind of place so far: worker processes on this machine.
+
+The cluster starts when the first flow asks for its address, so that a run that finds everything done starts none, and several
+slides of one command share one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class LocalProfile(BaseModel):
+    """Worker processes on this machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    kind: Literal["local"] = "local"
+    """Kind of cluster."""
+    workers: Annotated[int, Field(ge=1)] | None = None
+    """Worker processes; none = as many as this machine has cores for."""
+    threads: Annotated[int, Field(ge=1)] = 1
+    """Threads that the computing of one block uses. It is part of what makes results equal: see the provenance."""
+
+    @property
+    def n_workers(self) -> int:
+        """Worker processes that will be started."""
+        return self.workers or max(1, len(os.sched_getaffinity(0)) // self.threads)
+
+
+class Cluster:
+    """A cluster that starts when its address is first asked for.
+
+    Args:
+        profile: What to start.
+    """
+
+    def __init__(self, profile: LocalProfile) -> None:
+        self.profile = profile
+        self._stack = ExitStack()
+        self._address: str | None = None
+        self.dashboard: str | None = None
+
+    @property
+    def address(self) -> str:
+        """Address of the Dask scheduler."""
+        if self._address is None:
+            from dask.distributed import LocalCluster
+
+            # A nanny would set one thread; blocks run one at a time in a worker, on as many threads as the profile says.
+            threads = {f"{library}_NUM_THREADS": str(self.profile.threads) for library in ("OMP", "MKL", "OPENBLAS")}
+            cluster = self._stack.enter_context(
+                LocalCluster(
+                    n_workers=self.profile.n_workers,
+                    threads_per_worker=1,
+                    host="127.0.0.1",
+                    dashboard_address="127.0.0.1:0",
+                    memory_limit=0,
+                    env=threads,
+                )
+            )
+            self._address = str(cluster.scheduler_address)
+            self.dashboard = str(cluster.dashboard_link)
+        return self._address
+
+    def close(self) -> None:
+        """Ends the workers, if any were started."""
+        self._stack.close()
+        self._address = None
+
+
+_shared: ContextVar[Cluster | None] = ContextVar("slidesam_cluster", default=None)
+
+
+@contextmanager
+def open_cluster(profile: LocalProfile) -> Iterator[Cluster]:
+    """The cluster of a profile: the one that is open around this call if it is of the same profile, else a new one."""
+    around = _shared.get()
+    if around is not None and around.profile == profile:
+        yield around
+        return
+    cluster = Cluster(profile)
+    token = _shared.set(cluster)
+    try:
+        yield cluster
+    finally:
+        _shared.reset(token)
+        cluster.close()

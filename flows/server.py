@@ -1,0 +1,121 @@
+"""A Prefect API for the command line: the one that is configured, or a server of its own for as long as it runs.
+
+A real server process, never Prefect's ephemeral one, which each worker would start for itself and lose task runs by. Its
+database is the SQLite file in PREFECT_HOME, so the history stays and `prefect server start` shows it later.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from slidesam.tasks.errors import ServerError
+
+_START_SECONDS = 120.0
+
+
+@contextmanager
+def prefect_api() -> Iterator[str]:
+    """Makes sure that Prefect has an API to talk to.
+
+    Yields:
+        The API's URL.
+
+    Raises:
+        ServerError: The configured API doesn't answer, or a server of one's own doesn't start.
+    """
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+
+    configured = PREFECT_API_URL.value()
+    if configured:
+        if not _answers(configured):
+            raise ServerError(
+                f"the Prefect API at {configured} doesn't answer: start it (`prefect server start`), "
+                "or unset PREFECT_API_URL to run with a server of one's own"
+            )
+        yield configured
+        return
+    url, process, log = _start(Path(PREFECT_HOME.value()))
+    try:
+        _wait(url, process, log)
+        with temporary_settings({PREFECT_API_URL: url}):
+            yield url
+    finally:
+        _stop(process)
+
+
+def _start(home: Path) -> tuple[str, subprocess.Popen[bytes], Path]:
+    """Starts a server on a free loopback port; its output goes to a log in PREFECT_HOME."""
+    home.mkdir(parents=True, exist_ok=True)
+    log = home / "slidesam-server.log"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with log.open("wb") as stream:
+        process = subprocess.Popen(  # noqa: S603
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=_server_environment(os.environ),
+            # Its own session: Ctrl-C must reach the flow first, which then tells the server how it ended.
+            start_new_session=True,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509
+        )
+    return f"http://127.0.0.1:{port}/api", process, log
+
+
+def _server_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    return {
+        **environment,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
+        "PREFECT_API_URL": "",
+    }
+
+
+def _die_with_parent() -> None:
+    """Asks Linux to end the server when the command line is killed; elsewhere it has to be ended by hand."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while not _answers(url):
+        if process.poll() is not None:
+            raise ServerError(f"the local Prefect server ended while starting: see {log}")
+        if time.monotonic() > deadline:
+            raise ServerError(f"the local Prefect server didn't start within {_START_SECONDS:.0f} s: see {log}")
+        time.sleep(0.1)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=10) as answer:  # noqa: S310
+            return bool(answer.status == 200)
+    except urllib.error.HTTPError as error:
+        return error.code in (401, 403)  # it is there, and wants the auth string that Prefect's client sends
+    except (OSError, ValueError):
+        return False
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,254 @@
+"""The output store: an OME-Zarr image pyramid with label pyramids, written so that a half-finished one never looks finished.
+
+1. `create_store`     root group and image levels; the metadata that makes it an image
+2. `create_label`     empty arrays of a label pyramid, no metadata: nobody takes them for a label image yet
+3. `write_plane`      one region of one level, a whole number of shards, by one task
+4. `finish_label`     the label image's metadata, then its name in the list of labels
+
+Arrays are TCZYX. OME-Zarr 0.5 keeps its metadata under `ome` in Zarr v3 groups and shards its arrays; 0.4 is Zarr v2, where a
+chunk is a file.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from ome_zarr_models.common.image_label_types import Color, Source
+from ome_zarr_models.v04 import multiscales as v04
+from ome_zarr_models.v04.axes import Axis as AxisV04
+from ome_zarr_models.v05 import multiscales as v05
+from ome_zarr_models.v05.axes import Axis as AxisV05
+
+from slidesam.tasks.config import ImageSettings
+from slidesam.tasks.errors import OutputError
+from slidesam.tasks.grid import Region
+
+AXES = ("t", "c", "z", "y", "x")
+_TYPES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
+# The root attribute by which slidesam knows a store as its own, and so as one that it may write to.
+_OWNER = "slidesam"
+# A pyramid ends where its level fits into this many pixels.
+_SMALLEST_LEVEL = 512
+Pixel = tuple[float, float]
+
+
+def level_shapes(shape: tuple[int, int]) -> list[tuple[int, int]]:
+    """Shapes of a pyramid whose levels halve, rounded up, down to one that is read at once.
+
+    Example:
+        >>> level_shapes((2967, 2220))
+        [(2967, 2220), (1484, 1110), (742, 555), (371, 278)]
+    """
+    shapes = [shape]
+    while max(shapes[-1]) > _SMALLEST_LEVEL:
+        shapes.append((-(-shapes[-1][0] // 2), -(-shapes[-1][1] // 2)))
+    return shapes
+
+
+def chunk_side(shard: int, wanted: int) -> int:
+    """The largest divisor of a shard's side that is at most `wanted`.
+
+    Example:
+        >>> chunk_side(2048, 512), chunk_side(720, 512)
+        (512, 360)
+    """
+    return next(side for side in range(min(wanted, shard), 0, -1) if shard % side == 0)
+
+
+def in_block_levels(block_shape: tuple[int, int], n_levels: int) -> int:
+    """How many levels, from 0 on, a block fills with whole shards: its side halves evenly and stays worth a file.
+
+    Example:
+        >>> in_block_levels((2048, 2048), 8), in_block_levels((512, 512), 4)
+        (4, 2)
+    """
+    levels = 1
+    while levels < n_levels and all(side % 2**levels == 0 and side >> levels >= 256 for side in block_shape):
+        levels += 1
+    return levels
+
+
+def create_store(path: Path, image: ImageSettings, slide_path: Path) -> zarr.Group:
+    """Opens the output store, or makes it.
+
+    Raises:
+        OutputError: There is something else at this place, or a store of another OME-Zarr version.
+    """
+    if path.resolve() == slide_path.resolve():
+        raise OutputError(f"{path.name} in the output folder is the slide itself: choose another output folder")
+    zarr_format = 3 if image.ome_zarr == "0.5" else 2
+    if path.exists():
+        try:
+            root = zarr.open_group(path, mode="r+")
+        except (OSError, ValueError) as error:
+            raise OutputError(f"{path} exists and is no Zarr group: move it away, or choose another output folder") from error
+        if _OWNER not in root.attrs:
+            raise OutputError(f"{path} exists and wasn't made by slidesam: choose another output folder")
+        if root.metadata.zarr_format != zarr_format:
+            raise OutputError(
+                f"{path} is not OME-Zarr {image.ome_zarr}: set image.ome_zarr to its version, or choose another output folder"
+            )
+        return root
+    return zarr.create_group(path, zarr_format=zarr_format, attributes={_OWNER: {"source": str(slide_path)}})  # type: ignore[arg-type]
+
+
+def create_plane_array(
+    group: zarr.Group,
+    name: str,
+    shape: tuple[int, int, int, int, int],
+    dtype: np.dtype[Any],
+    shard: tuple[int, int],
+    image: ImageSettings,
+) -> zarr.Array[Any]:
+    """An empty TCZYX array whose shards (chunks, in Zarr v2) have the given height and width.
+
+    Args:
+        group: Where.
+        name: Its name, the level's number.
+        shape: TCZYX.
+        dtype: Of the pixels.
+        shard: Height and width of what one task writes.
+        image: Codec and size of the chunks.
+    """
+    chunks = (1, 1, 1, chunk_side(shard[0], image.chunk_shape), chunk_side(shard[1], image.chunk_shape))
+    if group.metadata.zarr_format == 2:
+        codec = {"zstd": ("zstd", 3), "lz4": ("lz4", 5)}.get(image.codec)
+        from numcodecs import Blosc
+
+        compressor = None if codec is None else Blosc(cname=codec[0], clevel=codec[1], shuffle=Blosc.BITSHUFFLE)
+        return group.create_array(
+            name, shape=shape, chunks=chunks, dtype=dtype, compressors=compressor, overwrite=True,
+            chunk_key_encoding={"name": "v2", "separator": "/"},
+        )  # fmt: skip
+    compressors = [] if image.codec == "none" else [zarr.codecs.BloscCodec(cname=image.codec, clevel=3, shuffle="bitshuffle")]
+    return group.create_array(
+        name, shape=shape, shards=(1, 1, 1, *shard), chunks=chunks, dtype=dtype, compressors=compressors,
+        dimension_names=AXES, overwrite=True,
+    )  # fmt: skip
+
+
+def write_plane(array: zarr.Array[Any], region: Region, pixels: NDArray[Any], channel: int = 0) -> None:
+    """Writes (y, x) pixels to a region of a TCZYX array's first time point and focal plane."""
+    array[(0, channel, 0, *region.slices)] = pixels
+
+
+def describe_image(
+    group: zarr.Group, name: str, downsamples: Sequence[Pixel], mpp: Pixel | None, omero: dict[str, Any] | None
+) -> None:
+    """Writes the metadata that makes a group's arrays 0..n an image pyramid.
+
+    Args:
+        group: The image group.
+        name: Name of the image.
+        downsamples: Per level, rows and columns of the slide's level 0 per pixel.
+        mpp: Height and width of a pixel at level 0 in µm, or None where unknown.
+        omero: Channel names, colours and display windows.
+    """
+    attributes = {"multiscales": [_multiscale(group, name, downsamples, mpp)]}
+    if omero is not None:
+        attributes["omero"] = omero  # type: ignore[assignment]
+    _update(group, attributes)
+
+
+def create_label(
+    root: zarr.Group, label: str, shape: tuple[int, int], block_shape: tuple[int, int], dtype: np.dtype[Any], image: ImageSettings
+) -> zarr.Group:
+    """Makes the empty arrays of a label pyramid; an older label image of that name stops being one, then goes.
+
+    Args:
+        root: The store.
+        label: Name of the label image.
+        shape: Height and width of the slide.
+        block_shape: Height and width of a block, the shard of level 0; it halves with the levels that a block's task
+            writes, and is whole again for those that come after.
+        dtype: Of the ids.
+        image: Codec and chunks.
+    """
+    remove_label(root, label)
+    group = root.require_group("labels").create_group(label)
+    shapes = level_shapes(shape)
+    in_block = in_block_levels(block_shape, len(shapes))
+    for level, (height, width) in enumerate(shapes):
+        halvings = level if level < in_block else 0
+        shard = (block_shape[0] >> halvings, block_shape[1] >> halvings)
+        create_plane_array(group, str(level), (1, 1, 1, height, width), dtype, shard, image)
+    return group
+
+
+def remove_label(root: zarr.Group, label: str) -> None:
+    """Takes a label image off the list first, then removes its metadata and arrays."""
+    if "labels" not in root:
+        return
+    labels = root["labels"]
+    assert isinstance(labels, zarr.Group)
+    if label in _listed(labels):
+        _update(labels, {"labels": [name for name in _listed(labels) if name != label]})
+    folder = Path(str(root.store_path.store).removeprefix("file://")) / "labels" / label
+    for metadata in ("zarr.json", ".zattrs", ".zgroup"):
+        (folder / metadata).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def finish_label(root: zarr.Group, label: str, mpp: Pixel | None) -> None:
+    """Writes what makes the arrays a label image, last of all its name in the store's list of labels."""
+    labels, group = root["labels"], root[f"labels/{label}"]
+    assert isinstance(labels, zarr.Group)
+    assert isinstance(group, zarr.Group)
+    n_levels = sum(1 for _ in group.array_keys())
+    downsamples = [(float(2**level), float(2**level)) for level in range(n_levels)]
+    version = {3: "0.5", 2: "0.4"}[group.metadata.zarr_format]
+    image_label: dict[str, Any] = {
+        "colors": [Color(**{"label-value": 0, "rgba": (0, 0, 0, 0)}).model_dump(by_alias=True)],
+        "source": Source().model_dump(),
+    }
+    if version == "0.4":
+        image_label["version"] = version
+    _update(group, {"multiscales": [_multiscale(group, label, downsamples, mpp)], "image-label": image_label})
+    _update(labels, {"labels": sorted({*_listed(labels), label})})
+
+
+def is_finished(root_path: Path, label: str) -> bool:
+    """Whether the store lists this label image."""
+    try:
+        labels = zarr.open_group(root_path / "labels", mode="r")
+    except (OSError, ValueError):
+        return False
+    return label in _listed(labels)
+
+
+def _multiscale(group: zarr.Group, name: str, downsamples: Sequence[Pixel], mpp: Pixel | None) -> dict[str, Any]:
+    module, axis = (v05, AxisV05) if group.metadata.zarr_format == 3 else (v04, AxisV04)
+    unit = "micrometer" if mpp else None
+    axes = [axis(name=a, type=_TYPES[a], **({"unit": unit} if unit and a in "yx" else {})) for a in AXES]  # type: ignore[arg-type]
+    pixel = mpp or (1.0, 1.0)
+    datasets = tuple(
+        module.Dataset.build(
+            path=str(level), scale=[1.0, 1.0, 1.0, pixel[0] * down[0], pixel[1] * down[1]], translation=None
+        )
+        for level, down in enumerate(downsamples)
+    )
+    multiscale = module.Multiscale(axes=axes, datasets=datasets, name=name)  # type: ignore[arg-type]
+    values: dict[str, Any] = multiscale.model_dump(exclude_none=True, mode="json")
+    if group.metadata.zarr_format == 2:
+        values["version"] = "0.4"
+    return values
+
+
+def _update(group: zarr.Group, values: dict[str, Any]) -> None:
+    """Sets OME attributes: at the top in Zarr v2, under `ome` in v3."""
+    if group.metadata.zarr_format == 2:
+        group.attrs.update(values)
+        return
+    ome = dict(group.attrs.get("ome", {}))  # type: ignore[call-overload]
+    group.attrs["ome"] = {**ome, "version": "0.5", **values}
+
+
+def _listed(labels: zarr.Group) -> list[str]:
+    attributes = labels.attrs if labels.metadata.zarr_format == 2 else labels.attrs.get("ome", {})
+    return list(attributes.get("labels", []))  # type: ignore[union-attr, arg-type]

@@ -1,0 +1,86 @@
+"""One's own method: a plain function `image -> labels`, or a class with `prepare` and `segment`, named `package.module:name`."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slidesam.tasks.config import Function
+from slidesam.tasks.errors import SegmenterError
+
+if TYPE_CHECKING:
+    from slidesam.tasks.segmenters import Params, Segmenter
+    from slidesam.tasks.slide import Slide
+
+
+class PlainFunction:
+    """A function of the image alone as a segmenter that needs no parameters.
+
+    Args:
+        function: (y, x[, c]) image → (y, x) integer labels.
+    """
+
+    def __init__(self, function: Callable[[NDArray[Any]], NDArray[np.integer[Any]]]) -> None:
+        self.function = function
+
+    def prepare(self, overview: NDArray[Any], slide: Slide) -> dict[str, Any]:
+        """Nothing to prepare."""
+        return {}
+
+    def segment(self, image: NDArray[Any], params: Params) -> NDArray[np.integer[Any]]:
+        """What the function returns."""
+        return self.function(image)
+
+
+def load_function(settings: Function) -> Segmenter:
+    """The segmenter that `target` names: a class or factory with `prepare` and `segment`, or a plain function.
+
+    Raises:
+        SegmenterError: It can't be imported, has no such name, or can't be called.
+    """
+    module_name, name = settings.target.split(":")
+    try:
+        target = getattr(importlib.import_module(module_name), name)
+    except ImportError as error:
+        raise SegmenterError(f"{_where(settings)} can't be imported ({error}): {_CURE}") from error
+    except AttributeError as error:
+        raise SegmenterError(f"{_where(settings)}: {module_name} has no {name}") from error
+    if inspect.isclass(target):
+        segmenter: Segmenter = target(**settings.options)
+        return segmenter
+    if not callable(target):
+        raise SegmenterError(f"{_where(settings)} is neither a function nor a class")
+    return PlainFunction(functools.partial(target, **settings.options) if settings.options else target)
+
+
+def source_identity(settings: Function) -> str:
+    """Name and hash of the file that holds the function: another source is another segmenter.
+
+    Raises:
+        SegmenterError: The module can't be found.
+    """
+    module_name = settings.target.split(":")[0]
+    try:
+        spec = importlib.util.find_spec(module_name)
+    except (ImportError, ValueError) as error:
+        raise SegmenterError(f"{_where(settings)} can't be found ({error}): {_CURE}") from error
+    if spec is None:
+        raise SegmenterError(f"{_where(settings)} can't be found: {_CURE}")
+    source = Path(spec.origin).read_bytes() if spec.origin and Path(spec.origin).is_file() else b""
+    return f"{settings.target} sha256:{hashlib.sha256(source).hexdigest()[:16]}"
+
+
+_CURE = "install its package where the workers run, or put its folder on PYTHONPATH"
+
+
+def _where(settings: Function) -> str:
+    return f"setting segmenter.target: {settings.target}"

@@ -1,0 +1,347 @@
+"""Slides: what a file says of itself, and reading rectangles of it.
+
+1. `open_slide` inspects a file and returns a `Slide`: facts that fit into JSON and travel between processes.
+2. `SlideReader` opens the file that a `Slide` describes, in any process, and reads regions; only the tiles, strips or chunks
+   that a region touches are read.
+
+Files are looked into by `slide_tiff` and `slide_zarr`; a new kind of file is a new module beside them. Whatever is wrong with
+a file comes out as one `SlideError` on one line.
+
+Must not import Dask, Prefect or torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from numpy.typing import NDArray
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from slidesam.tasks.config import SlideSettings
+from slidesam.tasks.errors import SettingsError, SlideError, SlidesamError
+from slidesam.tasks.grid import Region
+from slidesam.tasks.slide_source import (
+    RGB_NAMES,
+    Source,
+    SourceFacts,
+    TczyxView,
+    downsample,
+    errors_as_slide_errors,
+    in_one_line,
+    one_line_name,
+)
+from slidesam.tasks.slide_tiff import TiffSource
+from slidesam.tasks.slide_zarr import ZarrSource
+
+_EXTENSIONS = (
+    "zarr", "zip", "svs", "tif", "tiff", "btf", "tf2", "tf8", "ndpi", "scn", "bif", "qptiff", "lsm", "stk", "avs", "ome",
+)  # fmt: skip
+_NUCLEAR_STAIN = re.compile(r"dapi|hoechst|nucle|draq", re.IGNORECASE)
+_DIGEST_BYTES = 2**20
+_MAX_DIGESTED = 4096
+
+
+class Level(BaseModel):
+    """One resolution of a slide."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    shape: tuple[int, int]
+    """Height and width in pixels."""
+    downsample: tuple[float, float]
+    """How much coarser than level 0, along y and x."""
+
+
+class SlideIdentity(BaseModel):
+    """What makes a slide this slide and no other: part of every fingerprint."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    path: str
+    """Absolute path, links resolved."""
+    size: int
+    """Bytes of the file; of the metadata files of a Zarr folder."""
+    modified: int
+    """Time of the last change in ns; the newest of the metadata files of a Zarr folder."""
+    digest: str
+    """BLAKE2b of the first and last MiB, hexadecimal; of the metadata files of a Zarr folder."""
+
+
+class Slide(BaseModel):
+    """Facts about one image of a slide file, and which of its planes the settings chose. Fits into JSON."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    path: Path
+    """The file or folder, absolute."""
+    name: str
+    """Name without known extensions."""
+    format: str
+    """Kind of file in words."""
+    series: int
+    """Image inside the file, counted from 0."""
+    n_series: int
+    """Number of images in the file."""
+    size_t: int
+    """Number of time points."""
+    size_c: int
+    """Number of channels; an alpha channel isn't counted."""
+    size_z: int
+    """Number of focal planes."""
+    dtype: str
+    """Name of the pixel type, such as uint8."""
+    levels: tuple[Level, ...]
+    """Resolutions, finest first."""
+    mpp: tuple[float, float] | None
+    """Pixel size of level 0 in µm, along y and x; none where unknown."""
+    channel_names: tuple[str, ...]
+    """One name per channel."""
+    is_rgb: bool
+    """Whether the channels are red, green and blue."""
+    t: int
+    """Time point chosen by the settings."""
+    z: int
+    """Focal plane chosen by the settings."""
+    channels: tuple[int, ...]
+    """Channels chosen by the settings."""
+    identity: SlideIdentity
+    """What makes it this slide."""
+    warnings: tuple[str, ...]
+    """What a person should know, one sentence each."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of level 0 in pixels."""
+        return self.levels[0].shape
+
+
+def slide_name(path: str | os.PathLike[str]) -> str:
+    """Name of a slide: its file's name without known extensions, fit to be a file's name itself.
+
+    An image inside a Zarr store is named after the store too, since every store has an image called 0.
+
+    Example:
+        >>> slide_name("scans/CMU-1.svs"), slide_name("a.b.OME.TIF"), slide_name("plate.zarr/A/1/0")
+        ('CMU-1', 'a.b', 'plate_A_1_0')
+    """
+    parts = Path(os.path.abspath(path)).parts  # noqa: PTH100 (resolve() would follow links and change the name)
+    stores = [at for at, part in enumerate(parts[:-1]) if part.lower().endswith(".zarr")]
+    names = parts[stores[-1] :] if stores else parts[-1:]
+    name = "_".join(_without_extensions(part) for part in names)
+    name = "".join(
+        character if character.isprintable() and character not in "/\\" else "_" for character in name
+    ).strip()
+    return name if name.strip("._ ") else "slide"
+
+
+def _without_extensions(name: str) -> str:
+    while True:
+        stem, dot, extension = name.rpartition(".")
+        if not dot or extension.lower() not in _EXTENSIONS:
+            return name
+        if not stem.strip("."):
+            return extension
+        name = stem
+
+
+def open_slide(path: str | os.PathLike[str], settings: SlideSettings = SlideSettings()) -> Slide:  # noqa: B008 (frozen)
+    """Inspects a slide; no pixel is read.
+
+    Args:
+        path: SVS, TIFF or OME-TIFF file, OME-Zarr folder, or a folder that holds one Zarr store.
+        settings: Which of its images and planes to use.
+
+    Raises:
+        SlideError: It can't be read, isn't an image, is damaged, or lays claim to sizes that can't be true.
+        SettingsError: It doesn't have the series, time point, plane or channel that the settings ask for.
+    """
+    given = Path(path)
+    file = one_line_name(given)
+    with errors_as_slide_errors(file, "can't be opened", "see that it is there and can be read"):
+        location = Path(os.path.abspath(given))  # noqa: PTH100 (a link keeps its name)
+        source = _open_source(location, file, settings.series)
+        try:
+            return _slide(location, file, source.facts, settings)
+        finally:
+            source.close()
+
+
+def _open_source(path: Path, file: str, series: int) -> Source:
+    try:
+        path.stat()
+        if path.is_dir():
+            return ZarrSource(path, series)
+        if not path.is_file():
+            raise SlideError(f"{file}: is no regular file; point at a slide file or an OME-Zarr folder")
+        return TiffSource(path, series)
+    except FileNotFoundError:
+        raise SlideError(f"{file}: isn't there ({in_one_line(str(path))}); correct the path") from None
+    except PermissionError:
+        raise SlideError(f"{file}: may not be read by this user; ask its owner for permission to read it") from None
+
+
+def _slide(path: Path, file: str, facts: SourceFacts, settings: SlideSettings) -> Slide:
+    finest = facts.shapes[0]
+    levels = tuple(Level(shape=(y, x), downsample=downsample((y, x), finest[3:])) for *_, y, x in facts.shapes)
+    mpp, warnings = facts.mpp, list(facts.warnings)
+    if settings.mpp is not None:
+        if mpp is not None and abs(mpp[0] / settings.mpp - 1) > 0.02:
+            warnings.append(
+                f"its pixel size of {mpp[0]:g} µm is replaced by {settings.mpp:g} µm from setting slide.mpp"
+            )
+        mpp = (settings.mpp, settings.mpp)
+    elif mpp is None:
+        warnings.append("its pixel size isn't known; setting slide.mpp can state it")
+    return Slide(
+        path=path,
+        name=slide_name(path),
+        format=facts.format,
+        series=settings.series,
+        n_series=facts.n_series,
+        size_t=finest[0],
+        size_c=finest[1],
+        size_z=finest[2],
+        dtype=facts.dtype.name,
+        levels=levels,
+        mpp=mpp,
+        channel_names=facts.channel_names,
+        is_rgb=facts.is_rgb,
+        t=_plane(file, "t", settings.t, finest[0], "time points"),
+        z=_plane(file, "z", settings.z, finest[2], "focal planes"),
+        channels=_channels(file, settings.channels, facts),
+        identity=_identity(path, facts.identity_files),
+        warnings=tuple(warnings),
+    )
+
+
+def _plane(file: str, setting: str, wanted: str | int, size: int, what: str) -> int:
+    number = 0 if isinstance(wanted, str) else wanted
+    if number >= size:
+        raise SettingsError(f"setting slide.{setting}: {file} has {what} 0 to {size - 1}, not {number}")
+    return number
+
+
+def _channels(file: str, wanted: str | Sequence[int | str], facts: SourceFacts) -> tuple[int, ...]:
+    names = facts.channel_names
+    if isinstance(wanted, str):
+        if facts.is_rgb:
+            return tuple(range(len(RGB_NAMES)))
+        return (next((number for number, name in enumerate(names) if _NUCLEAR_STAIN.search(name)), 0),)
+    if not wanted:
+        raise SettingsError("setting slide.channels: names no channel; give at least one, or auto")
+    return tuple(_channel(file, channel, names) for channel in wanted)
+
+
+def _channel(file: str, wanted: int | str, names: Sequence[str]) -> int:
+    if isinstance(wanted, str):
+        known = [name.lower() for name in names]
+        if wanted.lower() in known:
+            return known.index(wanted.lower())
+    number = int(wanted) if isinstance(wanted, int) or wanted.isdecimal() else -1
+    if 0 <= number < len(names):
+        return number
+    shown = ", ".join(f"{at} {name}" for at, name in enumerate(names[:12])) + (", ..." if len(names) > 12 else "")
+    raise SettingsError(f"setting slide.channels: {file} has no channel {wanted!r}; it has {shown}")
+
+
+def _identity(path: Path, files: Sequence[Path]) -> SlideIdentity:
+    digest, size, modified = hashlib.blake2b(digest_size=32), 0, 0
+    for each in files:
+        status = each.stat()
+        size, modified = size + status.st_size, max(modified, status.st_mtime_ns)
+        if len(files) > 1 or path.is_dir():
+            digest.update(os.fsencode(os.path.relpath(each, path)) + b"\0")
+        with each.open("rb") as stream:
+            digest.update(stream.read(_DIGEST_BYTES))
+            stream.seek(max(_DIGEST_BYTES, status.st_size - _DIGEST_BYTES))
+            digest.update(stream.read(_DIGEST_BYTES))
+    return SlideIdentity(path=str(path.resolve()), size=size, modified=modified, digest=digest.hexdigest())
+
+
+class SlideReader:
+    """Reads regions of a slide. Open it in the process that reads; several threads may share one.
+
+    Args:
+        slide: As returned by `open_slide`, here or in another process.
+
+    Raises:
+        SlideError: The file can't be opened, or isn't the one that was inspected.
+
+    Example:
+        >>> with SlideReader(open_slide("slide.svs")) as reader:  # doctest: +SKIP
+        ...     image = reader.read(Region(0, 0, 512, 512))
+    """
+
+    def __init__(self, slide: Slide) -> None:
+        self._file = one_line_name(slide.path)
+        with errors_as_slide_errors(self._file, "can't be opened", "see that it is there and can be read"):
+            self._source = _open_source(slide.path, self._file, slide.series)
+        self._slide = slide
+        facts = self._source.facts
+        found = (tuple(shape[3:] for shape in facts.shapes), facts.shapes[0][:3], facts.dtype.name)
+        expected = (
+            tuple(level.shape for level in slide.levels), (slide.size_t, slide.size_c, slide.size_z), slide.dtype,
+        )  # fmt: skip
+        if found != expected:
+            self.close()
+            raise SlideError(f"{self._file}: has changed since it was inspected; run the whole command again")
+
+    def __enter__(self) -> SlideReader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives back the file handles; the reader can't be used any more."""
+        self._source.close()
+
+    @property
+    def slide(self) -> Slide:
+        """What is being read."""
+        return self._slide
+
+    def tczyx(self, level: int = 0) -> TczyxView:
+        """Lazy pixels of one level with axes t, c, z, y, x, whatever their order in the file.
+
+        Coarser levels of an OME-Zarr may have fewer focal planes than level 0.
+        """
+        if not 0 <= level < len(self._slide.levels):
+            raise IndexError(f"level {level} of {len(self._slide.levels)}")
+        return self._source.view(level)
+
+    def read(self, region: Region, level: int = 0, channels: Sequence[int] | None = None) -> NDArray[Any]:
+        """Reads a rectangle of the time point and focal plane that the settings chose.
+
+        Args:
+            region: Pixels of `level`, inside it.
+            level: 0 is the finest.
+            channels: Indices; those that the settings chose by default.
+
+        Returns:
+            (y, x, c) array in the source's dtype, C-contiguous.
+
+        Raises:
+            SlideError: The pixels can't be decoded; the message names file, level and region.
+            IndexError: There is no such level, region or channel.
+        """
+        view = self.tczyx(level)
+        chosen = self._slide.channels if channels is None else tuple(int(channel) for channel in channels)
+        _, size_c, size_z, height, width = view.shape
+        inside = 0 <= region.y0 < region.y1 <= height and 0 <= region.x0 < region.x1 <= width
+        if not inside or not chosen or not all(0 <= channel < size_c for channel in chosen):
+            raise IndexError(
+                f"{region}, channels {chosen}: not in level {level} of {height} × {width} px, {size_c} channels"
+            )
+        t, z = self._slide.t, self._slide.z * size_z // self._slide.size_z
+        pixels = view.fetch(range(t, t + 1), chosen, range(z, z + 1), region)
+        return np.ascontiguousarray(pixels[0, :, 0].transpose(1, 2, 0))

@@ -1,0 +1,267 @@
+"""What every kind of slide file has in common: its facts, its lazy pixels, and the limits checked before any is read.
+
+`slide_tiff` and `slide_zarr` build on this and `slide` puts them together; nothing here knows a file format.
+
+1. `SourceFacts` is what a file says of one image, in TCZYX order.
+2. `TczyxView` is its pixels, none of which is read before they are asked for.
+3. `check_level`, `check_dtype`, `check_chunk` refuse what can't be true or would not fit into memory.
+4. `errors_as_slide_errors` turns whatever a library raises into one line for a person.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slidesam.tasks.errors import SlideError, SlidesamError
+from slidesam.tasks.grid import Region
+
+MAX_PIXELS = 2**40  # of one level; the largest slides have some 2**37
+MAX_CHUNK_BYTES = 2**31  # of one decoded tile, strip or chunk
+MAX_CHANNELS = 4096
+MAX_PLANES = 2**31  # t × z
+CREDIBLE_MPP = (0.01, 100.0)  # µm per pixel; 72 dpi would be 353
+RGB_NAMES = ("red", "green", "blue")
+
+Shape5: TypeAlias = tuple[int, int, int, int, int]
+Fetch: TypeAlias = Callable[[range, Sequence[int], range, Region], NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """What a file says about one of its images.
+
+    Attributes:
+        format: Kind of file in words.
+        n_series: Number of images in the file.
+        dtype: Pixel type in native byte order.
+        shapes: Sizes (t, c, z, y, x) of each level, finest first.
+        mpp: Pixel size (y, x) in µm where the file states a credible one.
+        channel_names: One per channel.
+        is_rgb: Whether the channels are red, green and blue.
+        warnings: What a person should know, one sentence each.
+        identity_files: Files whose content stands for the whole.
+    """
+
+    format: str
+    n_series: int
+    dtype: np.dtype[Any]
+    shapes: tuple[Shape5, ...]
+    mpp: tuple[float, float] | None
+    channel_names: tuple[str, ...]
+    is_rgb: bool
+    warnings: tuple[str, ...]
+    identity_files: tuple[Path, ...]
+
+
+class Source(Protocol):
+    """An open slide file."""
+
+    @property
+    def facts(self) -> SourceFacts:
+        """What the file says about the image."""
+
+    def view(self, level: int) -> TczyxView:
+        """Lazy pixels of one level."""
+
+    def close(self) -> None:
+        """Gives back the file handles."""
+
+
+class TczyxView:
+    """One level of a slide as a lazy array with axes t, c, z, y, x, whatever their order in the file.
+
+    Indexing with integers and slices reads the pixels, and only the tiles, strips or chunks that hold them. Steps are for
+    t, c and z only. Safe to use from several threads.
+
+    Attributes:
+        shape: Sizes (t, c, z, y, x).
+        dtype: Pixel type, native byte order.
+        chunks: Sizes (t, c, z, y, x) of what is decoded at once: cheapest to read in multiples of it.
+
+    Raises:
+        SlideError: The pixels asked for can't be decoded.
+    """
+
+    ndim = 5
+
+    def __init__(
+        self, file: str, level: int, shape: Shape5, dtype: np.dtype[Any], chunks: Shape5, fetch: Fetch
+    ) -> None:
+        self.shape, self.dtype, self.chunks = shape, dtype, chunks
+        self._file, self._level, self._fetch = file, level, fetch
+
+    def __getitem__(self, key: Any) -> NDArray[Any]:
+        ranges, scalars = _normalised(key, self.shape)
+        ts, cs, zs, ys, xs = ranges
+        if ys.step != 1 or xs.step != 1:
+            raise IndexError("steps along y and x aren't supported")
+        if not all(len(each) for each in ranges):
+            pixels = np.empty(tuple(len(each) for each in ranges), self.dtype)
+        else:
+            pixels = self.fetch(ts, cs, zs, Region(ys.start, xs.start, ys.stop, xs.stop))
+        return pixels[tuple(0 if scalar else slice(None) for scalar in scalars)]
+
+    def fetch(self, ts: range, cs: Sequence[int], zs: range, region: Region) -> NDArray[Any]:
+        """Reads pixels.
+
+        Args:
+            ts: Time points.
+            cs: Channels, in any order.
+            zs: Focal planes.
+            region: Pixels of this level, inside it.
+
+        Returns:
+            (t, c, z, y, x) array in the source's dtype.
+
+        Raises:
+            SlideError: They can't be decoded; the message names file, level and region.
+        """
+        doing = f"level {self._level}, rows {region.y0}-{region.y1}, columns {region.x0}-{region.x1} can't be decoded"
+        with errors_as_slide_errors(self._file, doing, "the file is damaged there, get it again or leave it out"):
+            return self._fetch(ts, cs, zs, region)
+
+
+def _normalised(key: Any, shape: Shape5) -> tuple[list[range], list[bool]]:
+    """Index → one range per axis, and which axes an integer takes away."""
+    parts = list(key) if isinstance(key, tuple) else [key]
+    if Ellipsis in parts:
+        at = parts.index(Ellipsis)
+        parts[at : at + 1] = [slice(None)] * (len(shape) - len(parts) + 1)
+    if len(parts) > len(shape):
+        raise IndexError(f"{len(parts)} indices for 5 axes")
+    parts += [slice(None)] * (len(shape) - len(parts))
+    ranges: list[range] = []
+    for part, size in zip(parts, shape, strict=True):
+        if isinstance(part, slice):
+            ranges.append(range(*part.indices(size)))
+            continue
+        at = int(part)
+        if not -size <= at < size:
+            raise IndexError(f"index {at} of {size}")
+        ranges.append(range(at % size, at % size + 1))
+    return ranges, [not isinstance(part, slice) for part in parts]
+
+
+@contextmanager
+def errors_as_slide_errors(file: str, what: str, advice: str) -> Iterator[None]:
+    """Turns any error of a library into a `SlideError` "<file>: <what> (<its words>); <advice>"."""
+    try:
+        yield
+    except SlidesamError:
+        raise
+    except Exception as error:
+        raise SlideError(f"{file}: {what} ({in_one_line(error)}); {advice}") from error
+
+
+def in_one_line(error: BaseException | str, limit: int = 160) -> str:
+    """An error's text on one line, not longer than `limit` characters.
+
+    Example:
+        >>> in_one_line(KeyError("a" + chr(10) + "b"))
+        "KeyError: 'a b'"
+    """
+    if isinstance(error, str):
+        text = error
+    else:
+        known = isinstance(error, (OSError, ValueError, NotImplementedError)) and str(error)
+        text = str(error) if known else f"{type(error).__name__}: {error}".removesuffix(": ")
+    text = " ".join(text.replace("\\n", " ").split())
+    text = "".join(character if character.isprintable() else "?" for character in text)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def one_line_name(path: Path) -> str:
+    """The file's name, for the start of a message."""
+    return in_one_line(path.name or str(path), 255)
+
+
+def check_level(file: str, level: int, shape: Sequence[int]) -> None:
+    """Refuses sizes that no slide has.
+
+    Args:
+        file: Name for the message.
+        level: Number for the message.
+        shape: Declared sizes (t, c, z, y, x).
+
+    Raises:
+        SlideError: A size is zero, or so large that the file must be damaged.
+    """
+    t, c, z, y, x = shape
+    if min(shape) < 1:
+        raise SlideError(
+            f"{file}: level {level} is empty ({y} × {x} pixels, {c} channels); the file is damaged, get it again"
+        )
+    if y * x > MAX_PIXELS:
+        raise SlideError(f"{file}: level {level} declares {y} × {x} pixels; the file is damaged, get it again")
+    if c > MAX_CHANNELS or t * z > MAX_PLANES:
+        raise SlideError(
+            f"{file}: declares {t} time points, {c} channels and {z} planes; the file is damaged, get it again"
+        )
+
+
+def check_dtype(file: str, dtype: np.dtype[Any] | None) -> np.dtype[Any]:
+    """The dtype in native byte order.
+
+    Raises:
+        SlideError: It isn't made of real numbers.
+    """
+    if dtype is None or dtype.kind not in "biuf":
+        raise SlideError(
+            f"{file}: pixels are {dtype or 'of an unknown type'}, not real numbers; export as 8 or 16 bit and try again"
+        )
+    return dtype.newbyteorder("=")
+
+
+def check_chunk(file: str, level: int, what: str, shape: Sequence[int], itemsize: int) -> None:
+    """Refuses tiles, strips and chunks that would not fit into a worker's memory.
+
+    Raises:
+        SlideError: Decoded, one takes more than 2 GiB.
+    """
+    size = math.prod(shape) * itemsize
+    if size > MAX_CHUNK_BYTES:
+        raise SlideError(
+            f"{file}: level {level} is stored in {what}s of {size / 2**30:.0f} GiB each, too large to read one at a time; "
+            "convert it to a tiled OME-TIFF or OME-Zarr first"
+        )
+
+
+def credible_mpp(y: float | None, x: float | None, said_by: str) -> tuple[tuple[float, float] | None, list[str]]:
+    """Pixel size (y, x) in µm if it can be one, and otherwise why not.
+
+    Example:
+        >>> credible_mpp(0.25, 0.25, "resolution tags")
+        ((0.25, 0.25), [])
+        >>> credible_mpp(353.0, 353.0, "resolution tags")[0] is None
+        True
+    """
+    if y is None or x is None:
+        return None, []
+    low, high = CREDIBLE_MPP
+    if not all(math.isfinite(size) and low <= size <= high for size in (y, x)):
+        return None, [f"pixel size of {y:g} × {x:g} µm in the {said_by} isn't credible and isn't used"]
+    return (float(y), float(x)), []
+
+
+def downsample(shape: tuple[int, int], finest: tuple[int, int]) -> tuple[float, float]:
+    """How much coarser a level is than the finest one, per axis; whole where rounding explains the rest.
+
+    Example:
+        >>> downsample((1483, 555), (2967, 2220))
+        (2.0, 4.0)
+    """
+
+    def factor(small: int, large: int) -> float:
+        ratio = large / small
+        whole = round(ratio)
+        return float(whole) if small in (large // whole, -(-large // whole)) else ratio
+
+    return factor(shape[0], finest[0]), factor(shape[1], finest[1])
