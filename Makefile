@@ -26,3 +26,22 @@ lock:  ## resolve pyproject.toml anew into requirements.lock (names and versions
 	@test -x $(BIN)/uv || ($(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet "uv>=0.9")
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --group test --group lint \
 	    --no-annotate --no-header --no-emit-index-url --upgrade --output-file requirements.lock pyproject.toml
+
+TYPED := $(VENV)/typed
+
+lint: install  ## ruff, the rule that keeps the layers apart, mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-cache
+	@$(MAKE) --no-print-directory typecheck
+
+format: install  ## put the code into ruff's format
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+
+# mypy can't see an editable install whose folders have other names: show it links that have the right ones.
+typecheck: install  ## mypy --strict on both packages
+	@mkdir -p $(TYPED)/slidesam
+	@ln -sfn $(CURDIR)/flows $(TYPED)/slidesam/flows
+	@ln -sfn $(CURDIR)/tasks $(TYPED)/slidesam/tasks
+	@cd $(TYPED) && MYPYPATH=. ../bin/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p slidesam.flows -p slidesam.tasks

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 from rich.console import Console
-
 from slidesam.tasks.config import SEGMENTER_KINDS, Settings, make_settings
 from slidesam.tasks.errors import SettingsError, SlidesamError
 
@@ -30,9 +29,15 @@ app = typer.Typer(
 )
 out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
 
-SettingsFile = Annotated[Path | None, typer.Option("--settings", help="YAML file with settings; `slidesam settings` prints one.")]
-SegmenterKind = Annotated[str | None, typer.Option("--segmenter", metavar="KIND", help=f"One of {', '.join(SEGMENTER_KINDS)}.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="One setting, e.g. blocks.halo=64; may be repeated.")]
+SettingsFile = Annotated[
+    Path | None, typer.Option("--settings", help="YAML file with settings; `slidesam settings` prints one.")
+]
+SegmenterKind = Annotated[
+    str | None, typer.Option("--segmenter", metavar="KIND", help=f"One of {', '.join(SEGMENTER_KINDS)}.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="One setting, e.g. blocks.halo=64; may be repeated.")
+]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Worker processes; by default one per core.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
 
@@ -48,7 +53,9 @@ def _version(show: bool) -> None:
 @app.callback()
 def root(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and all logs.")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """Options that all commands share."""
     if debug:
@@ -74,7 +81,9 @@ def segment(
 @app.command()
 def inspect(
     slide: Annotated[Path, typer.Argument(help="Slide file or OME-Zarr folder.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to look into for earlier results.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to look into for earlier results.")
+    ] = None,
     settings: SettingsFile = None,
     segmenter: SegmenterKind = None,
     overrides: Overrides = None,
@@ -102,9 +111,7 @@ def status(
 
 
 @app.command("settings")
-def show_settings(
-    settings: SettingsFile = None, segmenter: SegmenterKind = None, overrides: Overrides = None
-) -> None:
+def show_settings(settings: SettingsFile = None, segmenter: SegmenterKind = None, overrides: Overrides = None) -> None:
     """Print all settings with their values and explanations, as YAML to save, edit and give to --settings."""
     from slidesam.flows.tables import settings_yaml
 
@@ -113,12 +120,14 @@ def show_settings(
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the made slide and the results.")] = Path("demo-output"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the made slide and the results.")] = Path(
+        "demo-output"
+    ),
     workers: Workers = None,
 ) -> None:
     """Make a 4096 × 4096 px slide from a histology picture and segment its nuclei; needs neither data nor weights."""
     from slidesam.flows.cluster import LocalProfile
-    from slidesam.flows.demo import demo_settings, make_demo_slide
+    from slidesam.tasks.demo import demo_settings, make_demo_slide
 
     slide = output / "demo.ome.tif"
     if not slide.exists():
@@ -169,7 +178,11 @@ def run_slides(slides: Sequence[Path], output: Path, settings: Settings, profile
         for slide in slides:
             name = slide_name(slide)
             if names[name] > 1:
-                _say_failed(SettingsError(f"{slide}: {names[name]} slides of this command are named {name}: run them into different folders"))
+                _say_failed(
+                    SettingsError(
+                        f"{slide}: {names[name]} slides of this command are named {name}: run them into different folders"
+                    )
+                )
                 failed += 1
             else:
                 failed += not _run_slide(slide, name, output, settings, profile)

@@ -20,8 +20,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectFuture, as_completed
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
-from prefect_dask import DaskTaskRunner
-
+from prefect_dask.task_runners import DaskTaskRunner
 from slidesam.flows.cluster import LocalProfile, open_cluster
 from slidesam.flows.progress import stage
 from slidesam.flows.words import in_one_line
@@ -35,6 +34,7 @@ from slidesam.tasks.work import Marks, Run, batches
 Facts = dict[str, Any]
 # Stitching tasks take several blocks each, so that Prefect's tenth of a second per task stays small beside the work.
 _STITCH_TASKS = 64
+_DEFAULTS, _LOCAL = Settings(), LocalProfile()
 
 
 def _run_name() -> str:
@@ -43,7 +43,7 @@ def _run_name() -> str:
 
 
 @flow(name="segment slide", flow_run_name=_run_name, persist_result=False)
-def segment_slide(slide: Path, output: Path, settings: Settings = Settings(), cluster: LocalProfile = LocalProfile()) -> Facts:  # noqa: B008
+def segment_slide(slide: Path, output: Path, settings: Settings = _DEFAULTS, cluster: LocalProfile = _LOCAL) -> Facts:
     """Segments one slide; what is there from an earlier call under the same settings is used, not done again.
 
     Args:
@@ -65,10 +65,14 @@ def segment_slide(slide: Path, output: Path, settings: Settings = Settings(), cl
         if (facts := finished_facts(run)) is not None:
             log.info("%s: finished before with these settings, nothing to do", name)
             return facts
-        started = {"slide_path": str(run.slide.path), "blocks": len(run.grid), "segment_folder": run.segment_folder.name}
+        started = {
+            "slide_path": str(run.slide.path),
+            "blocks": len(run.grid),
+            "segment_folder": run.segment_folder.name,
+        }
         write_state(output, name, label, "running", **started)
         with open_cluster(cluster) as workers:
-            on_workers = DaskTaskRunner(address=workers.address)
+            on_workers: Any = DaskTaskRunner(address=workers.address)
             log.info("%s: %d blocks; Dask dashboard at %s", name, len(run.grid), workers.dashboard)
             seconds = segment_blocks.with_options(task_runner=on_workers)(run)
             facts = stitch_and_export.with_options(task_runner=on_workers)(run, seconds)
@@ -79,7 +83,9 @@ def segment_slide(slide: Path, output: Path, settings: Settings = Settings(), cl
         raise
 
 
-@flow(name="segment blocks", flow_run_name="segment blocks of {run.name}", persist_result=False, validate_parameters=False)
+@flow(
+    name="segment blocks", flow_run_name="segment blocks of {run.name}", persist_result=False, validate_parameters=False
+)
 def segment_blocks(run: Run, block_ids: Sequence[int] | None = None) -> dict[str, float]:
     """Segments the blocks that have no done-mark, each as a task with retries.
 
@@ -113,7 +119,12 @@ def segment_blocks(run: Run, block_ids: Sequence[int] | None = None) -> dict[str
     return {"prepare": prepared["seconds"], "segment": spent}
 
 
-@flow(name="stitch and export", flow_run_name="stitch and export {run.name}", persist_result=False, validate_parameters=False)
+@flow(
+    name="stitch and export",
+    flow_run_name="stitch and export {run.name}",
+    persist_result=False,
+    validate_parameters=False,
+)
 def stitch_and_export(run: Run, seconds: dict[str, float]) -> Facts:
     """Matches at seams, one numbering, the label pyramid, then all that people look at.
 

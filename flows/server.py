@@ -71,7 +71,7 @@ def _start(home: Path) -> tuple[str, subprocess.Popen[bytes], Path]:
             env=_server_environment(os.environ),
             # Its own session: Ctrl-C must reach the flow first, which then tells the server how it ended.
             start_new_session=True,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509
+            preexec_fn=_die_with_parent,
         )
     return f"http://127.0.0.1:{port}/api", process, log
 

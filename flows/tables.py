@@ -9,7 +9,6 @@ import yaml
 from pydantic import BaseModel
 from rich.table import Table
 from rich.text import Text
-
 from slidesam.tasks.config import Settings
 from slidesam.tasks.errors import SegmenterError
 from slidesam.tasks.plan import finished_facts
@@ -38,7 +37,11 @@ def slide_table(slide: Slide, settings: Settings, output: Path | None) -> Table:
 
 def _slide_rows(slide: Slide) -> list[tuple[str, str]]:
     height, width = slide.shape
-    pixel = "unknown: sizes in µm are taken as pixels; set slide.mpp" if slide.mpp is None else f"{slide.mpp[1]:.4g} × {slide.mpp[0]:.4g} µm"
+    pixel = (
+        "unknown: sizes in µm are taken as pixels; set slide.mpp"
+        if slide.mpp is None
+        else f"{slide.mpp[1]:.4g} × {slide.mpp[0]:.4g} µm"
+    )
     if slide.mpp is not None:
         pixel += f", the slide {width * slide.mpp[1] / 1000:.2f} × {height * slide.mpp[0] / 1000:.2f} mm"
     chosen = ", ".join(slide.channel_names[channel] for channel in slide.channels)
@@ -94,7 +97,13 @@ def status_table(states: list[dict[str, Any]]) -> Table:
         words = Text(state.get("error", ""))
         colour = _COLOURS.get(status, "")
         table.add_row(
-            Text(state["slide"]), Text(state["label"]), Text(status, colour), blocks, objects, state.get("updated", ""), words
+            Text(state["slide"]),
+            Text(state["label"]),
+            Text(status, colour),
+            blocks,
+            objects,
+            state.get("updated", ""),
+            words,
         )
     return table
 

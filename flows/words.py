@@ -9,7 +9,7 @@ def in_one_line(error: BaseException) -> str:
     """An error on one line, with its type where its words alone may say little.
 
     Example:
-        >>> in_one_line(ValueError("no\\n such thing"))
+        >>> in_one_line(ValueError("no such thing"))
         'ValueError: no such thing'
     """
     words = " ".join(str(error).split()) or "no message"

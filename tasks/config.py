@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
-
 from slidesam.tasks.errors import SettingsError
 
 Pair = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
@@ -177,9 +176,15 @@ def make_settings(values: Mapping[str, Any] | None = None, overrides: Mapping[st
         Traceback (most recent call last):
         slidesam.tasks.errors.SettingsError: unknown setting blocks.hallo: did you mean blocks.halo?
     """
-    tree: dict[str, Any] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in (values or {}).items()}
+    tree: dict[str, Any] = {
+        key: dict(value) if isinstance(value, Mapping) else value for key, value in (values or {}).items()
+    }
     kind = (overrides or {}).get("segmenter.kind")
-    if kind is not None and isinstance(tree.get("segmenter", {}), dict) and tree.get("segmenter", {}).get("kind", "micro-sam") != kind:
+    if (
+        kind is not None
+        and isinstance(tree.get("segmenter", {}), dict)
+        and tree.get("segmenter", {}).get("kind", "micro-sam") != kind
+    ):
         tree["segmenter"] = {"kind": kind}
     for name, value in (overrides or {}).items():
         _put(tree, name, value)

@@ -40,7 +40,7 @@ class ServerError(SlidesamError, ConnectionError):
     """There is no Prefect API to record runs with: start one, or mend its address."""
 
 
-class BlockFailures(SlidesamError, RuntimeError):
+class BlockFailures(SlidesamError, RuntimeError):  # noqa: N818
     """Blocks that failed after all their retries.
 
     Args:

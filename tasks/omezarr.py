@@ -18,13 +18,14 @@ from typing import Any
 
 import numpy as np
 import zarr
+from numcodecs import Blosc
 from numpy.typing import NDArray
 from ome_zarr_models.common.image_label_types import Color, Source
 from ome_zarr_models.v04 import multiscales as v04
 from ome_zarr_models.v04.axes import Axis as AxisV04
 from ome_zarr_models.v05 import multiscales as v05
 from ome_zarr_models.v05.axes import Axis as AxisV05
-
+from zarr.codecs import BloscCodec
 from slidesam.tasks.config import ImageSettings
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.grid import Region
@@ -87,7 +88,9 @@ def create_store(path: Path, image: ImageSettings, slide_path: Path) -> zarr.Gro
         try:
             root = zarr.open_group(path, mode="r+")
         except (OSError, ValueError) as error:
-            raise OutputError(f"{path} exists and is no Zarr group: move it away, or choose another output folder") from error
+            raise OutputError(
+                f"{path} exists and is no Zarr group: move it away, or choose another output folder"
+            ) from error
         if _OWNER not in root.attrs:
             raise OutputError(f"{path} exists and wasn't made by slidesam: choose another output folder")
         if root.metadata.zarr_format != zarr_format:
@@ -119,14 +122,14 @@ def create_plane_array(
     chunks = (1, 1, 1, chunk_side(shard[0], image.chunk_shape), chunk_side(shard[1], image.chunk_shape))
     if group.metadata.zarr_format == 2:
         codec = {"zstd": ("zstd", 3), "lz4": ("lz4", 5)}.get(image.codec)
-        from numcodecs import Blosc
-
         compressor = None if codec is None else Blosc(cname=codec[0], clevel=codec[1], shuffle=Blosc.BITSHUFFLE)
         return group.create_array(
             name, shape=shape, chunks=chunks, dtype=dtype, compressors=compressor, overwrite=True,
             chunk_key_encoding={"name": "v2", "separator": "/"},
         )  # fmt: skip
-    compressors = [] if image.codec == "none" else [zarr.codecs.BloscCodec(cname=image.codec, clevel=3, shuffle="bitshuffle")]
+    compressors = (
+        [] if image.codec == "none" else [BloscCodec(cname=image.codec, clevel=3, shuffle="bitshuffle")]
+    )
     return group.create_array(
         name, shape=shape, shards=(1, 1, 1, *shard), chunks=chunks, dtype=dtype, compressors=compressors,
         dimension_names=AXES, overwrite=True,
@@ -150,14 +153,19 @@ def describe_image(
         mpp: Height and width of a pixel at level 0 in µm, or None where unknown.
         omero: Channel names, colours and display windows.
     """
-    attributes = {"multiscales": [_multiscale(group, name, downsamples, mpp)]}
+    attributes: dict[str, Any] = {"multiscales": [_multiscale(group, name, downsamples, mpp)]}
     if omero is not None:
-        attributes["omero"] = omero  # type: ignore[assignment]
+        attributes["omero"] = omero
     _update(group, attributes)
 
 
 def create_label(
-    root: zarr.Group, label: str, shape: tuple[int, int], block_shape: tuple[int, int], dtype: np.dtype[Any], image: ImageSettings
+    root: zarr.Group,
+    label: str,
+    shape: tuple[int, int],
+    block_shape: tuple[int, int],
+    dtype: np.dtype[Any],
+    image: ImageSettings,
 ) -> zarr.Group:
     """Makes the empty arrays of a label pyramid; an older label image of that name stops being one, then goes.
 
@@ -225,7 +233,7 @@ def is_finished(root_path: Path, label: str) -> bool:
 def _multiscale(group: zarr.Group, name: str, downsamples: Sequence[Pixel], mpp: Pixel | None) -> dict[str, Any]:
     module, axis = (v05, AxisV05) if group.metadata.zarr_format == 3 else (v04, AxisV04)
     unit = "micrometer" if mpp else None
-    axes = [axis(name=a, type=_TYPES[a], **({"unit": unit} if unit and a in "yx" else {})) for a in AXES]  # type: ignore[arg-type]
+    axes = [axis(name=a, type=_TYPES[a], **({"unit": unit} if unit and a in "yx" else {})) for a in AXES]
     pixel = mpp or (1.0, 1.0)
     datasets = tuple(
         module.Dataset.build(
@@ -233,7 +241,7 @@ def _multiscale(group: zarr.Group, name: str, downsamples: Sequence[Pixel], mpp:
         )
         for level, down in enumerate(downsamples)
     )
-    multiscale = module.Multiscale(axes=axes, datasets=datasets, name=name)  # type: ignore[arg-type]
+    multiscale = module.Multiscale(axes=axes, datasets=datasets, name=name)
     values: dict[str, Any] = multiscale.model_dump(exclude_none=True, mode="json")
     if group.metadata.zarr_format == 2:
         values["version"] = "0.4"
@@ -245,10 +253,10 @@ def _update(group: zarr.Group, values: dict[str, Any]) -> None:
     if group.metadata.zarr_format == 2:
         group.attrs.update(values)
         return
-    ome = dict(group.attrs.get("ome", {}))  # type: ignore[call-overload]
-    group.attrs["ome"] = {**ome, "version": "0.5", **values}
+    attributes: dict[str, Any] = group.attrs.asdict()
+    group.attrs["ome"] = {**attributes.get("ome", {}), "version": "0.5", **values}
 
 
 def _listed(labels: zarr.Group) -> list[str]:
-    attributes = labels.attrs if labels.metadata.zarr_format == 2 else labels.attrs.get("ome", {})
-    return list(attributes.get("labels", []))  # type: ignore[union-attr, arg-type]
+    attributes: dict[str, Any] = labels.attrs.asdict()
+    return list(attributes.get("labels", attributes.get("ome", {}).get("labels", [])))

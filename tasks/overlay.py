@@ -10,7 +10,6 @@ import zarr
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from skimage.segmentation import find_boundaries
-
 from slidesam.tasks.grid import BlockGrid, Region
 from slidesam.tasks.overview import published_scale, read_published
 from slidesam.tasks.slide import Slide, SlideReader
@@ -74,7 +73,9 @@ def choose_places(grid: BlockGrid, labels: zarr.Array[Any]) -> list[Place]:
     points = [(y, x) for y in rows or [middle_y] for x in columns or [middle_x]]
     # Of very many points an even sample, so that looking costs little beside segmenting.
     points = points[:: max(1, len(points) // 64)]
-    places = [Place(region, _crossing(grid, labels, region)) for region in (_around(point, grid.shape) for point in points)]
+    places = [
+        Place(region, _crossing(grid, labels, region)) for region in (_around(point, grid.shape) for point in points)
+    ]
     return sorted(places, key=lambda place: -place.objects_at_seam)[:_PLACES]
 
 
@@ -141,14 +142,14 @@ def _draw_place(image: NDArray[np.uint8], labels: NDArray[Any], region: Region, 
     return picture
 
 
-def _whole(
-    run: Run, channels: tuple[int, ...], windows: list[tuple[float, float]], places: list[Place]
-) -> Image.Image:
+def _whole(run: Run, channels: tuple[int, ...], windows: list[tuple[float, float]], places: list[Place]) -> Image.Image:
     """The slide with its grid of blocks and the places that are shown."""
     picture = Image.fromarray(to_rgb(read_published(run, channels), windows))
     scale_y, scale_x = published_scale(run)
     shrink = min(1.0, 2 * _WHOLE_SIDE / max(picture.size))
-    picture = picture.resize((max(1, round(picture.width * shrink)), max(1, round(picture.height * shrink))), Image.Resampling.BOX)
+    picture = picture.resize(
+        (max(1, round(picture.width * shrink)), max(1, round(picture.height * shrink))), Image.Resampling.BOX
+    )
     draw = ImageDraw.Draw(picture)
     for x in range(run.grid.block_shape[1], run.slide.shape[1], run.grid.block_shape[1]):
         draw.line([(x / scale_x * shrink, 0), (x / scale_x * shrink, picture.height)], fill=_SEAM)
@@ -156,9 +157,7 @@ def _whole(
         draw.line([(0, y / scale_y * shrink), (picture.width, y / scale_y * shrink)], fill=_SEAM)
     font = ImageFont.load_default(size=22)
     for number, place in enumerate(places, 1):
-        y0, x0, y1, x1 = (
-            at / scale * shrink for at, scale in zip(place.region, (scale_y, scale_x) * 2, strict=True)
-        )
+        y0, x0, y1, x1 = (at / scale * shrink for at, scale in zip(place.region, (scale_y, scale_x) * 2, strict=True))
         draw.rectangle([x0, y0, x1, y1], outline=_INK, width=3)
         draw.text((x0 + 6, y0 + 2), str(number), fill=_INK, font=font, stroke_width=3, stroke_fill=_PAPER)
     return picture

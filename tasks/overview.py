@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-
 from slidesam.tasks.grid import Region
 from slidesam.tasks.omezarr import create_plane_array, create_store, describe_image, level_shapes, write_plane
 from slidesam.tasks.pyramid import average, read_overview
@@ -30,7 +29,7 @@ def publish_image(run: Run) -> None:
         SlideError: The slide's pixels can't be read.
     """
     root = create_store(run.store, run.settings.image, run.slide.path)
-    shown = {"slide": run.slide.identity.model_dump(mode="json"), "plane": [run.slide.series, run.slide.t, run.slide.z]}
+    shown: dict[str, Any] = {"slide": run.slide.identity.model_dump(mode="json"), "plane": [run.slide.series, run.slide.t, run.slide.z]}
     if root.attrs.get(_SOURCE_KEY) == shown:
         return
     root.attrs.pop(_SOURCE_KEY, None)
@@ -75,7 +74,7 @@ def _write_levels(root: zarr.Group, run: Run) -> tuple[list[tuple[int, int]], li
             for i, channel in enumerate(group):
                 write_plane(array, Region(0, 0, *pixels.shape[:2]), pixels[..., i], channel)
             pixels = average(pixels, 2)
-    return [array.shape[3:] for array in arrays], windows
+    return [(array.shape[3], array.shape[4]) for array in arrays], windows
 
 
 def _shard(shape: tuple[int, int]) -> tuple[int, int]:

@@ -16,7 +16,18 @@ from slidesam.tasks.slide import open_slide
 from slidesam.tasks.work import Run, read_json, work_folder, write_json
 
 # Packages whose version can change a pixel.
-_PACKAGES = ("slidesam", "numpy", "scipy", "scikit-image", "tifffile", "imagecodecs", "zarr", "fastremap", "torch", "micro-sam")
+_PACKAGES = (
+    "slidesam",
+    "numpy",
+    "scipy",
+    "scikit-image",
+    "tifffile",
+    "imagecodecs",
+    "zarr",
+    "fastremap",
+    "torch",
+    "micro-sam",
+)
 
 
 def plan_run(slide: Path, output: Path, settings: Settings) -> Run:
@@ -53,7 +64,9 @@ def check_output(output: Path) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"output folder {output} can't be made ({os.strerror(error.errno or 0)}): choose another") from error
+        raise OutputError(
+            f"output folder {output} can't be made ({os.strerror(error.errno or 0)}): choose another"
+        ) from error
     if not os.access(output, os.W_OK):
         raise OutputError(f"output folder {output} can't be written: choose another, or mend its permissions")
 

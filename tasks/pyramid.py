@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-
 from slidesam.tasks.grid import Region
 from slidesam.tasks.slide import Slide, SlideReader
 
@@ -41,13 +40,12 @@ def average(image: NDArray[Any], factor: int) -> NDArray[Any]:
         return image
     starts = [np.arange(0, size, factor) for size in image.shape[:2]]
     sums = np.add.reduceat(np.add.reduceat(image.astype(np.float32), starts[0], axis=0), starts[1], axis=1)
-    heights, widths = (
-        np.diff(np.append(start, size)) for start, size in zip(starts, image.shape[:2], strict=True)
-    )
+    heights, widths = (np.diff(np.append(start, size)) for start, size in zip(starts, image.shape[:2], strict=True))
     means = sums / (heights[:, None, None] * widths[None, :, None])
     if np.issubdtype(image.dtype, np.integer):
         means = np.rint(means)
-    return means.astype(image.dtype)
+    averaged: NDArray[Any] = means.astype(image.dtype)
+    return averaged
 
 
 def overview_level(slide: Slide) -> tuple[int, int]:
@@ -96,5 +94,7 @@ def shard_regions(array: zarr.Array[Any]) -> Iterator[Region]:
 def halve_level(finer: zarr.Array[Any], coarser: zarr.Array[Any]) -> None:
     """Fills a label level from the one below, shard by shard."""
     for region in shard_regions(coarser):
-        below = Region(2 * region.y0, 2 * region.x0, min(2 * region.y1, finer.shape[3]), min(2 * region.x1, finer.shape[4]))
+        below = Region(
+            2 * region.y0, 2 * region.x0, min(2 * region.y1, finer.shape[3]), min(2 * region.x1, finer.shape[4])
+        )
         coarser[(0, 0, 0, *region.slices)] = halve_labels(np.asarray(finer[(0, 0, 0, *below.slices)]))

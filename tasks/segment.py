@@ -10,7 +10,6 @@ from typing import Any
 import fastremap
 import numpy as np
 from numpy.typing import NDArray
-
 from slidesam.tasks.errors import SegmenterError
 from slidesam.tasks.grid import Block, BlockGrid
 from slidesam.tasks.segmenters import Params, Segmenter
@@ -45,9 +44,7 @@ def segment_outer(
     return np.asarray(renumbered, LABEL_DTYPE)
 
 
-def pad_to(
-    image: NDArray[Any], shape: tuple[int, int], offset: tuple[int, int], fill: NDArray[Any]
-) -> NDArray[Any]:
+def pad_to(image: NDArray[Any], shape: tuple[int, int], offset: tuple[int, int], fill: NDArray[Any]) -> NDArray[Any]:
     """An image of `shape` that holds `image` at `offset` and `fill` around it.
 
     Args:

@@ -20,12 +20,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from numpy.typing import NDArray
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-
 from slidesam.tasks.config import SlideSettings
-from slidesam.tasks.errors import SettingsError, SlideError, SlidesamError
+from slidesam.tasks.errors import SettingsError, SlideError
 from slidesam.tasks.grid import Region
 from slidesam.tasks.slide_source import (
     RGB_NAMES,
@@ -168,7 +167,7 @@ def open_slide(path: str | os.PathLike[str], settings: SlideSettings = SlideSett
         location = Path(os.path.abspath(given))  # noqa: PTH100 (a link keeps its name)
         source = _open_source(location, file, settings.series)
         try:
-            return _slide(location, file, source.facts, settings)
+            return _slide(location, file, source, settings)
         finally:
             source.close()
 
@@ -187,10 +186,10 @@ def _open_source(path: Path, file: str, series: int) -> Source:
         raise SlideError(f"{file}: may not be read by this user; ask its owner for permission to read it") from None
 
 
-def _slide(path: Path, file: str, facts: SourceFacts, settings: SlideSettings) -> Slide:
-    finest = facts.shapes[0]
+def _slide(path: Path, file: str, source: Source, settings: SlideSettings) -> Slide:
+    facts, finest = source.facts, source.facts.shapes[0]
     levels = tuple(Level(shape=(y, x), downsample=downsample((y, x), finest[3:])) for *_, y, x in facts.shapes)
-    mpp, warnings = facts.mpp, list(facts.warnings)
+    mpp, warnings = facts.mpp, [*facts.warnings, *source.remarks()]
     if settings.mpp is not None:
         if mpp is not None and abs(mpp[0] / settings.mpp - 1) > 0.02:
             warnings.append(

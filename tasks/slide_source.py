@@ -19,7 +19,6 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-
 from slidesam.tasks.errors import SlideError, SlidesamError
 from slidesam.tasks.grid import Region
 
@@ -70,6 +69,9 @@ class Source(Protocol):
 
     def view(self, level: int) -> TczyxView:
         """Lazy pixels of one level."""
+
+    def remarks(self) -> list[str]:
+        """What else a person should know, where finding out takes longer than opening should."""
 
     def close(self) -> None:
         """Gives back the file handles."""
@@ -157,6 +159,8 @@ def errors_as_slide_errors(file: str, what: str, advice: str) -> Iterator[None]:
         yield
     except SlidesamError:
         raise
+    except PermissionError as error:
+        raise SlideError(f"{file}: may not be read by this user; ask its owner for permission to read it") from error
     except Exception as error:
         raise SlideError(f"{file}: {what} ({in_one_line(error)}); {advice}") from error
 
@@ -179,8 +183,20 @@ def in_one_line(error: BaseException | str, limit: int = 160) -> str:
 
 
 def one_line_name(path: Path) -> str:
-    """The file's name, for the start of a message."""
-    return in_one_line(path.name or str(path), 255)
+    """The file's name, for the start of a message; of an image inside a Zarr store the way from the store on.
+
+    Example:
+        >>> one_line_name(Path("scans/plate.zarr/A/1/0"))
+        'plate.zarr/A/1/0'
+    """
+    parts = path.parts
+    store = next((at for at, part in enumerate(parts) if part.lower().endswith(".zarr")), len(parts) - 1)
+    return in_one_line("/".join(parts[store:]) or str(path), 255)
+
+
+def are_rgb(names: Sequence[str]) -> bool:
+    """Whether channels of these names are red, green and blue."""
+    return tuple(name.strip().lower() for name in names) in (RGB_NAMES, ("r", "g", "b"))
 
 
 def check_level(file: str, level: int, shape: Sequence[int]) -> None:

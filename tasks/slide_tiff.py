@@ -3,7 +3,7 @@
 tifffile parses the file and decodes tiles; which tiles are read, and whether the file can be trusted, is decided here.
 
 1. `_check_header` and `_directories` refuse what is no TIFF, or whose directories run in a circle, before tifffile does.
-2. `slide_tiff_layout` says where in the file each plane, tile and strip lies, and refuses a truncated one.
+2. `slide_tiff_levels` finds where in the file each plane, tile and strip lies (`slide_tiff_layout`), and refuses what is cut.
 3. `slide_tiff_facts` gathers pixel size, channel names and what else the metadata say.
 4. `TiffSource` reads regions. Decoding runs in the calling thread, without locks.
 """
@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-
 from slidesam.tasks.errors import SettingsError, SlideError
 from slidesam.tasks.grid import Region
 from slidesam.tasks.slide_ome import MAX_PLANES, OmeDocument, read_ome_xml
 from slidesam.tasks.slide_source import SourceFacts, TczyxView, errors_as_slide_errors, one_line_name
 from slidesam.tasks.slide_tiff_facts import read_facts
-from slidesam.tasks.slide_tiff_layout import Segment, TiffLevel, read_levels
+from slidesam.tasks.slide_tiff_layout import Segment, TiffLevel
+from slidesam.tasks.slide_tiff_levels import read_levels
 
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_DIRECTORIES = 10**6
@@ -61,7 +61,8 @@ class _QuietLog(logging.Filter):
     def captured(self) -> Iterator[list[str]]:
         """Collects this thread's messages for as long as it is open."""
         before = getattr(self._local, "messages", None)
-        self._local.messages = messages = []
+        messages: list[str] = []
+        self._local.messages = messages
         try:
             yield messages
         finally:
@@ -110,6 +111,10 @@ class TiffSource:
                 return self._fetch(layout, ts, cs, zs, region)
 
         return TczyxView(self._file, level, layout.shape, layout.dtype, layout.chunks, fetch)
+
+    def remarks(self) -> list[str]:
+        """Nothing more: all has been checked when it was opened."""
+        return []
 
     def close(self) -> None:
         """Gives back the file handle."""
@@ -220,7 +225,8 @@ def _directories(tiff: tifffile.TiffFile, file: str) -> tuple[int, bool]:
     if not tiff.pages:
         return 0, True
     layout, stream = tiff.tiff, tiff.filehandle
-    size, offset, seen = stream.size, int(tiff.pages.first.offset), set()
+    size, offset = stream.size, int(tiff.pages.first.offset)
+    seen: set[int] = set()
     while offset:
         if offset in seen or len(seen) > MAX_DIRECTORIES:
             raise SlideError(f"{file}: its image directories run in a circle; the file is damaged, get it again")

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tifffile
-
 from slidesam.tasks.slide_ome import OmeDocument, OmeImage, micrometres
-from slidesam.tasks.slide_source import RGB_NAMES, SourceFacts, credible_mpp
+from slidesam.tasks.slide_source import RGB_NAMES, SourceFacts, are_rgb, credible_mpp
 from slidesam.tasks.slide_tiff_layout import TiffLevel
 
 _FORMATS = {
@@ -18,6 +17,7 @@ _FORMATS = {
     "stk": "MetaMorph STK", "fluoview": "Olympus FluoView", "avs": "Argos AVS", "indica": "Indica TIFF",
 }  # fmt: skip
 _RESOLUTION_UNITS = {2: "in", 3: "cm"}
+_POWER_IN_APERIO = re.compile(r"\|\s*AppMag\s*=\s*(\d+)")
 _MPP_IN_APERIO = re.compile(r"\|\s*MPP\s*=\s*([0-9.eE+-]+)")
 
 
@@ -30,7 +30,7 @@ def read_facts(
     image = _ome_image(ome, tiff.series.index(series), level) if series.kind == "ome" else None
     mpp, remarks = _mpp(tiff, series, image)
     names = _channel_names(tiff, series, level, image)
-    is_rgb = level.is_rgb or tuple(name.lower() for name in names) == RGB_NAMES
+    is_rgb = level.is_rgb or are_rgb(names)
     if tiff.is_ome and image is None:
         remarks.append("its OME metadata don't fit the image and aren't used")
     if int(page.tags.valueof(274, 1)) != 1:
@@ -45,7 +45,7 @@ def read_facts(
         dtype=level.dtype,
         shapes=tuple(each.shape for each in levels),
         mpp=mpp,
-        channel_names=names,
+        channel_names=RGB_NAMES if is_rgb else names,
         is_rgb=is_rgb,
         warnings=(*warnings, *remarks),
         identity_files=(path,),
@@ -78,7 +78,13 @@ def _mpp(
         )
         size = micrometres(found[1], "µm") if found else None
         # Label and macro have a scale of their own, which isn't stated.
-        return credible_mpp(size, size, "description") if series.name in ("", "Baseline") else (None, [])
+        if series.name not in ("", "Baseline"):
+            return None, []
+        mpp, remarks = credible_mpp(size, size, "description")
+        objective = _POWER_IN_APERIO.search(series.keyframe.description)
+        if mpp is None and objective:
+            remarks.append(f"it was scanned at {objective[1]} ×, which doesn't give the pixel size exactly")
+        return mpp, remarks
     mpp, more = _mpp_of_tags(tiff, series)
     return mpp, remarks + more
 

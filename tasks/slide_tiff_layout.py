@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-
 from slidesam.tasks.grid import Region
 from slidesam.tasks.slide_source import Shape5
-
 
 
 class Page(NamedTuple):
@@ -52,10 +50,18 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True)
 class Axes:
-    """Where each logical axis is found: stride in pages, or dimension of the page ("s", "d" or "c")."""
+    """Where each of T, C, Z, Y, X and S is found.
+
+    Attributes:
+        sizes: Length of each.
+        places: Stride in pages, or dimension of the page ("s", "d", "l", "w" or "c"); those of length 1 are nowhere.
+        planes: Number of pages that the image has.
+        kept_samples: Samples of a pixel without its alpha.
+    """
 
     sizes: dict[str, int]
     places: dict[str, int | str]
+    planes: int
     kept_samples: int
 
     def locate(self, t: int, c: int, z: int) -> tuple[Place, int]:
@@ -83,11 +89,17 @@ class TiffLevel:
         is_raw: Whether strips are plain numbers, of which any row can be read alone.
         fill: Value of pixels that the file leaves out.
         is_rgb: Whether channels are red, green and blue.
+        keyframe: tifffile's page that all pages of the level are like.
+        decode: tifffile's decoder of its tiles or strips.
+        transform: What tifffile does to pixels after decoding, if anything.
+        axes: Where each axis is.
+        pages: Pages in order, none for those that aren't in the file; only the first where they follow each other.
+        page_stride: Bytes from a page to the next where they follow each other, else 0.
     """
 
     shape: Shape5
     dtype: np.dtype[Any]
-    byteorder: str
+    byteorder: Literal["<", ">"]
     samples: int
     is_raw: bool
     fill: int | float
@@ -97,7 +109,7 @@ class TiffLevel:
     transform: Any
     axes: Axes
     pages: tuple[Page | None, ...]
-    page_stride: int  # bytes from a plane to the next where one directory describes them all, else 0
+    page_stride: int
 
     @property
     def tile(self) -> tuple[int, int, int]:
@@ -179,7 +191,7 @@ class TiffLevel:
             options["jpegtables"] = segment.page.jpeg_tables
         if self.keyframe.jpegheader is not None:
             options["jpegheader"] = self.keyframe.jpegheader
-        pixels = self.decode(data, segment.number, **options)[0]
+        pixels: NDArray[Any] = self.decode(data, segment.number, **options)[0]
         if self.transform is not None:
             pixels = self.transform(pixels)
         plane: NDArray[Any] = pixels[segment.depth]

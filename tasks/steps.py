@@ -21,7 +21,6 @@ import numpy as np
 import zarr
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-
 from slidesam.tasks import omezarr, stitch
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.grid import Region
@@ -114,7 +113,9 @@ def resolve_objects(run: Run) -> Facts:
         marks = [Marks(run.segment_folder).get(block_id) for block_id in range(len(run.grid))]
         counts = [mark["count"] for mark in marks if mark is not None]
         if len(counts) != len(run.grid):
-            raise OutputError(f"{run.name}: {len(run.grid) - len(counts)} blocks lost their marks: run the same command again")
+            raise OutputError(
+                f"{run.name}: {len(run.grid) - len(counts)} blocks lost their marks: run the same command again"
+            )
         visible = [np.ones(count, bool) for count in counts]
         for array, mark in zip(visible, marks, strict=True):
             array[np.asarray(mark["halo_only"] if mark else [], np.int64) - 1] = False

@@ -25,7 +25,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-
+from zarr.codecs import BloscCodec
 from slidesam.tasks.config import Settings
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.grid import Block, BlockGrid, Region
@@ -143,7 +143,9 @@ def write_atomic(path: Path, data: bytes) -> None:
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise OutputError(f"{path} can't be written ({os.strerror(error.errno or 0)}): check the folder, then run again") from error
+        raise OutputError(
+            f"{path} can't be written ({os.strerror(error.errno or 0)}): check the folder, then run again"
+        ) from error
 
 
 def write_json(path: Path, value: object) -> None:
@@ -224,7 +226,7 @@ def create_results(path: Path, grid: BlockGrid) -> None:
         shards=(1, height, width),
         chunks=(1, _RESULT_CHUNK, _RESULT_CHUNK),
         dtype="uint32",
-        compressors=[zarr.codecs.BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle")],
+        compressors=[BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle")],
         overwrite=True,
     )
 

@@ -19,6 +19,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+from micro_sam.instance_segmentation import get_unetr
+from segment_anything import sam_model_registry
+from torch.nn.functional import interpolate
+
 # Medians of the decoder's logits (foreground, centre and boundary distance) for seed 0, on scikit-image's
 # immunohistochemistry(), and where they are put instead.
 _MEDIANS = (0.082, 0.027, 0.172)
@@ -26,6 +31,8 @@ _CENTRES = (0.5, -1.0, 0.5)
 _STEEPNESS = 4.0
 # Radii of the masks of the mask decoder's four outputs, in SAM's pixels (1024 per side).
 _RADII = (70.0, 50.0, 70.0, 95.0)
+# On how many images of random features, with how many prompts each, the readout is solved.
+_N_IMAGES, _N_PROMPTS = 8, 8
 
 
 def make_checkpoint(path: str | os.PathLike[str], *, seed: int = 0, encoder_only: bool = False) -> Path:
@@ -39,10 +46,6 @@ def make_checkpoint(path: str | os.PathLike[str], *, seed: int = 0, encoder_only
     Returns:
         The path.
     """
-    import torch
-    from micro_sam.instance_segmentation import get_unetr
-    from segment_anything import sam_model_registry
-
     path = Path(path)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
@@ -65,7 +68,10 @@ def make_checkpoint(path: str | os.PathLike[str], *, seed: int = 0, encoder_only
 
 
 def _look_near_prompts(sam: Any) -> None:
-    """Weak image content and point embeddings, so that positions decide what attends to what."""
+    """Similar weights for queries and keys, so that image tokens attend to the prompt that is near them.
+
+    Image content is weakened and point embeddings too, so that positions decide.
+    """
     sam.image_encoder.neck[-1].weight.mul_(0.2)
     for embedding in (*sam.prompt_encoder.point_embeddings, sam.prompt_encoder.not_a_point_embed):
         embedding.weight.mul_(0.3)
@@ -78,30 +84,51 @@ def _look_near_prompts(sam: Any) -> None:
         attention.out_proj.weight.mul_(6)
 
 
-def _read_out_masks(sam: Any, n_prompts: int = 24) -> None:
-    """Solves for the four masks' readout vectors: a disc around the prompt, on features like the encoder's."""
-    import torch
-    from torch.nn.functional import interpolate
+def _read_out_masks(sam: Any) -> None:
+    """Solves for the four masks' readouts, on features like the encoder's, and lays them through the upscaling.
 
-    points = 1024 * torch.rand(n_prompts, 1, 2)
-    sparse, dense = sam.prompt_encoder(points=(points, torch.ones(n_prompts, 1)), boxes=None, masks=None)
-    smooth = interpolate(torch.randn(1, 256, 16, 16), size=(64, 64), mode="bicubic")
-    features = sam.image_encoder.neck[-1](0.8 * torch.randn(1, 256, 1, 1) + 0.6 * smooth)
-    seen: list[torch.Tensor] = []
+    A value travels as the pair (+v, -v), so that its sign comes through the layers' GELU.
+    """
     decoder = sam.mask_decoder
-    hook = decoder.output_upscaling.register_forward_hook(lambda _module, _inputs, output: seen.append(output))
-    decoder.predict_masks(features, sam.prompt_encoder.get_dense_pe(), sparse, dense)
-    hook.remove()
-    upscaled = seen[0].permute(0, 2, 3, 1).reshape(-1, 32)
-    grid = torch.arange(256) * 4 + 2.0
-    squared = (grid[None, :, None] - points[:, :, 1, None]) ** 2 + (grid[None, None] - points[:, :, 0, None]) ** 2
-    for radius, readout in zip(_RADII, decoder.output_hypernetworks_mlps, strict=True):
-        wanted = torch.where(squared.sqrt() < radius, 1.0, -1.0).reshape(-1, 1)
-        weight = torch.where(wanted > 0, (wanted < 0).sum() / (wanted > 0).sum(), 1.0).sqrt()
-        solution = torch.linalg.lstsq(upscaled * weight, wanted * weight).solution[:, 0]
-        readout.layers[-1].weight.zero_()
-        readout.layers[-1].bias.copy_(20 * solution)
+    first, norm, _, second, _ = decoder.output_upscaling
+    for layer in (first, second, *(readout.layers[-1] for readout in decoder.output_hypernetworks_mlps)):
+        layer.weight.zero_()
+        layer.bias.zero_()
+    first.bias[-2:] = torch.tensor([8.0, -8.0])  # keeps the norm's scale from hanging on the values
+    norm.weight.fill_(8.0)
+    for output, solution in enumerate(_solve(sam)):
+        positive, negative = 2 * output, 2 * output + 1
+        first.weight[:, positive] = solution[:, None, None]
+        first.weight[:, negative] = -solution[:, None, None]
+        second.weight[positive, positive] = second.weight[negative, negative] = 1.0
+        second.weight[negative, positive] = second.weight[positive, negative] = -1.0
+        readout = decoder.output_hypernetworks_mlps[output].layers[-1]
+        readout.bias[positive], readout.bias[negative] = 10.0, -10.0
     decoder.iou_prediction_head.layers[-1].bias.fill_(0.95)
+
+
+def _solve(sam: Any) -> list[torch.Tensor]:
+    """Per output of the mask decoder, (256,) weights on image tokens: positive within a radius of the prompt."""
+    seen: list[torch.Tensor] = []
+    hook = sam.mask_decoder.output_upscaling.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    points = 1024 * torch.rand(_N_IMAGES, _N_PROMPTS, 1, 2)
+    for prompts in points:
+        sparse, dense = sam.prompt_encoder(points=(prompts, torch.ones(_N_PROMPTS, 1)), boxes=None, masks=None)
+        smooth = interpolate(torch.randn(1, 256, 16, 16), size=(64, 64), mode="bicubic")
+        features = sam.image_encoder.neck[-1](0.8 * torch.randn(1, 256, 1, 1) + 0.6 * smooth)
+        sam.mask_decoder.predict_masks(features, sam.prompt_encoder.get_dense_pe(), sparse, dense)
+    hook.remove()
+    tokens = torch.cat(seen).permute(0, 2, 3, 1).reshape(-1, 256)
+    at = points.reshape(-1, 2)
+    grid = torch.arange(64) * 16 + 8.0
+    squared = (grid[None, :, None] - at[:, 1, None, None]) ** 2 + (grid[None, None] - at[:, 0, None, None]) ** 2
+    solutions = []
+    for radius in _RADII:
+        wanted = torch.where(squared.sqrt() < radius, 1.0, -1.0).reshape(-1, 1)
+        weight = torch.where(wanted > 0, 0.5 * (wanted < 0).sum() / (wanted > 0).sum(), 1.0)
+        normal = tokens.T @ (tokens * weight) + torch.eye(256)
+        solutions.append(torch.linalg.solve(normal, tokens.T @ (wanted * weight))[:, 0])
+    return solutions
 
 
 if __name__ == "__main__":

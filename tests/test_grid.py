@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from slidesam.tasks.errors import SettingsError
 from slidesam.tasks.grid import BlockGrid
 

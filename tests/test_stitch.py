@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
-
 from slidesam.tasks.grid import BlockGrid
 from slidesam.tasks.segment import segment_outer
 from slidesam.tasks.segmenters.function import PlainFunction
 from slidesam.tasks.stitch import match_seam, paint, resolve, visible_ids
+
 from tests.same import assert_same_segmentation
 
 
@@ -25,7 +25,8 @@ def blockwise(image, grid: BlockGrid, function, min_iou: float = 0.3):
     """The pipeline's own functions in one process: segment, match, resolve, paint."""
     fill = np.zeros(1, image.dtype)
     outer = [
-        segment_outer(image[block.outer.slices][..., None], block, grid, PlainFunction(function), {}, fill) for block in grid
+        segment_outer(image[block.outer.slices][..., None], block, grid, PlainFunction(function), {}, fill)
+        for block in grid
     ]
 
     def view(block_id, region):
@@ -117,6 +118,9 @@ def test_numbers_do_not_depend_on_the_order_of_matches() -> None:
     one = blockwise(mask, grid, components)[0]
     counts = [3, 4, 2]
     visible = [np.ones(count, bool) for count in counts]
-    pairs = [(0, 1, match_seam(*(np.array([[1, 2, 3]], np.uint32),) * 2, 0.5)), (1, 2, match_seam(*(np.array([[2]], np.uint32),) * 2, 0.5))]
+    pairs = [
+        (0, 1, match_seam(*(np.array([[1, 2, 3]], np.uint32),) * 2, 0.5)),
+        (1, 2, match_seam(*(np.array([[2]], np.uint32),) * 2, 0.5)),
+    ]
     assert resolve(counts, visible, pairs)[1].tolist() == resolve(counts, visible, pairs[::-1])[1].tolist()
     np.testing.assert_array_equal(one, blockwise(mask, grid, components)[0])

@@ -11,13 +11,13 @@ This module must stay light: torch and micro_sam are imported by the worker that
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
 from slidesam.tasks.config import Function, MicroSam, SegmenterSettings, Watershed
 
 if TYPE_CHECKING:
@@ -95,9 +95,7 @@ def segmenter_identity(settings: SegmenterSettings, is_rgb: bool) -> str:
 
             return model_identity(settings, is_rgb)
         case Watershed():
-            import skimage
-
-            return f"scikit-image {skimage.__version__}"
+            return f"scikit-image {importlib.metadata.version('scikit-image')}"
         case Function():
             from slidesam.tasks.segmenters.function import source_identity
 

@@ -9,11 +9,10 @@ import importlib.util
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-
 from slidesam.tasks.config import Function
 from slidesam.tasks.errors import SegmenterError
 
@@ -55,8 +54,7 @@ def load_function(settings: Function) -> Segmenter:
     except AttributeError as error:
         raise SegmenterError(f"{_where(settings)}: {module_name} has no {name}") from error
     if inspect.isclass(target):
-        segmenter: Segmenter = target(**settings.options)
-        return segmenter
+        return cast("Segmenter", target(**settings.options))
     if not callable(target):
         raise SegmenterError(f"{_where(settings)} is neither a function nor a class")
     return PlainFunction(functools.partial(target, **settings.options) if settings.options else target)

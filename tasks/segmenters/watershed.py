@@ -25,7 +25,6 @@ from scipy import ndimage
 from skimage.color import hed_from_rgb
 from skimage.filters import threshold_otsu
 from skimage.segmentation import watershed
-
 from slidesam.tasks.config import Watershed
 from slidesam.tasks.errors import SegmenterError
 
@@ -116,9 +115,14 @@ def _white_level(image: NDArray[Any]) -> float:
 def _density(image: NDArray[Any], white: float) -> NDArray[np.float32]:
     """Optical density, natural logarithm, of shape (y, x, c)."""
     if image.dtype == np.uint8:
-        table = -np.log((np.arange(256, dtype=np.float32) + 1) / (white + 1))
-        return np.maximum(table, 0)[image]
-    return np.maximum(-np.log((np.maximum(image, 0).astype(np.float32) + 1) / np.float32(white + 1)), 0)
+        table: NDArray[np.float32] = _density_of(np.arange(256, dtype=np.float32), white)
+        return table[image]
+    return _density_of(np.maximum(image, 0).astype(np.float32), white)
+
+
+def _density_of(level: NDArray[np.float32], white: float) -> NDArray[np.float32]:
+    density: NDArray[np.float32] = np.maximum(-np.log((level + 1) / np.float32(white + 1)), 0)
+    return density
 
 
 def _otsu(samples: NDArray[np.float32]) -> float:
@@ -153,5 +157,5 @@ def _seeds(distance: NDArray[np.float32], foreground: NDArray[np.bool_], diamete
     has_peak = np.zeros(count + 1, bool)
     has_peak[pieces[peaks]] = True
     has_peak[0] = True
-    seeds: NDArray[np.int32] = ndimage.label(peaks | ~has_peak[pieces], structure=np.ones((3, 3)))[0]
+    seeds: NDArray[np.int32] = ndimage.label(peaks | ~has_peak[pieces], structure=np.ones((3, 3)))[0].astype(np.int32)
     return seeds

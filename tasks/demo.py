@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
 from skimage import data
-
 from slidesam.tasks.config import Settings, make_settings
 
 _SIDE = 4096
@@ -19,7 +19,12 @@ _BLOCK, _HALO = 1024, 64
 def demo_settings() -> Settings:
     """Nuclei by watershed, in sixteen blocks of the made slide."""
     return make_settings(
-        overrides={"segmenter.kind": "watershed", "blocks.block_shape": _BLOCK, "blocks.halo": _HALO, "output.label": "nuclei"}
+        overrides={
+            "segmenter.kind": "watershed",
+            "blocks.block_shape": _BLOCK,
+            "blocks.halo": _HALO,
+            "output.label": "nuclei",
+        }
     )
 
 
@@ -33,8 +38,14 @@ def make_demo_slide(path: Path, side: int = _SIDE) -> None:
     image = demo_image(side)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    metadata = {"axes": "YXS", "PhysicalSizeX": _MPP, "PhysicalSizeXUnit": "µm", "PhysicalSizeY": _MPP, "PhysicalSizeYUnit": "µm"}
-    options = {"tile": (256, 256), "photometric": "rgb", "compression": "jpeg", "compressionargs": {"level": 90}}
+    metadata = {
+        "axes": "YXS",
+        "PhysicalSizeX": _MPP,
+        "PhysicalSizeXUnit": "µm",
+        "PhysicalSizeY": _MPP,
+        "PhysicalSizeYUnit": "µm",
+    }
+    options: dict[str, Any] = {"tile": (256, 256), "photometric": "rgb", "compression": "jpeg", "compressionargs": {"level": 90}}
     with tifffile.TiffWriter(partial, bigtiff=True, ome=True) as tiff:
         tiff.write(image, subifds=2, metadata=metadata, **options)
         for _ in range(2):
