@@ -20,9 +20,9 @@ from rich.progress import (
     SpinnerColumn,
     Task,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from rich.text import Text
 
 
@@ -59,9 +59,8 @@ class _Rate(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text(
-            "" if speed is None else f"{speed:.2f}/s" if speed < 10 else f"{speed:.0f}/s", style="progress.data.speed"
-        )
+        words = "" if speed is None else f"{speed:.2f}/s" if speed < 10 else f"{speed:.0f}/s"
+        return Text(words, style="progress.data.speed", no_wrap=True)
 
 
 class BarReporter(LogReporter):
@@ -76,14 +75,11 @@ class BarReporter(LogReporter):
         self.slide = slide
         self.bars = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=28),
+            TextColumn("{task.description}", table_column=Column(overflow="ellipsis", no_wrap=True)),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
             _Rate(),
-            TextColumn("elapsed"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
             console=console,
             speed_estimate_period=300,
         )

@@ -7,6 +7,7 @@ database is the SQLite file in PREFECT_HOME, so the history stays and `prefect s
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 import signal
 import socket
@@ -22,6 +23,7 @@ from pathlib import Path
 from slidesam.tasks.errors import ServerError
 
 _START_SECONDS = 120.0
+_DRAIN_SECONDS = 10.0
 
 
 @contextmanager
@@ -47,9 +49,12 @@ def prefect_api() -> Iterator[str]:
         return
     url, process, log = _start(Path(PREFECT_HOME.value()))
     try:
+        # What the runs need takes seconds to import: time in which the server starts.
+        importlib.import_module("slidesam.flows.segment_slide")
         _wait(url, process, log)
         with temporary_settings({PREFECT_API_URL: url}):
             yield url
+            _hand_over()
     finally:
         _stop(process)
 
@@ -68,7 +73,7 @@ def _start(home: Path) -> tuple[str, subprocess.Popen[bytes], Path]:
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
-            env=_server_environment(os.environ),
+            env=_server_environment(os.environ, home),
             # Its own session: Ctrl-C must reach the flow first, which then tells the server how it ended.
             start_new_session=True,
             preexec_fn=_die_with_parent,
@@ -76,9 +81,10 @@ def _start(home: Path) -> tuple[str, subprocess.Popen[bytes], Path]:
     return f"http://127.0.0.1:{port}/api", process, log
 
 
-def _server_environment(environment: Mapping[str, str]) -> dict[str, str]:
+def _server_environment(environment: Mapping[str, str], home: Path) -> dict[str, str]:
     return {
         **environment,
+        "PREFECT_HOME": str(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
@@ -100,6 +106,15 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
         if time.monotonic() > deadline:
             raise ServerError(f"the local Prefect server didn't start within {_START_SECONDS:.0f} s: see {log}")
         time.sleep(0.1)
+
+
+def _hand_over() -> None:
+    """Sends the logs and events that still wait in this process, while there is a server to take them."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogHandler
+
+    EventsWorker.drain_all(timeout=_DRAIN_SECONDS)
+    APILogHandler().flush()
 
 
 def _answers(url: str) -> bool:

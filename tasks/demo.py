@@ -45,7 +45,12 @@ def make_demo_slide(path: Path, side: int = _SIDE) -> None:
         "PhysicalSizeY": _MPP,
         "PhysicalSizeYUnit": "µm",
     }
-    options: dict[str, Any] = {"tile": (256, 256), "photometric": "rgb", "compression": "jpeg", "compressionargs": {"level": 90}}
+    options: dict[str, Any] = {
+        "tile": (256, 256),
+        "photometric": "rgb",
+        "compression": "jpeg",
+        "compressionargs": {"level": 90},
+    }
     with tifffile.TiffWriter(partial, bigtiff=True, ome=True) as tiff:
         tiff.write(image, subifds=2, metadata=metadata, **options)
         for _ in range(2):
@@ -60,7 +65,8 @@ def demo_image(side: int) -> NDArray[np.uint8]:
     The picture is reflected at its edges, which joins it to itself without a step, and a square of that is turned by 90°. No
     joint falls on a seam of the demo's blocks, so that objects lie across every seam.
     """
-    picture = data.immunohistochemistry()
+    # Cropped, so that the pattern's period isn't a divisor of the blocks and every seam looks different.
+    picture = data.immunohistochemistry()[:471, :493]
     unit = np.concatenate([picture, picture[:, ::-1]], axis=1)
     unit = np.concatenate([unit, unit[::-1]], axis=0)
     repeats = -(-side // unit.shape[0]) + 1

@@ -21,7 +21,7 @@ _WHOLE_SIDE = 2 * _PLACE_SIDE
 _MARGIN = 12
 _CAPTION = 26
 _INK, _PAPER = (30, 30, 30), (255, 255, 255)
-_OUTLINE_ON_BRIGHT, _OUTLINE_ON_DARK, _SEAM = (0, 90, 255), (255, 210, 0), (230, 30, 120)
+_OUTLINE_ON_BRIGHT, _OUTLINE_ON_DARK, _SEAM = (0, 255, 80), (255, 210, 0), (20, 20, 20)
 
 
 class Place(NamedTuple):
@@ -53,7 +53,7 @@ def write_overlay(run: Run, n_objects: int) -> None:
             caption = f"{number}  row {place.region.y0}, column {place.region.x0} px"
             tiles.append((drawn, caption))
     buffer = io.BytesIO()
-    _composed(tiles).save(buffer, "PNG", optimize=True)
+    _composed(tiles).save(buffer, "PNG")
     write_atomic(run.overlay, buffer.getvalue())
 
 
@@ -165,8 +165,8 @@ def _whole(run: Run, channels: tuple[int, ...], windows: list[tuple[float, float
 
 def _whole_caption(run: Run, n_objects: int) -> str:
     height, width = run.slide.shape
-    pixel = f", {run.slide.mpp[1]:.3g} µm per pixel" if run.slide.mpp else ""
-    return f"{run.name}: {n_objects:,} {run.label} on {height} × {width} px{pixel}, {len(run.grid)} blocks"
+    pixel = f", {run.slide.mpp[1]:.3g} um per pixel" if run.slide.mpp else ""
+    return f"{run.name}: {n_objects:,} {run.label} on {width} x {height} px{pixel}, {len(run.grid)} blocks"
 
 
 def _composed(tiles: list[tuple[Image.Image, str]]) -> Image.Image:

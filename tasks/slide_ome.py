@@ -80,7 +80,7 @@ def _image(pixels: ElementTree.Element) -> OmeImage:
     return OmeImage(
         size=(_whole(pixels.attrib, "SizeX", 0), _whole(pixels.attrib, "SizeY", 0)),
         mpp=(_physical_size(pixels.attrib, "Y"), _physical_size(pixels.attrib, "X")),
-        channel_names=tuple(channel.get("Name", "") for channel in channels),
+        channel_names=tuple(" ".join(channel.get("Name", "").split())[:80] for channel in channels),
         samples=tuple(_whole(channel.attrib, "SamplesPerPixel", 1) for channel in channels),
         planes=math.prod(sizes.values()),
     )

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from slidesam.tasks.errors import SettingsError, SlideError
 from slidesam.tasks.grid import Region
 from slidesam.tasks.slide_ome import MAX_PLANES, OmeDocument, read_ome_xml
-from slidesam.tasks.slide_source import SourceFacts, TczyxView, errors_as_slide_errors, one_line_name
+from slidesam.tasks.slide_source import SourceFacts, TczyxView, errors_as_slide_errors, in_one_line, one_line_name
 from slidesam.tasks.slide_tiff_facts import read_facts
 from slidesam.tasks.slide_tiff_layout import Segment, TiffLevel
 from slidesam.tasks.slide_tiff_levels import read_levels
@@ -257,7 +257,7 @@ def _ome(tiff: tifffile.TiffFile, file: str, name: str) -> OmeDocument | None:
     except ValueError:
         return None
     if ome.other_files:
-        shown = ", ".join(ome.other_files[:3]) + (", ..." if len(ome.other_files) > 3 else "")
+        shown = in_one_line(", ".join(ome.other_files[:3])) + (", ..." if len(ome.other_files) > 3 else "")
         raise SlideError(
             f"{file}: is one of several files of a stack (others: {shown}), whose planes would be lost; "
             "join them first with bfconvert, or convert them to OME-Zarr with bioformats2raw"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tifffile
 from slidesam.tasks.slide_ome import OmeDocument, OmeImage, micrometres
-from slidesam.tasks.slide_source import RGB_NAMES, SourceFacts, are_rgb, credible_mpp
+from slidesam.tasks.slide_source import RGB_NAMES, SourceFacts, are_rgb, credible_mpp, in_one_line
 from slidesam.tasks.slide_tiff_layout import TiffLevel
 
 _FORMATS = {
@@ -120,6 +120,8 @@ def _channel_names(
         names = image.channel_names
     elif series.kind == "imagej":
         labels = (tiff.imagej_metadata or {}).get("Labels") or ()
-        names = [str(label) for label in labels[:count]] if level.shape[0] * level.shape[2] == 1 else ()
+        names = (
+            [in_one_line(str(label), 80) for label in labels[:count]] if level.shape[0] * level.shape[2] == 1 else ()
+        )
     names = [*names, *[""] * (count - len(names))]
     return tuple(name.strip() or f"channel {number}" for number, name in enumerate(names))

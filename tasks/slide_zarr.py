@@ -35,6 +35,7 @@ from slidesam.tasks.slide_source import (
     check_dtype,
     check_level,
     errors_as_slide_errors,
+    in_one_line,
     one_line_name,
 )
 from slidesam.tasks.slide_zarr_metadata import (
@@ -209,7 +210,7 @@ def _channels(
     entries = omero.get("channels") if isinstance(omero, dict) else None
     entries = [entry if isinstance(entry, dict) else {} for entry in entries] if isinstance(entries, list) else []
     entries = entries if len(entries) == count else [{}] * count
-    names = [" ".join(str(entry.get("label", "")).split()) for entry in entries]
+    names = [in_one_line(str(entry.get("label", "")), 80) for entry in entries]
     if ome is not None and len(ome.channel_names) == count:
         names = [
             name if not _NO_NAME.fullmatch(name) else known or name

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 from slidesam.tasks.errors import SettingsError, SlideError
 from slidesam.tasks.slide_ome import OmeImage, micrometres
-from slidesam.tasks.slide_source import credible_mpp
+from slidesam.tasks.slide_source import credible_mpp, in_one_line
 
 METADATA_FILES = (".zgroup", ".zattrs", ".zarray", "zarr.json")
 MAX_METADATA_BYTES = 2**26
@@ -138,7 +138,7 @@ def _store(path: Path, file: str) -> tuple[Path, Attributes]:
     if not found:
         raise SlideError(f"{file}: is a folder without Zarr metadata; point at a slide file or an OME-Zarr folder")
     if len(found) > 1:
-        shown = ", ".join(child.name for child in found[:3]) + (", ..." if len(found) > 3 else "")
+        shown = ", ".join(in_one_line(child.name, 60) for child in found[:3]) + (", ..." if len(found) > 3 else "")
         raise SlideError(f"{file}: holds several Zarr folders ({shown}); point at one of them")
     attributes = _attributes(found[0])
     if attributes is None:
@@ -152,7 +152,9 @@ def _refuse_others(root: Path, attributes: Attributes, file: str) -> None:
         first = (
             wells[0].get("path", "A/1") if isinstance(wells, list) and wells and isinstance(wells[0], dict) else "A/1"
         )
-        raise SlideError(f"{file}: is a plate of many images; point at one of them, such as {root.name}/{first}/0")
+        raise SlideError(
+            f"{file}: is a plate of many images; point at one of them, such as {root.name}/{in_one_line(str(first), 60)}/0"
+        )
     if "well" in attributes:
         raise SlideError(f"{file}: is a well with several images; point at one of them, such as {root.name}/0")
     if "image-label" in attributes or ("labels" in attributes and "multiscales" not in attributes):
@@ -180,7 +182,7 @@ def _inside(root: Path, name: str, file: str) -> Path:
 def _layout(attributes: Attributes, bioformats2raw: bool) -> str:
     multiscales = attributes.get("multiscales")
     first = multiscales[0] if isinstance(multiscales, list) and multiscales and isinstance(multiscales[0], dict) else {}
-    version = str(attributes.get("version") or first.get("version") or "")[:20]
+    version = in_one_line(str(attributes.get("version") or first.get("version") or ""), 20)
     return " ".join(("bioformats2raw Zarr" if bioformats2raw else "OME-Zarr", version)).strip()
 
 
@@ -219,9 +221,8 @@ class Multiscales:
         axes = [{"name": axis} if isinstance(axis, str) else axis for axis in axes] if isinstance(axes, list) else []
         names = [str(axis.get("name")).lower() if isinstance(axis, dict) else "?" for axis in axes]
         if len(set(names)) != len(names) or not {"y", "x"} <= set(names) <= set("tczyx"):
-            raise SlideError(
-                f"{self._file}: its axes are {', '.join(names) or 'missing'}, not some of t, c, z, y, x; write it again"
-            )
+            shown = in_one_line(", ".join(names), 60) or "missing"
+            raise SlideError(f"{self._file}: its axes are {shown}, not some of t, c, z, y, x; write it again")
         return axes
 
     def mpp(self, ome: OmeImage | None) -> tuple[tuple[float, float] | None, list[str]]:
@@ -237,9 +238,8 @@ class Multiscales:
             mpp, more = credible_mpp(*ome.mpp, "OME metadata")
             remarks += more
         if mpp is None and not remarks and any(factor != 1 for factor in scale):
-            remarks.append(
-                f"its scale is in units of {units['y'] or 'nothing'}, not a length, and isn't used as pixel size"
-            )
+            unit = in_one_line(str(units["y"] or "nothing"), 60)
+            remarks.append(f"its scale is in units of {unit}, not a length, and isn't used as pixel size")
         return mpp, remarks
 
     def _scale(self, part: Mapping[str, Any]) -> list[float]:
@@ -250,6 +250,7 @@ class Multiscales:
                 if not all(
                     isinstance(factor, (int, float)) and math.isfinite(factor) and factor > 0 for factor in scale
                 ):
-                    raise SlideError(f"{self._file}: its scale is {scale}, not positive numbers; write it again")
+                    shown = in_one_line(str(scale), 60)
+                    raise SlideError(f"{self._file}: its scale is {shown}, not positive numbers; write it again")
                 return [float(factor) for factor in scale]
         return [1.0] * len(self._axes)

@@ -6,10 +6,10 @@ Importing this module loads neither torch nor micro_sam; making a `MicroSamSegme
 2. `prepare` chooses the slide's intensity range.
 3. `segment` computes embeddings, then micro-sam's generator makes labels of them.
 
-With `scaling: tile` the labels are those of `automatic_instance_segmentation(predictor, segmenter, image, ndim=2, ...)`.
-With `scaling: slide` only the way to 8 bit differs: micro-sam stretches whatever it is given by the minimum and maximum of
-that tile, so that one cell looks different in two tiles (micro-sam issue 1114), and also undoes any scaling done before;
-so here the predictor is given pixels that are 8 bit already, by the slide's range, past that step.
+With `scaling: tile` the labels are those of micro-sam's `automatic_instance_segmentation(..., ndim=2)`. With `scaling:
+slide` only the way to 8 bit differs: micro-sam stretches whatever it is given by the minimum and maximum of that tile, so
+that one cell looks different in two tiles (micro-sam issue 1114), and undoes any scaling done before; so here the
+predictor is given pixels that are 8 bit already, by the slide's range, past that step.
 
 References:
     Archit et al., Segment Anything for Microscopy. Nature Methods 22, 2025. doi:10.1038/s41592-024-02580-4
@@ -18,6 +18,7 @@ References:
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import inspect
 import io
 import os
@@ -45,8 +46,10 @@ _GENERATORS = {
 }
 # Parameters of micro-sam's generators that are slidesam's to set, or that a settings file can't hold.
 _OURS = frozenset(
-    ("self", "predictor", "decoder", "verbose", "output_mode", "tile_shape", "halo", "n_threads")
-    + ("segmentation", "optimize_memory", "prompt_function", "point_grids")
+    [
+        *("self", "predictor", "decoder", "verbose", "output_mode", "tile_shape", "halo", "n_threads"),
+        *("segmentation", "optimize_memory", "prompt_function", "point_grids"),
+    ]
 )
 _PERCENTILES = (0.1, 99.9)
 _UNLOADABLE = (
@@ -69,9 +72,9 @@ def intensity_range(overview: NDArray[Any], is_rgb: bool) -> dict[str, list[floa
     """The intensities that become 0 and 255 on the whole slide.
 
     - 8 bit red, green and blue: 0 and the 99.9th percentile of the brightest channel, one range for all three. Such
-      pixels were made for the eye, and micro-sam's own training takes 8 bit as it is
-      (`micro_sam.training.util.require_8bit`); a range per channel would shift the stains' colours, and the low end can't
-      come from an overview, where averaging has paled the nuclei.
+      pixels were made for the eye, and micro-sam's own training takes 8 bit as it is (`training.util.require_8bit`); a
+      range per channel would shift the stains' colours, and the low end can't come from an overview, where averaging
+      has paled the nuclei.
     - All else: percentiles 0.1 and 99.9 of each channel, so that a few hot or dead pixels don't decide.
 
     Args:
@@ -321,12 +324,15 @@ def _split_options(settings: MicroSam, mode: str) -> tuple[dict[str, Any], dict[
     for option in settings.options:
         if option not in of_init | of_generate:
             why = "is slidesam's to set" if option in _OURS else f"is unknown to micro-sam's {generator.__name__}"
-            raise SegmenterError(
-                f"segmenter.options.{option} {why}: options of mode {mode} are {', '.join(sorted(of_init | of_generate))}"
-            )
+            known = ", ".join(sorted(of_init | of_generate))
+            raise SegmenterError(f"segmenter.options.{option} {why}: options of mode {mode} are {known}")
     if settings.scaling == "slide" and settings.options.get("crop_n_layers", 0):
         raise SegmenterError(
             "segmenter.options.crop_n_layers makes micro-sam stretch every crop by itself: set segmenter.scaling: tile"
+        )
+    if settings.options.get("min_mask_region_area", 0) and importlib.util.find_spec("cv2") is None:
+        raise SegmenterError(
+            "segmenter.options.min_mask_region_area needs OpenCV: pip install opencv-python-headless, or leave it out"
         )
     made_with = {key: value for key, value in settings.options.items() if key in of_init}
     return made_with, {key: value for key, value in settings.options.items() if key in of_generate}

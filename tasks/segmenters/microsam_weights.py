@@ -1,7 +1,7 @@
 """Which micro-sam model the settings mean, where its weights are, and what they are: all without torch or micro_sam.
 
-The submitting machine asks this before any job is queued. Nothing is ever downloaded: jobs run where there is no internet,
-and a hundred of them would fetch at once. The message says how to fetch.
+The submitting machine asks this before any job is queued. Nothing is ever downloaded: jobs run where there is no
+internet, and a hundred of them would fetch at once. The message says how to fetch.
 """
 
 from __future__ import annotations
@@ -142,8 +142,8 @@ def _find_cached(name: str) -> Weights:
         fetch = f"from micro_sam.util import get_sam_model; get_sam_model('{name}')"
         raise SegmenterError(
             f"weights of model {name} are not on this machine: {folder} has no {' and no '.join(missing)}. "
-            f'Where there is internet, run `MICROSAM_CACHEDIR=FOLDER python -c "{fetch}"` with a FOLDER that the workers '
-            f"see, and set MICROSAM_CACHEDIR=FOLDER here and for the workers; {_NO_WEIGHTS_NEEDED}"
+            f'Where there is internet, run `MICROSAM_CACHEDIR=FOLDER python -c "{fetch}"` with a FOLDER that the '
+            f"workers see, and set MICROSAM_CACHEDIR=FOLDER here and for the workers; {_NO_WEIGHTS_NEEDED}"
         )
     return Weights(folder / name, folder / f"{name}_decoder" if MODELS[name] else None)
 

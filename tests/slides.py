@@ -1,0 +1,20 @@
+"""Small slides made on the spot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import tifffile
+
+BLOCK = 64
+
+
+def write_numbered_slide(path: Path, rows: int = 3, columns: int = 3) -> Path:
+    """A grey TIFF of `rows` × `columns` blocks of 64 px; block k holds a square of value k + 1 that touches no seam."""
+    image = np.zeros((rows * BLOCK, columns * BLOCK), np.uint8)
+    for number in range(rows * columns):
+        y, x = (number // columns) * BLOCK, (number % columns) * BLOCK
+        image[y + 20 : y + 40, x + 20 : x + 40] = number + 1
+    tifffile.imwrite(path, image, tile=(64, 64))
+    return path

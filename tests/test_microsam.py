@@ -1,0 +1,325 @@
+"""micro-sam's segmenter against micro-sam itself, which runs in a process of its own (microsam_reference.py)."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from skimage.data import immunohistochemistry
+
+from slidesam.tasks.config import MicroSam
+from slidesam.tasks.errors import SegmenterError
+from slidesam.tasks.segmenters.microsam import (
+    MicroSamSegmenter,
+    intensity_range,
+    model_identity,
+    model_name,
+    to_rgb8,
+)
+from tests.microsam_fixtures import AMG_OPTIONS, APG_OPTIONS, MICROSAM_MARKS
+
+microsam = [*MICROSAM_MARKS]
+REFERENCE = Path(__file__).with_name("microsam_reference.py")
+# Of micro-sam's AMG, what its class takes and not its generate().
+INIT_OPTIONS = {"points_per_side"}
+
+
+def rgb_block() -> np.ndarray:
+    return immunohistochemistry()[:256, :256]
+
+
+def dim_block() -> np.ndarray:
+    """(256, 384) uint16, one channel, two tiles of different brightness, all in the lower half of the slide's range."""
+    gray = immunohistochemistry()[:256, :384].mean(axis=-1)
+    return (1000 + 40 * (255 - gray) * np.linspace(0.4, 1, 384)).astype(np.uint16)
+
+
+@dataclass(frozen=True)
+class Case:
+    mode: str
+    scaling: str
+    make_block: Callable[[], np.ndarray]
+    options: dict[str, Any] = field(default_factory=dict)
+    tile_shape: tuple[int, int] | None = None
+    range: dict[str, list[float]] | None = None
+
+    def settings(self, checkpoint: Path) -> MicroSam:
+        return MicroSam(
+            checkpoint=str(checkpoint),
+            mode=self.mode,
+            device="cpu",
+            scaling=self.scaling,
+            options=self.options,
+            tile_shape=self.tile_shape,
+        )
+
+
+RGB_RANGE = {"low": [0.0] * 3, "high": [240.0] * 3}
+CASES = {
+    "ais": Case("ais", "tile", rgb_block),
+    "ais tiled slide": Case(
+        "ais", "slide", dim_block, {"min_size": 10}, (256, 256), {"low": [900.0], "high": [16000.0]}
+    ),
+    "amg slide": Case("amg", "slide", rgb_block, AMG_OPTIONS, None, RGB_RANGE),
+    "amg tiled": Case("amg", "tile", dim_block, AMG_OPTIONS, (256, 256)),
+    "apg slide": Case("apg", "slide", rgb_block, APG_OPTIONS, None, RGB_RANGE),
+}
+
+
+@pytest.fixture(scope="module")
+def reference(microsam_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """micro-sam's own labels of all cases, from one process."""
+    folder = tmp_path_factory.mktemp("reference")
+    listed = []
+    for name, case in CASES.items():
+        np.save(folder / f"{name}.npy", case.make_block())
+        listed.append(
+            {
+                "checkpoint": str(microsam_checkpoint),
+                "mode": case.mode,
+                "image": str(folder / f"{name}.npy"),
+                "labels": str(folder / f"{name} labels.npy"),
+                "tile_shape": case.tile_shape,
+                "halo": (64, 64) if case.tile_shape else None,
+                "init_options": {key: case.options[key] for key in case.options.keys() & INIT_OPTIONS},
+                "generate_options": {key: case.options[key] for key in case.options.keys() - INIT_OPTIONS},
+                "range": case.range,
+            }
+        )
+    (folder / "cases.json").write_text(json.dumps(listed))
+    subprocess.run(
+        [sys.executable, "-W", "ignore", str(REFERENCE), str(folder / "cases.json")], check=True, timeout=800
+    )
+    return {name: np.load(folder / f"{name} labels.npy") for name in CASES}
+
+
+class TestAgainstMicroSam:
+    pytestmark = microsam
+
+    @pytest.mark.parametrize("name", CASES)
+    def test_labels_are_micro_sams(
+        self, name: str, reference: dict[str, np.ndarray], microsam_checkpoint: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        case = CASES[name]
+        segmenter = MicroSamSegmenter(case.settings(microsam_checkpoint), is_rgb=False)
+        unpickler = pickle.Unpickler
+        labels = segmenter.segment(case.make_block(), case.range or {})
+        assert pickle.Unpickler is unpickler
+        assert len(np.unique(labels)) > 10
+        assert labels.shape == case.make_block().shape[:2]
+        np.testing.assert_array_equal(labels, reference[name])
+        assert capfd.readouterr().out == ""
+
+    def test_a_blank_block_is_no_error_and_leaves_nothing_behind(
+        self, reference: dict[str, np.ndarray], microsam_checkpoint: Path
+    ) -> None:
+        segmenter = MicroSamSegmenter(CASES["ais"].settings(microsam_checkpoint), is_rgb=True)
+        blank = segmenter.segment(np.full((256, 256, 3), 240, np.uint8), {})
+        assert blank.shape == (256, 256)
+        np.testing.assert_array_equal(segmenter.segment(rgb_block(), {}), reference["ais"])
+
+    @pytest.mark.parametrize(
+        ("mode", "tile_shape", "options"),
+        [
+            ("ais", None, {"foreground_threshold": 1.0}),
+            ("ais", (128, 128), {"foreground_threshold": 1.0}),
+            ("apg", None, {"center_distance_threshold": 0.0}),
+            ("apg", (128, 128), {"center_distance_threshold": 0.0}),
+            ("amg", None, {"points_per_side": 2, "pred_iou_thresh": 2.0}),
+            ("amg", (128, 128), {"points_per_side": 2, "pred_iou_thresh": 2.0}),
+        ],
+    )
+    def test_nothing_found_is_all_zero(
+        self,
+        mode: str,
+        tile_shape: tuple[int, int] | None,
+        options: dict[str, Any],
+        microsam_checkpoint: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        settings = MicroSam(checkpoint=str(microsam_checkpoint), mode=mode, tile_shape=tile_shape, options=options)
+        segmenter = MicroSamSegmenter(settings, is_rgb=False)
+        # The encoder, which takes ten seconds, is left out: what it says of a blank block is the same everywhere.
+        encoded = {
+            "features": np.zeros((1, 256, 64, 64), np.float32),
+            "input_size": (1024,) * 2,
+            "original_size": (128,) * 2,
+        }
+        monkeypatch.setattr(segmenter, "_encode", lambda rgb: dict(encoded))
+        labels = segmenter.segment(np.full((128, 128), 7, np.uint16), intensity_range(np.full((9, 9), 7), is_rgb=False))
+        assert labels.shape == (128, 128)
+        assert np.issubdtype(labels.dtype, np.integer)
+        assert not labels.any()
+
+
+class TestRefusals:
+    pytestmark = microsam
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"options": {"point_per_side": 8}, "mode": "amg"}, r"point_per_side is unknown .*points_per_side"),
+            ({"options": {"tile_shape": [64, 64]}}, r"tile_shape is slidesam's to set"),
+            ({"options": {"crop_n_layers": 1}, "mode": "amg"}, r"set segmenter.scaling: tile"),
+            ({"options": {"points_per_side": "many"}, "mode": "amg"}, r"can't make its amg generator"),
+            ({"options": {"min_mask_region_area": 9}, "mode": "amg"}, r"needs OpenCV"),
+            ({"model": "vit_l"}, r"holds weights of vit_b, not vit_l: set segmenter.model: vit_b"),
+        ],
+    )
+    def test_of_settings(self, changes: dict[str, Any], message: str, microsam_checkpoint: Path) -> None:
+        with pytest.raises(SegmenterError, match=message):
+            MicroSamSegmenter(MicroSam(checkpoint=str(microsam_checkpoint), **changes), is_rgb=True)
+
+    def test_of_ais_without_a_decoder(self, microsam_checkpoint: Path, tmp_path: Path) -> None:
+        import torch
+
+        path = tmp_path / "encoder.pt"
+        torch.save(torch.load(microsam_checkpoint, mmap=True, weights_only=True)["model_state"], path)
+        with pytest.raises(SegmenterError, match=r"mode ais needs a decoder, and .*encoder.pt has none: set mode: amg"):
+            MicroSamSegmenter(MicroSam(checkpoint=str(path), mode="ais"), is_rgb=True)
+        path.unlink()
+
+    def test_of_cuda_where_there_is_none(self, microsam_checkpoint: Path) -> None:
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("this machine has a GPU")
+        with pytest.raises(SegmenterError, match=r"segmenter.device is cuda, but torch .* only has .*cpu"):
+            MicroSamSegmenter(MicroSam(checkpoint=str(microsam_checkpoint), device="cuda"), is_rgb=True)
+
+    @pytest.mark.parametrize("content", [b"", b"no weights", pickle.dumps({"a": 1}), pickle.dumps([1])])
+    def test_of_a_file_that_is_no_checkpoint(self, content: bytes, tmp_path: Path) -> None:
+        path = tmp_path / "notes.pt"
+        path.write_bytes(content)
+        unpickler = pickle.Unpickler
+        with pytest.raises(SegmenterError, match=r"notes.pt can't be loaded as weights of SAM") as raised:
+            MicroSamSegmenter(MicroSam(checkpoint=str(path)), is_rgb=True)
+        assert "\n" not in str(raised.value)
+        assert pickle.Unpickler is unpickler
+
+
+class TestWeights:
+    """Without torch: fast."""
+
+    @pytest.fixture(autouse=True)
+    def _cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("MICROSAM_CACHEDIR", str(tmp_path))
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+        (tmp_path / "models").mkdir()
+
+    @pytest.mark.parametrize(
+        ("model", "is_rgb", "name"),
+        [
+            ("auto", True, "vit_b_histopathology"),
+            ("auto", False, "vit_b_lm"),
+            ("vit_h", True, "vit_h"),
+        ],
+    )
+    def test_model_name(self, model: str, is_rgb: bool, name: str) -> None:
+        assert model_name(MicroSam(model=model), is_rgb) == name
+
+    def test_missing_weights_say_where_and_how(self, tmp_path: Path) -> None:
+        with pytest.raises(SegmenterError) as raised:
+            model_identity(MicroSam(), is_rgb=False)
+        message = str(raised.value)
+        assert "\n" not in message
+        for part in (
+            "vit_b_lm",
+            str(tmp_path / "models"),
+            "get_sam_model('vit_b_lm')",
+            "MICROSAM_CACHEDIR",
+            "watershed",
+        ):
+            assert part in message
+
+    def test_a_missing_decoder_is_missing_weights(self, tmp_path: Path) -> None:
+        (tmp_path / "models" / "vit_b_lm").write_bytes(b"encoder")
+        with pytest.raises(SegmenterError, match="has no vit_b_lm_decoder"):
+            model_identity(MicroSam(), is_rgb=False)
+
+    def test_identity_follows_both_files(self, tmp_path: Path) -> None:
+        seen = set()
+        for encoder, decoder in [(b"a", b"b"), (b"aa", b"b"), (b"a", b"bb"), (b"b", b"a")]:
+            (tmp_path / "models" / "vit_b_lm").write_bytes(encoder)
+            (tmp_path / "models" / "vit_b_lm_decoder").write_bytes(decoder)
+            seen.add(model_identity(MicroSam(), is_rgb=False))
+        assert len(seen) == 4
+        assert all(identity.startswith("vit_b_lm sha256:") for identity in seen)
+
+    def test_identity_of_a_checkpoint_is_its_content(self, tmp_path: Path) -> None:
+        (tmp_path / "a.pt").write_bytes(b"weights")
+        shutil.copy(tmp_path / "a.pt", tmp_path / "b.pt")
+        first, second = (model_identity(MicroSam(checkpoint=str(tmp_path / name)), True) for name in ("a.pt", "b.pt"))
+        assert first == second
+        assert first.startswith("checkpoint sha256:")
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            (MicroSam(model="vit_t_lm"), "needs mobile_sam"),
+            (MicroSam(model="cyto3"), "no model 'cyto3': choose one of vit_b, "),
+            (MicroSam(model="cyto3", checkpoint="x.pt"), "names no architecture"),
+            (MicroSam(checkpoint="/nowhere/x.pt"), "/nowhere/x.pt is no file"),
+            (MicroSam(model="vit_b", mode="ais"), "model vit_b has none"),
+        ],
+    )
+    def test_refusals(self, settings: MicroSam, message: str) -> None:
+        with pytest.raises(SegmenterError, match=message):
+            model_identity(settings, is_rgb=True)
+
+    def test_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(SegmenterError, match=r'pip install "slidesam\[micro-sam\]"'):
+            model_identity(MicroSam(), is_rgb=False)
+
+
+class TestIntensities:
+    """Without torch: fast."""
+
+    def test_rgb_keeps_its_colours(self) -> None:
+        image = rgb_block()
+        found = intensity_range(image, is_rgb=True)
+        assert found["low"] == [0.0, 0.0, 0.0]
+        assert len(set(found["high"])) == 1
+        assert 200 < found["high"][0] <= 255
+
+    @pytest.mark.parametrize("value", [0, 7, 65535])
+    def test_a_blank_slide_has_a_range(self, value: int) -> None:
+        found = intensity_range(np.full((8, 8), value, np.uint16), is_rgb=False)
+        assert found["high"][0] > found["low"][0]
+        assert not to_rgb8(np.full((4, 4), value, np.uint16), found).any()
+
+    def test_what_is_no_number_is_left_out(self) -> None:
+        image = np.array([[np.nan, 1.0], [2.0, np.inf]])
+        found = intensity_range(image, is_rgb=False)
+        assert 1 <= found["low"][0] < found["high"][0] <= 2
+        assert to_rgb8(image, found)[..., 0].tolist() == [[0, 0], [255, 255]]
+        assert intensity_range(np.full((2, 2), np.nan), is_rgb=False) == {"low": [0.0], "high": [1.0]}
+
+    def test_full_range_leaves_8_bit_as_it_is(self) -> None:
+        image = np.arange(256, dtype=np.uint8).reshape(16, 16)
+        assert np.array_equal(to_rgb8(image, {"low": [0.0], "high": [255.0]})[..., 1], image)
+
+    @pytest.mark.parametrize(("n_channels", "filled"), [(1, [9, 9, 9]), (2, [9, 9, 0]), (3, [9, 9, 9]), (5, [9, 9, 9])])
+    def test_channels_are_filled_up_to_three(self, n_channels: int, filled: list[int]) -> None:
+        params = {"low": [0.0] * min(n_channels, 3), "high": [255.0] * min(n_channels, 3)}
+        assert to_rgb8(np.full((2, 2, n_channels), 9, np.uint8), params)[0, 0].tolist() == filled
+
+    def test_a_range_for_other_channels_is_refused(self) -> None:
+        with pytest.raises(SegmenterError, match="for 1 channels, but the block has 3"):
+            to_rgb8(rgb_block(), {"low": [0.0], "high": [1.0]})
+
+
+def test_importing_is_light() -> None:
+    code = "import sys, slidesam.tasks.segmenters.microsam; print(sorted({'torch', 'micro_sam', 'zarr'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "[]"
