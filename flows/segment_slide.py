@@ -32,8 +32,8 @@ from slidesam.tasks.slide import slide_name
 from slidesam.tasks.work import Marks, Run, batches
 
 Facts = dict[str, Any]
-# Stitching tasks take several blocks each, so that Prefect's tenth of a second per task stays small beside the work.
-_STITCH_TASKS = 64
+# Stitching takes milliseconds per block: a task takes several, so that Prefect's tenth of a second per task stays small.
+_STITCH_TASKS, _STITCH_BLOCKS = 64, 4
 _DEFAULTS, _LOCAL = Settings(), LocalProfile()
 
 
@@ -136,7 +136,7 @@ def stitch_and_export(run: Run, seconds: dict[str, float]) -> Facts:
         The provenance.
     """
     blocks = range(len(run.grid))
-    size = -(-len(blocks) // _STITCH_TASKS)
+    size = max(_STITCH_BLOCKS, -(-len(blocks) // _STITCH_TASKS))
     seconds = dict(seconds)
     seconds["match"] = _in_batches("matching seams", steps.match_blocks, run, blocks, size)
     objects = steps.resolve_objects.submit(run).result()["objects"]
@@ -192,5 +192,4 @@ def block_name(run: Run, block_id: int) -> str:
 def _note_failure(output: Path, name: str, label: str, slide: Path, error: Exception) -> None:
     """Leaves a word for `slidesam status`; where even that can't be written the error itself says enough."""
     with contextlib.suppress(SlidesamError, OSError):
-        if output.is_dir():
-            write_state(output, name, label, "failed", slide_path=str(slide), error=in_one_line(error))
+        write_state(output, name, label, "failed", slide_path=str(slide), error=in_one_line(error))

@@ -72,10 +72,6 @@ class Seam(NamedTuple):
     overlap: Region
 
 
-# The four of a block's eight neighbours that follow it in C order, so that each pair is met once.
-_FOLLOWING_NEIGHBOURS = ((0, 1), (1, -1), (1, 0), (1, 1))
-
-
 class BlockGrid:
     """Cuts a slide into blocks.
 
@@ -90,9 +86,9 @@ class BlockGrid:
     Example:
         >>> grid = BlockGrid((100, 250), (100, 100), 10)
         >>> len(grid), grid.outer_shape
-        (3, (100, 120))
-        >>> grid[2]
-        Block(block_id=2, block_index=(0, 2), inner=Region(y0=0, x0=200, y1=100, x1=250), outer=Region(y0=0, x0=190, y1=100, x1=250))
+        (3, (120, 120))
+        >>> grid[2].inner, grid[2].outer
+        (Region(y0=0, x0=200, y1=100, x1=250), Region(y0=0, x0=190, y1=100, x1=250))
     """
 
     def __init__(self, shape: tuple[int, int], block_shape: tuple[int, int], halo: int) -> None:
@@ -107,13 +103,10 @@ class BlockGrid:
     def outer_shape(self) -> tuple[int, int]:
         """The one shape of image that the segmenter sees, in pixels.
 
-        Along an axis with several blocks that is block plus two halos: where the outer region is clipped by the slide the
-        image is padded. Along an axis with one block it is the slide itself, since there is nothing to be equal to.
+        A block, or the slide where that is smaller, plus the halo on each side. Where the outer region is clipped by the slide
+        the image is padded; a slide in one block is padded likewise, so that its edges look the same in one block and in many.
         """
-        height, width = (
-            size if blocks == 1 else block + 2 * self.halo
-            for size, block, blocks in zip(self.shape, self.block_shape, self.grid_shape, strict=True)
-        )
+        height, width = (min(size, block) + 2 * self.halo for size, block in zip(self.shape, self.block_shape, strict=True))
         return height, width
 
     def __len__(self) -> int:
@@ -140,20 +133,23 @@ class BlockGrid:
 
     def window(self, block: Block) -> Region:
         """Where the segmenter's image of `outer_shape` lies on the slide; it may reach past the slide's edges."""
-        (height, width), (rows, columns) = self.outer_shape, self.grid_shape
-        y0 = block.inner.y0 - (self.halo if rows > 1 else 0)
-        x0 = block.inner.x0 - (self.halo if columns > 1 else 0)
-        return Region(y0, x0, y0 + height, x0 + width)
+        y0, x0 = block.inner.y0 - self.halo, block.inner.x0 - self.halo
+        return Region(y0, x0, y0 + self.outer_shape[0], x0 + self.outer_shape[1])
 
     def seams(self, block_id: int | None = None) -> Iterator[Seam]:
         """Pairs of neighbouring blocks, corners included, each once, with what both read.
 
+        Neighbours are blocks whose inner regions lie less than a halo apart: the eight around a block, and more where the halo
+        is wider than a block.
+
         Args:
             block_id: Only the seams in which this block comes first; all of them by default.
         """
+        reach_y, reach_x = (max(1, -(-self.halo // block)) for block in self.block_shape)
         for first in self if block_id is None else (self[block_id],):
-            for step_y, step_x in _FOLLOWING_NEIGHBOURS:
-                row, column = first.block_index[0] + step_y, first.block_index[1] + step_x
-                if row < self.grid_shape[0] and 0 <= column < self.grid_shape[1]:
-                    second = self[row * self.grid_shape[1] + column]
-                    yield Seam(first.block_id, second.block_id, first.outer & second.outer)
+            row, column = first.block_index
+            for y in range(row, min(row + reach_y + 1, self.grid_shape[0])):
+                for x in range(max(0, column - reach_x), min(column + reach_x + 1, self.grid_shape[1])):
+                    if (y, x) > (row, column):
+                        second = self[y * self.grid_shape[1] + x]
+                        yield Seam(first.block_id, second.block_id, first.outer & second.outer)

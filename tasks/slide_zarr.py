@@ -26,6 +26,7 @@ from slidesam.tasks.errors import SlideError
 from slidesam.tasks.grid import Region
 from slidesam.tasks.slide_ome import OmeImage, read_ome_xml
 from slidesam.tasks.slide_source import (
+    MAX_CHUNK_BYTES,
     RGB_NAMES,
     Shape5,
     SourceFacts,
@@ -46,8 +47,12 @@ from slidesam.tasks.slide_zarr_metadata import (
     Multiscales,
     find_image,
 )
+from zarr.abc.store import ByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import LocalStore, WrapperStore
 
 MAX_COUNTED_CHUNKS = 10_000
+MIN_CHUNK_PIXELS, MAX_TINY_CHUNKS = 1024, 2**16  # smaller chunks are well where there are few of them
 MAX_CHUNKS_PER_SHARD = 2**22  # their index, of 16 bytes each, is read as a whole
 _NO_NAME = re.compile(r"(channel|ch|c)?[ _:#-]*\d*", re.IGNORECASE)
 _RGB_COLOURS = ("FF0000", "00FF00", "0000FF")
@@ -160,6 +165,20 @@ def _tczyx(axes: str, sizes: Sequence[int]) -> Shape5:
     return t, c, z, y, x
 
 
+class _BloscChecked(WrapperStore[LocalStore]):
+    """Store of an array compressed with Blosc, whose decoder reads past the end of a chunk that was cut short."""
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        buffer = await super().get(key, prototype, byte_range)
+        if buffer is None or byte_range is not None or key.rpartition("/")[2] in METADATA_FILES:
+            return buffer
+        header = buffer[:16].to_bytes()
+        decoded, encoded = int.from_bytes(header[4:8], "little"), int.from_bytes(header[12:16], "little")
+        if len(header) < 16 or encoded > len(buffer) or decoded > MAX_CHUNK_BYTES:
+            raise ValueError(f"chunk {key} has {len(buffer)} bytes where {encoded} are due")
+        return buffer
+
+
 def _open_array(file: str, number: int, folder: Path, multiscales: Multiscales) -> Any:
     """A level's array, checked.
 
@@ -172,6 +191,8 @@ def _open_array(file: str, number: int, folder: Path, multiscales: Multiscales) 
         # Old writers' slips, such as an empty list of filters, which change nothing.
         warnings.simplefilter("ignore")
         array = zarr.open_array(store=folder, mode="r")
+        if array.shards is None and array.compressors and "blosc" in type(array.compressors[-1]).__name__.lower():
+            array = zarr.open_array(store=_BloscChecked(LocalStore(folder, read_only=True)), mode="r")
     if array.ndim != len(multiscales.axes):
         raise SlideError(
             f"{file}: level {number} has {array.ndim} axes where its metadata list {len(multiscales.axes)}; write it again"
@@ -181,6 +202,13 @@ def _open_array(file: str, number: int, folder: Path, multiscales: Multiscales) 
     if min(array.chunks) < 1:
         raise SlideError(f"{file}: level {number} has chunks of {array.chunks}; the file is damaged, write it again")
     check_chunk(file, number, "chunk", array.chunks, dtype.itemsize)
+    (*_, height, width), (*_, rows, columns) = (
+        _tczyx(multiscales.axes, sizes) for sizes in (array.shape, array.chunks)
+    )
+    if rows * columns < MIN_CHUNK_PIXELS and height * width > MAX_TINY_CHUNKS * rows * columns:
+        raise SlideError(
+            f"{file}: level {number} is stored in chunks of {rows} × {columns} pixels, far too small to read; rechunk it"
+        )
     if array.shards is not None and math.prod(array.shards) // math.prod(array.chunks) > MAX_CHUNKS_PER_SHARD:
         raise SlideError(f"{file}: level {number} has shards of {array.shards}, too many chunks each; write it again")
     return array

@@ -68,8 +68,9 @@ def resolve(
 
     Args:
         counts: Number of local ids of each block, so that block k's ids are 1..counts[k].
-        visible: Per block, (counts[k],) whether a local id has pixels in the block's inner region. An id that has none is
-            never painted, but still joins those that it matches.
+        visible: Per block, (counts[k],) whether a local id has pixels in the block's inner region. One that has none is
+            never painted, and joins nothing: near the end of what a block sees its labels are at their worst, and would
+            join objects that their owner tells apart.
         matches: (first block, second block, their matches).
 
     Returns:
@@ -81,12 +82,15 @@ def resolve(
     total = int(offsets[-1])
     if total == 0:
         return offsets, np.zeros(0, np.int64), 0
+    painted = np.concatenate(list(visible))
     edges = [(offsets[one] + found.first - 1, offsets[two] + found.second - 1) for one, two, found in matches]
     rows = np.concatenate([np.zeros(0, np.int64), *(edge[0] for edge in edges)])
     columns = np.concatenate([np.zeros(0, np.int64), *(edge[1] for edge in edges)])
+    owned = painted[rows] & painted[columns]
+    rows, columns = rows[owned], columns[owned]
     graph = coo_array((np.ones(rows.size, bool), (rows, columns)), shape=(total, total))
     groups: NDArray[np.int64] = connected_components(graph, directed=False)[1].astype(np.int64)
-    return offsets, *_numbered(groups, np.concatenate(list(visible)))
+    return offsets, *_numbered(groups, painted)
 
 
 def _numbered(groups: NDArray[np.int64], painted: NDArray[np.bool_]) -> tuple[NDArray[np.int64], int]:

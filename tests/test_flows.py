@@ -55,7 +55,11 @@ def task_runs(slide: str, n_blocks: int = 9) -> dict[str, tuple[str, int]]:
     deadline = time.monotonic() + 30
     while True:
         with get_client(sync_client=True) as client:
-            runs = [run for run in client.read_task_runs(flow_run_filter=these, sort=TaskRunSort.NAME_ASC, limit=200) if run.name.startswith("block")]
+            runs = [
+                run
+                for run in client.read_task_runs(flow_run_filter=these, sort=TaskRunSort.NAME_ASC, limit=200)
+                if run.name.startswith("block")
+            ]
         if len(runs) == n_blocks and all(run.state and run.state.is_final() for run in runs):
             return {run.name: (run.state_name, run.run_count) for run in runs}
         assert time.monotonic() < deadline, [(run.name, run.state_name, run.run_count) for run in runs]
@@ -117,7 +121,9 @@ def test_overlay_is_a_picture(cmu1_result: Path) -> None:
         assert len(picture.convert("RGB").getcolors(maxcolors=2**24)) > 1000
 
 
-def test_same_bytes_with_one_worker_in_reverse_order(cmu1: Path, cmu1_result: Path, prefect_server, tmp_path: Path) -> None:
+def test_same_bytes_with_one_worker_in_reverse_order(
+    cmu1: Path, cmu1_result: Path, prefect_server, tmp_path: Path
+) -> None:
     from prefect_dask.task_runners import DaskTaskRunner
 
     from slidesam.flows.cluster import LocalProfile, open_cluster
@@ -168,7 +174,9 @@ def test_a_block_that_fails_once_is_retried_and_the_slide_finishes(two_workers, 
 def test_a_block_that_always_fails_is_named_and_costs_no_other(two_workers, tmp_path: Path) -> None:
     log, output = tmp_path / "log", tmp_path / "out"
     slide = write_numbered_slide(tmp_path / "always.tif")
-    with pytest.raises(BlockFailures, match="always: 1 of 9 blocks failed.*block 4: RuntimeError: made to fail") as caught:
+    with pytest.raises(
+        BlockFailures, match="always: 1 of 9 blocks failed.*block 4: RuntimeError: made to fail"
+    ) as caught:
         segment(slide, output, faulty(log, fail_on=5, times=3))
     assert caught.value.block_ids == (4,)
     assert not (output / "always.cells.run.json").exists()

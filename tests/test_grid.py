@@ -40,17 +40,23 @@ def test_all_windows_have_one_shape_and_hold_the_outer_region(grid: BlockGrid) -
 
 
 @given(grids)
-def test_seams_are_the_pairs_of_touching_blocks_each_once(grid: BlockGrid) -> None:
-    touching = {
+def test_seams_are_the_pairs_within_a_halo_each_once(grid: BlockGrid) -> None:
+    near = {
         (a.block_id, b.block_id)
         for a in grid
         for b in grid
         if a.block_id < b.block_id
-        and max(abs(a.block_index[0] - b.block_index[0]), abs(a.block_index[1] - b.block_index[1])) == 1
+        and all(
+            abs(a.block_index[axis] - b.block_index[axis]) <= max(1, -(-grid.halo // grid.block_shape[axis])) for axis in (0, 1)
+        )
     }
     seams = list(grid.seams())
-    assert {(seam.first, seam.second) for seam in seams} == touching
-    assert len(seams) == len(touching)
+    assert {(seam.first, seam.second) for seam in seams} == near
+    assert len(seams) == len(near)
+    for block in grid:
+        met = {pair for pair in near if block.block_id in pair}
+        seen = [other for other in grid if not (other.inner & block.outer).is_empty and other != block]
+        assert {tuple(sorted((block.block_id, other.block_id))) for other in seen} <= met
     assert all(seam.overlap == grid[seam.first].outer & grid[seam.second].outer for seam in seams)
 
 

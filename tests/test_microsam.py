@@ -81,6 +81,8 @@ def reference(microsam_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("reference")
     listed = []
     for name, case in CASES.items():
+        # With more threads micro-sam's own labels differ from run to run here (see MicroSamSegmenter).
+        one_thread = {"n_threads": 1} if case.mode == "ais" and case.tile_shape else {}
         np.save(folder / f"{name}.npy", case.make_block())
         listed.append(
             {
@@ -91,7 +93,7 @@ def reference(microsam_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
                 "tile_shape": case.tile_shape,
                 "halo": (64, 64) if case.tile_shape else None,
                 "init_options": {key: case.options[key] for key in case.options.keys() & INIT_OPTIONS},
-                "generate_options": {key: case.options[key] for key in case.options.keys() - INIT_OPTIONS},
+                "generate_options": {key: case.options[key] for key in case.options.keys() - INIT_OPTIONS} | one_thread,
                 "range": case.range,
             }
         )
@@ -111,54 +113,49 @@ class TestAgainstMicroSam:
     ) -> None:
         case = CASES[name]
         segmenter = MicroSamSegmenter(case.settings(microsam_checkpoint), is_rgb=False)
-        unpickler = pickle.Unpickler
+        if name == "ais":
+            blank = segmenter.segment(np.full((256, 256, 3), 240, np.uint8), {})
+            assert blank.shape == (256, 256)  # and leaves nothing behind that the next block could see
         labels = segmenter.segment(case.make_block(), case.range or {})
-        assert pickle.Unpickler is unpickler
         assert len(np.unique(labels)) > 10
         assert labels.shape == case.make_block().shape[:2]
         np.testing.assert_array_equal(labels, reference[name])
         assert capfd.readouterr().out == ""
 
-    def test_a_blank_block_is_no_error_and_leaves_nothing_behind(
-        self, reference: dict[str, np.ndarray], microsam_checkpoint: Path
-    ) -> None:
-        segmenter = MicroSamSegmenter(CASES["ais"].settings(microsam_checkpoint), is_rgb=True)
-        blank = segmenter.segment(np.full((256, 256, 3), 240, np.uint8), {})
-        assert blank.shape == (256, 256)
-        np.testing.assert_array_equal(segmenter.segment(rgb_block(), {}), reference["ais"])
-
-    @pytest.mark.parametrize(
-        ("mode", "tile_shape", "options"),
-        [
-            ("ais", None, {"foreground_threshold": 1.0}),
-            ("ais", (128, 128), {"foreground_threshold": 1.0}),
-            ("apg", None, {"center_distance_threshold": 0.0}),
-            ("apg", (128, 128), {"center_distance_threshold": 0.0}),
-            ("amg", None, {"points_per_side": 2, "pred_iou_thresh": 2.0}),
-            ("amg", (128, 128), {"points_per_side": 2, "pred_iou_thresh": 2.0}),
-        ],
-    )
+    @pytest.mark.parametrize("tile_shape", [None, (128, 128)])
+    @pytest.mark.parametrize("mode", ["ais", "apg", "amg"])
     def test_nothing_found_is_all_zero(
-        self,
-        mode: str,
-        tile_shape: tuple[int, int] | None,
-        options: dict[str, Any],
-        microsam_checkpoint: Path,
-        monkeypatch: pytest.MonkeyPatch,
+        self, mode: str, tile_shape: tuple[int, int] | None, microsam_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        options = {"points_per_side": 2, "pred_iou_thresh": 2.0} if mode == "amg" else {}
         settings = MicroSam(checkpoint=str(microsam_checkpoint), mode=mode, tile_shape=tile_shape, options=options)
         segmenter = MicroSamSegmenter(settings, is_rgb=False)
-        # The encoder, which takes ten seconds, is left out: what it says of a blank block is the same everywhere.
-        encoded = {
-            "features": np.zeros((1, 256, 64, 64), np.float32),
-            "input_size": (1024,) * 2,
-            "original_size": (128,) * 2,
-        }
-        monkeypatch.setattr(segmenter, "_encode", lambda rgb: dict(encoded))
-        labels = segmenter.segment(np.full((128, 128), 7, np.uint16), intensity_range(np.full((9, 9), 7), is_rgb=False))
-        assert labels.shape == (128, 128)
+        # Encoder and decoder, which take 20 s, are stood in for.
+        monkeypatch.setattr(segmenter, "_encode", encode_blank)
+        if mode != "amg":
+            monkeypatch.setattr(segmenter._segmenter, "_decoder", BlankDecoder())
+        params = intensity_range(np.full((9, 9), 7), is_rgb=False)
+        labels = segmenter.segment(np.full((128, 192), 7, np.uint16), params)
+        assert labels.shape == (128, 192)
         assert np.issubdtype(labels.dtype, np.integer)
         assert not labels.any()
+
+
+def encode_blank(rgb: np.ndarray) -> dict[str, Any]:
+    features = np.zeros((1, 256, 64, 64), np.float32)
+    return {"features": features, "input_size": (1024, 1024), "original_size": rgb.shape[:2]}
+
+
+class BlankDecoder:
+    """Finds no foreground."""
+
+    def __call__(self, features: Any, input_shape: tuple[int, int], original_shape: tuple[int, int]) -> Any:
+        return features.new_zeros(1, 3, *original_shape)
+
+    def _forward_impl(self, features: Any) -> Any:
+        return features
+
+    postprocess_masks = __call__
 
 
 class TestRefusals:

@@ -175,9 +175,9 @@ class MicroSamSegmenter:
         if settings.tile_shape is not None and settings.tile_halo is None:
             self._tile_halo = (settings.tile_shape[0] // 4, settings.tile_shape[1] // 4)
         if mode == "ais" and settings.tile_shape is not None:
-            # As automatic_instance_segmentation does, but with no more threads than the job has.
-            self._generate_with |= {"tile_shape": self._tile_shape, "halo": self._tile_halo}
-            self._generate_with["n_threads"] = torch.get_num_threads()
+            # As automatic_instance_segmentation does, but with one thread: python-elf smooths the maps in place, tile by
+            # tile, and threads read each other's half-smoothed borders, so that labels differ from run to run.
+            self._generate_with |= {"tile_shape": self._tile_shape, "halo": self._tile_halo, "n_threads": 1}
         # It draws its progress bar whatever `verbose` says.
         self._is_chatty = mode == "apg" and settings.tile_shape is not None
         # The predictor holds the current image: threads of one worker must take turns.

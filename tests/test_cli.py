@@ -1,0 +1,143 @@
+"""The command as a person meets it: exit codes, one-line errors, what is left behind, the history afterwards."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import yaml
+
+from slidesam.tasks.config import make_settings
+from tests.slides import write_numbered_slide
+
+
+def slidesam(*arguments: object, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command with its own PREFECT_HOME and no server to talk to."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
+    command = [str(Path(sys.executable).with_name("slidesam")), *map(str, arguments)]
+    env = {**kept, "PREFECT_HOME": str(home), "COLUMNS": "200", **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=240, check=False)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+def errors_of(result: subprocess.CompletedProcess[str]) -> list[str]:
+    assert "Traceback" not in result.stderr + result.stdout
+    return [line for line in result.stderr.splitlines() if line.startswith("error:")]
+
+
+@pytest.mark.parametrize("command", [[], ["segment"], ["inspect"], ["status"], ["settings"], ["demo"]])
+def test_help_answers(command, home) -> None:
+    result = slidesam(*command, "--help", home=home)
+    assert result.returncode == 0
+    assert "Usage: slidesam" in result.stdout
+
+
+def test_help_is_quick_because_it_loads_no_prefect() -> None:
+    code = "import sys, slidesam.flows.cli; print({'prefect', 'dask', 'zarr', 'skimage', 'torch'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["segment"], 2, "Missing argument"),
+        (["segment", "a.svs"], 2, "--output"),
+        (["segment", "a.svs", "--output", "o", "--set", "blocks.halo"], 2, "a.b=c"),
+        (["segment", "a.svs", "--output", "o", "--set", "blocks.hallo=3"], 1, "unknown setting blocks.hallo: did you mean blocks.halo?"),
+        (["segment", "a.svs", "--output", "o", "--set", "blocks.halo=wide"], 1, "setting blocks.halo"),
+        (["segment", "a.svs", "--output", "o", "--segmenter", "cellpose"], 1, "segmenter.kind"),
+        (["segment", "a.svs", "--output", "o", "--settings", "none.yaml"], 1, "none.yaml"),
+        (["inspect", "no-such.svs"], 1, "no-such.svs"),
+        (["status", "no-such-folder"], 1, "no-such-folder"),
+    ],
+)  # fmt: skip
+def test_wrong_usage_and_settings(arguments, code, words, home, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = slidesam(*arguments, home=home)
+    assert result.returncode == code
+    assert words in result.stderr
+    if code == 1:
+        assert len(errors_of(result)) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_printed_settings_are_the_settings(home, tmp_path) -> None:
+    printed = slidesam("settings", "--segmenter", "watershed", "--set", "blocks.halo=64", home=home).stdout
+    assert make_settings(yaml.safe_load(printed)) == make_settings(
+        overrides={"segmenter.kind": "watershed", "blocks.halo": 64}
+    )
+    comments = [line for line in printed.splitlines() if line.lstrip().startswith("#")]
+    values = [line for line in printed.splitlines() if ": " in line and not line.lstrip().startswith("#")]
+    assert len(comments) > len(values)
+
+
+def test_inspect_says_what_it_is_and_what_would_be_done(home, tmp_path) -> None:
+    slide = write_numbered_slide(tmp_path / "n.tif")
+    result = slidesam(
+        "inspect", slide, "--segmenter", "watershed", "--set", "blocks.block_shape=64", "-o", tmp_path, home=home
+    )
+    assert result.returncode == 0
+    for words in ("192 × 192 px", "uint8", "9 (3 × 3) of 64 × 64 px", "unknown", "9 of 9 blocks to segment"):
+        assert words in result.stdout
+
+
+@pytest.mark.slow
+def test_bad_slides_cost_the_good_one_nothing(home, tmp_path) -> None:
+    good = write_numbered_slide(tmp_path / "good.tif")
+    (tmp_path / "empty.tif").write_bytes(b"")
+    (tmp_path / "text.svs").write_text("not an image")
+    whole = good.read_bytes()
+    (tmp_path / "cut.tif").write_bytes(whole[: len(whole) // 2])
+    with pytest.warns(UserWarning, match="zero-size"):
+        tifffile.imwrite(tmp_path / "zero.tif", np.zeros((0, 5), np.uint8))
+    (tmp_path / "twin").mkdir()
+    write_numbered_slide(tmp_path / "twin" / "pair.tif")
+    write_numbered_slide(tmp_path / "pair.ome.tif")
+    bad = ["empty.tif", "text.svs", "cut.tif", "zero.tif", "gone.tif", "pair.ome.tif", "twin/pair.tif"]
+    output = tmp_path / "out"
+    result = slidesam(
+        "segment", *(tmp_path / name for name in bad), good, "-o", output, "--segmenter", "watershed",
+        "--set", "blocks.block_shape=64", "--set", "blocks.halo=16", "--set", "segmenter.threshold=0.5", home=home,
+    )  # fmt: skip
+    assert result.returncode == 1
+    errors = errors_of(result)
+    assert len(errors) == len(bad)
+    for name, error in zip(bad, errors, strict=True):
+        assert Path(name).name in error
+    assert "✓ good: 9 cells" in result.stdout
+    assert "1 of 8 slides finished" in result.stdout
+    assert sorted(path.name for path in output.glob("[!.]*")) == [
+        "good.cells.overlay.png",
+        "good.cells.run.json",
+        "good.ome.zarr",
+    ]
+    shown = slidesam("status", output, home=home).stdout
+    assert "9 of 9" in shown
+    assert shown.count("failed") >= 5
+
+    with sqlite3.connect(home / "prefect.db") as history:
+        flows = dict(history.execute("select name, state_type from flow_run").fetchall())
+        tasks = history.execute("select name, state_type from task_run where name like 'block %'").fetchall()
+    assert flows["good · watershed"] == "COMPLETED"
+    assert flows["empty · watershed"] == "FAILED"
+    assert [state for _, state in tasks] == ["COMPLETED"] * 9
+    assert "Error logging to API" not in result.stderr
+
+
+def test_an_api_that_does_not_answer_is_named(home, tmp_path) -> None:
+    slide = write_numbered_slide(tmp_path / "n.tif")
+    result = slidesam("segment", slide, "-o", tmp_path / "out", home=home, PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert result.returncode == 1
+    (error,) = errors_of(result)
+    assert "http://127.0.0.1:9/api" in error
+    assert not (tmp_path / "out").exists()
