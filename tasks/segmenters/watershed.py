@@ -141,7 +141,10 @@ def _otsu(samples: NDArray[np.float32]) -> float:
     if high <= low:
         return float(high) + 1.0
     counts, edges = np.histogram(samples, bins=_HISTOGRAM_BINS, range=(low, high))
-    return float(threshold_otsu(hist=(counts, (edges[:-1] + edges[1:]) / 2)))
+    lower = int(np.searchsorted(edges, threshold_otsu(hist=(counts, (edges[:-1] + edges[1:]) / 2)))) - 1
+    # Any value in a gap of the histogram parts the samples alike; its middle is the one that smoothing harms least.
+    upper = lower + 1 + int(np.argmax(counts[lower + 1 :] > 0))
+    return float((edges[lower + 1] + edges[upper]) / 2)
 
 
 def _step(samples: NDArray[np.float32], threshold: float) -> float:
