@@ -66,6 +66,7 @@ def _start(home: Path) -> tuple[str, subprocess.Popen[bytes], Path]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/api"
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with log.open("wb") as stream:
         process = subprocess.Popen(  # noqa: S603
@@ -73,15 +74,15 @@ def _start(home: Path) -> tuple[str, subprocess.Popen[bytes], Path]:
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
-            env=_server_environment(os.environ, home),
+            env=_server_environment(os.environ, home, url),
             # Its own session: Ctrl-C must reach the flow first, which then tells the server how it ended.
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
-    return f"http://127.0.0.1:{port}/api", process, log
+    return url, process, log
 
 
-def _server_environment(environment: Mapping[str, str], home: Path) -> dict[str, str]:
+def _server_environment(environment: Mapping[str, str], home: Path, url: str) -> dict[str, str]:
     return {
         **environment,
         "PREFECT_HOME": str(home),
@@ -89,6 +90,8 @@ def _server_environment(environment: Mapping[str, str], home: Path) -> dict[str,
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
         "PREFECT_API_URL": "",
+        # The pages ask the API at port 4200 unless told otherwise.
+        "PREFECT_SERVER_UI_API_URL": url,
     }
 
 

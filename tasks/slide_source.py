@@ -81,7 +81,7 @@ class TczyxView:
     """One level of a slide as a lazy array with axes t, c, z, y, x, whatever their order in the file.
 
     Indexing with integers and slices reads the pixels, and only the tiles, strips or chunks that hold them. Steps are for
-    t, c and z only. Safe to use from several threads.
+    t, c and z only, and forwards. Safe to use from several threads.
 
     Attributes:
         shape: Sizes (t, c, z, y, x).
@@ -103,8 +103,8 @@ class TczyxView:
     def __getitem__(self, key: Any) -> NDArray[Any]:
         ranges, scalars = _normalised(key, self.shape)
         ts, cs, zs, ys, xs = ranges
-        if ys.step != 1 or xs.step != 1:
-            raise IndexError("steps along y and x aren't supported")
+        if ys.step != 1 or xs.step != 1 or min(each.step for each in ranges) < 1:
+            raise IndexError("steps along y and x, and backwards, aren't supported")
         if not all(len(each) for each in ranges):
             pixels = np.empty(tuple(len(each) for each in ranges), self.dtype)
         else:

@@ -72,7 +72,7 @@ def _mpp(
         mpp, remarks = credible_mpp(*image.mpp, "OME metadata")
         if mpp is not None:
             return mpp, remarks
-    if series.kind == "svs":
+    if series.kind == "svs" or tiff.is_svs:
         found = _MPP_IN_APERIO.search(series.keyframe.description) or _MPP_IN_APERIO.search(
             tiff.pages.first.description
         )

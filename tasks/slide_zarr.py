@@ -143,8 +143,8 @@ class ZarrSource:
 
 
 def _fetch(array: Any, axes: str, ts: range, cs: Sequence[int], zs: range, region: Region) -> NDArray[Any]:
-    channels = list(cs)
-    contiguous = channels == list(range(channels[0], channels[0] + len(channels)))
+    channels = sorted(set(cs))
+    contiguous = channels == list(range(channels[0], channels[-1] + 1))
     wanted: dict[str, Any] = {
         "t": slice(ts.start, ts.stop, ts.step),
         "c": slice(channels[0], channels[-1] + 1) if contiguous else channels,
@@ -157,7 +157,8 @@ def _fetch(array: Any, axes: str, ts: range, cs: Sequence[int], zs: range, regio
     pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
     present = [axis for axis in "tczyx" if axis in axes]
     pixels = pixels.transpose([axes.index(axis) for axis in present])
-    return pixels[tuple(slice(None) if axis in axes else None for axis in "tczyx")]
+    pixels = pixels[tuple(slice(None) if axis in axes else None for axis in "tczyx")]
+    return pixels if list(cs) == channels else pixels[:, [channels.index(channel) for channel in cs]]
 
 
 def _tczyx(axes: str, sizes: Sequence[int]) -> Shape5:
