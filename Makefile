@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 DEMO   ?= demo-output
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo test lint format typecheck clean
+.PHONY: help install lock demo test test-fast screenshots accuracy lint format typecheck clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,24 @@ lock:  ## resolve pyproject.toml anew into requirements.lock (names and versions
 	    --no-annotate --no-header --no-emit-index-url --upgrade --output-file requirements.lock pyproject.toml
 
 TYPED := $(VENV)/typed
+
+demo: install  ## make a 4096 x 4096 px slide and segment it, about a minute; look at the picture that it names
+	@$(BIN)/slidesam demo --output $(DEMO)
+
+test: lint  ## lint, types and all tests (about ten minutes on two cores; fast ones alone: make test-fast)
+	@$(BIN)/python -m pytest
+
+test-fast: install  ## the tests that take seconds
+	@$(BIN)/python -m pytest -m "not slow"
+
+screenshots: install  ## the browser test, keeping its pictures in screenshots/
+	@SLIDESAM_SCREENSHOTS=screenshots $(BIN)/python -m pytest -m browser
+
+accuracy: install  ## how well `watershed` finds nuclei, in blocks and as a whole (needs ../shared/data)
+	@$(BIN)/python -m benchmarks.accuracy
+
+clean:  ## remove .venv and what was made
+	@rm -rf $(VENV) $(DEMO) build screenshots .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 lint: install  ## ruff, the rule that keeps the layers apart, mypy
 	@$(BIN)/ruff check .

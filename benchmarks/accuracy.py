@@ -64,8 +64,14 @@ def main() -> None:
             whole = run(image, 4096, Path(scratch))
             rows = [("whole", whole), *((str(block), run(image, block, Path(scratch))) for block in blocks)]
         for block, labels in rows:
-            same = ("", "") if block == "whole" else (f"{score(labels, whole, 0.9999):.4f}", f"{score(labels, whole, 0.9):.4f}")
-            table.add_row(name, block, f"{np.unique(truth).size - 1}", f"{labels.max()}", f"{score(labels, truth):.3f}", *same)
+            same = (
+                ("", "")
+                if block == "whole"
+                else (f"{score(labels, whole, 0.9999):.4f}", f"{score(labels, whole, 0.9):.4f}")
+            )
+            table.add_row(
+                name, block, f"{np.unique(truth).size - 1}", f"{labels.max()}", f"{score(labels, truth):.3f}", *same
+            )
     Console().print(table)
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 from rich.console import Console
+
 from slidesam.tasks.config import SEGMENTER_KINDS, Settings, make_settings
 from slidesam.tasks.errors import SettingsError, SlidesamError
 

@@ -21,6 +21,7 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect_dask.task_runners import DaskTaskRunner
+
 from slidesam.flows.cluster import LocalProfile, open_cluster
 from slidesam.flows.progress import stage
 from slidesam.flows.words import in_one_line

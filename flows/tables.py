@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel
 from rich.table import Table
 from rich.text import Text
+
 from slidesam.tasks.config import Settings
 from slidesam.tasks.errors import SegmenterError
 from slidesam.tasks.plan import finished_facts

@@ -9,6 +9,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 from skimage import data
+
 from slidesam.tasks.config import Settings, make_settings
 
 _SIDE = 4096

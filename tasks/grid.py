@@ -106,7 +106,9 @@ class BlockGrid:
         A block, or the slide where that is smaller, plus the halo on each side. Where the outer region is clipped by the slide
         the image is padded; a slide in one block is padded likewise, so that its edges look the same in one block and in many.
         """
-        height, width = (min(size, block) + 2 * self.halo for size, block in zip(self.shape, self.block_shape, strict=True))
+        height, width = (
+            min(size, block) + 2 * self.halo for size, block in zip(self.shape, self.block_shape, strict=True)
+        )
         return height, width
 
     def __len__(self) -> int:

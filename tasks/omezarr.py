@@ -26,6 +26,7 @@ from ome_zarr_models.v04.axes import Axis as AxisV04
 from ome_zarr_models.v05 import multiscales as v05
 from ome_zarr_models.v05.axes import Axis as AxisV05
 from zarr.codecs import BloscCodec
+
 from slidesam.tasks.config import ImageSettings
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.grid import Region
@@ -127,9 +128,7 @@ def create_plane_array(
             name, shape=shape, chunks=chunks, dtype=dtype, compressors=compressor, overwrite=True,
             chunk_key_encoding={"name": "v2", "separator": "/"},
         )  # fmt: skip
-    compressors = (
-        [] if image.codec == "none" else [BloscCodec(cname=image.codec, clevel=3, shuffle="bitshuffle")]
-    )
+    compressors = [] if image.codec == "none" else [BloscCodec(cname=image.codec, clevel=3, shuffle="bitshuffle")]
     return group.create_array(
         name, shape=shape, shards=(1, 1, 1, *shard), chunks=chunks, dtype=dtype, compressors=compressors,
         dimension_names=AXES, overwrite=True,

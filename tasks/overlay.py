@@ -10,6 +10,7 @@ import zarr
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from skimage.segmentation import find_boundaries
+
 from slidesam.tasks.grid import BlockGrid, Region
 from slidesam.tasks.overview import published_scale, read_published
 from slidesam.tasks.slide import Slide, SlideReader

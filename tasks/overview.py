@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+
 from slidesam.tasks.grid import Region
 from slidesam.tasks.omezarr import create_plane_array, create_store, describe_image, level_shapes, write_plane
 from slidesam.tasks.pyramid import average, read_overview

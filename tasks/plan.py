@@ -29,6 +29,8 @@ _PACKAGES = (
     "micro-sam",
 )
 
+_PREPARED = ("params", "fill", "device", "threads")
+
 
 def plan_run(slide: Path, output: Path, settings: Settings) -> Run:
     """Inspects the slide and the segmenter; reads metadata only.
@@ -96,14 +98,14 @@ def read_states(output: Path) -> list[dict[str, Any]]:
     return states
 
 
-def provenance(run: Run, *, objects: int, seconds: dict[str, float], params: dict[str, Any]) -> dict[str, Any]:
+def provenance(run: Run, *, objects: int, seconds: dict[str, float], prepared: dict[str, Any]) -> dict[str, Any]:
     """How the result was made: enough to make it again, or to say why another differs.
 
     Args:
         run: The run.
         objects: Number of objects.
         seconds: Per stage, the wall time of its tasks added up.
-        params: The segmenter's slide-wide parameters.
+        prepared: What was found before the first block: slide-wide parameters, device, threads.
     """
     return {
         "status": "finished",
@@ -113,11 +115,10 @@ def provenance(run: Run, *, objects: int, seconds: dict[str, float], params: dic
         "objects": objects,
         "blocks": len(run.grid),
         "settings": run.settings.model_dump(mode="json"),
-        "segmenter": {"identity": run.segmenter_identity, "params": params},
+        "segmenter": {"identity": run.segmenter_identity, **{key: prepared.get(key) for key in _PREPARED}},
         "fingerprints": run.fingerprints,
         "task_seconds": {stage: round(value, 3) for stage, value in seconds.items()},
         "versions": {name: version for name in _PACKAGES if (version := _version(name))},
-        "threads": os.environ.get("OMP_NUM_THREADS"),
     }
 
 

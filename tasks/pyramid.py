@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+
 from slidesam.tasks.grid import Region
 from slidesam.tasks.slide import Slide, SlideReader
 

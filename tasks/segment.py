@@ -10,6 +10,7 @@ from typing import Any
 import fastremap
 import numpy as np
 from numpy.typing import NDArray
+
 from slidesam.tasks.errors import SegmenterError
 from slidesam.tasks.grid import Block, BlockGrid
 from slidesam.tasks.segmenters import Params, Segmenter

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
+
 from slidesam.tasks.config import SlideSettings
 from slidesam.tasks.errors import SettingsError, SlideError
 from slidesam.tasks.grid import Region

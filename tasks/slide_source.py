@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
 from slidesam.tasks.errors import SlideError, SlidesamError
 from slidesam.tasks.grid import Region
 

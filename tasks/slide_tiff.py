@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
+
 from slidesam.tasks.errors import SettingsError, SlideError
 from slidesam.tasks.grid import Region
 from slidesam.tasks.slide_ome import MAX_PLANES, OmeDocument, read_ome_xml

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tifffile
+
 from slidesam.tasks.slide_ome import OmeDocument, OmeImage, micrometres
 from slidesam.tasks.slide_source import RGB_NAMES, SourceFacts, are_rgb, credible_mpp, in_one_line
 from slidesam.tasks.slide_tiff_layout import TiffLevel

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
+
 from slidesam.tasks.grid import Region
 from slidesam.tasks.slide_source import Shape5
 

@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 import tifffile
+
 from slidesam.tasks.errors import SlideError
 from slidesam.tasks.slide_source import Shape5, check_chunk, check_dtype, check_level
 from slidesam.tasks.slide_tiff_layout import Axes, Page, TiffLevel

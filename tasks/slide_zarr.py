@@ -22,6 +22,10 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.abc.store import ByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import LocalStore, WrapperStore
+
 from slidesam.tasks.errors import SlideError
 from slidesam.tasks.grid import Region
 from slidesam.tasks.slide_ome import OmeImage, read_ome_xml
@@ -47,9 +51,6 @@ from slidesam.tasks.slide_zarr_metadata import (
     Multiscales,
     find_image,
 )
-from zarr.abc.store import ByteRequest
-from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import LocalStore, WrapperStore
 
 MAX_COUNTED_CHUNKS = 10_000
 MIN_CHUNK_PIXELS, MAX_TINY_CHUNKS = 1024, 2**16  # smaller chunks are well where there are few of them

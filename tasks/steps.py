@@ -13,14 +13,18 @@ Their functions (`.fn`) are the one code path per block, seam and shard: serial,
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+
 from slidesam.tasks import omezarr, stitch
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.grid import Region
@@ -51,8 +55,11 @@ def prepare_slide(run: Run) -> Facts:
         overview = overview[::step, ::step]
         fill = background_of(overview, is_rgb=run.slide.is_rgb)
         shown = overview[..., 0] if overview.shape[2] == 1 else overview
-        params = _segmenter(run).prepare(shown, run.slide)
-        known = {"params": params, "fill": fill.tolist(), "seconds": time.perf_counter() - started}
+        segmenter = _segmenter(run)
+        params = segmenter.prepare(shown, run.slide)
+        # Part of what makes results equal, so the provenance has it.
+        where = {"device": getattr(segmenter, "device", "cpu"), "threads": os.environ.get("OMP_NUM_THREADS")}
+        known = {"params": params, "fill": fill.tolist(), **where, "seconds": time.perf_counter() - started}
         write_json(path, known)
     BlockResults(run, create=True)
     return known
@@ -162,7 +169,7 @@ def export_slide(run: Run, objects: int, seconds: dict[str, float]) -> Facts:
     omezarr.finish_label(zarr.open_group(run.store, mode="r+"), run.label, run.slide.mpp)
     known = read_json(run.segment_folder / "params.json") or {}
     seconds = {**seconds, "export": time.perf_counter() - started}
-    facts = provenance(run, objects=objects, seconds=seconds, params=known.get("params", {}))
+    facts = provenance(run, objects=objects, seconds=seconds, prepared=known)
     write_json(run.provenance, facts)
     return facts
 
@@ -195,10 +202,8 @@ def _ready_label(run: Run, objects: int) -> None:
     write_json(started, {"objects": objects})
 
 
-def _forget(folder: Any) -> None:
+def _forget(folder: Path) -> None:
     """Removes a folder of marks, the one that says `started` first."""
-    import shutil
-
     (folder / "started.json").unlink(missing_ok=True)
     shutil.rmtree(folder)
 

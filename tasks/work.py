@@ -26,6 +26,7 @@ import zarr
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from zarr.codecs import BloscCodec
+
 from slidesam.tasks.config import Settings
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.grid import Block, BlockGrid, Region

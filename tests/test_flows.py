@@ -175,7 +175,7 @@ def test_a_block_that_always_fails_is_named_and_costs_no_other(two_workers, tmp_
     log, output = tmp_path / "log", tmp_path / "out"
     slide = write_numbered_slide(tmp_path / "always.tif")
     with pytest.raises(
-        BlockFailures, match="always: 1 of 9 blocks failed.*block 4: RuntimeError: made to fail"
+        BlockFailures, match=r"always: 1 of 9 blocks failed.*block 4: RuntimeError: made to fail"
     ) as caught:
         segment(slide, output, faulty(log, fail_on=5, times=3))
     assert caught.value.block_ids == (4,)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from slidesam.tasks.errors import SettingsError
 from slidesam.tasks.grid import BlockGrid
 
@@ -47,7 +48,8 @@ def test_seams_are_the_pairs_within_a_halo_each_once(grid: BlockGrid) -> None:
         for b in grid
         if a.block_id < b.block_id
         and all(
-            abs(a.block_index[axis] - b.block_index[axis]) <= max(1, -(-grid.halo // grid.block_shape[axis])) for axis in (0, 1)
+            abs(a.block_index[axis] - b.block_index[axis]) <= max(1, -(-grid.halo // grid.block_shape[axis]))
+            for axis in (0, 1)
         )
     }
     seams = list(grid.seams())

@@ -12,11 +12,11 @@ import tifffile
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from slidesam.tasks.config import SlideSettings
 from slidesam.tasks.errors import SlideError
 from slidesam.tasks.grid import Region
 from slidesam.tasks.slide import Slide, SlideReader, open_slide, slide_name
-
 from tests.made_slides import Made, make_all, pixels, tczyx, write_tiff, write_zarr
 
 RGB, COLOURS = ("red", "green", "blue"), ("FF0000", "00FF00", "0000FF")

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from zarr.codecs import BloscCodec
+
 from slidesam.tasks.config import SlideSettings
 from slidesam.tasks.errors import SettingsError, SlideError
 from slidesam.tasks.grid import Region
 from slidesam.tasks.slide import SlideReader, open_slide
-from zarr.codecs import BloscCodec
-
 from tests.made_slides import Made, make_all, pixels, write_tiff, write_zarr
 
 

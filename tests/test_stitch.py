@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
+
 from slidesam.tasks.grid import BlockGrid
 from slidesam.tasks.segment import segment_outer
 from slidesam.tasks.segmenters.function import PlainFunction
 from slidesam.tasks.stitch import match_seam, paint, resolve, visible_ids
-
 from tests.same import assert_same_segmentation
 
 

@@ -10,7 +10,7 @@ import tifffile
 from scipy import ndimage
 from skimage import data
 
-from slidesam.tasks.config import Watershed, make_settings
+from slidesam.tasks.config import Watershed
 from slidesam.tasks.errors import SegmenterError
 from slidesam.tasks.segmenters.watershed import WatershedSegmenter
 from tests.same import assert_same_segmentation, score

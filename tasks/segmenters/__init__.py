@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
 from slidesam.tasks.config import Function, MicroSam, SegmenterSettings, Watershed
 
 if TYPE_CHECKING:

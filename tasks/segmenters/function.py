@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
 from slidesam.tasks.config import Function
 from slidesam.tasks.errors import SegmenterError
 

@@ -140,6 +140,9 @@ class MicroSamSegmenter:
         settings: The segmenter's settings.
         is_rgb: Whether the slide is red, green and blue.
 
+    Attributes:
+        device: Where the model is: cpu, cuda or mps.
+
     Raises:
         SegmenterError: micro-sam, the weights, the device or an option isn't there; the message says what to do.
     """
@@ -152,7 +155,7 @@ class MicroSamSegmenter:
         threads = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
         if threads.isdigit() and int(threads) > 0:
             torch.set_num_threads(int(threads))
-        device = _device(settings.device)
+        device = self.device = _device(settings.device)
         predictor, state = _load_model(settings, model_name(settings, is_rgb), weights, device)
         mode = _mode(settings, weights, "decoder_state" in state)
         made_with, self._generate_with = _split_options(settings, mode)

@@ -27,6 +27,7 @@ from scipy import ndimage
 from skimage.color import hed_from_rgb
 from skimage.filters import threshold_otsu
 from skimage.segmentation import watershed
+
 from slidesam.tasks.config import Watershed
 from slidesam.tasks.errors import SegmenterError
 
