@@ -59,8 +59,7 @@ def root(
     ] = False,
 ) -> None:
     """Options that all commands share."""
-    if debug:
-        os.environ["SLIDESAM_DEBUG"] = "1"
+    # Read by `main`, so that it may stand anywhere.
 
 
 @app.command()
@@ -228,7 +227,10 @@ def main() -> None:
     """Entry point: any error becomes one line and exit code 1, wrong usage 2, Ctrl-C 130."""
     os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "false")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    if "--debug" not in sys.argv:
+    if "--debug" in sys.argv:
+        sys.argv.remove("--debug")
+        os.environ["SLIDESAM_DEBUG"] = "1"
+    else:
         # The console is for people, the whole log is in the Prefect UI. Workers inherit this.
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     try:

@@ -6,13 +6,15 @@ slides of one command share one.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+# Enough for a block of 2048 px with any segmenter; twice what `watershed` takes.
+_BYTES_PER_WORKER = 4 * 2**30
 
 
 class LocalProfile(BaseModel):
@@ -23,14 +25,19 @@ class LocalProfile(BaseModel):
     kind: Literal["local"] = "local"
     """Kind of cluster."""
     workers: Annotated[int, Field(ge=1)] | None = None
-    """Worker processes; none = as many as this machine has cores for."""
+    """Worker processes; none = as many as this machine has cores and memory (4 GiB each) for."""
     threads: Annotated[int, Field(ge=1)] = 1
     """Threads that the computing of one block uses. It is part of what makes results equal: see the provenance."""
 
     @property
     def n_workers(self) -> int:
         """Worker processes that will be started."""
-        return self.workers or max(1, len(os.sched_getaffinity(0)) // self.threads)
+        if self.workers is not None:
+            return self.workers
+        from dask.system import CPU_COUNT
+        from distributed.system import MEMORY_LIMIT
+
+        return max(1, min(CPU_COUNT // self.threads, MEMORY_LIMIT // _BYTES_PER_WORKER))
 
 
 class Cluster:

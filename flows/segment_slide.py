@@ -100,7 +100,7 @@ def segment_blocks(run: Run, block_ids: Sequence[int] | None = None) -> dict[str
     Raises:
         BlockFailures: Some blocks failed after their retries; all others are done.
     """
-    prepared = steps.prepare_slide.submit(run).result()
+    prepared = with_retries(steps.prepare_slide, run.settings.run).submit(run).result()
     wanted = range(len(run.grid)) if block_ids is None else block_ids
     done = Marks(run.segment_folder).done()
     todo = [block_id for block_id in wanted if block_id not in done]
@@ -140,9 +140,9 @@ def stitch_and_export(run: Run, seconds: dict[str, float]) -> Facts:
     size = max(_STITCH_BLOCKS, -(-len(blocks) // _STITCH_TASKS))
     seconds = dict(seconds)
     seconds["match"] = _in_batches("matching seams", steps.match_blocks, run, blocks, size)
-    objects = steps.resolve_objects.submit(run).result()["objects"]
+    objects = with_retries(steps.resolve_objects, run.settings.run).submit(run).result()["objects"]
     seconds["paint"] = _in_batches("painting labels", steps.paint_blocks, run, blocks, size)
-    facts: Facts = steps.export_slide.submit(run, objects, seconds).result()
+    facts: Facts = with_retries(steps.export_slide, run.settings.run).submit(run, objects, seconds).result()
     get_run_logger().info("%s: %d objects, in %s", run.name, objects, run.store)
     return facts
 
