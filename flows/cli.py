@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -75,7 +79,7 @@ def segment(
     from slidesam.flows.cluster import LocalProfile
 
     chosen = load_settings(settings, segmenter, overrides)
-    raise typer.Exit(run_slides(slides, output, chosen, LocalProfile(workers=workers)))
+    raise typer.Exit(run_or_stop(slides, output, chosen, LocalProfile(workers=workers)))
 
 
 @app.command()
@@ -133,7 +137,7 @@ def demo(
     if not slide.exists():
         out.print(f"making {slide}")
         make_demo_slide(slide)
-    raise typer.Exit(run_slides([slide], output, demo_settings(), LocalProfile(workers=workers)))
+    raise typer.Exit(run_or_stop([slide], output, demo_settings(), LocalProfile(workers=workers)))
 
 
 def load_settings(path: Path | None, segmenter: str | None, overrides: Sequence[str] | None) -> Settings:
@@ -162,6 +166,15 @@ def load_settings(path: Path | None, segmenter: str | None, overrides: Sequence[
     return make_settings(values, changed)
 
 
+def run_or_stop(slides: Sequence[Path], output: Path, settings: Settings, profile: LocalProfile) -> int:
+    """`run_slides`, or 130 after Ctrl-C."""
+    try:
+        return run_slides(slides, output, settings, profile)
+    except KeyboardInterrupt:
+        err.print("\nstopped: the same command goes on from here")
+        return 130
+
+
 def run_slides(slides: Sequence[Path], output: Path, settings: Settings, profile: LocalProfile) -> int:
     """Segments slides one after the other on one cluster; a bad one doesn't cost the others.
 
@@ -174,7 +187,7 @@ def run_slides(slides: Sequence[Path], output: Path, settings: Settings, profile
 
     names = Counter(slide_name(slide) for slide in slides)
     failed = 0
-    with prefect_api(), open_cluster(profile):
+    with interrupts() as stopped, prefect_api(), open_cluster(profile):
         for slide in slides:
             name = slide_name(slide)
             if names[name] > 1:
@@ -185,13 +198,37 @@ def run_slides(slides: Sequence[Path], output: Path, settings: Settings, profile
                 )
                 failed += 1
             else:
-                failed += not _run_slide(slide, name, output, settings, profile)
+                failed += not _run_slide(slide, name, output, settings, profile, stopped)
+            if stopped.is_set():
+                raise KeyboardInterrupt
     if len(slides) > 1:
         out.print(f"{len(slides) - failed} of {len(slides)} slides finished")
     return 1 if failed else 0
 
 
-def _run_slide(slide: Path, name: str, output: Path, settings: Settings, profile: LocalProfile) -> bool:
+@contextmanager
+def interrupts() -> Iterator[threading.Event]:
+    """Remembers Ctrl-C: raised inside a library's callback it can come back as an error of that library."""
+    stopped = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopped.set()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield stopped
+    except Exception:
+        if stopped.is_set():
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _run_slide(
+    slide: Path, name: str, output: Path, settings: Settings, profile: LocalProfile, stopped: threading.Event
+) -> bool:
     """Runs one slide's flow with bars, and says how it ended."""
     from slidesam.flows.progress import BarReporter, showing
     from slidesam.flows.segment_slide import segment_slide
@@ -203,9 +240,11 @@ def _run_slide(slide: Path, name: str, output: Path, settings: Settings, profile
             facts = segment_slide(slide, output, settings, profile)
     except Exception as error:  # noqa: BLE001
         reporter.bars.stop()
-        _say_failed(error)
+        if not stopped.is_set():
+            _say_failed(error)
         return False
-    reporter.bars.stop()
+    finally:
+        reporter.bars.stop()
     seconds = time.monotonic() - started
     out.print(f"[green]✓[/] {name}: {facts['objects']:,} {facts['label']} in {facts['blocks']} blocks, {seconds:.1f} s")
     out.print(f"  {output / name}.ome.zarr")
@@ -224,7 +263,7 @@ def _say_failed(error: BaseException) -> None:
 
 
 def main() -> None:
-    """Entry point: any error becomes one line and exit code 1, wrong usage 2, Ctrl-C 130."""
+    """Entry point: an error becomes one line and exit code 1, wrong usage is 2, Ctrl-C 130."""
     os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "false")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     if "--debug" in sys.argv:
@@ -235,9 +274,6 @@ def main() -> None:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     try:
         app()
-    except KeyboardInterrupt:
-        err.print("\nstopped: the same command goes on from here")
-        sys.exit(130)
     except Exception as error:  # noqa: BLE001
         _say_failed(error)
         sys.exit(1)

@@ -68,8 +68,7 @@ class Cluster:
                     host="127.0.0.1",
                     dashboard_address="127.0.0.1:0",
                     memory_limit=0,
-                    # What a task imports takes seconds: let all workers do it at once, while they start.
-                    preload="slidesam.tasks.steps",
+                    preload="slidesam.flows.on_worker",
                     env=threads,
                 )
             )

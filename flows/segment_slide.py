@@ -11,7 +11,8 @@ The stages are child flows because they can need different machines: segmenting 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,28 +60,24 @@ def segment_slide(slide: Path, output: Path, settings: Settings = _DEFAULTS, clu
     Raises:
         SlidesamError: The slide, a setting or the output is of no use, or blocks failed after all retries.
     """
-    name, label = slide_name(slide), settings.output.label
     log = get_run_logger()
+    noted = partial(write_state, output, slide_name(slide), settings.output.label, slide_path=str(slide))
     try:
         run = plan_run(slide, output, settings)
         if (facts := finished_facts(run)) is not None:
-            log.info("%s: finished before with these settings, nothing to do", name)
+            log.info("%s: finished before with these settings, nothing to do", run.name)
             return facts
-        started = {
-            "slide_path": str(run.slide.path),
-            "blocks": len(run.grid),
-            "segment_folder": run.segment_folder.name,
-        }
-        write_state(output, name, label, "running", **started)
+        noted = partial(noted, blocks=len(run.grid), segment_folder=run.segment_folder.name)
+        noted("running")
         with open_cluster(cluster) as workers:
             on_workers: Any = DaskTaskRunner(address=workers.address)
-            log.info("%s: %d blocks; Dask dashboard at %s", name, len(run.grid), workers.dashboard)
+            log.info("%s: %d blocks; Dask dashboard at %s", run.name, len(run.grid), workers.dashboard)
             seconds = segment_blocks.with_options(task_runner=on_workers)(run)
             facts = stitch_and_export.with_options(task_runner=on_workers)(run, seconds)
-        write_state(output, name, label, "finished", objects=facts["objects"], **started)
+        noted("finished", objects=facts["objects"])
         return facts
-    except Exception as error:
-        _note_failure(output, name, label, slide, error)
+    except BaseException as error:
+        _note_end(noted, error)
         raise
 
 
@@ -105,9 +102,11 @@ def segment_blocks(run: Run, block_ids: Sequence[int] | None = None) -> dict[str
     done = Marks(run.segment_folder).done()
     todo = [block_id for block_id in wanted if block_id not in done]
     segment = with_retries(steps.segment_block, run.settings.run)
-    futures = {segment.with_options(task_run_name=block_name(run, block)).submit(run, block): block for block in todo}
+    futures: dict[PrefectFuture[Any], int] = {}
     failures: dict[int, str] = {}
-    with stage("segmenting blocks", len(run.grid), len(run.grid) - len(todo)) as progress:
+    with stage("segmenting blocks", len(run.grid), len(run.grid) - len(todo)) as progress, cancelled_on_error(futures):
+        for block in todo:
+            futures[segment.with_options(task_run_name=block_name(run, block)).submit(run, block)] = block
         for future in as_completed(list(futures)):
             error = failure_of(future)
             if error is not None:
@@ -150,13 +149,25 @@ def stitch_and_export(run: Run, seconds: dict[str, float]) -> Facts:
 def _in_batches(name: str, step: Task[..., Facts], run: Run, blocks: Sequence[int], size: int) -> float:
     """Runs a stitching step over all blocks, several per task; its tasks' seconds added up."""
     step = with_retries(step, run.settings.run)
-    futures = {step.submit(run, batch): len(batch) for batch in batches(blocks, size)}
+    futures: dict[PrefectFuture[Facts], int] = {}
     seconds = 0.0
-    with stage(name, len(blocks)) as progress:
+    with stage(name, len(blocks)) as progress, cancelled_on_error(futures):
+        futures |= {step.submit(run, batch): len(batch) for batch in batches(blocks, size)}
         for future in as_completed(list(futures)):
             seconds += future.result()["seconds"]
             progress.advance(futures[future])
     return seconds
+
+
+@contextlib.contextmanager
+def cancelled_on_error(futures: Mapping[PrefectFuture[Any], int]) -> Iterator[None]:
+    """Takes the tasks that still wait off the cluster when the code inside is stopped: Prefect would see them through."""
+    try:
+        yield
+    except BaseException:
+        for future in futures:
+            future.wrapped_future.cancel()  # type: ignore[attr-defined]
+        raise
 
 
 def with_retries(step: Task[..., Facts], settings: RunSettings) -> Task[..., Facts]:
@@ -190,7 +201,9 @@ def block_name(run: Run, block_id: int) -> str:
     return f"block {block_id} (row {row}, column {column})"
 
 
-def _note_failure(output: Path, name: str, label: str, slide: Path, error: Exception) -> None:
+def _note_end(noted: Callable[..., None], error: BaseException) -> None:
     """Leaves a word for `slidesam status`; where even that can't be written the error itself says enough."""
+    # Raised inside a library's callback, Ctrl-C comes back as an error of that library.
+    stopped = not isinstance(error, Exception) or KeyboardInterrupt.__name__ in str(error)
     with contextlib.suppress(SlidesamError, OSError):
-        write_state(output, name, label, "failed", slide_path=str(slide), error=in_one_line(error))
+        noted("stopped") if stopped else noted("failed", error=in_one_line(error))

@@ -53,8 +53,10 @@ def prefect_api() -> Iterator[str]:
         importlib.import_module("slidesam.flows.segment_slide")
         _wait(url, process, log)
         with temporary_settings({PREFECT_API_URL: url}):
-            yield url
-            _hand_over()
+            try:
+                yield url
+            finally:
+                _hand_over()
     finally:
         _stop(process)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -17,7 +18,7 @@ from slidesam.tasks.segmenters import segmenter_identity
 from slidesam.tasks.slide import Slide
 from slidesam.tasks.work import Marks, Run
 
-_COLOURS = {"finished": "green", "running": "yellow", "failed": "red"}
+_COLOURS = {"finished": "green", "running": "yellow", "stopped": "yellow", "failed": "red"}
 
 
 def slide_table(slide: Slide, settings: Settings, output: Path | None) -> Table:
@@ -82,31 +83,23 @@ def _plan_rows(slide: Slide, settings: Settings, output: Path | None) -> list[tu
     return [*plan, ("to do", f"{len(run.grid) - done} of {len(run.grid)} blocks to segment, then stitching and export")]
 
 
-def status_table(states: list[dict[str, Any]]) -> Table:
-    """One row per run of an output folder.
+def status_table(states: list[dict[str, Any]]) -> Group:
+    """One row per run of an output folder, and below them what went wrong.
 
     Args:
         states: As `read_states` returns them.
     """
     table = Table(box=None, pad_edge=False)
-    for name in ("slide", "label", "status", "blocks", "objects", "updated", ""):
+    for name in ("slide", "label", "status", "blocks", "objects", "updated"):
         table.add_column(name, justify="right" if name in ("blocks", "objects") else "left", overflow="fold")
     for state in states:
         status = state["status"]
         blocks = f"{state['blocks_done']} of {state['blocks']}" if "blocks" in state else ""
         objects = f"{state['objects']:,}" if "objects" in state else ""
-        words = Text(state.get("error", ""))
-        colour = _COLOURS.get(status, "")
-        table.add_row(
-            Text(state["slide"]),
-            Text(state["label"]),
-            Text(status, colour),
-            blocks,
-            objects,
-            state.get("updated", ""),
-            words,
-        )
-    return table
+        updated = state.get("updated", "")[:16].replace("T", " ")
+        shown = Text(status, _COLOURS.get(status, ""))
+        table.add_row(Text(state["slide"]), Text(state["label"]), shown, blocks, objects, updated)
+    return Group(table, *(Text(f"\n{state['error']}") for state in states if "error" in state))
 
 
 def settings_yaml(settings: Settings) -> str:

@@ -82,7 +82,7 @@ def finished_facts(run: Run) -> dict[str, Any] | None:
 
 
 def write_state(output: Path, name: str, label: str, status: str, **facts: Any) -> None:
-    """Notes for `slidesam status` how a run stands: running, failed or finished."""
+    """Notes for `slidesam status` how a run stands: running, stopped, failed or finished."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(work_folder(output, name, label) / "state.json", {"status": status, "updated": now, **facts})
 

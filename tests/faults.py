@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
 
-def bright_pieces(image, log=None, fail_on=None, times=10**9):
+def bright_pieces(image, log=None, fail_on=None, times=10**9, seconds=0.0):
     """Connected pieces of pixels above zero; an image with the value `fail_on` fails its first `times` times.
 
     Args:
@@ -17,8 +18,10 @@ def bright_pieces(image, log=None, fail_on=None, times=10**9):
         log: File that gets one line per call: the image's largest value, and `failed` or `done`.
         fail_on: Pixel value of the image that fails.
         times: How often it fails.
+        seconds: How long it takes.
     """
     here = int(image.max())
+    time.sleep(seconds)
     if log is not None:
         path = Path(log)
         before = path.read_text().splitlines().count(f"{here} failed") if path.exists() else 0

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import tifffile
 import yaml
 
 from slidesam.tasks.config import make_settings
+from tests.conftest import ROOT
 from tests.slides import write_numbered_slide
 
 
-def slidesam(*arguments: object, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command with its own PREFECT_HOME and no server to talk to."""
+def called(home: Path, *arguments: object, **environment: str) -> dict:
+    """How to run the command with its own PREFECT_HOME and no server to talk to."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
-    command = [str(Path(sys.executable).with_name("slidesam")), *map(str, arguments)]
-    env = {**kept, "PREFECT_HOME": str(home), "COLUMNS": "200", **environment}
-    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=240, check=False)
+    env = {**kept, "PREFECT_HOME": str(home), "COLUMNS": "200", "PYTHONPATH": str(ROOT), **environment}
+    return {"args": [str(Path(sys.executable).with_name("slidesam")), *map(str, arguments)], "env": env, "text": True}
+
+
+def slidesam(*arguments: object, home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(**called(home, *arguments, **environment), capture_output=True, timeout=240, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +148,39 @@ def test_an_api_that_does_not_answer_is_named(home, tmp_path) -> None:
     (error,) = errors_of(result)
     assert "http://127.0.0.1:9/api" in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code", "shown"), [(signal.SIGINT, 130, "stopped"), (signal.SIGKILL, -9, "running")]
+)
+def test_a_stopped_run_leaves_no_process_and_the_same_command_finishes_it(number, code, shown, home, tmp_path) -> None:
+    slide, log, output = write_numbered_slide(tmp_path / "long.tif", 6, 6), tmp_path / "log", tmp_path / "out"
+    options = f"{{log: {log}, seconds: 0.3}}"
+    command = called(
+        home, "segment", slide, "-o", output, "--segmenter", "function", "--set", "segmenter.target=tests.faults:bright_pieces",
+        "--set", f"segmenter.options={options}", "--set", "blocks.block_shape=64", "--set", "blocks.halo=0",
+    )  # fmt: skip
+    with subprocess.Popen(
+        **command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    ) as process:
+        while not log.exists() or len(log.read_text().splitlines()) < 8:
+            assert process.poll() is None
+            time.sleep(0.1)
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert len(family) >= 2
+        # Ctrl-C reaches all processes of the terminal, kill -9 the one that it names.
+        os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+        words, _ = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in words
+    assert psutil.wait_procs(family, timeout=30)[1] == []
+    assert shown in slidesam("status", output, home=home).stdout
+
+    done = len(list(output.glob(".slidesam/long/cells/segment-*/marks/*.json")))
+    finished = subprocess.run(**command, capture_output=True, timeout=240, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert "36 cells" in finished.stdout
+    # What had its mark was not done again: besides 36 blocks, the log holds at most the two that were under way.
+    assert done >= 5
+    assert 36 <= len(log.read_text().splitlines()) <= 38
