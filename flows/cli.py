@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 from rich.console import Console
+from rich.text import Text
 
 from slidesam.tasks.config import SEGMENTER_KINDS, Settings, make_settings
 from slidesam.tasks.errors import SettingsError, SlidesamError
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="slidesam",
-    help="Instance segmentation of whole-slide images with micro-sam, on Dask and Slurm, run and watched through Prefect.",
+    help="Instance segmentation of whole-slide images with micro-sam, on Dask, run and watched through Prefect.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -43,7 +44,10 @@ SegmenterKind = Annotated[
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="One setting, e.g. blocks.halo=64; may be repeated.")
 ]
-Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Worker processes; by default one per core.")]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, help="Worker processes; by default one per core and 4 GiB. With one GPU: 1."),
+]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
 
 
@@ -111,7 +115,7 @@ def status(
     if not output.is_dir():
         raise SettingsError(f"{output} is no folder: give the one that was named with --output")
     states = read_states(output)
-    out.print(status_table(states) if states else f"{output}: nothing of slidesam's here")
+    out.print(status_table(states) if states else Text(f"{output}: nothing of slidesam's here"))
 
 
 @app.command("settings")
@@ -135,7 +139,7 @@ def demo(
 
     slide = output / "demo.ome.tif"
     if not slide.exists():
-        out.print(f"making {slide}")
+        _say("making", str(slide))
         make_demo_slide(slide)
     raise typer.Exit(run_or_stop([slide], output, demo_settings(), LocalProfile(workers=workers)))
 
@@ -246,14 +250,21 @@ def _run_slide(
     finally:
         reporter.bars.stop()
     seconds = time.monotonic() - started
-    out.print(f"[green]✓[/] {name}: {facts['objects']:,} {facts['label']} in {facts['blocks']} blocks, {seconds:.1f} s")
-    out.print(f"  {output / name}.ome.zarr")
-    out.print(f"  {output / name}.{facts['label']}.overlay.png")
+    for warning in facts["slide"]["warnings"]:
+        _say("[yellow]note:[/]", f"{name}: {warning}")
+    _say("[green]✓[/]", f"{name}: {facts['objects']:,} {facts['label']} in {facts['blocks']} blocks, {seconds:.1f} s")
+    _say(" ", f"{output / name}.ome.zarr")
+    _say(" ", f"{output / name}.{facts['label']}.overlay.png")
     return True
 
 
+def _say(sign: str, words: str) -> None:
+    """A line whose words are shown as they are: names of slides may hold what rich takes for markup."""
+    out.print(sign, Text(words))
+
+
 def _say_failed(error: BaseException) -> None:
-    from slidesam.flows.words import in_one_line
+    from slidesam.tasks.errors import in_one_line
 
     if os.environ.get("SLIDESAM_DEBUG"):
         err.print_exception() if sys.exc_info()[0] else err.print(str(error))

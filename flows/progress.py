@@ -75,7 +75,7 @@ class BarReporter(LogReporter):
         self.slide = slide
         self.bars = Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}", table_column=Column(overflow="ellipsis", no_wrap=True)),
+            TextColumn("{task.description}", markup=False, table_column=Column(overflow="ellipsis", no_wrap=True)),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             _Rate(),

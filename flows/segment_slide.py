@@ -25,13 +25,12 @@ from prefect_dask.task_runners import DaskTaskRunner
 
 from slidesam.flows.cluster import LocalProfile, open_cluster
 from slidesam.flows.progress import stage
-from slidesam.flows.words import in_one_line
 from slidesam.tasks import steps
 from slidesam.tasks.config import RunSettings, Settings
-from slidesam.tasks.errors import BlockFailures, SegmenterError, SettingsError, SlidesamError
-from slidesam.tasks.plan import finished_facts, plan_run, write_state
+from slidesam.tasks.errors import BlockFailures, SegmenterError, SettingsError, SlidesamError, in_one_line
+from slidesam.tasks.plan import finished_facts, note_finished, plan_run, write_state
 from slidesam.tasks.slide import slide_name
-from slidesam.tasks.work import Marks, Run, batches
+from slidesam.tasks.work import Run, batches, block_facts
 
 Facts = dict[str, Any]
 # Stitching takes milliseconds per block: a task takes several, so that Prefect's tenth of a second per task stays small.
@@ -66,7 +65,10 @@ def segment_slide(slide: Path, output: Path, settings: Settings = _DEFAULTS, clu
         run = plan_run(slide, output, settings)
         if (facts := finished_facts(run)) is not None:
             log.info("%s: finished before with these settings, nothing to do", run.name)
+            note_finished(run, facts)
             return facts
+        for warning in run.slide.warnings:
+            log.warning("%s: %s", run.name, warning)
         noted = partial(noted, blocks=len(run.grid), segment_folder=run.segment_folder.name)
         noted("running")
         with open_cluster(cluster) as workers:
@@ -99,8 +101,7 @@ def segment_blocks(run: Run, block_ids: Sequence[int] | None = None) -> dict[str
     """
     prepared = with_retries(steps.prepare_slide, run.settings.run).submit(run).result()
     wanted = range(len(run.grid)) if block_ids is None else block_ids
-    done = Marks(run.segment_folder).done()
-    todo = [block_id for block_id in wanted if block_id not in done]
+    todo = [block_id for block_id in wanted if block_facts(run, block_id) is None]
     segment = with_retries(steps.segment_block, run.settings.run)
     futures: dict[PrefectFuture[Any], int] = {}
     failures: dict[int, str] = {}
@@ -114,8 +115,7 @@ def segment_blocks(run: Run, block_ids: Sequence[int] | None = None) -> dict[str
             progress.advance()
     if failures:
         raise BlockFailures(run.name, failures, len(run.grid))
-    marks = Marks(run.segment_folder)
-    spent = sum((marks.get(block_id) or {}).get("seconds", 0.0) for block_id in wanted)
+    spent = sum((block_facts(run, block_id) or {}).get("seconds", 0.0) for block_id in wanted)
     return {"prepare": prepared["seconds"], "segment": spent}
 
 
@@ -152,7 +152,8 @@ def _in_batches(name: str, step: Task[..., Facts], run: Run, blocks: Sequence[in
     futures: dict[PrefectFuture[Facts], int] = {}
     seconds = 0.0
     with stage(name, len(blocks)) as progress, cancelled_on_error(futures):
-        futures |= {step.submit(run, batch): len(batch) for batch in batches(blocks, size)}
+        for batch in batches(blocks, size):
+            futures[step.submit(run, batch)] = len(batch)
         for future in as_completed(list(futures)):
             seconds += future.result()["seconds"]
             progress.advance(futures[future])
@@ -204,6 +205,6 @@ def block_name(run: Run, block_id: int) -> str:
 def _note_end(noted: Callable[..., None], error: BaseException) -> None:
     """Leaves a word for `slidesam status`; where even that can't be written the error itself says enough."""
     # Raised inside a library's callback, Ctrl-C comes back as an error of that library.
-    stopped = not isinstance(error, Exception) or KeyboardInterrupt.__name__ in str(error)
+    stopped = not isinstance(error, Exception) or str(error).endswith("KeyboardInterrupt: ")
     with contextlib.suppress(SlidesamError, OSError):
         noted("stopped") if stopped else noted("failed", error=in_one_line(error))

@@ -16,7 +16,7 @@ from slidesam.tasks.errors import SegmenterError
 from slidesam.tasks.plan import finished_facts
 from slidesam.tasks.segmenters import segmenter_identity
 from slidesam.tasks.slide import Slide
-from slidesam.tasks.work import Marks, Run
+from slidesam.tasks.work import Run, block_facts
 
 _COLOURS = {"finished": "green", "running": "yellow", "stopped": "yellow", "failed": "red"}
 
@@ -79,7 +79,7 @@ def _plan_rows(slide: Slide, settings: Settings, output: Path | None) -> list[tu
     run = run.model_copy(update={"segmenter_identity": identity})
     if finished_facts(run) is not None:
         return [*plan, ("to do", "nothing: finished with these settings")]
-    done = len(Marks(run.segment_folder).done())
+    done = sum(block_facts(run, block_id) is not None for block_id in range(len(run.grid)))
     return [*plan, ("to do", f"{len(run.grid) - done} of {len(run.grid)} blocks to segment, then stitching and export")]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -34,6 +34,11 @@ class SlideSettings(_Section):
     """Channels that the segmenter sees, by index or name; auto = red, green and blue, else the one named like a nuclear stain, else the first."""  # noqa: E501
     mpp: Annotated[float, Field(gt=0, lt=1000)] | None = None
     """Pixel size in µm, where the file states none or a wrong one."""
+
+    @field_validator("channels", mode="before")
+    @classmethod
+    def _one_channel(cls, value: object) -> object:
+        return (value,) if isinstance(value, int) or (isinstance(value, str) and value != "auto") else value
 
 
 class ImageSettings(_Section):
@@ -177,17 +182,18 @@ def make_settings(values: Mapping[str, Any] | None = None, overrides: Mapping[st
         Traceback (most recent call last):
         slidesam.tasks.errors.SettingsError: unknown setting blocks.hallo: did you mean blocks.halo?
     """
-    tree: dict[str, Any] = {
-        key: dict(value) if isinstance(value, Mapping) else value for key, value in (values or {}).items()
+    # A section without content is None in YAML.
+    tree = {
+        key: dict(value) if isinstance(value, Mapping) else value
+        for key, value in (values or {}).items()
+        if value is not None
     }
-    kind = (overrides or {}).get("segmenter.kind")
-    if (
-        kind is not None
-        and isinstance(tree.get("segmenter", {}), dict)
-        and tree.get("segmenter", {}).get("kind", "micro-sam") != kind
-    ):
+    changed = dict(overrides or {})
+    segmenter = tree.get("segmenter", {})
+    kind = changed.get("segmenter.kind")
+    if kind is not None and isinstance(segmenter, dict) and segmenter.get("kind", "micro-sam") != kind:
         tree["segmenter"] = {"kind": kind}
-    for name, value in (overrides or {}).items():
+    for name, value in changed.items():
         _put(tree, name, value)
     if isinstance(tree.get("segmenter"), dict):
         tree["segmenter"].setdefault("kind", "micro-sam")
@@ -209,22 +215,51 @@ def _put(tree: dict[str, Any], name: str, value: object) -> None:
 def _in_words(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     parts = [str(part) for part in first["loc"]]
-    if parts[0] == "segmenter" and len(parts) > 1 and parts[1] in SEGMENTER_KINDS:
-        del parts[1]
-    name = ".".join(parts)
-    if first["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(name, _names(), n=1, cutoff=0.6)
-        return f"unknown setting {name}: " + (f"did you mean {close[0]}?" if close else "`slidesam settings` lists all")
-    if first["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        return f"setting segmenter.kind: must be one of {', '.join(SEGMENTER_KINDS)}, not {first['input']!r}"
-    return f"setting {name}: {first['msg'].removeprefix('Value error, ')}, not {first['input']!r}"
+    kind = parts.pop(1) if parts[0] == "segmenter" and len(parts) > 1 and parts[1] in SEGMENTER_KINDS else None
+    # Of a choice between types pydantic names the branch too.
+    name = ".".join(part for part in parts if "[" not in part and part not in ("int", "float", "str"))
+    given = first["input"]
+    match first["type"]:
+        case "extra_forbidden":
+            return f"unknown setting {name}: {_suggestion(name, kind)}"
+        case "union_tag_invalid" | "union_tag_not_found":
+            given = given.get("kind") if isinstance(given, Mapping) else given
+            return f"setting segmenter.kind: must be one of {', '.join(SEGMENTER_KINDS)}, not {given!r}"
+        case "missing":
+            return f"setting {name} is needed: `slidesam settings --segmenter {kind}` explains it"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return f"setting {name}: must be settings of its own (`{name}: {{...}}`), not {given!r}"
+    description = _descriptions().get(name, "").split(";")[0].rstrip(".")
+    return f"setting {name}: {first['msg'].removeprefix('Value error, ')}, not {given!r}" + (
+        f" ({description})" if description else ""
+    )
 
 
-def _names() -> list[str]:
-    names = [
-        f"{section}.{key}"
-        for section, field in Settings.model_fields.items()
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
-        for key in field.annotation.model_fields
-    ]
-    return names + [f"segmenter.{key}" for kind in (MicroSam, Watershed, Function) for key in kind.model_fields]
+def _suggestion(name: str, kind: str | None) -> str:
+    """What may have been meant by a name that this tree doesn't have."""
+    key = name.rpartition(".")[2]
+    owners = [_kind_of(model) for model in _KINDS if kind is not None and key in model.model_fields]
+    if owners:
+        return f"it belongs to segmenter.kind {owners[0]}, and the kind is {kind}"
+    close = difflib.get_close_matches(name, _descriptions(), n=1, cutoff=0.6)
+    return f"did you mean {close[0]}?" if close else "`slidesam settings` lists all"
+
+
+_KINDS: tuple[type[_Section], ...] = (MicroSam, Watershed, Function)
+
+
+def _kind_of(model: type[_Section]) -> str:
+    return str(get_args(model.model_fields["kind"].annotation)[0])
+
+
+def _descriptions() -> dict[str, str]:
+    """Dotted name of every setting → its explanation."""
+    sections: list[tuple[str, type[BaseModel]]] = [("segmenter", kind) for kind in _KINDS]
+    for name, field in Settings.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            sections.append((name, field.annotation))
+    return {
+        f"{section}.{key}": field.description or ""
+        for section, model in sections
+        for key, field in model.model_fields.items()
+    }

@@ -69,3 +69,14 @@ class BlockFailures(SlidesamError, RuntimeError):  # noqa: N818
             f"{self.slide}: {len(self.failures)} of {self.n_blocks} blocks failed ({shown}{more}). "
             "The others are kept: run the same command again to try only these"
         )
+
+
+def in_one_line(error: BaseException) -> str:
+    """An error on one line, with its type where its words alone may say little.
+
+    Example:
+        >>> in_one_line(ValueError("no such thing"))
+        'ValueError: no such thing'
+    """
+    words = " ".join(str(error).split()) or "no message"
+    return words if isinstance(error, SlidesamError) else f"{type(error).__name__}: {words}"

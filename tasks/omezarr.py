@@ -92,8 +92,13 @@ def create_store(path: Path, image: ImageSettings, slide_path: Path) -> zarr.Gro
             raise OutputError(
                 f"{path} exists and is no Zarr group: move it away, or choose another output folder"
             ) from error
-        if _OWNER not in root.attrs:
+        owner: Any = root.attrs.get(_OWNER)
+        if not isinstance(owner, dict):
             raise OutputError(f"{path} exists and wasn't made by slidesam: choose another output folder")
+        if owner.get("source") != str(slide_path):
+            raise OutputError(
+                f"{path} holds results of {owner.get('source')}: choose another output folder for {slide_path}"
+            )
         if root.metadata.zarr_format != zarr_format:
             raise OutputError(
                 f"{path} is not OME-Zarr {image.ome_zarr}: set image.ome_zarr to its version, or choose another output folder"
@@ -158,6 +163,13 @@ def describe_image(
     _update(group, attributes)
 
 
+def remove_image(root: zarr.Group) -> None:
+    """Takes away what makes the store an image, then its levels."""
+    for level in [name for name in root.array_keys() if name.isdigit()]:
+        _forget(root, ("multiscales", "omero"))
+        shutil.rmtree(_folder(root) / level, ignore_errors=True)
+
+
 def create_label(
     root: zarr.Group,
     label: str,
@@ -190,13 +202,12 @@ def create_label(
 
 def remove_label(root: zarr.Group, label: str) -> None:
     """Takes a label image off the list first, then removes its metadata and arrays."""
-    if "labels" not in root:
-        return
-    labels = root["labels"]
-    assert isinstance(labels, zarr.Group)
-    if label in _listed(labels):
-        _update(labels, {"labels": [name for name in _listed(labels) if name != label]})
-    folder = Path(str(root.store_path.store).removeprefix("file://")) / "labels" / label
+    names = listed_labels(root)
+    if label in names:
+        labels = root["labels"]
+        assert isinstance(labels, zarr.Group)
+        _update(labels, {"labels": [name for name in names if name != label]})
+    folder = _folder(root) / "labels" / label
     for metadata in ("zarr.json", ".zattrs", ".zgroup"):
         (folder / metadata).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
@@ -217,16 +228,23 @@ def finish_label(root: zarr.Group, label: str, mpp: Pixel | None) -> None:
     if version == "0.4":
         image_label["version"] = version
     _update(group, {"multiscales": [_multiscale(group, label, downsamples, mpp)], "image-label": image_label})
-    _update(labels, {"labels": sorted({*_listed(labels), label})})
+    _update(labels, {"labels": sorted({*listed_labels(root), label})})
 
 
 def is_finished(root_path: Path, label: str) -> bool:
     """Whether the store lists this label image."""
     try:
-        labels = zarr.open_group(root_path / "labels", mode="r")
+        return label in listed_labels(zarr.open_group(root_path, mode="r"))
     except (OSError, ValueError):
         return False
-    return label in _listed(labels)
+
+
+def listed_labels(root: zarr.Group) -> list[str]:
+    """Names of the store's finished label images."""
+    if "labels" not in root:
+        return []
+    attributes: dict[str, Any] = root["labels"].attrs.asdict()
+    return list(attributes.get("labels", attributes.get("ome", {}).get("labels", [])))
 
 
 def _multiscale(group: zarr.Group, name: str, downsamples: Sequence[Pixel], mpp: Pixel | None) -> dict[str, Any]:
@@ -256,6 +274,15 @@ def _update(group: zarr.Group, values: dict[str, Any]) -> None:
     group.attrs["ome"] = {**attributes.get("ome", {}), "version": "0.5", **values}
 
 
-def _listed(labels: zarr.Group) -> list[str]:
-    attributes: dict[str, Any] = labels.attrs.asdict()
-    return list(attributes.get("labels", attributes.get("ome", {}).get("labels", [])))
+def _forget(group: zarr.Group, names: Sequence[str]) -> None:
+    """Removes OME attributes."""
+    attributes: dict[str, Any] = group.attrs.asdict()
+    if group.metadata.zarr_format == 2:
+        group.attrs.put({key: value for key, value in attributes.items() if key not in names})
+        return
+    group.attrs["ome"] = {key: value for key, value in attributes.get("ome", {}).items() if key not in names}
+
+
+def _folder(group: zarr.Group) -> Path:
+    """Where a group of a local store lies."""
+    return Path(str(group.store_path.store).removeprefix("file://")) / group.path

@@ -11,9 +11,19 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from slidesam.tasks.errors import OutputError
 from slidesam.tasks.grid import Region
-from slidesam.tasks.omezarr import create_plane_array, create_store, describe_image, level_shapes, write_plane
-from slidesam.tasks.pyramid import average, read_overview
+from slidesam.tasks.omezarr import (
+    create_plane_array,
+    create_store,
+    describe_image,
+    level_shapes,
+    listed_labels,
+    remove_image,
+    write_plane,
+)
+from slidesam.tasks.pyramid import average, overview_level, read_overview
+from slidesam.tasks.segment import finite_percentiles
 from slidesam.tasks.slide import Slide
 from slidesam.tasks.work import Run
 
@@ -26,23 +36,37 @@ def publish_image(run: Run) -> None:
     """Writes the store's image, unless it already shows this very slide.
 
     Raises:
-        OutputError: The store can't be written, or isn't slidesam's.
+        OutputError: The store can't be written, isn't slidesam's, or holds labels of another slide or plane.
         SlideError: The slide's pixels can't be read.
     """
     root = create_store(run.store, run.settings.image, run.slide.path)
-    shown: dict[str, Any] = {
-        "slide": run.slide.identity.model_dump(mode="json"),
-        "plane": [run.slide.series, run.slide.t, run.slide.z],
-    }
-    if root.attrs.get(_SOURCE_KEY) == shown:
-        return
-    root.attrs.pop(_SOURCE_KEY, None)
     slide = run.slide
-    arrays, windows = _write_levels(root, run)
-    base = (slide.shape[0] / arrays[0][0], slide.shape[1] / arrays[0][1])
-    downsamples = [(base[0] * 2**level, base[1] * 2**level) for level in range(len(arrays))]
+    shown: dict[str, Any] = {
+        "slide": slide.identity.model_dump(mode="json"),
+        "plane": [slide.series, slide.t, slide.z, slide.mpp],
+    }
+    before: Any = root.attrs.get(_SOURCE_KEY)
+    if before == shown:
+        return
+    _refuse_to_mix(run, root, before)
+    remove_image(root)
+    root.attrs.pop(_SOURCE_KEY, None)
+    n_levels, windows = _write_levels(root, run)
+    base_y, base_x = published_scale(run)
+    downsamples = [(base_y * 2**level, base_x * 2**level) for level in range(n_levels)]
     describe_image(root, run.name, downsamples, slide.mpp, _omero(slide, windows))
     root.attrs[_SOURCE_KEY] = shown
+
+
+def _refuse_to_mix(run: Run, root: zarr.Group, before: Any) -> None:
+    """A store shows one plane of one slide: labels of another would lie on a grid that isn't its image's."""
+    others = [label for label in listed_labels(root) if label != run.label]
+    if before is None or not others:
+        return
+    raise OutputError(
+        f"{run.store} holds labels ({', '.join(others)}) of {before['slide']['path']} as it was, or of another plane of it: "
+        "choose another output folder, or move this one away"
+    )
 
 
 def read_published(run: Run, channels: tuple[int, ...], level: int = 0) -> NDArray[Any]:
@@ -53,12 +77,13 @@ def read_published(run: Run, channels: tuple[int, ...], level: int = 0) -> NDArr
 
 def published_scale(run: Run) -> tuple[float, float]:
     """Rows and columns of the slide's level 0 per pixel of the store's level 0."""
-    height, width = zarr.open_array(run.store / "0", mode="r").shape[3:]
-    return run.slide.shape[0] / height, run.slide.shape[1] / width
+    level, factor = overview_level(run.slide)
+    down_y, down_x = run.slide.levels[level].downsample
+    return down_y * factor, down_x * factor
 
 
-def _write_levels(root: zarr.Group, run: Run) -> tuple[list[tuple[int, int]], list[tuple[float, float]]]:
-    """Writes all levels, channel by channel so that memory stays bounded; their shapes, and display windows per channel."""
+def _write_levels(root: zarr.Group, run: Run) -> tuple[int, list[tuple[float, float]]]:
+    """Writes all levels, channel by channel so that memory stays bounded; their number, and display windows per channel."""
     slide, n_channels = run.slide, run.slide.size_c
     groups = [tuple(range(n_channels))] if slide.is_rgb else [(channel,) for channel in range(n_channels)]
     arrays: list[zarr.Array[Any]] = []
@@ -78,7 +103,7 @@ def _write_levels(root: zarr.Group, run: Run) -> tuple[list[tuple[int, int]], li
             for i, channel in enumerate(group):
                 write_plane(array, Region(0, 0, *pixels.shape[:2]), pixels[..., i], channel)
             pixels = average(pixels, 2)
-    return [(array.shape[3], array.shape[4]) for array in arrays], windows
+    return len(arrays), windows
 
 
 def _shard(shape: tuple[int, int]) -> tuple[int, int]:
@@ -88,8 +113,8 @@ def _shard(shape: tuple[int, int]) -> tuple[int, int]:
 
 
 def _window(pixels: NDArray[Any]) -> tuple[float, float]:
-    low, high = np.percentile(pixels[::4, ::4], (0.1, 99.9))
-    return float(low), float(max(high, low + 1))
+    low, high = finite_percentiles(pixels[::4, ::4], (0.1, 99.9))
+    return low, max(high, low + 1)
 
 
 def _omero(slide: Slide, windows: list[tuple[float, float]]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any
 from slidesam.tasks import omezarr
 from slidesam.tasks.config import Settings
 from slidesam.tasks.errors import OutputError
-from slidesam.tasks.segmenters import segmenter_identity
+from slidesam.tasks.segmenters import package_version, segmenter_identity
 from slidesam.tasks.slide import open_slide
-from slidesam.tasks.work import Run, read_json, work_folder, write_json
+from slidesam.tasks.work import Run, block_facts, read_json, work_folder, write_json
 
 # Packages whose version can change a pixel.
 _PACKAGES = (
@@ -28,8 +27,6 @@ _PACKAGES = (
     "torch",
     "micro-sam",
 )
-
-_PREPARED = ("params", "fill", "device", "threads")
 
 
 def plan_run(slide: Path, output: Path, settings: Settings) -> Run:
@@ -81,6 +78,18 @@ def finished_facts(run: Run) -> dict[str, Any] | None:
     return facts if omezarr.is_finished(run.store, run.label) else None
 
 
+def note_finished(run: Run, facts: dict[str, Any]) -> None:
+    """Sets right what `slidesam status` would show of a run that is finished: a later call may have failed early."""
+    state = read_json(run.work / "state.json") or {}
+    if state.get("status") != "finished":
+        started = {
+            "blocks": len(run.grid),
+            "segment_folder": run.segment_folder.name,
+            "slide_path": str(run.slide.path),
+        }
+        write_state(run.output, run.name, run.label, "finished", objects=facts["objects"], **started)
+
+
 def write_state(output: Path, name: str, label: str, status: str, **facts: Any) -> None:
     """Notes for `slidesam status` how a run stands: running, stopped, failed or finished."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -98,15 +107,16 @@ def read_states(output: Path) -> list[dict[str, Any]]:
     return states
 
 
-def provenance(run: Run, *, objects: int, seconds: dict[str, float], prepared: dict[str, Any]) -> dict[str, Any]:
+def provenance(run: Run, *, objects: int, seconds: dict[str, float]) -> dict[str, Any]:
     """How the result was made: enough to make it again, or to say why another differs.
 
     Args:
-        run: The run.
+        run: The run, all of whose blocks are segmented.
         objects: Number of objects.
         seconds: Per stage, the wall time of its tasks added up.
-        prepared: What was found before the first block: slide-wide parameters, device, threads.
     """
+    prepared = read_json(run.segment_folder / "params.json") or {}
+    marks = [block_facts(run, block_id) or {} for block_id in range(len(run.grid))]
     return {
         "status": "finished",
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -115,15 +125,15 @@ def provenance(run: Run, *, objects: int, seconds: dict[str, float], prepared: d
         "objects": objects,
         "blocks": len(run.grid),
         "settings": run.settings.model_dump(mode="json"),
-        "segmenter": {"identity": run.segmenter_identity, **{key: prepared.get(key) for key in _PREPARED}},
+        "segmenter": {
+            "identity": run.segmenter_identity,
+            "params": prepared.get("params"),
+            "fill": prepared.get("fill"),
+            # More than one of either: a run that was resumed elsewhere.
+            "devices": sorted({str(mark.get("device")) for mark in marks}),
+            "threads": sorted({str(mark.get("threads")) for mark in marks}),
+        },
         "fingerprints": run.fingerprints,
         "task_seconds": {stage: round(value, 3) for stage, value in seconds.items()},
-        "versions": {name: version for name in _PACKAGES if (version := _version(name))},
+        "versions": {name: version for name in _PACKAGES if (version := package_version(name))},
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

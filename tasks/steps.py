@@ -32,34 +32,40 @@ from slidesam.tasks.overlay import write_overlay
 from slidesam.tasks.overview import publish_image, read_published
 from slidesam.tasks.plan import provenance
 from slidesam.tasks.pyramid import halve_labels, halve_level
+from slidesam.tasks.sample import sample_slide
 from slidesam.tasks.segment import background_of, segment_outer
-from slidesam.tasks.segmenters import load_segmenter
+from slidesam.tasks.segmenters import jsonable_params, load_segmenter
 from slidesam.tasks.slide import SlideReader
-from slidesam.tasks.work import BlockResults, Marks, Run, read_json, save_arrays, write_json
+from slidesam.tasks.work import (
+    BlockResults,
+    Marks,
+    Run,
+    block_facts,
+    load_arrays,
+    read_json,
+    save_array,
+    save_arrays,
+    write_json,
+)
 
 Facts = dict[str, Any]
-# Pixels a side that `prepare` sees at most: every n-th pixel of the overview, which keeps its histogram.
-_PREPARE_SIDE = 2048
 
 
 @task(name="prepare", cache_policy=NO_CACHE, persist_result=False, tags=["slidesam"])
 def prepare_slide(run: Run) -> Facts:
     """Writes the store's image and the parameters that all blocks share, unless they are there."""
     started = time.perf_counter()
+    # First of all, so that nothing is written for a segmenter that can't be made.
+    segmenter = _segmenter(run)
     publish_image(run)
     path = run.segment_folder / "params.json"
     known = read_json(path)
     if known is None:
         overview = read_published(run, run.slide.channels)
-        step = -(-max(overview.shape[:2]) // _PREPARE_SIDE)
-        overview = overview[::step, ::step]
+        sample = sample_slide(run.slide, overview, run.slide.channels)
+        params = jsonable_params(segmenter.prepare(sample[..., 0] if sample.shape[2] == 1 else sample, run.slide))
         fill = background_of(overview, is_rgb=run.slide.is_rgb)
-        shown = overview[..., 0] if overview.shape[2] == 1 else overview
-        segmenter = _segmenter(run)
-        params = segmenter.prepare(shown, run.slide)
-        # Part of what makes results equal, so the provenance has it.
-        where = {"device": getattr(segmenter, "device", "cpu"), "threads": os.environ.get("OMP_NUM_THREADS")}
-        known = {"params": params, "fill": fill.tolist(), **where, "seconds": time.perf_counter() - started}
+        known = {"params": params, "fill": fill.tolist(), "seconds": time.perf_counter() - started}
         write_json(path, known)
     BlockResults(run, create=True)
     return known
@@ -68,18 +74,17 @@ def prepare_slide(run: Run) -> Facts:
 @task(name="segment block", cache_policy=NO_CACHE, persist_result=False, tags=["slidesam", "segment"])
 def segment_block(run: Run, block_id: int) -> Facts:
     """Segments one block, unless its done-mark is there."""
-    marks = Marks(run.segment_folder)
-    if (done := marks.get(block_id)) is not None:
+    if (done := block_facts(run, block_id)) is not None:
         return done
     started = time.perf_counter()
     known = read_json(run.segment_folder / "params.json")
     if known is None:
         raise OutputError(f"{run.name}: {run.segment_folder} lost its params.json: run the same command again")
-    block = run.grid[block_id]
+    block, segmenter = run.grid[block_id], _segmenter(run)
     with SlideReader(run.slide) as reader:
         image = reader.read(block.outer)
     fill = np.asarray(known["fill"], image.dtype)
-    labels = segment_outer(image, block, run.grid, _segmenter(run), known["params"], fill)
+    labels = segment_outer(image, block, run.grid, segmenter, known["params"], fill)
     BlockResults(run).write(block, labels)
     count = int(labels.max(initial=0))
     visible = stitch.visible_ids(labels[block.inner.relative_to(block.outer).slices], count)
@@ -87,8 +92,11 @@ def segment_block(run: Run, block_id: int) -> Facts:
         "count": count,
         "halo_only": (np.flatnonzero(~visible) + 1).tolist(),
         "seconds": round(time.perf_counter() - started, 3),
+        # Part of what makes results equal, so the provenance has them.
+        "device": getattr(segmenter, "device", "cpu"),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
     }
-    marks.put(block_id, facts)
+    Marks(run.segment_folder).put(block_id, facts)
     return facts
 
 
@@ -99,7 +107,8 @@ def match_blocks(run: Run, block_ids: Sequence[int]) -> Facts:
     results, marks = BlockResults(run), Marks(run.stitch_folder)
     found = 0
     for block_id in block_ids:
-        if marks.get(block_id) is not None:
+        path = run.stitch_folder / "matches" / f"{block_id}.npz"
+        if marks.get(block_id) is not None and path.exists():
             continue
         arrays: dict[str, np.ndarray[Any, Any]] = {}
         for seam in run.grid.seams(block_id):
@@ -107,7 +116,7 @@ def match_blocks(run: Run, block_ids: Sequence[int]) -> Facts:
             matches = stitch.match_seam(first, second, run.settings.stitch.min_iou)
             arrays |= {f"{seam.second}.{field}": array for field, array in matches._asdict().items()}
             found += matches.first.size
-        save_arrays(run.stitch_folder / "matches" / f"{block_id}.npz", arrays)
+        save_arrays(path, arrays)
         marks.put(block_id, {"seconds": round(time.perf_counter() - started, 3)})
     return {"matches": found, "seconds": time.perf_counter() - started}
 
@@ -115,23 +124,24 @@ def match_blocks(run: Run, block_ids: Sequence[int]) -> Facts:
 @task(name="number objects", cache_policy=NO_CACHE, persist_result=False, tags=["slidesam", "stitch"])
 def resolve_objects(run: Run) -> Facts:
     """Numbers the slide's objects and makes the empty label pyramid."""
-    path = run.stitch_folder / "resolved.npz"
-    if not path.exists():
-        marks = [Marks(run.segment_folder).get(block_id) for block_id in range(len(run.grid))]
+    path = run.stitch_folder / "resolved.json"
+    resolved = read_json(path)
+    if resolved is None:
+        marks = [block_facts(run, block_id) for block_id in range(len(run.grid))]
+        lost = marks.count(None)
+        if lost:
+            raise OutputError(f"{run.name}: {lost} blocks lost their results: run the same command again")
         counts = [mark["count"] for mark in marks if mark is not None]
-        if len(counts) != len(run.grid):
-            raise OutputError(
-                f"{run.name}: {len(run.grid) - len(counts)} blocks lost their marks: run the same command again"
-            )
         visible = [np.ones(count, bool) for count in counts]
         for array, mark in zip(visible, marks, strict=True):
             array[np.asarray(mark["halo_only"] if mark else [], np.int64) - 1] = False
         offsets, relabelling, objects = stitch.resolve(counts, visible, _matches(run))
-        save_arrays(path, {"offsets": offsets, "relabelling": relabelling, "objects": np.int64(objects)})
-    with np.load(path) as resolved:
-        objects = int(resolved["objects"])
-    _ready_label(run, objects)
-    return {"objects": objects}
+        save_array(run.stitch_folder / "offsets.npy", offsets)
+        save_array(run.stitch_folder / "relabelling.npy", relabelling)
+        resolved = {"objects": objects}
+        write_json(path, resolved)
+    _ready_label(run, resolved["objects"])
+    return resolved
 
 
 @task(name="paint", cache_policy=NO_CACHE, persist_result=False, tags=["slidesam", "stitch"])
@@ -141,8 +151,10 @@ def paint_blocks(run: Run, block_ids: Sequence[int]) -> Facts:
     results, marks = BlockResults(run), Marks(run.paint_folder)
     levels = _label_levels(run)
     in_block = omezarr.in_block_levels(run.grid.block_shape, len(levels))
-    with np.load(run.stitch_folder / "resolved.npz") as resolved:
-        offsets, relabelling = resolved["offsets"], resolved["relabelling"]
+    # Only this batch's part of them comes into memory.
+    offsets, relabelling = (
+        np.load(run.stitch_folder / f"{name}.npy", mmap_mode="r") for name in ("offsets", "relabelling")
+    )
     for block_id in block_ids:
         if marks.get(block_id) is not None:
             continue
@@ -167,24 +179,23 @@ def export_slide(run: Run, objects: int, seconds: dict[str, float]) -> Facts:
         halve_level(levels[level - 1], levels[level])
     write_overlay(run, objects)
     omezarr.finish_label(zarr.open_group(run.store, mode="r+"), run.label, run.slide.mpp)
-    known = read_json(run.segment_folder / "params.json") or {}
     seconds = {**seconds, "export": time.perf_counter() - started}
-    facts = provenance(run, objects=objects, seconds=seconds, prepared=known)
+    facts = provenance(run, objects=objects, seconds=seconds)
     write_json(run.provenance, facts)
     return facts
 
 
 def _segmenter(run: Run) -> Any:
-    return load_segmenter(run.settings.segmenter.model_dump_json(), run.slide.is_rgb)
+    return load_segmenter(run.settings.segmenter.model_dump_json(), run.slide.is_rgb, run.segmenter_identity)
 
 
 def _matches(run: Run) -> list[tuple[int, int, stitch.Matches]]:
     found = []
     for block_id in range(len(run.grid)):
-        with np.load(run.stitch_folder / "matches" / f"{block_id}.npz") as arrays:
-            for seam in run.grid.seams(block_id):
-                fields = (arrays[f"{seam.second}.{field}"] for field in stitch.Matches._fields)
-                found.append((seam.first, seam.second, stitch.Matches(*fields)))
+        arrays = load_arrays(run.stitch_folder / "matches" / f"{block_id}.npz")
+        for seam in run.grid.seams(block_id):
+            fields = (arrays[f"{seam.second}.{field}"] for field in stitch.Matches._fields)
+            found.append((seam.first, seam.second, stitch.Matches(*fields)))
     return found
 
 
@@ -194,6 +205,7 @@ def _ready_label(run: Run, objects: int) -> None:
     if read_json(started) is not None and (run.store / "labels" / run.label / "0").is_dir():
         return
     run.provenance.unlink(missing_ok=True)
+    run.overlay.unlink(missing_ok=True)
     for old in run.work.glob("paint-*"):
         _forget(old)
     dtype = np.dtype(np.uint32 if objects < 2**32 else np.uint64)

@@ -3,7 +3,7 @@
     OUT/.slidesam/<name>/<label>/
         state.json                        what `slidesam status` shows
         segment-<fingerprint>/            params.json, blocks.zarr, marks/<block_id>.json
-        stitch-<fingerprint>/             matches/<block_id>.npz, resolved.npz, marks/<block_id>.json
+        stitch-<fingerprint>/             matches/<block_id>.npz, relabelling.npy, resolved.json, marks/<block_id>.json
 
 Folders carry the fingerprint of their stage, so results made under other settings are never mixed in, and a changed setting
 redoes its stage and those after it only. A done-mark is written last, after the result that it vouches for.
@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import zarr
@@ -97,7 +98,7 @@ class Run(BaseModel):
         segment = _digest(
             _WORK_FORMAT,
             slide.identity.model_dump(mode="json"),
-            [slide.series, slide.t, slide.z, slide.channels, slide.mpp],
+            [slide.series, slide.t, slide.z, slide.channels, slide.mpp, slide.is_rgb],
             settings.blocks.model_dump(mode="json"),
             settings.segmenter.model_dump(mode="json"),
             self.segmenter_identity,
@@ -140,7 +141,11 @@ def write_atomic(path: Path, data: bytes) -> None:
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(data)
+        with partial.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            # Without it a power cut can leave the new name on an empty file.
+            os.fsync(stream.fileno())
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
@@ -181,11 +186,9 @@ class Marks:
         """A block's facts, or None while it isn't done."""
         return read_json(self.folder / f"{block_id}.json")
 
-    def done(self) -> set[int]:
-        """Ids of the blocks that are done."""
-        if not self.folder.is_dir():
-            return set()
-        return {int(path.stem) for path in self.folder.glob("[0-9]*.json")}
+    def remove(self, block_id: int) -> None:
+        """Takes back what was vouched for."""
+        (self.folder / f"{block_id}.json").unlink(missing_ok=True)
 
 
 class BlockResults:
@@ -218,6 +221,15 @@ class BlockResults:
         return np.asarray(self.array[(block.block_id, *inside.slices)], np.uint32)
 
 
+def block_facts(run: Run, block_id: int) -> dict[str, Any] | None:
+    """The done-mark of a segmented block, or None: also where the mark is damaged or what it vouches for is gone."""
+    facts = Marks(run.segment_folder).get(block_id)
+    if facts is None or not isinstance(facts.get("count"), int):
+        return None
+    shard = run.segment_folder / "blocks.zarr" / "c" / str(block_id) / "0" / "0"
+    return facts if facts["count"] == 0 or shard.exists() else None
+
+
 def create_results(path: Path, grid: BlockGrid) -> None:
     """Makes the empty array of block results."""
     height, width = (-(-size // _RESULT_CHUNK) * _RESULT_CHUNK for size in grid.outer_shape)
@@ -237,6 +249,27 @@ def save_arrays(path: Path, arrays: dict[str, Any]) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     write_atomic(path, buffer.getvalue())
+
+
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """Writes one array that can be memory-mapped, atomically."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_atomic(path, buffer.getvalue())
+
+
+def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """What `save_arrays` wrote.
+
+    Raises:
+        OutputError: The file is damaged; it is removed, so that the next run makes it anew.
+    """
+    try:
+        with np.load(path) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        path.unlink(missing_ok=True)
+        raise OutputError(f"{path} is damaged and was removed: run the same command again") from error
 
 
 def batches(block_ids: Sequence[int], size: int) -> Iterator[tuple[int, ...]]:

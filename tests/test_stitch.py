@@ -112,15 +112,23 @@ def test_matches_are_judged_on_the_overlap(min_iou, expected) -> None:
 
 
 def test_numbers_do_not_depend_on_the_order_of_matches() -> None:
-    rng = np.random.default_rng(0)
-    mask = ndimage.gaussian_filter(rng.random((120, 120)), 2) > 0.51
-    grid = BlockGrid(mask.shape, (30, 30), 12)
-    one = blockwise(mask, grid, components)[0]
-    counts = [3, 4, 2]
-    visible = [np.ones(count, bool) for count in counts]
-    pairs = [
-        (0, 1, match_seam(*(np.array([[1, 2, 3]], np.uint32),) * 2, 0.5)),
-        (1, 2, match_seam(*(np.array([[2]], np.uint32),) * 2, 0.5)),
-    ]
-    assert resolve(counts, visible, pairs)[1].tolist() == resolve(counts, visible, pairs[::-1])[1].tolist()
-    np.testing.assert_array_equal(one, blockwise(mask, grid, components)[0])
+    one, two = (np.array([ids], np.uint32) for ids in ([1, 2, 3], [2]))
+    pairs = [(0, 1, match_seam(one, one, 0.5)), (1, 2, match_seam(two, two, 0.5))]
+    visible = [np.ones(count, bool) for count in (3, 4, 2)]
+    found = resolve([3, 4, 2], visible, pairs)
+    assert found[1].tolist() == [1, 2, 3, 1, 2, 3, 4, 5, 2]
+    assert resolve([3, 4, 2], visible, pairs[::-1])[1].tolist() == found[1].tolist()
+
+
+def test_blocks_that_meet_at_a_corner_only_share_an_object() -> None:
+    # Two squares that touch by their corners, in blocks that do too: 8-connected, so one object.
+    mask = np.zeros((20, 20), bool)
+    mask[6:10, 6:10] = mask[10:14, 10:14] = True
+    assert blockwise(mask, BlockGrid(mask.shape, (10, 10), 8), components)[1] == 1
+
+
+def test_a_label_that_its_block_does_not_own_joins_nothing() -> None:
+    # The first block's label 1 lies wholly in its halo and covers both objects of the second block.
+    visible = [np.array([False]), np.array([True, True])]
+    matches = match_seam(np.array([[1, 1, 1, 1]], np.uint32), np.array([[1, 1, 2, 2]], np.uint32), 0.3)
+    assert resolve([1, 2], visible, [(0, 1, matches)])[1].tolist() == [0, 1, 2]

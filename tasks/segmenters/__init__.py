@@ -3,7 +3,7 @@
 A segmenter decides from what it is given and from `params`, which are the same for every block of a slide; so two blocks that
 read the same pixels agree on them.
 
-    prepare(overview, slide) -> params      once per slide, from a coarse level: a JSON mapping (thresholds, ranges, ...)
+    prepare(sample, slide)   -> params      once per slide, from a sample of it: a JSON mapping (thresholds, ranges, ...)
     segment(image, params)   -> labels      per block: (y, x[, c]) of the grid's `outer_shape` -> (y, x) integers, 0 = background
 
 This module must stay light: torch and micro_sam are imported by the worker that segments, when it makes its segmenter.
@@ -12,14 +12,17 @@ This module must stay light: torch and micro_sam are imported by the worker that
 from __future__ import annotations
 
 import importlib.metadata
+import json
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from slidesam.tasks.config import Function, MicroSam, SegmenterSettings, Watershed
+from slidesam.tasks.errors import SegmenterError
 
 if TYPE_CHECKING:
     from slidesam.tasks.slide import Slide
@@ -30,11 +33,12 @@ Params = Mapping[str, Any]
 class Segmenter(Protocol):
     """What a segmentation method has to offer."""
 
-    def prepare(self, overview: NDArray[Any], slide: Slide) -> dict[str, Any]:
+    def prepare(self, sample: NDArray[Any], slide: Slide) -> dict[str, Any]:
         """Slide-wide parameters.
 
         Args:
-            overview: (y, x[, c]) coarse image of the slide, with the channels that `segment` will get.
+            sample: (y, x[, c]) pixels of the slide at full resolution, with the channels that `segment` will get: all of
+                it, or many places of a large one put together. Its pixels count, not where they lie.
             slide: Facts on the slide (pixel size, channels, dtype).
 
         Returns:
@@ -54,19 +58,24 @@ class Segmenter(Protocol):
 
 
 @lru_cache(maxsize=1)
-def load_segmenter(settings_json: str, is_rgb: bool) -> Segmenter:
+def load_segmenter(settings_json: str, is_rgb: bool, identity: str) -> Segmenter:
     """The segmenter of these settings, made once per process: the one state that workers keep between blocks.
 
     Args:
         settings_json: JSON of the segmenter settings (hashable, unlike the settings with their options).
         is_rgb: Whether the slide is red, green and blue, on which the automatic choices rest.
+        identity: What `segmenter_identity` said when the run was planned.
 
     Raises:
-        SegmenterError: The segmenter can't be made.
+        SegmenterError: The segmenter can't be made, or is another one by now, or here.
     """
-    from pydantic import TypeAdapter
-
     settings: SegmenterSettings = TypeAdapter[SegmenterSettings](SegmenterSettings).validate_json(settings_json)
+    here = segmenter_identity(settings, is_rgb)
+    if here != identity:
+        raise SegmenterError(
+            f"the segmenter isn't the one that the run was planned with ({here} here, {identity} planned): "
+            "give workers the same files and versions, then run the same command again"
+        )
     match settings:
         case MicroSam():
             from slidesam.tasks.segmenters.microsam import MicroSamSegmenter
@@ -83,21 +92,49 @@ def load_segmenter(settings_json: str, is_rgb: bool) -> Segmenter:
 
 
 def segmenter_identity(settings: SegmenterSettings, is_rgb: bool) -> str:
-    """What pixels depend on beside the settings: the hash of a model's weights, or of a function's source.
+    """What pixels depend on beside the settings: weights or source by their hash, and the versions of what computes.
 
     Light: neither torch nor micro_sam is imported.
 
     Raises:
         SegmenterError: The weights or the function aren't there; the message says how to get them.
     """
+    packages: tuple[str, ...]
     match settings:
         case MicroSam():
             from slidesam.tasks.segmenters.microsam import model_identity
 
-            return model_identity(settings, is_rgb)
+            identity, packages = model_identity(settings, is_rgb), ("micro-sam", "torch")
         case Watershed():
-            return f"scikit-image {importlib.metadata.version('scikit-image')}"
+            identity, packages = "watershed", ("scikit-image", "scipy")
         case Function():
             from slidesam.tasks.segmenters.function import source_identity
 
-            return source_identity(settings)
+            identity, packages = source_identity(settings), ("numpy",)
+    # imagecodecs decides what a compressed tile's pixels are.
+    versions = (f"{name} {package_version(name)}" for name in (*packages, "imagecodecs", "slidesam"))
+    return ", ".join((identity, *versions))
+
+
+def jsonable_params(params: object) -> dict[str, Any]:
+    """What `prepare` returned, if it is a mapping that JSON holds as it is.
+
+    Raises:
+        SegmenterError: It isn't: NumPy numbers and arrays, for example, have to be made numbers and lists.
+    """
+    try:
+        text = json.dumps(params, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise SegmenterError(f"the segmenter's prepare returned what JSON can't hold ({error})") from error
+    if not isinstance(params, Mapping):
+        raise SegmenterError(f"the segmenter's prepare returned {type(params).__name__}: it must be a mapping")
+    kept: dict[str, Any] = json.loads(text)
+    return kept
+
+
+def package_version(package: str) -> str | None:
+    """Version of an installed package, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

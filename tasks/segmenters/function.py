@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slidesam.tasks.config import Function
-from slidesam.tasks.errors import SegmenterError
+from slidesam.tasks.errors import SegmenterError, in_one_line
 
 if TYPE_CHECKING:
     from slidesam.tasks.segmenters import Params, Segmenter
@@ -32,7 +32,7 @@ class PlainFunction:
     def __init__(self, function: Callable[[NDArray[Any]], NDArray[np.integer[Any]]]) -> None:
         self.function = function
 
-    def prepare(self, overview: NDArray[Any], slide: Slide) -> dict[str, Any]:
+    def prepare(self, sample: NDArray[Any], slide: Slide) -> dict[str, Any]:
         """Nothing to prepare."""
         return {}
 
@@ -42,23 +42,42 @@ class PlainFunction:
 
 
 def load_function(settings: Function) -> Segmenter:
-    """The segmenter that `target` names: a class or factory with `prepare` and `segment`, or a plain function.
+    """The segmenter that `target` names: a class with `prepare` and `segment`, or a plain function.
 
     Raises:
-        SegmenterError: It can't be imported, has no such name, or can't be called.
+        SegmenterError: It can't be imported or made, or is neither.
     """
     module_name, name = settings.target.split(":")
     try:
         target = getattr(importlib.import_module(module_name), name)
-    except ImportError as error:
-        raise SegmenterError(f"{_where(settings)} can't be imported ({error}): {_CURE}") from error
-    except AttributeError as error:
-        raise SegmenterError(f"{_where(settings)}: {module_name} has no {name}") from error
+    except Exception as error:  # the module is the user's: anything can come out of it
+        raise SegmenterError(f"{_where(settings)} can't be imported ({in_one_line(error)}): {_CURE}") from error
     if inspect.isclass(target):
-        return cast("Segmenter", target(**settings.options))
+        return _made(target, settings)
     if not callable(target):
         raise SegmenterError(f"{_where(settings)} is neither a function nor a class")
+    try:
+        inspect.signature(target).bind(None, **settings.options)
+    except (TypeError, ValueError) as error:
+        raise SegmenterError(
+            f"{_where(settings)} can't be called with an image and segmenter.options ({error})"
+        ) from error
     return PlainFunction(functools.partial(target, **settings.options) if settings.options else target)
+
+
+def _made(target: type, settings: Function) -> Segmenter:
+    """An instance of the user's class."""
+    try:
+        segmenter = target(**settings.options)
+    except Exception as error:  # likewise
+        raise SegmenterError(
+            f"{_where(settings)} can't be made with segmenter.options ({in_one_line(error)}): mend the options or the class"
+        ) from error
+    if not all(callable(getattr(segmenter, method, None)) for method in ("prepare", "segment")):
+        raise SegmenterError(
+            f"{_where(settings)} is a class without prepare and segment: see docs/design.md, section 5"
+        )
+    return cast("Segmenter", segmenter)
 
 
 def source_identity(settings: Function) -> str:

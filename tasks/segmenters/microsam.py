@@ -68,17 +68,16 @@ _UNLOADABLE = (
 )
 
 
-def intensity_range(overview: NDArray[Any], is_rgb: bool) -> dict[str, list[float]]:
+def intensity_range(sample: NDArray[Any], is_rgb: bool) -> dict[str, list[float]]:
     """The intensities that become 0 and 255 on the whole slide.
 
     - 8 bit red, green and blue: 0 and the 99.9th percentile of the brightest channel, one range for all three. Such
       pixels were made for the eye, and micro-sam's own training takes 8 bit as it is (`training.util.require_8bit`); a
-      range per channel would shift the stains' colours, and the low end can't come from an overview, where averaging
-      has paled the nuclei.
+      range per channel would shift the stains' colours.
     - All else: percentiles 0.1 and 99.9 of each channel, so that a few hot or dead pixels don't decide.
 
     Args:
-        overview: (y, x[, c]) coarse image of the slide, any numeric dtype; NaN and infinity are left out.
+        sample: (y, x[, c]) pixels of the slide, any numeric dtype; NaN and infinity are left out.
         is_rgb: Whether the channels are red, green and blue.
 
     Returns:
@@ -89,12 +88,12 @@ def intensity_range(overview: NDArray[Any], is_rgb: bool) -> dict[str, list[floa
         {'low': [7.0], 'high': [8.0]}
     """
     low, high = [], []
-    for channel in np.moveaxis(_planes(overview), -1, 0):
+    for channel in np.moveaxis(_planes(sample), -1, 0):
         numbers = channel[np.isfinite(channel)]
         ends = np.percentile(numbers, _PERCENTILES) if numbers.size else (0.0, 1.0)
         low.append(float(ends[0]))
         high.append(float(ends[1]))
-    if is_rgb and overview.dtype == np.uint8:
+    if is_rgb and sample.dtype == np.uint8:
         low, high = [0.0] * len(low), [max(high)] * len(high)
     high = [top if top > bottom else bottom + 1.0 for bottom, top in zip(low, high, strict=True)]
     return {"low": low, "high": high}
@@ -186,17 +185,17 @@ class MicroSamSegmenter:
         # The predictor holds the current image: threads of one worker must take turns.
         self._lock = threading.Lock()
 
-    def prepare(self, overview: NDArray[Any], slide: Slide) -> dict[str, Any]:
+    def prepare(self, sample: NDArray[Any], slide: Slide) -> dict[str, Any]:
         """The slide's intensity range, or nothing where each tile is scaled by itself.
 
         Args:
-            overview: (y, x[, c]) coarse image of the slide, any numeric dtype.
-            slide: Not needed: what counts is in the overview.
+            sample: (y, x[, c]) pixels of the slide, any numeric dtype.
+            slide: Not needed: what counts is in the sample.
 
         Returns:
             {"low": [...], "high": [...]} as `intensity_range` has it; {} for `scaling: tile`.
         """
-        return {} if self._settings.scaling == "tile" else intensity_range(overview, self._is_rgb)
+        return {} if self._settings.scaling == "tile" else intensity_range(sample, self._is_rgb)
 
     def segment(self, image: NDArray[Any], params: Mapping[str, Any]) -> NDArray[np.integer[Any]]:
         """Labels of one block; threads that call it take turns.

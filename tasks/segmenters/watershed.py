@@ -57,20 +57,20 @@ class WatershedSegmenter:
         auto = "hematoxylin" if is_rgb else "bright"
         self.signal_kind = auto if settings.signal == "auto" else settings.signal
 
-    def prepare(self, overview: NDArray[Any], slide: Slide) -> dict[str, Any]:
+    def prepare(self, sample: NDArray[Any], slide: Slide) -> dict[str, Any]:
         """Threshold and sizes of the slide.
 
         Args:
-            overview: (y, x[, c]) coarse image of the slide.
+            sample: (y, x[, c]) pixels of the slide.
             slide: Gives the pixel size, and with it the diameter in pixels.
 
         Returns:
             `threshold` on the signal, `contrast` to the surroundings or None, `diameter` in pixels, `white` the level
             of unstained glass.
         """
-        white = _white_level(overview)
+        white = _white_level(sample)
         diameter = self.settings.diameter / (slide.mpp[0] if slide.mpp else 1.0)
-        samples = self._samples(overview, white)
+        samples = self._samples(sample, white)
         threshold = _otsu(samples) if self.settings.threshold is None else self.settings.threshold
         contrast = _CONTRAST * _step(samples, threshold) if self.signal_kind == "hematoxylin" else None
         return {"threshold": float(threshold), "contrast": contrast, "diameter": float(diameter), "white": white}
@@ -92,12 +92,12 @@ class WatershedSegmenter:
         labels: NDArray[np.int32] = watershed(-distance, _seeds(distance, foreground, diameter), mask=foreground)
         return labels
 
-    def _samples(self, overview: NDArray[Any], white: float) -> NDArray[np.float32]:
-        """Signal of the overview's pixels that can hold objects: in bright field, those that aren't glass."""
-        signal = self._signal(overview, white)
+    def _samples(self, sample: NDArray[Any], white: float) -> NDArray[np.float32]:
+        """Signal of the pixels that can hold objects: in bright field, those that aren't glass."""
+        signal = self._signal(sample, white)
         if self.signal_kind != "hematoxylin":
             return signal.ravel()
-        tissue = _density(overview, white).mean(axis=2) > _GLASS_DENSITY
+        tissue = _density(sample, white).mean(axis=2) > _GLASS_DENSITY
         return signal[tissue] if tissue.any() else signal.ravel()
 
     def _signal(self, image: NDArray[Any], white: float) -> NDArray[np.float32]:
@@ -109,7 +109,8 @@ class WatershedSegmenter:
                 )
             absorbed: NDArray[np.float32] = -np.expm1(-(_density(image, white) @ hed_from_rgb[:, 0].astype(np.float32)))
             return absorbed
-        grey = image.astype(np.float32)
+        # What is no number is background, so that it doesn't spread through the filters.
+        grey = np.nan_to_num(image.astype(np.float32), posinf=0, neginf=0)
         if grey.ndim == 3:
             grey = grey.mean(axis=2)
         return -grey if self.signal_kind == "dark" else grey
@@ -119,7 +120,7 @@ def _white_level(image: NDArray[Any]) -> float:
     """Value of unstained glass: the dtype's top, or the image's where 16 bits hold fewer."""
     if image.dtype == np.uint8:
         return 255.0
-    return float(max(np.percentile(image, 99.9), 1.0))
+    return float(max(np.nanpercentile(image, 99.9), 1.0))
 
 
 def _density(image: NDArray[Any], white: float) -> NDArray[np.float32]:

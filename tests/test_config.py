@@ -1,0 +1,58 @@
+"""Settings: what is refused, and in which words."""
+
+from __future__ import annotations
+
+import pytest
+
+from slidesam.tasks.config import Settings, make_settings
+from slidesam.tasks.errors import SettingsError
+
+WATERSHED = {"segmenter.kind": "watershed"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"blocks.hallo": 3}, "unknown setting blocks.hallo: did you mean blocks.halo?"),
+        ({"nothing": 3}, "unknown setting nothing: `slidesam settings` lists all"),
+        ({"blocks.halo": "wide"}, "setting blocks.halo: .*integer.*not 'wide' .*Context that a block reads"),
+        ({"blocks.block_shape": 100}, "setting blocks.block_shape: must be multiples of 16 px.*not 100"),
+        ({"blocks": 3}, r"setting blocks: must be settings of its own"),
+        ({"blocks.halo.x": 3}, "setting blocks.halo"),
+        ({"segmenter.kind": "cellpose"}, "setting segmenter.kind: must be one of micro-sam, watershed, function, not 'cellpose'"),
+        ({"segmenter.kind": "function"}, "setting segmenter.target is needed: `slidesam settings --segmenter function`"),
+        ({"segmenter.diameter": 5}, "segmenter.diameter: it belongs to segmenter.kind watershed, and the kind is micro-sam"),
+        (WATERSHED | {"segmenter.mode": "ais"}, "unknown setting segmenter.mode: it belongs to segmenter.kind micro-sam"),
+        ({"slide.z": 3.5}, "^setting slide.z: "),
+        ({"slide.channels": 3.5}, "^setting slide.channels: "),
+        ({"stitch.min_iou": 0}, "setting stitch.min_iou"),
+    ],
+)  # fmt: skip
+def test_refusals_name_the_setting(overrides: dict, words: str) -> None:
+    with pytest.raises(SettingsError, match=words) as refused:
+        make_settings(overrides=overrides)
+    assert "\n" not in str(refused.value)
+    assert "literal" not in str(refused.value)
+
+
+def test_defaults_are_micro_sam() -> None:
+    assert make_settings() == Settings()
+    assert Settings().segmenter.kind == "micro-sam"
+
+
+@pytest.mark.parametrize(
+    "values", [{"segmenter": None}, {"segmenter": {}}, {"segmenter": {"kind": "micro-sam", "mode": "amg"}}]
+)
+def test_another_kind_starts_from_its_own_defaults(values: dict) -> None:
+    assert make_settings(values, WATERSHED) == make_settings(overrides=WATERSHED)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("DAPI", ("DAPI",)), (1, (1,)), ([0, "DAPI"], (0, "DAPI")), ("auto", "auto")]
+)
+def test_one_channel_needs_no_list(given: object, kept: object) -> None:
+    assert make_settings(overrides={"slide.channels": given}).slide.channels == kept
+
+
+def test_one_number_is_a_square_block() -> None:
+    assert make_settings(overrides={"blocks.block_shape": 512}).blocks.block_shape == (512, 512)
