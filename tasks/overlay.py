@@ -13,6 +13,7 @@ from skimage.segmentation import find_boundaries
 
 from slidesam.tasks.grid import BlockGrid, Region
 from slidesam.tasks.overview import published_scale, read_published
+from slidesam.tasks.segment import finite_percentiles
 from slidesam.tasks.slide import Slide, SlideReader
 from slidesam.tasks.work import Run, write_atomic
 
@@ -88,7 +89,8 @@ def display_channels(slide: Slide) -> tuple[int, ...]:
 def to_rgb(image: NDArray[Any], windows: list[tuple[float, float]]) -> NDArray[np.uint8]:
     """(y, x, c) of any dtype → (y, x, 3) uint8, each channel stretched over its window; one channel shows as grey."""
     low, high = np.asarray(windows, np.float32).T
-    scaled = np.clip((image.astype(np.float32) - low) / np.maximum(high - low, 1e-6), 0, 1) * 255
+    numbers = np.nan_to_num(image.astype(np.float32))
+    scaled = np.clip((numbers - low) / np.maximum(high - low, 1e-6), 0, 1) * 255
     shown = np.zeros((*image.shape[:2], 3), np.uint8)
     if image.shape[2] == 1:
         shown[...] = scaled
@@ -123,8 +125,8 @@ def _seams_within(start: int, stop: int, block: int) -> list[int]:
 def _display_windows(image: NDArray[Any], *, is_rgb: bool) -> list[tuple[float, float]]:
     if is_rgb and image.dtype == np.uint8:
         return [(0.0, 255.0)] * 3
-    low, high = np.percentile(image, (1, 99.8), axis=(0, 1))
-    return [(float(a), float(max(b, a + 1e-6))) for a, b in zip(np.atleast_1d(low), np.atleast_1d(high), strict=True)]
+    ends = (finite_percentiles(image[..., channel], (1, 99.8)) for channel in range(image.shape[2]))
+    return [(low, max(high, low + 1e-6)) for low, high in ends]
 
 
 def _draw_place(image: NDArray[np.uint8], labels: NDArray[Any], region: Region, grid: BlockGrid) -> Image.Image:
