@@ -45,7 +45,6 @@ _EXTENSIONS = (
 )  # fmt: skip
 _NUCLEAR_STAIN = re.compile(r"dapi|hoechst|nucle|draq", re.IGNORECASE)
 _DIGEST_BYTES = 2**20
-_MAX_DIGESTED = 4096
 
 
 class Level(BaseModel):
@@ -70,8 +69,10 @@ class SlideIdentity(BaseModel):
     """Bytes of the file; of the metadata files of a Zarr folder."""
     modified: int
     """Time of the last change in ns; the newest of the metadata files of a Zarr folder."""
+    files: tuple[tuple[int, int], ...]
+    """Size and time of the last change of each of these files: what a reader compares, since sum and newest can hide a change."""
     digest: str
-    """BLAKE2b of the first and last MiB, hexadecimal; of the metadata files of a Zarr folder."""
+    """BLAKE2b of the first and last MiB, hexadecimal; of a Zarr folder: metadata files and number of missing chunks."""
 
 
 class Slide(BaseModel):
@@ -96,7 +97,7 @@ class Slide(BaseModel):
     size_z: int
     """Number of focal planes."""
     dtype: str
-    """Name of the pixel type, such as uint8."""
+    """Name of the pixel type, such as uint8; truth values are handed out as uint8, 0 and 1."""
     levels: tuple[Level, ...]
     """Resolutions, finest first."""
     mpp: tuple[float, float] | None
@@ -216,7 +217,7 @@ def _slide(path: Path, file: str, source: Source, settings: SlideSettings) -> Sl
         t=_plane(file, "t", settings.t, finest[0], "time points"),
         z=_plane(file, "z", settings.z, finest[2], "focal planes"),
         channels=_channels(file, settings.channels, facts),
-        identity=_identity(path, facts.identity_files),
+        identity=_identity(path, facts.identity_files, source.missing_chunks()),
         warnings=tuple(warnings),
     )
 
@@ -251,18 +252,29 @@ def _channel(file: str, wanted: int | str, names: Sequence[str]) -> int:
     raise SettingsError(f"setting slide.channels: {file} has no channel {wanted!r}; it has {shown}")
 
 
-def _identity(path: Path, files: Sequence[Path]) -> SlideIdentity:
-    digest, size, modified = hashlib.blake2b(digest_size=32), 0, 0
-    for each in files:
-        status = each.stat()
-        size, modified = size + status.st_size, max(modified, status.st_mtime_ns)
+def _identity(path: Path, files: Sequence[Path], missing_chunks: int) -> SlideIdentity:
+    digest, states = hashlib.blake2b(digest_size=32), _states(files)
+    for each, (size, _) in zip(files, states, strict=True):
         if len(files) > 1 or path.is_dir():
             digest.update(os.fsencode(os.path.relpath(each, path)) + b"\0")
         with each.open("rb") as stream:
             digest.update(stream.read(_DIGEST_BYTES))
-            stream.seek(max(_DIGEST_BYTES, status.st_size - _DIGEST_BYTES))
+            stream.seek(max(_DIGEST_BYTES, size - _DIGEST_BYTES))
             digest.update(stream.read(_DIGEST_BYTES))
-    return SlideIdentity(path=str(path.resolve()), size=size, modified=modified, digest=digest.hexdigest())
+    if missing_chunks:  # else labels of half a copy would be taken for those of the whole
+        digest.update(b"\0missing chunks %d" % missing_chunks)
+    return SlideIdentity(
+        path=str(path.resolve()),
+        size=sum(size for size, _ in states),
+        modified=max(modified for _, modified in states),
+        files=states,
+        digest=digest.hexdigest(),
+    )
+
+
+def _states(files: Sequence[Path]) -> tuple[tuple[int, int], ...]:
+    """Size and time of the last change of each file."""
+    return tuple((status.st_size, status.st_mtime_ns) for status in (file.stat() for file in files))
 
 
 class SlideReader:
@@ -281,17 +293,28 @@ class SlideReader:
 
     def __init__(self, slide: Slide) -> None:
         self._file = one_line_name(slide.path)
+        self._slide = slide
         with errors_as_slide_errors(self._file, "can't be opened", "see that it is there and can be read"):
             self._source = _open_source(slide.path, self._file, slide.series)
-        self._slide = slide
-        facts = self._source.facts
+            try:
+                self._check_unchanged()
+            except BaseException:
+                self.close()
+                raise
+
+    def _check_unchanged(self) -> None:
+        """Refuses another file than the one that was inspected. Asked of an open file: what replaces it later isn't read.
+
+        Raises:
+            SlideError: It has changed, or was replaced, even by one of the same shape.
+        """
+        slide, facts = self._slide, self._source.facts
         found = (tuple(shape[3:] for shape in facts.shapes), facts.shapes[0][:3], facts.dtype.name)
         expected = (
             tuple(level.shape for level in slide.levels), (slide.size_t, slide.size_c, slide.size_z), slide.dtype,
         )  # fmt: skip
-        if found != expected:
-            self.close()
-            raise SlideError(f"{self._file}: has changed since it was inspected; run the whole command again")
+        if found != expected or _states(facts.identity_files) != slide.identity.files:
+            raise SlideError(f"{self._file}: changed since the run was planned; run the same command again")
 
     def __enter__(self) -> SlideReader:
         return self
@@ -328,7 +351,7 @@ class SlideReader:
             channels: Indices; those that the settings chose by default.
 
         Returns:
-            (y, x, c) array in the source's dtype, C-contiguous.
+            (y, x, c) array of type `slide.dtype`, C-contiguous.
 
         Raises:
             SlideError: The pixels can't be decoded; the message names file, level and region.

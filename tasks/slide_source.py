@@ -41,13 +41,13 @@ class SourceFacts:
     Attributes:
         format: Kind of file in words.
         n_series: Number of images in the file.
-        dtype: Pixel type in native byte order.
+        dtype: Pixel type as handed out: native byte order, uint8 for truth values.
         shapes: Sizes (t, c, z, y, x) of each level, finest first.
         mpp: Pixel size (y, x) in µm where the file states a credible one.
         channel_names: One per channel.
         is_rgb: Whether the channels are red, green and blue.
         warnings: What a person should know, one sentence each.
-        identity_files: Files whose content stands for the whole.
+        identity_files: Files whose content stands for the whole: all that decides what pixels mean.
     """
 
     format: str
@@ -74,6 +74,9 @@ class Source(Protocol):
     def remarks(self) -> list[str]:
         """What else a person should know, where finding out takes longer than opening should."""
 
+    def missing_chunks(self) -> int:
+        """Number of chunks that aren't there and read as empty, 0 where they aren't counted."""
+
     def close(self) -> None:
         """Gives back the file handles."""
 
@@ -86,7 +89,7 @@ class TczyxView:
 
     Attributes:
         shape: Sizes (t, c, z, y, x).
-        dtype: Pixel type, native byte order.
+        dtype: Pixel type as handed out: native byte order, uint8 for truth values.
         chunks: Sizes (t, c, z, y, x) of what is decoded at once: cheapest to read in multiples of it.
 
     Raises:
@@ -225,7 +228,11 @@ def check_level(file: str, level: int, shape: Sequence[int]) -> None:
 
 
 def check_dtype(file: str, dtype: np.dtype[Any] | None) -> np.dtype[Any]:
-    """The dtype in native byte order.
+    """The dtype in which pixels are handed out: in native byte order, uint8 for truth values.
+
+    Example:
+        >>> check_dtype("a.tif", np.dtype(">u2")), check_dtype("a.tif", np.dtype(bool))
+        (dtype('uint16'), dtype('uint8'))
 
     Raises:
         SlideError: It isn't made of real numbers.
@@ -234,7 +241,8 @@ def check_dtype(file: str, dtype: np.dtype[Any] | None) -> np.dtype[Any]:
         raise SlideError(
             f"{file}: pixels are {dtype or 'of an unknown type'}, not real numbers; export as 8 or 16 bit and try again"
         )
-    return dtype.newbyteorder("=")
+    # By name, since C has several types of one size: of those, zarr knows only the one that numpy means by the name.
+    return np.dtype("uint8" if dtype.kind == "b" else dtype.name)
 
 
 def check_chunk(file: str, level: int, what: str, shape: Sequence[int], itemsize: int) -> None:

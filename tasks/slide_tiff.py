@@ -117,6 +117,10 @@ class TiffSource:
         """Nothing more: all has been checked when it was opened."""
         return []
 
+    def missing_chunks(self) -> int:
+        """None: a file that is cut short is refused, and tiles that a sparse one leaves out are as it says."""
+        return 0
+
     def close(self) -> None:
         """Gives back the file handle."""
         if self._descriptor >= 0:

@@ -84,7 +84,7 @@ class TiffLevel:
 
     Attributes:
         shape: Sizes (t, c, z, y, x).
-        dtype: Pixel type, native byte order.
+        dtype: Pixel type as handed out: native byte order, uint8 for truth values.
         byteorder: Byte order in the file, "<" or ">".
         samples: Interleaved samples of a pixel in the file.
         is_raw: Whether strips are plain numbers, of which any row can be read alone.

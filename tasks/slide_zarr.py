@@ -16,6 +16,7 @@ import re
 import threading
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -90,22 +91,30 @@ class ZarrSource:
         array = self._arrays[level]
 
         def fetch(ts: range, cs: Sequence[int], zs: range, region: Region) -> NDArray[Any]:
-            return _fetch(array, self._axes, ts, cs, zs, region)
+            return _fetch(array, self._axes, ts, cs, zs, region).astype(self.facts.dtype, copy=False)
 
         chunks = _tczyx(self._axes, array.chunks)
         return TczyxView(self._file, level, _tczyx(self._axes, array.shape), self.facts.dtype, chunks, fetch)
 
     def remarks(self) -> list[str]:
-        """Whether chunks of the finest level are missing: they would read as empty, without an error.
+        """Whether chunks of the finest level are missing: they would read as empty, without an error."""
+        array, missing = self._arrays[0], self.missing_chunks()
+        many = f"{missing} of {array.nchunks} chunks of level 0 aren't there and read as {array.fill_value}"
+        return [f"{many}; see that the copy is complete"] if missing else []
+
+    def missing_chunks(self) -> int:
+        """Number of chunks of the finest level that aren't there.
 
         Not asked of shards, whose index would have to be read, nor where there are too many chunks to count.
         """
+        return self._missing
+
+    @cached_property
+    def _missing(self) -> int:
         array = self._arrays[0]
         if array.shards is not None or array.nchunks > MAX_COUNTED_CHUNKS:
-            return []
-        missing = array.nchunks - array.nchunks_initialized
-        many = f"{missing} of {array.nchunks} chunks of level 0 aren't there and read as {array.fill_value}"
-        return [f"{many}; see that the copy is complete"] if missing else []
+            return 0
+        return int(array.nchunks - array.nchunks_initialized)
 
     def close(self) -> None:
         """Nothing to give back: Zarr opens files as it reads them."""
@@ -124,12 +133,13 @@ class ZarrSource:
 
     def _facts(self, image: ImageFolder, multiscales: Multiscales) -> SourceFacts:
         shapes = tuple(_tczyx(self._axes, array.shape) for array in self._arrays)
-        ome = _ome_image(image, shapes[0])
+        xml = _ome_file(image)
+        ome = None if xml is None else _ome_image(xml, image, shapes[0])
         mpp, warnings = multiscales.mpp(ome)
         dtype = check_dtype(self._file, self._arrays[0].dtype)
-        names, is_rgb = _channels(image.attributes, shapes[0][1], dtype, ome)
+        names, is_rgb = _channels(image.attributes, shapes[0][1], self._arrays[0].dtype, ome)
         folders = [image.root, image.folder, *(image.folder / dataset for dataset in multiscales.datasets)]
-        files = [folder / name for folder in folders for name in METADATA_FILES]
+        files = [folder / name for folder in folders for name in METADATA_FILES] + ([] if xml is None else [xml])
         return SourceFacts(
             format=image.layout,
             n_series=image.count,
@@ -155,7 +165,6 @@ def _fetch(array: Any, axes: str, ts: range, cs: Sequence[int], zs: range, regio
     }
     selection = tuple(wanted[axis] for axis in axes)
     pixels: NDArray[Any] = np.asarray(array[selection] if contiguous or "c" not in axes else array.oindex[selection])
-    pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
     present = [axis for axis in "tczyx" if axis in axes]
     pixels = pixels.transpose([axes.index(axis) for axis in present])
     pixels = pixels[tuple(slice(None) if axis in axes else None for axis in "tczyx")]
@@ -216,20 +225,24 @@ def _open_array(file: str, number: int, folder: Path, multiscales: Multiscales) 
     return array
 
 
-def _ome_image(image: ImageFolder, shape: Shape5) -> OmeImage | None:
-    """What bioformats2raw's METADATA.ome.xml says of an image, if it is there and of the same size."""
+def _ome_file(image: ImageFolder) -> Path | None:
+    """bioformats2raw's METADATA.ome.xml, if it is there."""
     for folder in (image.root, image.root.parent):
         for path in (folder / "OME" / "METADATA.ome.xml", folder / "METADATA.ome.xml"):
-            if not path.is_file() or path.stat().st_size > MAX_METADATA_BYTES:
-                continue
-            try:
-                images = read_ome_xml(path.read_text("utf-8", "replace"), path.name).images
-            except ValueError:
-                return None
-            number = int(image.folder.name) if image.folder.name.isdecimal() else image.number
-            found = images[number] if number < len(images) else None
-            return found if found is not None and found.size == (shape[4], shape[3]) else None
+            if path.is_file() and path.stat().st_size <= MAX_METADATA_BYTES:
+                return path
     return None
+
+
+def _ome_image(path: Path, image: ImageFolder, shape: Shape5) -> OmeImage | None:
+    """What METADATA.ome.xml says of an image, if it is of the same size."""
+    try:
+        images = read_ome_xml(path.read_text("utf-8", "replace"), path.name).images
+    except ValueError:
+        return None
+    number = int(image.folder.name) if image.folder.name.isdecimal() else image.number
+    found = images[number] if number < len(images) else None
+    return found if found is not None and found.size == (shape[4], shape[3]) else None
 
 
 def _channels(

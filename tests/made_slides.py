@@ -60,10 +60,11 @@ def write_pyramid(path: Path, axes: str, sizes: dict[str, int], subifds: bool = 
 
 
 def write_zarr(
-    path: Path, axes: str, sizes: dict[str, int], version: str = "0.5", n_levels: int = 2, **options: Any
-) -> Made:
+    path: Path, axes: str, sizes: dict[str, int], version: str = "0.5", n_levels: int = 2, dtype: str = "uint16",
+    **options: Any,
+) -> Made:  # fmt: skip
     """OME-Zarr with chunks that don't divide the image."""
-    image = pixels(*(sizes[axis] for axis in axes))
+    image = pixels(*(sizes[axis] for axis in axes), dtype=dtype)
     step = tuple(slice(None, None, 2) if axis in "yx" else slice(None) for axis in axes)
     kinds = {"t": "time", "c": "channel"}
     metadata: dict[str, Any] = {
@@ -85,7 +86,7 @@ def write_zarr(
             str(level), shape=image.shape, dtype=image.dtype, chunks=chunks, shards=shards, **options
         )
         array[...] = image
-        levels.append(tczyx(image, axes))
+        levels.append(tczyx(image, axes).astype("uint8" if dtype == "bool" else image.dtype.newbyteorder("=")))
         scale = [500.0 * 2**level if axis in "yx" else 1.0 for axis in axes]
         metadata["datasets"].append(
             {"path": str(level), "coordinateTransformations": [{"type": "scale", "scale": scale}]}
@@ -115,7 +116,16 @@ def make_all(folder: Path) -> Iterator[tuple[str, Made]]:
     )
     yield "stack", write_tiff(folder / "stack.tif", pixels(5, 60, 70, dtype="float32"), "ZYX", compression="zlib")
     bits = pixels(60, 71, dtype="bool")
-    yield "bits", write_tiff(folder / "bits.tif", bits, "YX")
+    for kind, options in {"": {}, " tiles": {"tile": (32, 48), "compression": "zlib"}}.items():  # handed out as 0 and 1
+        expected = tczyx(bits, "YX").astype("uint8")
+        yield f"bits{kind}", write_tiff(folder / f"bits{kind}.tif", bits, "YX", expected, **options)
+    for dtype, byteorder in itertools.product(("uint64", "int64", "uint32", "float64"), "<>"):
+        for kind, options in {"": {}, " tiles": {"tile": (32, 48), "compression": "zlib"}}.items():
+            name = f"{dtype}{kind} {'little' if byteorder == '<' else 'big'}-endian"
+            yield (
+                name,
+                write_tiff(folder / f"{name}.tif", pixels(60, 71, dtype=dtype), "YX", byteorder=byteorder, **options),
+            )
     hyper = pixels(2, 2, 3, 40, 50)
     yield "imagej", write_tiff(folder / "imagej.tif", hyper, "TZCYX", imagej=True, metadata={"axes": "TZCYX"})
     for axes in ("CYX", "TCZYX", "ZCTYX", "CTZYX", "YXS", "ZYXS"):
@@ -124,4 +134,7 @@ def make_all(folder: Path) -> Iterator[tuple[str, Made]]:
     yield "generic rgb pyramid", write_pyramid(folder / "generic rgb.tif", "YXS", sizes, subifds=False)
     for axes, version in itertools.product(("yx", "cyx", "zyx", "tczyx", "yxc"), ("0.4", "0.5")):
         yield f"ome-zarr {version} {axes}", write_zarr(folder / f"{axes}{version}.ome.zarr", axes, small, version)
+    for version, dtype in (("0.4", ">u2"), ("0.4", ">u8"), ("0.5", "uint64"), ("0.4", "bool"), ("0.5", "bool")):
+        name = f"{version} {dtype.replace('>', 'big-endian ')}"
+        yield f"ome-zarr {name}", write_zarr(folder / f"{name}.ome.zarr", "yx", small, version, dtype=dtype)
     yield "ome-zarr sharded", write_zarr(folder / "sharded.zarr", "czyx", small, sharded=True)

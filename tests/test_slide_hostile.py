@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -104,11 +105,50 @@ def test_settings_out_of_range(made: dict[str, Made], wrong: dict[str, Any]) -> 
         open_slide(made["imagej"].path, SlideSettings(**wrong))
 
 
-def test_file_changed_since_inspection(made: dict[str, Made], tmp_path: Path) -> None:
-    slide = open_slide(made["stack"].path)
-    other = write_tiff(tmp_path / "b.tif", pixels(5, 60, 71, dtype="float32"), "ZYX").path
-    with pytest.raises(SlideError, match=r"^b\.tif: has changed"):
-        SlideReader(slide.model_copy(update={"path": other}))
+@pytest.mark.parametrize("kind", ["other shape", "same shape", "older", "in place", "grown"])
+def test_tiff_changed_since_inspection(tmp_path: Path, kind: str) -> None:
+    path = write_tiff(tmp_path / "a.tif", pixels(60, 70), "YX").path
+    slide = open_slide(path)
+    SlideReader(slide).close()
+    if kind == "in place":
+        with path.open("r+b") as stream:
+            stream.seek(-1, os.SEEK_END)
+            stream.write(b"x")
+    elif kind == "grown":
+        with path.open("ab") as stream:
+            stream.write(b"x")
+        os.utime(path, ns=(slide.identity.modified, slide.identity.modified))
+    else:
+        other = write_tiff(tmp_path / "b.tif", pixels(60, 71 if kind == "other shape" else 70), "YX").path
+        if kind == "older":
+            os.utime(other, ns=(1, 1))
+        other.replace(path)
+    if kind in ("in place", "same shape"):
+        os.utime(path, ns=(slide.identity.modified + 1,) * 2)  # whatever the clock's ticks
+    with pytest.raises(SlideError) as caught:
+        SlideReader(slide)
+    assert str(caught.value) == "a.tif: changed since the run was planned; run the same command again"
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_zarr_changed_since_inspection(tmp_path: Path, version: str) -> None:
+    sizes = {"y": 60, "x": 70}
+    path = write_zarr(tmp_path / "a.zarr", "yx", sizes, version).path
+    first = open_slide(path)
+    SlideReader(first).close()
+    shutil.rmtree(path)
+    write_zarr(path, "yx", sizes, version)
+    second = open_slide(path)
+    # Of several files, one that is neither the newest nor of another size.
+    metadata = path / ("0/zarr.json" if version == "0.5" else "0/.zarray")
+    assert second.identity.size == first.identity.size
+    os.utime(metadata, ns=(1, 1))
+    assert open_slide(path).identity.modified == second.identity.modified
+    for slide in (first, second):
+        with pytest.raises(SlideError) as caught:
+            SlideReader(slide)
+        assert str(caught.value) == "a.zarr: changed since the run was planned; run the same command again"
+    SlideReader(open_slide(path)).close()
 
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
