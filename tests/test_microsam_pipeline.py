@@ -91,7 +91,7 @@ def test_each_blocks_labels_are_micro_sams(
         | {"blocks.block_shape": BLOCK, "blocks.halo": HALO}
     )
     facts = segment_slide(slide, tmp_path / "out", settings, LocalProfile(workers=1, threads=THREADS))
-    assert facts["segmenter"]["device"] == "cpu"
+    assert (facts["segmenter"]["devices"], facts["segmenter"]["threads"]) == (["cpu"], [str(THREADS)])
     run = plan_run(slide, tmp_path / "out", settings)
     for block, alone in zip(run.grid, reference[mode], strict=True):
         ours = BlockResults(run).read(block, block.outer)
