@@ -29,11 +29,14 @@ lock:  ## resolve pyproject.toml anew into requirements.lock (names and versions
 
 TYPED := $(VENV)/typed
 
+# micro-sam on the CPU is a quarter faster if the process keeps its memory instead of fetching it anew for each array.
+KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=34359738368 MALLOC_TRIM_THRESHOLD_=34359738368
+
 demo: install  ## make a 4096 x 4096 px slide and segment it, about a minute; look at the picture that it names
 	@$(BIN)/slidesam demo --output $(DEMO)
 
 test: lint  ## lint, types and all tests (about ten minutes on two cores; fast ones alone: make test-fast)
-	@$(BIN)/python -m pytest
+	@$(KEEP_MEMORY) $(BIN)/python -m pytest
 
 test-fast: install  ## the tests that take seconds
 	@$(BIN)/python -m pytest -m "not slow"

@@ -61,6 +61,9 @@ class Cluster:
 
             # A nanny would set one thread; blocks run one at a time in a worker, on as many threads as the profile says.
             threads = {f"{library}_NUM_THREADS": str(self.profile.threads) for library in ("OMP", "MKL", "OPENBLAS")}
+            # It would also give memory back after each large array, to fetch it again for the next: micro-sam on the CPU
+            # took 16.3 s for what takes 12.0 s if the process keeps it (peak 3.9 and 4.1 GiB).
+            memory = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(2**35))
             cluster = self._stack.enter_context(
                 LocalCluster(
                     n_workers=self.profile.n_workers,
@@ -69,7 +72,7 @@ class Cluster:
                     dashboard_address="127.0.0.1:0",
                     memory_limit=0,
                     preload="slidesam.flows.on_worker",
-                    env=threads,
+                    env=threads | memory,
                 )
             )
             self._address = str(cluster.scheduler_address)
