@@ -71,12 +71,22 @@ class BlockFailures(SlidesamError, RuntimeError):  # noqa: N818
         )
 
 
-def in_one_line(error: BaseException) -> str:
+def in_one_line(error: BaseException | str, limit: int = 1000) -> str:
     """An error on one line, with its type where its words alone may say little.
+
+    Args:
+        error: The error, or words that come from outside.
+        limit: How many characters to keep.
 
     Example:
         >>> in_one_line(ValueError("no such thing"))
         'ValueError: no such thing'
+        >>> in_one_line("two" + chr(10) + "lines", 6)
+        'two l…'
     """
-    words = " ".join(str(error).split()) or "no message"
-    return words if isinstance(error, SlidesamError) else f"{type(error).__name__}: {words}"
+    words = (
+        str(error) if isinstance(error, SlidesamError | str) else f"{type(error).__name__}: {error}".removesuffix(": ")
+    )
+    words = " ".join(words.replace("\\n", " ").split())
+    words = "".join(character if character.isprintable() else "?" for character in words)
+    return words if len(words) <= limit else words[: limit - 1] + "…"

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from slidesam.tasks.config import SlideSettings
-from slidesam.tasks.errors import SettingsError, SlideError
+from slidesam.tasks.errors import SettingsError, SlideError, in_one_line
 from slidesam.tasks.grid import Region
 from slidesam.tasks.slide_source import (
     RGB_NAMES,
@@ -34,7 +34,6 @@ from slidesam.tasks.slide_source import (
     TczyxView,
     downsample,
     errors_as_slide_errors,
-    in_one_line,
     one_line_name,
 )
 from slidesam.tasks.slide_tiff import TiffSource

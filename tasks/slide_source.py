@@ -20,12 +20,13 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from slidesam.tasks.errors import SlideError, SlidesamError
+from slidesam.tasks.errors import SlideError, SlidesamError, in_one_line
 from slidesam.tasks.grid import Region
 
 MAX_PIXELS = 2**40  # of one level; the largest slides have some 2**37
 MAX_CHUNK_BYTES = 2**31  # of one decoded tile, strip or chunk
 MAX_CHANNELS = 4096
+_WORDS_OF_LIBRARIES = 160  # characters of a library's own message
 MAX_PLANES = 2**31  # t × z
 CREDIBLE_MPP = (0.01, 100.0)  # µm per pixel; 72 dpi would be 353
 RGB_NAMES = ("red", "green", "blue")
@@ -166,24 +167,7 @@ def errors_as_slide_errors(file: str, what: str, advice: str) -> Iterator[None]:
     except PermissionError as error:
         raise SlideError(f"{file}: may not be read by this user; ask its owner for permission to read it") from error
     except Exception as error:
-        raise SlideError(f"{file}: {what} ({in_one_line(error)}); {advice}") from error
-
-
-def in_one_line(error: BaseException | str, limit: int = 160) -> str:
-    """An error's text on one line, not longer than `limit` characters.
-
-    Example:
-        >>> in_one_line(KeyError("a" + chr(10) + "b"))
-        "KeyError: 'a b'"
-    """
-    if isinstance(error, str):
-        text = error
-    else:
-        known = isinstance(error, (OSError, ValueError, NotImplementedError)) and str(error)
-        text = str(error) if known else f"{type(error).__name__}: {error}".removesuffix(": ")
-    text = " ".join(text.replace("\\n", " ").split())
-    text = "".join(character if character.isprintable() else "?" for character in text)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+        raise SlideError(f"{file}: {what} ({in_one_line(error, _WORDS_OF_LIBRARIES)}); {advice}") from error
 
 
 def one_line_name(path: Path) -> str:

@@ -23,10 +23,10 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from slidesam.tasks.errors import SettingsError, SlideError
+from slidesam.tasks.errors import SettingsError, SlideError, in_one_line
 from slidesam.tasks.grid import Region
 from slidesam.tasks.slide_ome import MAX_PLANES, OmeDocument, read_ome_xml
-from slidesam.tasks.slide_source import SourceFacts, TczyxView, errors_as_slide_errors, in_one_line, one_line_name
+from slidesam.tasks.slide_source import SourceFacts, TczyxView, errors_as_slide_errors, one_line_name
 from slidesam.tasks.slide_tiff_facts import read_facts
 from slidesam.tasks.slide_tiff_layout import Segment, TiffLevel
 from slidesam.tasks.slide_tiff_levels import read_levels

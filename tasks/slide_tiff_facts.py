@@ -8,8 +8,9 @@ from pathlib import Path
 
 import tifffile
 
+from slidesam.tasks.errors import in_one_line
 from slidesam.tasks.slide_ome import OmeDocument, OmeImage, micrometres
-from slidesam.tasks.slide_source import RGB_NAMES, SourceFacts, are_rgb, credible_mpp, in_one_line
+from slidesam.tasks.slide_source import RGB_NAMES, SourceFacts, are_rgb, credible_mpp
 from slidesam.tasks.slide_tiff_layout import TiffLevel
 
 _FORMATS = {

@@ -27,7 +27,7 @@ from zarr.abc.store import ByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, WrapperStore
 
-from slidesam.tasks.errors import SlideError
+from slidesam.tasks.errors import SlideError, in_one_line
 from slidesam.tasks.grid import Region
 from slidesam.tasks.slide_ome import OmeImage, read_ome_xml
 from slidesam.tasks.slide_source import (
@@ -41,7 +41,6 @@ from slidesam.tasks.slide_source import (
     check_dtype,
     check_level,
     errors_as_slide_errors,
-    in_one_line,
     one_line_name,
 )
 from slidesam.tasks.slide_zarr_metadata import (

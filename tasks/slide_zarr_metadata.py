@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
-from slidesam.tasks.errors import SettingsError, SlideError
+from slidesam.tasks.errors import SettingsError, SlideError, in_one_line
 from slidesam.tasks.slide_ome import OmeImage, micrometres
-from slidesam.tasks.slide_source import credible_mpp, in_one_line
+from slidesam.tasks.slide_source import credible_mpp
 
 METADATA_FILES = (".zgroup", ".zattrs", ".zarray", "zarr.json")
 MAX_METADATA_BYTES = 2**26

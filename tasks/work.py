@@ -186,10 +186,6 @@ class Marks:
         """A block's facts, or None while it isn't done."""
         return read_json(self.folder / f"{block_id}.json")
 
-    def remove(self, block_id: int) -> None:
-        """Takes back what was vouched for."""
-        (self.folder / f"{block_id}.json").unlink(missing_ok=True)
-
 
 class BlockResults:
     """Local labels of all blocks: one Zarr array of (block, y, x), one shard file per block, written whole by one task.

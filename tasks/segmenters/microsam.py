@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slidesam.tasks.config import MicroSam
-from slidesam.tasks.errors import SegmenterError
+from slidesam.tasks.errors import SegmenterError, in_one_line
 from slidesam.tasks.segmenters.microsam_weights import Weights, find_weights, model_identity, model_name, no_decoder
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class MicroSamSegmenter:
                 **made_with,
             )
         except _UNLOADABLE as error:
-            raise SegmenterError(f"micro-sam can't make its {mode} generator: {_one_line(error)}") from error
+            raise SegmenterError(f"micro-sam can't make its {mode} generator: {in_one_line(error, 300)}") from error
         self._settings = settings
         self._is_rgb = is_rgb
         self._tile_shape = settings.tile_shape
@@ -298,7 +298,9 @@ def _load_model(settings: MicroSam, name: str, weights: Weights, device: str) ->
                 return_state=True,
             )
     except _UNLOADABLE as error:
-        raise SegmenterError(f"{weights.checkpoint} can't be loaded as weights of SAM: {_one_line(error)}") from error
+        raise SegmenterError(
+            f"{weights.checkpoint} can't be loaded as weights of SAM: {in_one_line(error, 300)}"
+        ) from error
     finally:
         pickle.Unpickler = unpickler  # type: ignore[misc]
     found = predictor.model_type
@@ -350,7 +352,3 @@ def _finite(image: NDArray[Any]) -> NDArray[Any]:
     if is_number.all():
         return image
     return np.where(is_number, image, image[is_number].min() if is_number.any() else 0)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
