@@ -1,7 +1,7 @@
 """A sample of a slide at full resolution: what slide-wide parameters are found on.
 
 Not a coarse level, although that is one read: averaging pales small objects, so that on a large slide thresholds and intensity
-ranges would come out too low (of sparse 15 px cells, the 99.9th percentile falls to a quarter at level 6).
+ranges would come out too low.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import zarr
 from slidesam.tasks.config import make_settings
 from slidesam.tasks.errors import BlockFailures, OutputError, SegmenterError, SlideError
 from tests.prefect_fixtures import THIRD_PARTY_WARNINGS
+from tests.serial import segment_serially
 from tests.slides import write_numbered_slide
 
 pytestmark = [pytest.mark.slow, *(pytest.mark.filterwarnings(warning) for warning in THIRD_PARTY_WARNINGS)]
@@ -139,18 +140,7 @@ def test_same_bytes_with_one_worker_in_reverse_order(
 
 
 def test_same_bytes_without_any_cluster(cmu1: Path, cmu1_result: Path, tmp_path: Path) -> None:
-    from slidesam.tasks import steps
-    from slidesam.tasks.plan import plan_run
-
-    run = plan_run(cmu1, tmp_path, make_settings(overrides=CMU1_SETTINGS))
-    blocks = range(len(run.grid))
-    steps.prepare_slide.fn(run)
-    for block_id in blocks:
-        steps.segment_block.fn(run, block_id)
-    steps.match_blocks.fn(run, blocks)
-    steps.resolve_objects.fn(run)
-    steps.paint_blocks.fn(run, blocks)
-    np.testing.assert_array_equal(labels_of(tmp_path, NAME), labels_of(cmu1_result, NAME))
+    np.testing.assert_array_equal(segment_serially(cmu1, tmp_path, CMU1_SETTINGS), labels_of(cmu1_result, NAME))
 
 
 def test_second_call_does_nothing(cmu1: Path, cmu1_result: Path) -> None:
