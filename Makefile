@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 DEMO   ?= demo-output
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo test test-fast screenshots accuracy lint format typecheck clean
+.PHONY: help install lock demo test test-fast screenshots accuracy block lint format typecheck clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,7 +29,8 @@ lock:  ## resolve pyproject.toml anew into requirements.lock (names and versions
 
 TYPED := $(VENV)/typed
 
-# micro-sam on the CPU is a quarter faster if the process keeps its memory instead of fetching it anew for each array.
+# micro-sam on the CPU is much faster if the process keeps its memory instead of fetching it anew for each array:
+# benchmarks/block.py.
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=34359738368 MALLOC_TRIM_THRESHOLD_=34359738368
 
 demo: install  ## make a 4096 x 4096 px slide and segment it, about a minute; look at the picture that it names
@@ -46,6 +47,9 @@ screenshots: install  ## the browser test, keeping its pictures in screenshots/
 
 accuracy: install  ## how well `watershed` finds nuclei, in blocks and as a whole (needs ../shared/data)
 	@$(BIN)/python -m benchmarks.accuracy
+
+block: install  ## seconds and peak memory of one block, per segmenter
+	@$(BIN)/python -m benchmarks.block
 
 clean:  ## remove .venv and what was made
 	@rm -rf $(VENV) $(DEMO) build screenshots .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -46,7 +46,7 @@ Overrides = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    typer.Option("--workers", min=1, help="Worker processes; by default one per core and 5 GiB. With one GPU: 1."),
+    typer.Option("--workers", min=1, help="Worker processes; by default one per core and 8 GiB. With one GPU: 1."),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
 

@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-# For a block of 2048 px: micro-sam's AIS with ViT-B takes 3.9 GiB of it on the CPU, `watershed` 0.4.
-_BYTES_PER_WORKER = 5 * 2**30
+# A block of 2048 px takes micro-sam's AMG with ViT-B 7 GiB on the CPU, AIS 4.4, `watershed` 0.3 (benchmarks/block.py).
+_BYTES_PER_WORKER = 8 * 2**30
 
 
 class LocalProfile(BaseModel):
@@ -25,7 +25,7 @@ class LocalProfile(BaseModel):
     kind: Literal["local"] = "local"
     """Kind of cluster."""
     workers: Annotated[int, Field(ge=1)] | None = None
-    """Worker processes; none = as many as this machine has cores and memory (5 GiB each) for."""
+    """Worker processes; none = as many as this machine has cores and memory (8 GiB each) for."""
     threads: Annotated[int, Field(ge=1)] = 1
     """Threads that the computing of one block uses. It is part of what makes results equal: see the provenance."""
 
@@ -62,7 +62,7 @@ class Cluster:
             # A nanny would set one thread; blocks run one at a time in a worker, on as many threads as the profile says.
             threads = {f"{library}_NUM_THREADS": str(self.profile.threads) for library in ("OMP", "MKL", "OPENBLAS")}
             # It would also give memory back after each large array, to fetch it again for the next: micro-sam on the CPU
-            # took 16.3 s for what takes 12.0 s if the process keeps it (peak 3.9 and 4.1 GiB).
+            # takes 0.6 of the time if the process keeps it (benchmarks/block.py).
             memory = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(2**35))
             cluster = self._stack.enter_context(
                 LocalCluster(
