@@ -9,11 +9,32 @@ import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from slidesam.tasks.errors import SettingsError
 
 Pair = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def seconds_of(duration: str) -> float:
+    """Length of a duration in seconds.
+
+    Example:
+        >>> seconds_of("90s"), seconds_of("1.5h"), seconds_of("7d")
+        (90.0, 5400.0, 604800.0)
+    """
+    return float(duration[:-1]) * _UNITS[duration[-1]]
+
+
+def _with_unit(value: object) -> object:
+    """Plain numbers are seconds."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:g}s"
+    return f"{value}s" if isinstance(value, str) and value.replace(".", "", 1).isdigit() else value
+
+
+Duration = Annotated[str, BeforeValidator(_with_unit), Field(pattern=r"^\d+(\.\d+)?[smhdw]$")]
 SEGMENTER_KINDS = ("micro-sam", "watershed", "function")
 
 
@@ -44,6 +65,10 @@ class SlideSettings(_Section):
 class ImageSettings(_Section):
     """How arrays are written."""
 
+    convert: Literal["auto", "always", "never"] = "auto"
+    """Whether to write the slide as an OME-Zarr pyramid before it is segmented; auto = TIFF yes, OME-Zarr no; never = read in place."""  # noqa: E501
+    rechunk: Literal["auto", "always", "never"] = "auto"
+    """Whether to rewrite the pixels to segment in chunks that suit the blocks, where they aren't converted; auto = where reading would decode 4 times what is used."""  # noqa: E501
     ome_zarr: Literal["0.5", "0.4"] = "0.5"
     """OME-Zarr version: 0.5 (Zarr v3, sharded) or 0.4 (Zarr v2: one file per chunk)."""
     chunk_shape: Annotated[int, Field(ge=16, le=8192)] = 512
@@ -59,11 +84,21 @@ class BlockSettings(_Section):
     """Height and width of a block in pixels, multiples of 16; one number for both."""
     halo: Annotated[int, Field(ge=0, le=8192)] = 128
     """Context that a block reads on each side, in pixels; as wide as the largest object is best."""
+    tissue: str = "auto"
+    """Which blocks to segment: auto = those that show more than background, off = all, or the path of a mask image of the whole slide (0 = leave out)."""  # noqa: E501
+    blocks_per_task: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = "auto"
+    """Blocks that one Prefect task computes; auto = 1 up to 256 blocks, then more, 16 at most. Doesn't change pixels."""
 
     @field_validator("block_shape", mode="before")
     @classmethod
     def _square(cls, value: object) -> object:
         return (value, value) if isinstance(value, int) else value
+
+    @field_validator("tissue", mode="before")
+    @classmethod
+    def _off(cls, value: object) -> object:
+        # YAML reads off as false.
+        return "off" if value is False else value
 
     @field_validator("block_shape")
     @classmethod
@@ -151,6 +186,10 @@ class RunSettings(_Section):
     """Seconds before a block is tried again."""
     retry_jitter: Annotated[float, Field(ge=0, le=10)] = 0.5
     """Share of the delay by which it varies at random, so that retries don't come all at once."""
+    block_timeout: Duration | None = None
+    """How long one block may take, in seconds or as 90s, 30m, 2h; its worker is then ended and the block tried again; none = as long as it likes."""  # noqa: E501
+    keep_work: Duration = "7d"
+    """How long `slidesam clean` keeps the intermediate results of a finished run, from which another stitching is made without segmenting."""  # noqa: E501
 
 
 class Settings(_Section):
