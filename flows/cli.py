@@ -19,11 +19,11 @@ import yaml
 from rich.console import Console
 from rich.text import Text
 
-from slidesam.tasks.config import SEGMENTER_KINDS, Settings, make_settings
+from slidesam.tasks.config import SEGMENTER_KINDS, Settings, make_settings, seconds_of
 from slidesam.tasks.errors import SettingsError, SlidesamError
 
 if TYPE_CHECKING:
-    from slidesam.flows.cluster import LocalProfile
+    from slidesam.flows.cluster import ClusterProfile
 
 app = typer.Typer(
     name="slidesam",
@@ -47,6 +47,12 @@ Overrides = Annotated[
 Workers = Annotated[
     int | None,
     typer.Option("--workers", min=1, help="Worker processes; by default one per core and 8 GiB. With one GPU: 1."),
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        "--scheduler", metavar="ADDRESS", help="Use a Dask cluster that runs already, e.g. tcp://10.0.0.5:8786."
+    ),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
 
@@ -78,12 +84,16 @@ def segment(
     segmenter: SegmenterKind = None,
     overrides: Overrides = None,
     workers: Workers = None,
+    scheduler: Scheduler = None,
 ) -> None:
     """Segment slides on this machine. The same command again goes on where an earlier one stopped."""
-    from slidesam.flows.cluster import LocalProfile
+    from slidesam.flows.cluster import DaskProfile, LocalProfile
 
+    if scheduler is not None and workers is not None:
+        raise SettingsError("--workers starts workers here and --scheduler uses those of a cluster: give one of them")
     chosen = load_settings(settings, segmenter, overrides)
-    raise typer.Exit(run_or_stop(slides, output, chosen, LocalProfile(workers=workers)))
+    profile = LocalProfile(workers=workers) if scheduler is None else DaskProfile(address=scheduler)
+    raise typer.Exit(run_or_stop(slides, output, chosen, profile))
 
 
 @app.command()
@@ -116,6 +126,39 @@ def status(
         raise SettingsError(f"{output} is no folder: give the one that was named with --output")
     states = read_states(output)
     out.print(status_table(states) if states else Text(f"{output}: nothing of slidesam's here"))
+
+
+@app.command()
+def clean(
+    output: Annotated[Path, typer.Argument(help="A folder that slidesam writes to.")],
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Keep the work of runs that finished less long ago, e.g. 2d; by default run.keep_work of each run.",
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+) -> None:
+    """Remove the intermediate results of finished runs; results, and what unfinished runs need, stay."""
+    from slidesam.tasks.clean import clean as remove
+
+    if not output.is_dir():
+        raise SettingsError(f"{output} is no folder: give the one that was named with --output")
+    removed = remove(output, keep=None if keep is None else _seconds(keep), dry_run=dry_run)
+    for each in removed:
+        _say(" ", f"{each.slide} {each.label}: {each.bytes / 2**20:,.1f} MiB in {each.files} files")
+    total = sum(each.bytes for each in removed) / 2**20
+    out.print(f"{total:,.1f} MiB {'would be' if dry_run else 'were'} removed from {output}")
+
+
+def _seconds(duration: str) -> float:
+    """A duration in words.
+
+    Raises:
+        SettingsError: It is none.
+    """
+    return seconds_of(make_settings(overrides={"run.keep_work": duration}).run.keep_work)
 
 
 @app.command("settings")
@@ -170,7 +213,7 @@ def load_settings(path: Path | None, segmenter: str | None, overrides: Sequence[
     return make_settings(values, changed)
 
 
-def run_or_stop(slides: Sequence[Path], output: Path, settings: Settings, profile: LocalProfile) -> int:
+def run_or_stop(slides: Sequence[Path], output: Path, settings: Settings, profile: ClusterProfile) -> int:
     """`run_slides`, or 130 after Ctrl-C."""
     try:
         return run_slides(slides, output, settings, profile)
@@ -179,7 +222,7 @@ def run_or_stop(slides: Sequence[Path], output: Path, settings: Settings, profil
         return 130
 
 
-def run_slides(slides: Sequence[Path], output: Path, settings: Settings, profile: LocalProfile) -> int:
+def run_slides(slides: Sequence[Path], output: Path, settings: Settings, profile: ClusterProfile) -> int:
     """Segments slides one after the other on one cluster; a bad one doesn't cost the others.
 
     Returns:
@@ -231,7 +274,7 @@ def interrupts() -> Iterator[threading.Event]:
 
 
 def _run_slide(
-    slide: Path, name: str, output: Path, settings: Settings, profile: LocalProfile, stopped: threading.Event
+    slide: Path, name: str, output: Path, settings: Settings, profile: ClusterProfile, stopped: threading.Event
 ) -> bool:
     """Runs one slide's flow with bars, and says how it ended."""
     from slidesam.flows.progress import BarReporter, showing

@@ -29,6 +29,9 @@ from rich.text import Text
 class Reporter(Protocol):
     """Who is told how far a run is."""
 
+    def note(self, words: str) -> None:
+        """Something to know: what is used of an earlier run, what is waited for."""
+
     def begin(self, stage: str, total: int, done: int) -> None:
         """A stage of `total` pieces starts, `done` of which are there from before."""
 
@@ -41,6 +44,10 @@ class Reporter(Protocol):
 
 class LogReporter:
     """One line per stage in the flow run's log: what the UI shows."""
+
+    def note(self, words: str) -> None:
+        """Logs it."""
+        get_run_logger().info("%s", words)
 
     def begin(self, stage: str, total: int, done: int) -> None:
         """Logs the stage's start."""
@@ -84,6 +91,11 @@ class BarReporter(LogReporter):
             speed_estimate_period=300,
         )
         self._task: int | None = None
+
+    def note(self, words: str) -> None:
+        """Prints it above the bars too."""
+        super().note(words)
+        self.bars.console.print(Text(words, style="dim"))
 
     def begin(self, stage: str, total: int, done: int) -> None:
         """Starts a bar."""

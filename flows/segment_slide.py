@@ -1,40 +1,58 @@
-"""One slide from file to OME-Zarr labels: the main flow and its two stages.
+"""One slide from file to OME-Zarr labels: the main flow and its stages.
 
     segment slide
-    ├── plan                  which blocks, which fingerprints, what is there already
-    ├── segment blocks        child flow: prepare, then one task per block
+    ├── plan                  which pixels, which blocks, what is there already; the run's lock
+    ├── image                 child flow: convert or rechunk, piece by piece; or an overview only
+    ├── segment blocks        child flow: prepare, then tasks of one or several blocks
     └── stitch and export     child flow: match seams, number objects, paint, export
 
-The stages are child flows because they can need different machines: segmenting may want a GPU, stitching never does.
+The stages are child flows because they can need different machines: segmenting may want a GPU, the others never do.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from prefect import Task, flow
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.futures import PrefectFuture, as_completed
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect_dask.task_runners import DaskTaskRunner
 
-from slidesam.flows.cluster import LocalProfile, open_cluster
-from slidesam.flows.progress import stage
-from slidesam.tasks import steps
+from slidesam.flows.cluster import ClusterProfile, LocalProfile, open_cluster
+from slidesam.flows.in_flight import in_flight
+from slidesam.flows.progress import current, stage
+from slidesam.tasks import convert, steps
 from slidesam.tasks.config import RunSettings, Settings
-from slidesam.tasks.errors import BlockFailures, SegmenterError, SettingsError, SlidesamError, in_one_line
-from slidesam.tasks.plan import finished_facts, note_finished, plan_run, write_state
+from slidesam.tasks.errors import (
+    HOPELESS,
+    BlockFailures,
+    OutputError,
+    SlideGoneError,
+    SlidesamError,
+    in_one_line,
+)
+from slidesam.tasks.image_plan import PIECE_BYTES
+from slidesam.tasks.lock import LockedError, locked
+from slidesam.tasks.plan import explain, finished_facts, note_finished, pieced_levels, plan_run, write_state
 from slidesam.tasks.slide import slide_name
-from slidesam.tasks.work import Run, batches, block_facts
+from slidesam.tasks.work import Run, batches, block_facts, kept_blocks
 
 Facts = dict[str, Any]
 # Stitching takes milliseconds per block: a task takes several, so that Prefect's tenth of a second per task stays small.
 _STITCH_TASKS, _STITCH_BLOCKS = 64, 4
+# Past so many blocks the graph in the UI can't be read, and Prefect's share of the time shows.
+_SINGLE_BLOCKS, _MOST_PER_TASK = 256, 16
+# So many failures without a success between them aren't the blocks' fault.
+_HOPELESS_ROW = 24
+# Levels of so few pieces are written along with the image's end.
+_FEW_PIECES = 4
+_WAIT_FOR_IMAGE = 7 * 86400.0
 _DEFAULTS, _LOCAL = Settings(), LocalProfile()
 
 
@@ -44,7 +62,7 @@ def _run_name() -> str:
 
 
 @flow(name="segment slide", flow_run_name=_run_name, persist_result=False)
-def segment_slide(slide: Path, output: Path, settings: Settings = _DEFAULTS, cluster: LocalProfile = _LOCAL) -> Facts:
+def segment_slide(slide: Path, output: Path, settings: Settings = _DEFAULTS, cluster: ClusterProfile = _LOCAL) -> Facts:
     """Segments one slide; what is there from an earlier call under the same settings is used, not done again.
 
     Args:
@@ -57,66 +75,146 @@ def segment_slide(slide: Path, output: Path, settings: Settings = _DEFAULTS, clu
         The provenance, as in `<name>.<label>.run.json`.
 
     Raises:
-        SlidesamError: The slide, a setting or the output is of no use, or blocks failed after all retries.
+        SlidesamError: The slide, a setting or the output is of no use, blocks failed after all retries, or another run is at
+            work on the same result.
     """
     log = get_run_logger()
     noted = partial(write_state, output, slide_name(slide), settings.output.label, slide_path=str(slide))
     try:
         run = plan_run(slide, output, settings)
         if (facts := finished_facts(run)) is not None:
-            log.info("%s: finished before with these settings, nothing to do", run.name)
+            current().note(f"{run.name}: finished before with these settings, nothing to do")
             note_finished(run, facts)
             return facts
         for warning in run.slide.warnings:
             log.warning("%s: %s", run.name, warning)
         noted = partial(noted, blocks=len(run.grid), segment_folder=run.segment_folder.name)
-        noted("running")
-        with open_cluster(cluster) as workers:
-            on_workers: Any = DaskTaskRunner(address=workers.address)
-            log.info("%s: %d blocks; Dask dashboard at %s", run.name, len(run.grid), workers.dashboard)
-            seconds = segment_blocks.with_options(task_runner=on_workers)(run)
-            facts = stitch_and_export.with_options(task_runner=on_workers)(run, seconds)
-        noted("finished", objects=facts["objects"])
+        owner = f'flow run "{flow_run.name}"'
+        with locked(run.work / "lock.json", owner, what=f"{run.name} ({run.label}) in {run.output}") as lock:
+            noted("running")
+            for line in explain(run):
+                current().note(f"{run.name}: {line}")
+            facts = _stages(run, cluster, owner, lock.check)
+            lock.check()
+            noted("finished", objects=facts["objects"])
         return facts
+    except LockedError:
+        # What is noted is the other run's.
+        raise
     except BaseException as error:
         _note_end(noted, error)
         raise
+
+
+def _stages(run: Run, cluster: ClusterProfile, owner: str, check: Callable[[], None]) -> Facts:
+    """The three stages, one after the other, on one cluster."""
+    with open_cluster(cluster) as workers:
+        on_workers: Any = DaskTaskRunner(address=workers.address)
+        get_run_logger().info("%s: %d blocks; Dask dashboard at %s", run.name, len(run.grid), workers.dashboard)
+        seconds = {}
+        if not convert.is_ready(run):
+            what = f"the image of {run.name} in {run.output}"
+            with locked(run.slide_work / "lock.json", owner, what=what, wait=_WAIT_FOR_IMAGE, on_wait=current().note):
+                # Another label's run may have done it while this one waited.
+                if not convert.is_ready(run):
+                    seconds["image"] = write_image.with_options(task_runner=on_workers)(run)
+        check()
+        seconds |= segment_blocks.with_options(task_runner=on_workers)(run)
+        check()
+        return stitch_and_export.with_options(task_runner=on_workers)(run, seconds)
+
+
+@flow(name="image", flow_run_name="image of {run.name}", persist_result=False, validate_parameters=False)
+def write_image(run: Run) -> float:
+    """Converts or rechunks the slide, or writes its overview only.
+
+    Args:
+        run: The run.
+
+    Returns:
+        Seconds of the stage's tasks.
+
+    Raises:
+        SlidesamError: A piece can't be read or written; all others that could be are done.
+    """
+    plan = run.image_plan
+    seconds = float(with_retries(steps.ready_image, run.settings.run).submit(run).result()["seconds"])
+    if plan.mode == "in place":
+        return seconds
+    levels = pieced_levels(run)
+    parallel = [level for level in levels if level == 0 or len(plan.grid(level)) > _FEW_PIECES]
+    for level in parallel:
+        todo = convert.pieces_to_do(run, level)
+        piece_bytes = plan.piece[0] * plan.piece[1] * len(plan.channels)
+        size = max(1, PIECE_BYTES // max(1, piece_bytes) // 2)
+        verb = {"convert": "converting", "rechunk": "rechunking"}[plan.mode]
+        step = steps.write_pieces.with_options(name=f"{plan.mode} pieces")
+        name = verb if level == 0 else f"{verb}, level {level}"
+        seconds += _in_batches(name, step, run, todo, size, len(plan.grid(level)), level)
+    rest = [level for level in levels if level not in parallel]
+    return seconds + float(with_retries(steps.finish_image, run.settings.run).submit(run, rest).result()["seconds"])
 
 
 @flow(
     name="segment blocks", flow_run_name="segment blocks of {run.name}", persist_result=False, validate_parameters=False
 )
 def segment_blocks(run: Run, block_ids: Sequence[int] | None = None) -> dict[str, float]:
-    """Segments the blocks that have no done-mark, each as a task with retries.
+    """Segments the blocks that have no done-mark, in tasks with retries.
 
     Args:
         run: The run.
-        block_ids: Which blocks, in which order; all by default.
+        block_ids: Which blocks, in which order; by default all that hold tissue.
 
     Returns:
         Seconds of the stage's tasks, by name.
 
     Raises:
-        BlockFailures: Some blocks failed after their retries; all others are done.
+        BlockFailures: Some blocks failed after their retries; all others are done, unless very many failed in a row.
+        OutputError: Results can't be written.
+        SlideGoneError: The slide has changed or isn't there any more.
     """
-    prepared = with_retries(steps.prepare_slide, run.settings.run).submit(run).result()
-    wanted = range(len(run.grid)) if block_ids is None else block_ids
+    known = with_retries(steps.prepare_slide, run.settings.run).submit(run).result()
+    kept = known["blocks"] if known["blocks"] is not None else range(len(run.grid))
+    wanted = kept if block_ids is None else block_ids
+    if len(kept) < len(run.grid):
+        current().note(f"{run.name}: {len(kept)} of {len(run.grid)} blocks hold tissue")
     todo = [block_id for block_id in wanted if block_facts(run, block_id) is None]
-    segment = with_retries(steps.segment_block, run.settings.run)
-    futures: dict[PrefectFuture[Any], int] = {}
+    segment, go = with_retries(steps.segment_blocks, run.settings.run), uuid.uuid4().hex
+    jobs = batches(todo, _blocks_per_task(run, len(todo)))
     failures: dict[int, str] = {}
-    with stage("segmenting blocks", len(run.grid), len(run.grid) - len(todo)) as progress, cancelled_on_error(futures):
-        for block in todo:
-            futures[segment.with_options(task_run_name=block_name(run, block)).submit(run, block)] = block
-        for future in as_completed(list(futures)):
-            error = failure_of(future)
-            if error is not None:
-                failures[futures[future]] = in_one_line(error)
-            progress.advance()
+    tried = in_a_row = 0
+    with stage("segmenting blocks", len(wanted), len(wanted) - len(todo)) as progress:
+        named = lambda ids: segment.with_options(task_run_name=blocks_name(run, ids)).submit(run, ids, go)  # noqa: E731
+        with contextlib.closing(in_flight(jobs, named)) as ended:
+            for ids, _, error in ended:
+                progress.advance(len(ids))
+                tried += len(ids)
+                if error is None:
+                    in_a_row = 0
+                    continue
+                if isinstance(error, OutputError | SlideGoneError):
+                    raise error
+                failed = _failed_blocks(run, ids, error)
+                failures |= failed
+                in_a_row = in_a_row + len(failed) if len(failed) == len(ids) else 0
+                if in_a_row >= _HOPELESS_ROW:
+                    break
     if failures:
-        raise BlockFailures(run.name, failures, len(run.grid))
+        raise BlockFailures(run.name, failures, len(run.grid), untried=len(todo) - tried)
     spent = sum((block_facts(run, block_id) or {}).get("seconds", 0.0) for block_id in wanted)
-    return {"prepare": prepared["seconds"], "segment": spent}
+    return {"prepare": known["seconds"], "segment": spent}
+
+
+def _blocks_per_task(run: Run, todo: int) -> int:
+    wanted = run.settings.blocks.blocks_per_task
+    return wanted if wanted != "auto" else max(1, min(-(-todo // _SINGLE_BLOCKS), _MOST_PER_TASK))
+
+
+def _failed_blocks(run: Run, ids: Sequence[int], error: Exception) -> dict[int, str]:
+    """Which blocks of a task failed, and why."""
+    if isinstance(error, BlockFailures):
+        return error.failures
+    return {block_id: in_one_line(error) for block_id in ids if block_facts(run, block_id) is None}
 
 
 @flow(
@@ -135,7 +233,7 @@ def stitch_and_export(run: Run, seconds: dict[str, float]) -> Facts:
     Returns:
         The provenance.
     """
-    blocks = range(len(run.grid))
+    blocks = kept_blocks(run)
     size = max(_STITCH_BLOCKS, -(-len(blocks) // _STITCH_TASKS))
     seconds = dict(seconds)
     seconds["match"] = _in_batches("matching seams", steps.match_blocks, run, blocks, size)
@@ -146,29 +244,36 @@ def stitch_and_export(run: Run, seconds: dict[str, float]) -> Facts:
     return facts
 
 
-def _in_batches(name: str, step: Task[..., Facts], run: Run, blocks: Sequence[int], size: int) -> float:
-    """Runs a stitching step over all blocks, several per task; its tasks' seconds added up."""
+def _in_batches(
+    name: str,
+    step: Task[..., Facts],
+    run: Run,
+    ids: Sequence[int],
+    size: int,
+    total: int | None = None,
+    *arguments: Any,
+) -> float:
+    """Runs a step over blocks or pieces, several per task; its tasks' seconds added up.
+
+    All that can be done is done before the first error is raised, except where no other could fare better.
+    """
     step = with_retries(step, run.settings.run)
-    futures: dict[PrefectFuture[Facts], int] = {}
-    seconds = 0.0
-    with stage(name, len(blocks)) as progress, cancelled_on_error(futures):
-        for batch in batches(blocks, size):
-            futures[step.submit(run, batch)] = len(batch)
-        for future in as_completed(list(futures)):
-            seconds += future.result()["seconds"]
-            progress.advance(futures[future])
+    total = len(ids) if total is None else total
+    seconds, failed = 0.0, []
+    with stage(name, total, total - len(ids)) as progress:
+        submit = lambda batch: step.submit(run, *arguments, batch)  # noqa: E731
+        with contextlib.closing(in_flight(batches(ids, size), submit)) as ended:
+            for batch, facts, error in ended:
+                progress.advance(len(batch))
+                if error is None:
+                    seconds += facts["seconds"]
+                    continue
+                failed.append(error)
+                if isinstance(error, OutputError | SlideGoneError) or len(failed) >= _HOPELESS_ROW:
+                    raise error
+    if failed:
+        raise failed[0]
     return seconds
-
-
-@contextlib.contextmanager
-def cancelled_on_error(futures: Mapping[PrefectFuture[Any], int]) -> Iterator[None]:
-    """Takes the tasks that still wait off the cluster when the code inside is stopped: Prefect would see them through."""
-    try:
-        yield
-    except BaseException:
-        for future in futures:
-            future.wrapped_future.cancel()  # type: ignore[attr-defined]
-        raise
 
 
 def with_retries(step: Task[..., Facts], settings: RunSettings) -> Task[..., Facts]:
@@ -184,22 +289,15 @@ def with_retries(step: Task[..., Facts], settings: RunSettings) -> Task[..., Fac
 def worth_a_retry(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
     """Whether trying again can help: not where the settings or the segmenter itself are wrong."""
     error = state.result(raise_on_failure=False)
-    return not isinstance(error, SettingsError | SegmenterError)
+    return not (isinstance(error, HOPELESS) or (isinstance(error, BlockFailures) and error.hopeless))
 
 
-def failure_of(future: PrefectFuture[Any]) -> Exception | None:
-    """What a finished task raised, or None; whatever it raised, the other blocks go on."""
-    try:
-        future.result()
-    except Exception as error:  # noqa: BLE001
-        return error
-    return None
-
-
-def block_name(run: Run, block_id: int) -> str:
-    """A block's task in the UI: its id, and its place in the grid."""
-    row, column = run.grid[block_id].block_index
-    return f"block {block_id} (row {row}, column {column})"
+def blocks_name(run: Run, block_ids: Sequence[int]) -> str:
+    """A task's name in the UI: the block and its place in the grid, or the first and last of several."""
+    row, column = run.grid[block_ids[0]].block_index
+    if len(block_ids) == 1:
+        return f"block {block_ids[0]} (row {row}, column {column})"
+    return f"blocks {block_ids[0]} to {block_ids[-1]} ({len(block_ids)}, from row {row}, column {column})"
 
 
 def _note_end(noted: Callable[..., None], error: BaseException) -> None:

@@ -13,10 +13,10 @@ from rich.text import Text
 
 from slidesam.tasks.config import Settings
 from slidesam.tasks.errors import SegmenterError
-from slidesam.tasks.plan import finished_facts
+from slidesam.tasks.plan import explain, finished_facts
 from slidesam.tasks.segmenters import segmenter_identity
 from slidesam.tasks.slide import Slide
-from slidesam.tasks.work import Run, block_facts
+from slidesam.tasks.work import Run
 
 _COLOURS = {"finished": "green", "running": "yellow", "stopped": "yellow", "failed": "red"}
 
@@ -66,6 +66,7 @@ def _plan_rows(slide: Slide, settings: Settings, output: Path | None) -> list[tu
     rows, columns = run.grid.grid_shape
     outer = " × ".join(map(str, reversed(run.grid.outer_shape)))
     plan = [
+        ("pixels", f"{run.image_plan.mode}: {run.image_plan.reason}"),
         ("blocks", f"{len(run.grid)} ({columns} × {rows}) of {blocks.block_shape[1]} × {blocks.block_shape[0]} px; "
                    f"with a halo of {blocks.halo} px the segmenter sees {outer} px"),
     ]  # fmt: skip
@@ -79,8 +80,7 @@ def _plan_rows(slide: Slide, settings: Settings, output: Path | None) -> list[tu
     run = run.model_copy(update={"segmenter_identity": identity})
     if finished_facts(run) is not None:
         return [*plan, ("to do", "nothing: finished with these settings")]
-    done = sum(block_facts(run, block_id) is not None for block_id in range(len(run.grid)))
-    return [*plan, ("to do", f"{len(run.grid) - done} of {len(run.grid)} blocks to segment, then stitching and export")]
+    return [*plan, *(("to do", line) for line in explain(run))]
 
 
 def status_table(states: list[dict[str, Any]]) -> Group:

@@ -3,9 +3,12 @@
     SlidesamError
     ├── SettingsError    (ValueError)    a setting is unknown, or its value is of no use; nothing was run
     ├── SlideError       (OSError)       a slide can't be read, or isn't an image
+    │   └── SlideGoneError               it can't be opened any more, or has changed, while a run was at work on it
     ├── OutputError      (OSError)       the output folder can't be used, or holds something else
     ├── SegmenterError   (RuntimeError)  the segmenter can't be made, or returned what is no label image
     ├── ServerError      (ConnectionError)  Prefect's API doesn't answer
+    ├── ClusterError     (ConnectionError)  the Dask scheduler can't be reached
+    ├── BlockLostError   (RuntimeError)  a block ended its worker, or took too long, too often
     └── BlockFailures    (RuntimeError)  some blocks failed after all retries; carries `.block_ids`
 
 A message names the slide, block or setting, the value, and what to do next. The command line prints it on one line.
@@ -28,6 +31,10 @@ class SlideError(SlidesamError, OSError):
     """A slide can't be read: repair, replace or leave out the file."""
 
 
+class SlideGoneError(SlideError):
+    """A slide that was planned can't be opened any more, or isn't the same: no block of it can be computed."""
+
+
 class OutputError(SlidesamError, OSError):
     """The output folder can't be used as it is."""
 
@@ -40,6 +47,40 @@ class ServerError(SlidesamError, ConnectionError):
     """There is no Prefect API to record runs with: start one, or mend its address."""
 
 
+class ClusterError(SlidesamError, ConnectionError):
+    """The cluster that computes is gone, or can't be had."""
+
+
+class BlockLostError(SlidesamError, RuntimeError):
+    """A block that ended its worker, or took longer than it may, as often as is allowed.
+
+    Args:
+        block_id: The block.
+        lost: How often it cost a worker.
+        timed_out: How often of these it took too long.
+        host: Where it did so last.
+        timeout: Seconds that it may take.
+    """
+
+    def __init__(self, block_id: int, lost: int, timed_out: int, host: str, timeout: float | None) -> None:
+        self.arguments = (block_id, lost, timed_out, host, timeout)
+        times = "once" if lost == 1 else f"{lost} times"
+        if timed_out:
+            what = (
+                f"block {block_id} took longer than run.block_timeout ({timeout:g} s) {times}, last on {host}: "
+                "raise that setting, or take smaller blocks"
+            )
+        else:
+            what = (
+                f"block {block_id} ended its worker {times}, last on {host}; most often that is for want of memory: "
+                "take fewer workers or smaller blocks"
+            )
+        super().__init__(what)
+
+    def __reduce__(self) -> tuple[type[BlockLostError], tuple[int, int, int, str, float | None]]:
+        return type(self), self.arguments
+
+
 class BlockFailures(SlidesamError, RuntimeError):  # noqa: N818
     """Blocks that failed after all their retries.
 
@@ -47,28 +88,36 @@ class BlockFailures(SlidesamError, RuntimeError):  # noqa: N818
         slide: The slide's name.
         failures: Block id → what happened, on one line.
         n_blocks: Number of blocks of the slide.
+        untried: How many blocks weren't tried, because so many in a row had failed.
 
     Attributes:
         block_ids: Ids of the failed blocks, ascending: all that a rerun needs.
+        hopeless: Whether trying again at once won't help any of them.
     """
 
-    def __init__(self, slide: str, failures: Mapping[int, str], n_blocks: int) -> None:
-        self.slide = slide
+    def __init__(self, slide: str, failures: Mapping[int, str], n_blocks: int, untried: int = 0) -> None:
+        self.slide, self.untried = slide, untried
         self.failures = dict(sorted(failures.items()))
+        self.hopeless = False
         self.block_ids = tuple(self.failures)
         self.n_blocks = n_blocks
         super().__init__(str(self))
 
-    def __reduce__(self) -> tuple[type[BlockFailures], tuple[str, dict[int, str], int]]:
-        return type(self), (self.slide, self.failures, self.n_blocks)
+    def __reduce__(self) -> tuple[type[BlockFailures], tuple[str, dict[int, str], int, int]]:
+        return type(self), (self.slide, self.failures, self.n_blocks, self.untried)
 
     def __str__(self) -> str:
         shown = "; ".join(f"block {block_id}: {what}" for block_id, what in list(self.failures.items())[:3])
         more = f"; and {len(self.failures) - 3} more" if len(self.failures) > 3 else ""
+        untried = f"; {self.untried} more weren't tried after so many failures in a row" if self.untried else ""
         return (
-            f"{self.slide}: {len(self.failures)} of {self.n_blocks} blocks failed ({shown}{more}). "
+            f"{self.slide}: {len(self.failures)} of {self.n_blocks} blocks failed ({shown}{more}){untried}. "
             "The others are kept: run the same command again to try only these"
         )
+
+
+# What trying again won't mend.
+HOPELESS = (SettingsError, SegmenterError, BlockLostError)
 
 
 def in_one_line(error: BaseException | str, limit: int = 1000) -> str:

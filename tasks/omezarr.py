@@ -30,27 +30,13 @@ from zarr.codecs import BloscCodec
 from slidesam.tasks.config import ImageSettings
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.grid import Region
+from slidesam.tasks.image_plan import in_block_levels, level_shapes
 
 AXES = ("t", "c", "z", "y", "x")
 _TYPES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
 # The root attribute by which slidesam knows a store as its own, and so as one that it may write to.
 _OWNER = "slidesam"
-# A pyramid ends where its level fits into this many pixels.
-_SMALLEST_LEVEL = 512
 Pixel = tuple[float, float]
-
-
-def level_shapes(shape: tuple[int, int]) -> list[tuple[int, int]]:
-    """Shapes of a pyramid whose levels halve, rounded up, down to one that is read at once.
-
-    Example:
-        >>> level_shapes((2967, 2220))
-        [(2967, 2220), (1484, 1110), (742, 555), (371, 278)]
-    """
-    shapes = [shape]
-    while max(shapes[-1]) > _SMALLEST_LEVEL:
-        shapes.append((-(-shapes[-1][0] // 2), -(-shapes[-1][1] // 2)))
-    return shapes
 
 
 def chunk_side(shard: int, wanted: int) -> int:
@@ -61,19 +47,6 @@ def chunk_side(shard: int, wanted: int) -> int:
         (512, 360)
     """
     return next(side for side in range(min(wanted, shard), 0, -1) if shard % side == 0)
-
-
-def in_block_levels(block_shape: tuple[int, int], n_levels: int) -> int:
-    """How many levels, from 0 on, a block fills with whole shards: its side halves evenly and stays worth a file.
-
-    Example:
-        >>> in_block_levels((2048, 2048), 8), in_block_levels((512, 512), 4)
-        (4, 2)
-    """
-    levels = 1
-    while levels < n_levels and all(side % 2**levels == 0 and side >> levels >= 256 for side in block_shape):
-        levels += 1
-    return levels
 
 
 def create_store(path: Path, image: ImageSettings, slide_path: Path) -> zarr.Group:
@@ -114,8 +87,9 @@ def create_plane_array(
     dtype: np.dtype[Any],
     shard: tuple[int, int],
     image: ImageSettings,
+    channels_per_shard: int | None = None,
 ) -> zarr.Array[Any]:
-    """An empty TCZYX array whose shards (chunks, in Zarr v2) have the given height and width.
+    """An empty TCZYX array whose shards have the given height and width and hold all channels; in Zarr v2, chunks are files.
 
     Args:
         group: Where.
@@ -124,8 +98,10 @@ def create_plane_array(
         dtype: Of the pixels.
         shard: Height and width of what one task writes.
         image: Codec and size of the chunks.
+        channels_per_shard: How many channels one task writes; all by default.
     """
     chunks = (1, 1, 1, chunk_side(shard[0], image.chunk_shape), chunk_side(shard[1], image.chunk_shape))
+    channels = channels_per_shard or shape[1]
     if group.metadata.zarr_format == 2:
         codec = {"zstd": ("zstd", 3), "lz4": ("lz4", 5)}.get(image.codec)
         compressor = None if codec is None else Blosc(cname=codec[0], clevel=codec[1], shuffle=Blosc.BITSHUFFLE)
@@ -135,14 +111,19 @@ def create_plane_array(
         )  # fmt: skip
     compressors = [] if image.codec == "none" else [BloscCodec(cname=image.codec, clevel=3, shuffle="bitshuffle")]
     return group.create_array(
-        name, shape=shape, shards=(1, 1, 1, *shard), chunks=chunks, dtype=dtype, compressors=compressors,
+        name, shape=shape, shards=(1, channels, 1, *shard), chunks=chunks, dtype=dtype, compressors=compressors,
         dimension_names=AXES, overwrite=True,
     )  # fmt: skip
 
 
-def write_plane(array: zarr.Array[Any], region: Region, pixels: NDArray[Any], channel: int = 0) -> None:
-    """Writes (y, x) pixels to a region of a TCZYX array's first time point and focal plane."""
-    array[(0, channel, 0, *region.slices)] = pixels
+def write_plane(array: zarr.Array[Any], region: Region, pixels: NDArray[Any]) -> None:
+    """Writes (y, x) pixels to a region of a one-channel TCZYX array's first time point and focal plane."""
+    array[(0, 0, 0, *region.slices)] = pixels
+
+
+def write_planes(array: zarr.Array[Any], region: Region, pixels: NDArray[Any], first: int = 0) -> None:
+    """Writes (c, y, x) pixels, from channel `first` on, to a region of a TCZYX array's first time point and focal plane."""
+    array[(0, slice(first, first + pixels.shape[0]), 0, *region.slices)] = pixels
 
 
 def describe_image(

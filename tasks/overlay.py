@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from skimage.segmentation import find_boundaries
 
 from slidesam.tasks.grid import BlockGrid, Region
-from slidesam.tasks.overview import published_scale, read_published
+from slidesam.tasks.overview import read_published
 from slidesam.tasks.segment import finite_percentiles
 from slidesam.tasks.slide import Slide, SlideReader
 from slidesam.tasks.work import Run, write_atomic
@@ -24,6 +25,9 @@ _MARGIN = 12
 _CAPTION = 26
 _INK, _PAPER = (30, 30, 30), (255, 255, 255)
 _OUTLINE_ON_BRIGHT, _OUTLINE_ON_DARK, _SEAM = (0, 255, 80), (255, 210, 0), (20, 20, 20)
+_TISSUE = (0, 190, 255)  # the outline of the mask: a colour that stains and seams don't have
+_LEFT_OUT = 128  # grey of the blocks that were left out, which shows on glass and on black
+_HATCH = 12  # pixels between their lines
 
 
 class Place(NamedTuple):
@@ -33,21 +37,28 @@ class Place(NamedTuple):
     objects_at_seam: int
 
 
-def write_overlay(run: Run, n_objects: int) -> None:
+def write_overlay(
+    run: Run, n_objects: int, tissue_mask: NDArray[np.bool_] | None = None, block_ids: Collection[int] | None = None
+) -> None:
     """Writes the overlay PNG.
 
     Args:
         run: A run whose label arrays are painted.
         n_objects: Number of objects, for the caption.
+        tissue_mask: (y, x) bool over the whole slide at any resolution, outlined in the picture; None = nothing drawn.
+        block_ids: Which blocks were segmented, the others are hatched; None = all.
 
     Raises:
         SlideError: The slide's pixels can't be read.
     """
     labels = zarr.open_array(run.store / "labels" / run.label / "0", mode="r")
-    places = choose_places(run.grid, labels)
+    kept = np.isin(np.arange(len(run.grid)), list(range(len(run.grid)) if block_ids is None else block_ids))
+    kept = kept.reshape(run.grid.grid_shape)
+    places = choose_places(run.grid, labels, kept)
     channels = display_channels(run.slide)
-    windows = _display_windows(read_published(run, channels), is_rgb=run.slide.is_rgb)
-    tiles = [(_whole(run, channels, windows, places), _whole_caption(run, n_objects))]
+    windows = _display_windows(read_published(run, channels)[0], is_rgb=run.slide.is_rgb)
+    whole = _whole(run, channels, windows, places, tissue_mask, kept)
+    tiles = [(whole, _whole_caption(run, n_objects, int(kept.sum())))]
     with SlideReader(run.slide) as reader:
         for number, place in enumerate(places, 1):
             image = to_rgb(reader.read(place.region, 0, channels), windows)
@@ -59,12 +70,13 @@ def write_overlay(run: Run, n_objects: int) -> None:
     write_atomic(run.overlay, buffer.getvalue())
 
 
-def choose_places(grid: BlockGrid, labels: zarr.Array[Any]) -> list[Place]:
+def choose_places(grid: BlockGrid, labels: zarr.Array[Any], kept: NDArray[np.bool_] | None = None) -> list[Place]:
     """Where most objects lie across seams: points where four blocks meet, else where two do, else the slide's middle.
 
     Args:
         grid: The blocks.
         labels: TCZYX label image.
+        kept: (row, column) bool, which blocks were segmented: at least two of those that meet, if there are such points.
 
     Returns:
         At most four places, the busiest first.
@@ -73,6 +85,8 @@ def choose_places(grid: BlockGrid, labels: zarr.Array[Any]) -> list[Place]:
     columns = [x * grid.block_shape[1] for x in range(1, grid.grid_shape[1])]
     middle_y, middle_x = grid.shape[0] // 2, grid.shape[1] // 2
     points = [(y, x) for y in rows or [middle_y] for x in columns or [middle_x]]
+    if kept is not None:
+        points = [point for point in points if _meeting(grid, kept, point) >= 2] or points
     # Of very many points an even sample, so that looking costs little beside segmenting.
     points = points[:: max(1, len(points) // 64)]
     places = [
@@ -97,6 +111,14 @@ def to_rgb(image: NDArray[Any], windows: list[tuple[float, float]]) -> NDArray[n
     else:
         shown[..., : image.shape[2]] = scaled
     return shown
+
+
+def _meeting(grid: BlockGrid, kept: NDArray[np.bool_], point: tuple[int, int]) -> int:
+    """How many of the blocks around a point were segmented."""
+    (y0, y1), (x0, x1) = (
+        ((at - 1) // block, at // block + 1) for at, block in zip(point, grid.block_shape, strict=True)
+    )
+    return int(kept[max(0, y0) : y1, max(0, x0) : x1].sum())
 
 
 def _around(point: tuple[int, int], shape: tuple[int, int]) -> Region:
@@ -145,14 +167,22 @@ def _draw_place(image: NDArray[np.uint8], labels: NDArray[Any], region: Region, 
     return picture
 
 
-def _whole(run: Run, channels: tuple[int, ...], windows: list[tuple[float, float]], places: list[Place]) -> Image.Image:
-    """The slide with its grid of blocks and the places that are shown."""
-    picture = Image.fromarray(to_rgb(read_published(run, channels), windows))
-    scale_y, scale_x = published_scale(run)
+def _whole(
+    run: Run,
+    channels: tuple[int, ...],
+    windows: list[tuple[float, float]],
+    places: list[Place],
+    mask: NDArray[np.bool_] | None,
+    kept: NDArray[np.bool_],
+) -> Image.Image:
+    """The slide with its grid of blocks, those that were left out, the mask and the places that are shown."""
+    pixels, (scale_y, scale_x) = read_published(run, channels)
+    picture = Image.fromarray(to_rgb(pixels, windows))
     shrink = min(1.0, 2 * _WHOLE_SIDE / max(picture.size))
     picture = picture.resize(
         (max(1, round(picture.width * shrink)), max(1, round(picture.height * shrink))), Image.Resampling.BOX
     )
+    picture = Image.fromarray(_with_tissue(np.array(picture), mask, kept, run.grid))
     draw = ImageDraw.Draw(picture)
     for x in range(run.grid.block_shape[1], run.slide.shape[1], run.grid.block_shape[1]):
         draw.line([(x / scale_x * shrink, 0), (x / scale_x * shrink, picture.height)], fill=_SEAM)
@@ -166,10 +196,28 @@ def _whole(run: Run, channels: tuple[int, ...], windows: list[tuple[float, float
     return picture
 
 
-def _whole_caption(run: Run, n_objects: int) -> str:
+def _with_tissue(
+    picture: NDArray[np.uint8], mask: NDArray[np.bool_] | None, kept: NDArray[np.bool_], grid: BlockGrid
+) -> NDArray[np.uint8]:
+    """Hatches the blocks that were left out, and outlines the mask."""
+    # Rows and columns of level 0 in the middle of each pixel of the picture.
+    y, x = ((np.arange(shown) + 0.5) * size / shown for shown, size in zip(picture.shape[:2], grid.shape, strict=True))
+    left_out = ~kept[np.ix_((y // grid.block_shape[0]).astype(int), (x // grid.block_shape[1]).astype(int))]
+    picture[left_out] = picture[left_out] // 4 * 3 + _LEFT_OUT // 4
+    across = np.add.outer(np.arange(picture.shape[0]), np.arange(picture.shape[1]))
+    picture[left_out & (across % _HATCH == 0)] = _LEFT_OUT
+    if mask is not None:
+        rows, columns = (y * mask.shape[0] / grid.shape[0]).astype(int), (x * mask.shape[1] / grid.shape[1]).astype(int)
+        picture[find_boundaries(mask[np.ix_(rows, columns)], mode="inner")] = _TISSUE
+    return picture
+
+
+def _whole_caption(run: Run, n_objects: int, n_kept: int) -> str:
     height, width = run.slide.shape
     pixel = f", {run.slide.mpp[1]:.3g} um per pixel" if run.slide.mpp else ""
-    return f"{run.name}: {n_objects:,} {run.label} on {width} x {height} px{pixel}, {len(run.grid)} blocks"
+    n_blocks = len(run.grid)
+    blocks = f"{n_blocks} blocks" if n_kept == n_blocks else f"{n_kept} of {n_blocks} blocks; the rest is background"
+    return f"{run.name}: {n_objects:,} {run.label} on {width} x {height} px{pixel}, {blocks}"
 
 
 def _composed(tiles: list[tuple[Image.Image, str]]) -> Image.Image:

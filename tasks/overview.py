@@ -1,6 +1,7 @@
-"""The image that the output store holds beside the labels, where the slide isn't converted: its coarse levels, at true scale.
+"""The image of the output store: what it shows, and its coarse levels where the slide isn't converted.
 
-The source's first level that fits in `OVERVIEW_SIDE` pixels, all channels, and averages of it further down.
+Without conversion the store holds the source's first level that fits in `OVERVIEW_SIDE` pixels, all channels, and averages of it
+further down; with it the whole pyramid, which `convert` writes. Either is described last, so that until then there is no image.
 """
 
 from __future__ import annotations
@@ -13,55 +14,118 @@ from numpy.typing import NDArray
 
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.grid import Region
+from slidesam.tasks.image_plan import level_shapes
 from slidesam.tasks.omezarr import (
     create_plane_array,
     create_store,
     describe_image,
-    level_shapes,
     listed_labels,
     remove_image,
-    write_plane,
+    write_planes,
 )
-from slidesam.tasks.pyramid import average, overview_level, read_overview
+from slidesam.tasks.pyramid import halve, is_coarse, overview_level, read_overview
 from slidesam.tasks.segment import finite_percentiles
 from slidesam.tasks.slide import Slide
 from slidesam.tasks.work import Run
 
 _RGB_COLOURS = ("FF0000", "00FF00", "0000FF")
 _CHANNEL_COLOURS = ("0000FF", "00FF00", "FF0000", "00FFFF", "FF00FF", "FFFF00", "FFFFFF")
-_SOURCE_KEY = "slidesam_image"
+_SHOWN_KEY = "slidesam_image"
 
 
-def publish_image(run: Run) -> None:
-    """Writes the store's image, unless it already shows this very slide.
+def is_shown(run: Run) -> bool:
+    """Whether the store has the image that this run wants: a pyramid that was converted serves those that read in place too."""
+    try:
+        shown: Any = zarr.open_group(run.store, mode="r").attrs.get(_SHOWN_KEY)
+    except (OSError, ValueError):
+        return False
+    if not isinstance(shown, dict) or {**shown, "converted": None} != _what(run):
+        return False
+    if not (run.store / "0").is_dir():
+        return False
+    return run.image_plan.mode != "convert" or shown["converted"] == run.fingerprints["image"]
+
+
+def ready_store(run: Run) -> zarr.Group:
+    """The output store without an image, ready for another.
 
     Raises:
         OutputError: The store can't be written, isn't slidesam's, or holds labels of another slide or plane.
-        SlideError: The slide's pixels can't be read.
     """
     root = create_store(run.store, run.settings.image, run.slide.path)
-    slide = run.slide
-    shown: dict[str, Any] = {
-        "slide": slide.identity.model_dump(mode="json"),
-        "plane": [slide.series, slide.t, slide.z, slide.mpp],
-    }
-    before: Any = root.attrs.get(_SOURCE_KEY)
-    if before == shown:
-        return
-    _refuse_to_mix(run, root, before)
+    _refuse_to_mix(run, root, root.attrs.get(_SHOWN_KEY))
+    # First what says that there is an image, then the image.
+    root.attrs.pop(_SHOWN_KEY, None)
     remove_image(root)
-    root.attrs.pop(_SOURCE_KEY, None)
-    n_levels, windows = _write_levels(root, run)
-    base_y, base_x = published_scale(run)
-    downsamples = [(base_y * 2**level, base_x * 2**level) for level in range(n_levels)]
-    describe_image(root, run.name, downsamples, slide.mpp, _omero(slide, windows))
-    root.attrs[_SOURCE_KEY] = shown
+    return root
+
+
+def publish_image(run: Run) -> None:
+    """Writes coarse levels as the store's image, unless there is an image of this slide and plane.
+
+    Raises:
+        OutputError: As `ready_store`.
+        SlideError: The slide's pixels can't be read.
+    """
+    create_store(run.store, run.settings.image, run.slide.path)
+    if is_shown(run):
+        return
+    root = ready_store(run)
+    n_levels = _write_levels(root, run)
+    level, halvings = overview_level(run.slide)
+    base = [down * 2.0**halvings for down in run.slide.levels[level].downsample]
+    show_image(run, root, [(base[0] * 2.0**level, base[1] * 2.0**level) for level in range(n_levels)])
+
+
+def show_image(run: Run, root: zarr.Group, downsamples: list[tuple[float, float]]) -> None:
+    """Makes the store's arrays an image, and notes which.
+
+    Args:
+        run: The run.
+        root: The store, whose levels are written.
+        downsamples: Per level, rows and columns of the slide's level 0 per pixel.
+    """
+    _refuse_to_mix(run, root, root.attrs.get(_SHOWN_KEY))
+    windows = [_window(_overview_plane(run, channel)) for channel in range(run.slide.size_c)]
+    describe_image(root, run.name, downsamples, run.slide.mpp, _omero(run.slide, windows))
+    converted = run.fingerprints["image"] if run.image_plan.mode == "convert" else None
+    root.attrs[_SHOWN_KEY] = {**_what(run), "converted": converted}
+
+
+def read_published(run: Run, channels: tuple[int, ...]) -> tuple[NDArray[Any], tuple[float, float]]:
+    """The store's image at the first level that fits into `OVERVIEW_SIDE`.
+
+    Returns:
+        (y, x, c) pixels, and how many rows and columns of the slide's level 0 are in one of theirs.
+    """
+    pixels = np.stack([_overview_plane(run, channel) for channel in channels], axis=-1)
+    height, width = pixels.shape[:2]
+    return pixels, (run.slide.shape[0] / height, run.slide.shape[1] / width)
+
+
+def slide_overview(run: Run) -> NDArray[Any]:
+    """(y, x, c) overview of the channels to segment: the same however the pixels are stored, for labels depend on it."""
+    converted: Any = zarr.open_group(run.store, mode="r").attrs[_SHOWN_KEY]
+    # A slide without levels of its own is halved alike by both ways; reading it all once more would take minutes.
+    if converted["converted"] is None or len(run.slide.levels) == 1:
+        return read_published(run, run.slide.channels)[0]
+    return read_overview(run.slide, run.slide.channels)
+
+
+def _what(run: Run) -> dict[str, Any]:
+    """What the store's image shows: one plane of one slide."""
+    slide = run.slide
+    return {
+        "slide": slide.identity.model_dump(mode="json"),
+        "plane": [slide.series, slide.t, slide.z, None if slide.mpp is None else list(slide.mpp)],
+        "converted": None,
+    }
 
 
 def _refuse_to_mix(run: Run, root: zarr.Group, before: Any) -> None:
     """A store shows one plane of one slide: labels of another would lie on a grid that isn't its image's."""
     others = [label for label in listed_labels(root) if label != run.label]
-    if before is None or not others:
+    if before is None or not others or {**before, "converted": None} == _what(run):
         return
     raise OutputError(
         f"{run.store} holds labels ({', '.join(others)}) of {before['slide']['path']} as it was, or of another plane of it: "
@@ -69,41 +133,34 @@ def _refuse_to_mix(run: Run, root: zarr.Group, before: Any) -> None:
     )
 
 
-def read_published(run: Run, channels: tuple[int, ...], level: int = 0) -> NDArray[Any]:
-    """(y, x, c) pixels of a level of the store's image."""
-    array = zarr.open_array(run.store / str(level), mode="r")
-    return np.stack([np.asarray(array[0, channel, 0]) for channel in channels], axis=-1)
+def _overview_plane(run: Run, channel: int) -> NDArray[Any]:
+    """(y, x) pixels of the first of the store's levels that fits."""
+    number = 0
+    while not is_coarse((array := zarr.open_array(run.store / str(number), mode="r")).shape[3:]):
+        number += 1
+    return np.asarray(array[0, channel, 0])
 
 
-def published_scale(run: Run) -> tuple[float, float]:
-    """Rows and columns of the slide's level 0 per pixel of the store's level 0."""
-    level, factor = overview_level(run.slide)
-    down_y, down_x = run.slide.levels[level].downsample
-    return down_y * factor, down_x * factor
-
-
-def _write_levels(root: zarr.Group, run: Run) -> tuple[int, list[tuple[float, float]]]:
-    """Writes all levels, channel by channel so that memory stays bounded; their number, and display windows per channel."""
+def _write_levels(root: zarr.Group, run: Run) -> int:
+    """Writes all levels, channel by channel so that memory stays bounded; their number."""
     slide, n_channels = run.slide, run.slide.size_c
     groups = [tuple(range(n_channels))] if slide.is_rgb else [(channel,) for channel in range(n_channels)]
     arrays: list[zarr.Array[Any]] = []
-    windows: list[tuple[float, float]] = []
     for group in groups:
-        pixels = read_overview(slide, group)
-        shapes = level_shapes((pixels.shape[0], pixels.shape[1]))
+        pixels = read_overview(slide, group).transpose(2, 0, 1)
+        shapes = level_shapes((pixels.shape[1], pixels.shape[2]))
         if not arrays:
             arrays = [
                 create_plane_array(
-                    root, str(level), (1, n_channels, 1, *shape), pixels.dtype, _shard(shape), run.settings.image
+                    root, str(level), (1, n_channels, 1, *shape), pixels.dtype, _shard(shape), run.settings.image,
+                    channels_per_shard=len(group),
                 )
                 for level, shape in enumerate(shapes)
-            ]
-        windows += [_window(pixels[..., i]) for i in range(len(group))]
+            ]  # fmt: skip
         for array in arrays:
-            for i, channel in enumerate(group):
-                write_plane(array, Region(0, 0, *pixels.shape[:2]), pixels[..., i], channel)
-            pixels = average(pixels, 2)
-    return len(arrays), windows
+            write_planes(array, Region(0, 0, *pixels.shape[1:]), pixels, group[0])
+            pixels = halve(pixels)
+    return len(arrays)
 
 
 def _shard(shape: tuple[int, int]) -> tuple[int, int]:
@@ -118,18 +175,19 @@ def _window(pixels: NDArray[Any]) -> tuple[float, float]:
 
 
 def _omero(slide: Slide, windows: list[tuple[float, float]]) -> dict[str, Any]:
-    """Channel names, colours and display windows, for viewers."""
+    """Channel names, colours and display windows, for viewers: the source's own where it has them."""
     colours = _RGB_COLOURS if slide.is_rgb else _CHANNEL_COLOURS
     dtype = np.dtype(slide.dtype)
     integer = np.issubdtype(dtype, np.integer)
     low, high = (float(np.iinfo(dtype).min), float(np.iinfo(dtype).max)) if integer else (0.0, 1.0)
     channels = []
     for channel, (name, window) in enumerate(zip(slide.channel_names, windows, strict=True)):
-        start, end = (low, high) if slide.is_rgb and dtype == np.uint8 else window
+        own = slide.display[channel]
+        start, end = own.window or ((low, high) if slide.is_rgb and dtype == np.uint8 else window)
         channels.append(
             {
                 "label": name,
-                "color": colours[channel % len(colours)],
+                "color": own.colour or colours[channel % len(colours)],
                 "active": channel < len(colours),
                 "window": {"min": min(low, start), "max": max(high, end), "start": start, "end": end},
             }

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from slidesam.tasks import omezarr
+from slidesam.tasks import convert, omezarr
 from slidesam.tasks.config import Settings
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.segmenters import package_version, segmenter_identity
 from slidesam.tasks.slide import open_slide
-from slidesam.tasks.work import Run, block_facts, read_json, work_folder, write_json
+from slidesam.tasks.tissue import mask_identity
+from slidesam.tasks.work import Marks, Run, block_facts, kept_blocks, read_json, work_folder, write_json
 
 # Packages whose version can change a pixel.
 _PACKAGES = (
@@ -44,14 +46,25 @@ def plan_run(slide: Path, output: Path, settings: Settings) -> Run:
         OutputError: The output folder can't be written.
     """
     facts = open_slide(slide, settings.slide)
+    settings, mask = _with_mask(settings)
     run = Run(
         slide=facts,
         output=output.resolve(),
         settings=settings,
         segmenter_identity=segmenter_identity(settings.segmenter, facts.is_rgb),
+        tissue_identity=mask,
     )
     check_output(run.output)
     return run
+
+
+def _with_mask(settings: Settings) -> tuple[Settings, str | None]:
+    """Settings whose mask image, if they name one, is found from any folder; and the hash of that image."""
+    if settings.blocks.tissue in ("auto", "off"):
+        return settings, None
+    path = Path(settings.blocks.tissue).expanduser().resolve()
+    blocks = settings.blocks.model_copy(update={"tissue": str(path)})
+    return settings.model_copy(update={"blocks": blocks}), mask_identity(path)
 
 
 def check_output(output: Path) -> None:
@@ -68,6 +81,68 @@ def check_output(output: Path) -> None:
         ) from error
     if not os.access(output, os.W_OK):
         raise OutputError(f"output folder {output} can't be written: choose another, or mend its permissions")
+
+
+def explain(run: Run) -> list[str]:
+    """One line per stage: what it will do, what it uses of what is there, and why."""
+    return [_explain_image(run), _explain_segmenting(run), _explain_stitching(run)]
+
+
+def _explain_image(run: Run) -> str:
+    plan = run.image_plan
+    if convert.is_ready(run):
+        ready = {"convert": "converted before", "rechunk": "rechunked before", "in place": plan.reason}
+        return f"image: nothing to do ({ready[plan.mode]})"
+    if plan.mode == "in place":
+        return f"image: writes an overview, leaves the pixels where they are ({plan.reason})"
+    verb = {"convert": "converts", "rechunk": "rechunks"}[plan.mode]
+    done, pieces = len(Marks(run.image_folder).names()), sum(len(plan.grid(n)) for n in pieced_levels(run))
+    if done:
+        return f"image: goes on where it stopped, {done} of {pieces} pieces are there"
+    return f"image: {verb} {pieces} pieces ({_changed(run.slide_work, plan.mode, run.causes['image']) or plan.reason})"
+
+
+def pieced_levels(run: Run) -> list[int]:
+    """Levels whose pieces are written on their own, not with those of level 0."""
+    plan = run.image_plan
+    return [0, *range(plan.in_memory, len(plan.levels))]
+
+
+def _explain_segmenting(run: Run) -> str:
+    known = read_json(run.segment_folder / "params.json")
+    if known is None:
+        changed = _changed(run.work, "segment", run.causes["segment"])
+        return f"segment: {'anew' if changed else 'from the start'} ({changed or 'nothing is there yet'})"
+    kept = kept_blocks(run)
+    done = len(Marks(run.segment_folder).names().intersection(map(str, kept)))
+    return f"segment: {done} of {len(kept)} blocks are there (same slide, blocks and segmenter)"
+
+
+def _explain_stitching(run: Run) -> str:
+    if read_json(run.stitch_folder / "resolved.json") is not None:
+        return "stitch: objects are numbered already (same blocks and settings)"
+    changed = _changed(run.work, "stitch", run.causes["stitch"])
+    return f"stitch: {'anew' if changed else 'from the start'} ({changed or 'nothing is there yet'})"
+
+
+def _changed(work: Path, stage: str, causes: dict[str, Any]) -> str | None:
+    """What differs from the last time that this stage was begun, in words; None if there was none."""
+    folders = [path for path in work.glob(f"{stage}-*/causes.json") if path.is_file()]
+    if not folders:
+        return None
+    before = read_json(max(folders, key=lambda path: path.stat().st_mtime)) or {}
+    now = json.loads(json.dumps(causes, default=str))
+    differing = [name for name in now if before.get(name) != now[name]]
+    return "; ".join(_difference(name, before.get(name), now[name]) for name in differing[:3]) or None
+
+
+def _difference(name: str, before: object, now: object) -> str:
+    """One setting's change; hashes and long values only by name."""
+    if name == "segment":
+        return "the blocks' labels are others"
+    if name in ("slide", "stitch") or "weights" in name or max(len(str(before)), len(str(now))) > 60:
+        return f"{name} changed"
+    return f"{name} was {before}, is {now}"
 
 
 def finished_facts(run: Run) -> dict[str, Any] | None:
@@ -116,7 +191,9 @@ def provenance(run: Run, *, objects: int, seconds: dict[str, float]) -> dict[str
         seconds: Per stage, the wall time of its tasks added up.
     """
     prepared = read_json(run.segment_folder / "params.json") or {}
-    marks = [block_facts(run, block_id) or {} for block_id in range(len(run.grid))]
+    kept = kept_blocks(run)
+    marks = [block_facts(run, block_id) or {} for block_id in kept]
+    left_out = sorted(set(range(len(run.grid))) - set(kept))
     return {
         "status": "finished",
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -124,6 +201,12 @@ def provenance(run: Run, *, objects: int, seconds: dict[str, float]) -> dict[str
         "label": run.label,
         "objects": objects,
         "blocks": len(run.grid),
+        "blocks_without_tissue": left_out,
+        "image": {
+            "mode": run.image_plan.mode,
+            "reason": run.image_plan.reason,
+            "read_amplification_in_place": round(run.image_plan.amplification, 2),
+        },
         "settings": run.settings.model_dump(mode="json"),
         "segmenter": {
             "identity": run.segmenter_identity,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from slidesam.tasks.grid import Region
 from slidesam.tasks.slide import Slide, SlideReader
 
-# The output store's image starts at the first level that fits into this many pixels a side.
+# What prepares a slide, and what stands for it in pictures, is the first level that fits into this many pixels a side.
 OVERVIEW_SIDE = 4096
 # What a strip of a level that has to be averaged down may hold in memory.
 _STRIP_BYTES = 64 * 2**20
@@ -23,39 +23,60 @@ def halve_labels(labels: NDArray[Any]) -> NDArray[Any]:
     return labels[::2, ::2]
 
 
-def average(image: NDArray[Any], factor: int) -> NDArray[Any]:
-    """An image averaged over squares of `factor` pixels; at the far edges over what there is of them.
+def halve(image: NDArray[Any]) -> NDArray[Any]:
+    """An image averaged over squares of two pixels; at odd ends over what there is of them.
 
     Args:
-        image: (y, x, c).
-        factor: Side of the squares, at least 1.
+        image: (..., y, x).
 
     Returns:
-        (ceil(y / factor), ceil(x / factor), c) in the image's dtype, rounded to nearest for integers.
+        (..., ceil(y / 2), ceil(x / 2)) in the image's dtype; integers are rounded, halves to even: rounded up they
+        would make each level a little brighter.
 
     Example:
-        >>> average(np.array([[[0], [2], [5]], [[4], [2], [7]]], np.uint8), 2)[..., 0]
+        >>> halve(np.array([[0, 2, 5], [4, 3, 7]], np.uint8))
         array([[2, 6]], dtype=uint8)
     """
-    if factor == 1:
-        return image
-    starts = [np.arange(0, size, factor) for size in image.shape[:2]]
-    sums = np.add.reduceat(np.add.reduceat(image.astype(np.float32), starts[0], axis=0), starts[1], axis=1)
-    heights, widths = (np.diff(np.append(start, size)) for start, size in zip(starts, image.shape[:2], strict=True))
-    means = sums / (heights[:, None, None] * widths[None, :, None])
-    if np.issubdtype(image.dtype, np.integer):
-        means = np.rint(means)
-    averaged: NDArray[Any] = means.astype(image.dtype)
-    return averaged
+    height, width = image.shape[-2:]
+    if height % 2 or width % 2:
+        # A repeated last row has the average of what there is.
+        ends = [(0, 0)] * (image.ndim - 2) + [(0, height % 2), (0, width % 2)]
+        image = np.pad(image, ends, mode="edge")
+    sums = image[..., ::2, :].astype(_sum_dtype(image.dtype))
+    sums += image[..., 1::2, :]
+    sums = sums[..., ::2] + sums[..., 1::2]
+    if not np.issubdtype(sums.dtype, np.integer):
+        sums *= 0.25
+        averages = sums if np.issubdtype(image.dtype, np.floating) else np.rint(sums)
+        return averages.astype(image.dtype)
+    sums += 1 + ((sums >> 2) & 1)
+    sums >>= 2
+    halved: NDArray[Any] = sums.astype(image.dtype)
+    return halved
+
+
+def _sum_dtype(dtype: np.dtype[Any]) -> str:
+    """What holds the sum of four pixels."""
+    if np.issubdtype(dtype, np.integer):
+        return {1: "int16", 2: "int32", 4: "int64"}.get(dtype.itemsize, "float64")
+    return "float32" if dtype.itemsize <= 4 else "float64"
+
+
+def is_coarse(shape: tuple[int, ...]) -> bool:
+    """Whether a level of this height and width can stand for the slide."""
+    return max(shape) <= OVERVIEW_SIDE
 
 
 def overview_level(slide: Slide) -> tuple[int, int]:
-    """Which level the output store's image starts from, and the factor by which it has to be averaged down, mostly 1."""
+    """Which level the slide's overview is read from, and how often that has to be halved, mostly never."""
     for number, level in enumerate(slide.levels):
-        if max(level.shape) <= OVERVIEW_SIDE:
-            return number, 1
-    last = len(slide.levels) - 1
-    return last, -(-max(slide.levels[last].shape) // OVERVIEW_SIDE)
+        if is_coarse(level.shape):
+            return number, 0
+    last, halvings = len(slide.levels) - 1, 0
+    size = max(slide.levels[last].shape)
+    while -(-size // 2**halvings) > OVERVIEW_SIDE:
+        halvings += 1
+    return last, halvings
 
 
 def read_overview(slide: Slide, channels: tuple[int, ...]) -> NDArray[Any]:
@@ -66,21 +87,24 @@ def read_overview(slide: Slide, channels: tuple[int, ...]) -> NDArray[Any]:
         channels: Which channels.
 
     Returns:
-        (y, x, c) in the slide's dtype.
+        (y, x, c) in the slide's dtype: a level of the source, halved until it fits.
 
     Raises:
         SlideError: Its pixels can't be read.
     """
-    level, factor = overview_level(slide)
+    level, halvings = overview_level(slide)
     height, width = slide.levels[level].shape
     row_bytes = width * len(channels) * np.dtype(slide.dtype).itemsize
+    factor = 2**halvings
     rows = max(1, _STRIP_BYTES // (row_bytes * factor)) * factor
+    strips = []
     with SlideReader(slide) as reader:
-        strips = [
-            average(reader.read(Region(y, 0, min(y + rows, height), width), level, channels), factor)
-            for y in range(0, height, rows)
-        ]
-    return np.concatenate(strips)
+        for y in range(0, height, rows):
+            strip = reader.read_planes(Region(y, 0, min(y + rows, height), width), level, channels)
+            for _ in range(halvings):
+                strip = halve(strip)
+            strips.append(strip)
+    return np.ascontiguousarray(np.concatenate(strips, axis=1).transpose(1, 2, 0))
 
 
 def shard_regions(array: zarr.Array[Any]) -> Iterator[Region]:
@@ -92,10 +116,34 @@ def shard_regions(array: zarr.Array[Any]) -> Iterator[Region]:
             yield Region(y, x, min(y + step_y, height), min(x + step_x, width))
 
 
+def region_below(region: Region, shape: tuple[int, ...]) -> Region:
+    """The pixels of the next finer level, of the given shape, that a region is made from."""
+    return Region(2 * region.y0, 2 * region.x0, min(2 * region.y1, shape[0]), min(2 * region.x1, shape[1]))
+
+
 def halve_level(finer: zarr.Array[Any], coarser: zarr.Array[Any]) -> None:
     """Fills a label level from the one below, shard by shard."""
     for region in shard_regions(coarser):
-        below = Region(
-            2 * region.y0, 2 * region.x0, min(2 * region.y1, finer.shape[3]), min(2 * region.x1, finer.shape[4])
-        )
+        below = region_below(region, finer.shape[3:])
         coarser[(0, 0, 0, *region.slices)] = halve_labels(np.asarray(finer[(0, 0, 0, *below.slices)]))
+
+
+def halve_region(finer: zarr.Array[Any], region: Region) -> NDArray[Any]:
+    """One region of an image's level from the one below, quarter by quarter so that memory stays bounded.
+
+    Args:
+        finer: TCZYX array of the level below.
+        region: Pixels of the coarser level.
+
+    Returns:
+        (c, y, x) pixels of the region.
+    """
+    out = np.empty((finer.shape[1], *region.shape), finer.dtype)
+    half_y, half_x = (max(1, -(-side // 2)) for side in region.shape)
+    for y in range(region.y0, region.y1, half_y):
+        for x in range(region.x0, region.x1, half_x):
+            quarter = Region(y, x, y + half_y, x + half_x) & region
+            below = region_below(quarter, finer.shape[3:])
+            pixels = np.asarray(finer[(0, slice(None), 0, *below.slices)])
+            out[(slice(None), *quarter.relative_to(region).slices)] = halve(pixels)
+    return out

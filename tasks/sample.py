@@ -12,19 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slidesam.tasks.grid import BlockGrid, Region
-from slidesam.tasks.slide import Slide, SlideReader
+from slidesam.tasks.slide import PixelReader, Slide
 
 _PLACE_SIDE = 256
 _PLACES = 144
 
 
-def sample_slide(slide: Slide, overview: NDArray[Any], channels: tuple[int, ...]) -> NDArray[Any]:
+def sample_slide(slide: Slide, overview: NDArray[Any], reader: PixelReader) -> NDArray[Any]:
     """The whole slide if it is small, else places spread over what isn't empty, put together.
 
     Args:
         slide: The slide.
         overview: (y, x, c) coarse image of it, by which places are chosen.
-        channels: Which channels.
+        reader: Reads its channels to segment.
 
     Returns:
         (y, x, c) of at most 144 places of 256 × 256 px, in the slide's dtype; the same for the same slide.
@@ -33,10 +33,9 @@ def sample_slide(slide: Slide, overview: NDArray[Any], channels: tuple[int, ...]
         SlideError: Its pixels can't be read.
     """
     height, width = slide.shape
-    with SlideReader(slide) as reader:
-        if height * width <= _PLACES * _PLACE_SIDE**2:
-            return reader.read(Region(0, 0, height, width), 0, channels)
-        places = [reader.read(region, 0, channels) for region in choose_places(slide.shape, overview)]
+    if height * width <= _PLACES * _PLACE_SIDE**2:
+        return reader.read(Region(0, 0, height, width))
+    places = [reader.read(region) for region in choose_places(slide.shape, overview)]
     columns = int(np.sqrt(len(places)))
     rows = [np.concatenate(places[at : at + columns], axis=1) for at in range(0, len(places) - columns + 1, columns)]
     return np.concatenate(rows)

@@ -18,17 +18,18 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from slidesam.tasks.config import SlideSettings
-from slidesam.tasks.errors import SettingsError, SlideError, in_one_line
+from slidesam.tasks.errors import SettingsError, SlideError, SlideGoneError, in_one_line
 from slidesam.tasks.grid import Region
 from slidesam.tasks.slide_source import (
     RGB_NAMES,
+    Display,
     Source,
     SourceFacts,
     TczyxView,
@@ -55,6 +56,8 @@ class Level(BaseModel):
     """Height and width in pixels."""
     downsample: tuple[float, float]
     """How much coarser than level 0, along y and x."""
+    chunks: tuple[int, int, int, int, int]
+    """What is decoded at once, (t, c, z, y, x)."""
 
 
 class SlideIdentity(BaseModel):
@@ -85,6 +88,8 @@ class Slide(BaseModel):
     """Name without known extensions."""
     format: str
     """Kind of file in words."""
+    kind: Literal["tiff", "zarr"]
+    """Whether it is a file of the TIFF family or a Zarr folder."""
     series: int
     """Image inside the file, counted from 0."""
     n_series: int
@@ -103,6 +108,8 @@ class Slide(BaseModel):
     """Pixel size of level 0 in µm, along y and x; none where unknown."""
     channel_names: tuple[str, ...]
     """One name per channel."""
+    display: tuple[Display, ...]
+    """How the file wants each channel shown."""
     is_rgb: bool
     """Whether the channels are red, green and blue."""
     t: int
@@ -189,7 +196,10 @@ def _open_source(path: Path, file: str, series: int) -> Source:
 
 def _slide(path: Path, file: str, source: Source, settings: SlideSettings) -> Slide:
     facts, finest = source.facts, source.facts.shapes[0]
-    levels = tuple(Level(shape=(y, x), downsample=downsample((y, x), finest[3:])) for *_, y, x in facts.shapes)
+    levels = tuple(
+        Level(shape=(y, x), downsample=downsample((y, x), finest[3:]), chunks=source.view(number).chunks)
+        for number, (*_, y, x) in enumerate(facts.shapes)
+    )
     mpp, warnings = facts.mpp, [*facts.warnings, *source.remarks()]
     if settings.mpp is not None:
         if mpp is not None and abs(mpp[0] / settings.mpp - 1) > 0.02:
@@ -203,6 +213,7 @@ def _slide(path: Path, file: str, source: Source, settings: SlideSettings) -> Sl
         path=path,
         name=slide_name(path),
         format=facts.format,
+        kind="zarr" if isinstance(source, ZarrSource) else "tiff",
         series=settings.series,
         n_series=facts.n_series,
         size_t=finest[0],
@@ -212,6 +223,7 @@ def _slide(path: Path, file: str, source: Source, settings: SlideSettings) -> Sl
         levels=levels,
         mpp=mpp,
         channel_names=facts.channel_names,
+        display=facts.display,
         is_rgb=facts.is_rgb,
         t=_plane(file, "t", settings.t, finest[0], "time points"),
         z=_plane(file, "z", settings.z, finest[2], "focal planes"),
@@ -276,6 +288,16 @@ def _states(files: Sequence[Path]) -> tuple[tuple[int, int], ...]:
     return tuple((status.st_size, status.st_mtime_ns) for status in (file.stat() for file in files))
 
 
+class PixelReader(Protocol):
+    """Reads regions of level 0 of the channels to segment."""
+
+    def read(self, region: Region) -> NDArray[Any]:
+        """(y, x, c) pixels of a region."""
+
+    def close(self) -> None:
+        """Gives back what it holds."""
+
+
 class SlideReader:
     """Reads regions of a slide. Open it in the process that reads; several threads may share one.
 
@@ -283,7 +305,7 @@ class SlideReader:
         slide: As returned by `open_slide`, here or in another process.
 
     Raises:
-        SlideError: The file can't be opened, or isn't the one that was inspected.
+        SlideGoneError: The file can't be opened, or isn't the one that was inspected.
 
     Example:
         >>> with SlideReader(open_slide("slide.svs")) as reader:  # doctest: +SKIP
@@ -293,13 +315,16 @@ class SlideReader:
     def __init__(self, slide: Slide) -> None:
         self._file = one_line_name(slide.path)
         self._slide = slide
-        with errors_as_slide_errors(self._file, "can't be opened", "see that it is there and can be read"):
-            self._source = _open_source(slide.path, self._file, slide.series)
-            try:
-                self._check_unchanged()
-            except BaseException:
-                self.close()
-                raise
+        try:
+            with errors_as_slide_errors(self._file, "can't be opened", "see that it is there and can be read"):
+                self._source = _open_source(slide.path, self._file, slide.series)
+                try:
+                    self._check_unchanged()
+                except BaseException:
+                    self.close()
+                    raise
+        except SlideError as error:
+            raise SlideGoneError(str(error)) from error
 
     def _check_unchanged(self) -> None:
         """Refuses another file than the one that was inspected. Asked of an open file: what replaces it later isn't read.
@@ -356,6 +381,10 @@ class SlideReader:
             SlideError: The pixels can't be decoded; the message names file, level and region.
             IndexError: There is no such level, region or channel.
         """
+        return np.ascontiguousarray(self.read_planes(region, level, channels).transpose(1, 2, 0))
+
+    def read_planes(self, region: Region, level: int = 0, channels: Sequence[int] | None = None) -> NDArray[Any]:
+        """As `read`, but (c, y, x), in whatever order of memory the file has."""
         view = self.tczyx(level)
         chosen = self._slide.channels if channels is None else tuple(int(channel) for channel in channels)
         _, size_c, size_z, height, width = view.shape
@@ -365,5 +394,5 @@ class SlideReader:
                 f"{region}, channels {chosen}: not in level {level} of {height} × {width} px, {size_c} channels"
             )
         t, z = self._slide.t, self._slide.z * size_z // self._slide.size_z
-        pixels = view.fetch(range(t, t + 1), chosen, range(z, z + 1), region)
-        return np.ascontiguousarray(pixels[0, :, 0].transpose(1, 2, 0))
+        planes: NDArray[Any] = view.fetch(range(t, t + 1), chosen, range(z, z + 1), region)[0, :, 0]
+        return planes

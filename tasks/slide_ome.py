@@ -29,6 +29,7 @@ class OmeImage:
         size: Width and height in pixels, (0, 0) where not stated.
         mpp: Pixel size (y, x) in µm, none where not stated as a length.
         channel_names: Names of its `Channel` elements, empty where they have none.
+        colours: Their colours, six hexadecimal digits, none where not stated.
         samples: `SamplesPerPixel` of each of them.
         planes: Number of planes it declares.
     """
@@ -36,6 +37,7 @@ class OmeImage:
     size: tuple[int, int]
     mpp: tuple[float | None, float | None]
     channel_names: tuple[str, ...]
+    colours: tuple[str | None, ...]
     samples: tuple[int, ...]
     planes: int
 
@@ -81,9 +83,19 @@ def _image(pixels: ElementTree.Element) -> OmeImage:
         size=(_whole(pixels.attrib, "SizeX", 0), _whole(pixels.attrib, "SizeY", 0)),
         mpp=(_physical_size(pixels.attrib, "Y"), _physical_size(pixels.attrib, "X")),
         channel_names=tuple(" ".join(channel.get("Name", "").split())[:80] for channel in channels),
+        colours=tuple(_colour(channel.get("Color")) for channel in channels),
         samples=tuple(_whole(channel.attrib, "SamplesPerPixel", 1) for channel in channels),
         planes=math.prod(sizes.values()),
     )
+
+
+def _colour(number: str | None) -> str | None:
+    """OME's colour, a signed 32 bit number of red, green, blue and alpha; the schema's default, white, says nothing."""
+    try:
+        rgba = int(number or -1) & 0xFFFFFFFF
+    except ValueError:
+        return None
+    return None if rgba == 0xFFFFFFFF else f"{rgba >> 8:06X}"
 
 
 def _physical_size(attributes: Mapping[str, str], axis: str) -> float | None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,18 @@ Shape5: TypeAlias = tuple[int, int, int, int, int]
 Fetch: TypeAlias = Callable[[range, Sequence[int], range, Region], NDArray[Any]]
 
 
+class Display(NamedTuple):
+    """How a file wants a channel shown, as far as it says.
+
+    Attributes:
+        colour: Six hexadecimal digits, red, green, blue.
+        window: The values that are shown black and fully bright.
+    """
+
+    colour: str | None = None
+    window: tuple[float, float] | None = None
+
+
 @dataclass(frozen=True)
 class SourceFacts:
     """What a file says about one of its images.
@@ -49,6 +61,7 @@ class SourceFacts:
         is_rgb: Whether the channels are red, green and blue.
         warnings: What a person should know, one sentence each.
         identity_files: Files whose content stands for the whole: all that decides what pixels mean.
+        display: One per channel.
     """
 
     format: str
@@ -60,6 +73,7 @@ class SourceFacts:
     is_rgb: bool
     warnings: tuple[str, ...]
     identity_files: tuple[Path, ...]
+    display: tuple[Display, ...]
 
 
 class Source(Protocol):
@@ -80,6 +94,15 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Gives back the file handles."""
+
+
+def credible_window(start: object, end: object) -> tuple[float, float] | None:
+    """The ends of a display window, or none where they aren't two ascending numbers."""
+    try:
+        low, high = float(start), float(end)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    return (low, high) if math.isfinite(low) and math.isfinite(high) and low < high else None
 
 
 class TczyxView:

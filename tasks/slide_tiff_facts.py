@@ -10,7 +10,7 @@ import tifffile
 
 from slidesam.tasks.errors import in_one_line
 from slidesam.tasks.slide_ome import OmeDocument, OmeImage, micrometres
-from slidesam.tasks.slide_source import RGB_NAMES, SourceFacts, are_rgb, credible_mpp
+from slidesam.tasks.slide_source import RGB_NAMES, Display, SourceFacts, are_rgb, credible_mpp, credible_window
 from slidesam.tasks.slide_tiff_layout import TiffLevel
 
 _FORMATS = {
@@ -51,7 +51,22 @@ def read_facts(
         is_rgb=is_rgb,
         warnings=(*warnings, *remarks),
         identity_files=(path,),
+        display=_display(tiff, series, level.shape[1], image),
     )
+
+
+def _display(
+    tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries, count: int, image: OmeImage | None
+) -> tuple[Display, ...]:
+    """Colours of OME metadata and display ranges of ImageJ's, where there is one for each channel."""
+    colours: Sequence[str | None] = [None] * count
+    if image is not None and len(image.colours) == count:
+        colours = image.colours
+    windows: list[tuple[float, float] | None] = [None] * count
+    ranges = (tiff.imagej_metadata or {}).get("Ranges") if series.kind == "imagej" else None
+    if isinstance(ranges, tuple) and len(ranges) == 2 * count:
+        windows = [credible_window(*ranges[at : at + 2]) for at in range(0, 2 * count, 2)]
+    return tuple(Display(*each) for each in zip(colours, windows, strict=True))
 
 
 def _ome_image(ome: OmeDocument | None, number: int, level: TiffLevel) -> OmeImage | None:

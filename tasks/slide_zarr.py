@@ -33,6 +33,7 @@ from slidesam.tasks.slide_ome import OmeImage, read_ome_xml
 from slidesam.tasks.slide_source import (
     MAX_CHUNK_BYTES,
     RGB_NAMES,
+    Display,
     Shape5,
     SourceFacts,
     TczyxView,
@@ -40,6 +41,7 @@ from slidesam.tasks.slide_source import (
     check_chunk,
     check_dtype,
     check_level,
+    credible_window,
     errors_as_slide_errors,
     one_line_name,
 )
@@ -56,6 +58,7 @@ MAX_COUNTED_CHUNKS = 10_000
 MIN_CHUNK_PIXELS, MAX_TINY_CHUNKS = 1024, 2**16  # smaller chunks are well where there are few of them
 MAX_CHUNKS_PER_SHARD = 2**22  # their index, of 16 bytes each, is read as a whole
 _NO_NAME = re.compile(r"(channel|ch|c)?[ _:#-]*\d*", re.IGNORECASE)
+_COLOUR = re.compile(r"[0-9A-F]{6}")
 _RGB_COLOURS = ("FF0000", "00FF00", "0000FF")
 _WARNINGS = threading.Lock()
 
@@ -136,7 +139,8 @@ class ZarrSource:
         ome = None if xml is None else _ome_image(xml, image, shapes[0])
         mpp, warnings = multiscales.mpp(ome)
         dtype = check_dtype(self._file, self._arrays[0].dtype)
-        names, is_rgb = _channels(image.attributes, shapes[0][1], self._arrays[0].dtype, ome)
+        entries = _channel_entries(image.attributes, shapes[0][1])
+        names, is_rgb = _channels(entries, self._arrays[0].dtype, ome)
         folders = [image.root, image.folder, *(image.folder / dataset for dataset in multiscales.datasets)]
         files = [folder / name for folder in folders for name in METADATA_FILES] + ([] if xml is None else [xml])
         return SourceFacts(
@@ -149,6 +153,7 @@ class ZarrSource:
             is_rgb=is_rgb,
             warnings=tuple(warnings),
             identity_files=tuple(dict.fromkeys(file for file in files if file.is_file())),
+            display=tuple(_display(entry) for entry in entries),
         )
 
 
@@ -244,14 +249,26 @@ def _ome_image(path: Path, image: ImageFolder, shape: Shape5) -> OmeImage | None
     return found if found is not None and found.size == (shape[4], shape[3]) else None
 
 
-def _channels(
-    attributes: Attributes, count: int, dtype: np.dtype[Any], ome: OmeImage | None
-) -> tuple[tuple[str, ...], bool]:
-    """Names of the channels, and whether they are red, green and blue."""
+def _channel_entries(attributes: Attributes, count: int) -> list[dict[str, Any]]:
+    """What the omero metadata say of each channel, empty where they don't fit."""
     omero = attributes.get("omero")
     entries = omero.get("channels") if isinstance(omero, dict) else None
     entries = [entry if isinstance(entry, dict) else {} for entry in entries] if isinstance(entries, list) else []
-    entries = entries if len(entries) == count else [{}] * count
+    return entries if len(entries) == count else [{}] * count
+
+
+def _display(entry: dict[str, Any]) -> Display:
+    """Colour and display window of a channel."""
+    colour, window = str(entry.get("color", "")).upper().lstrip("#")[:6], entry.get("window")
+    ends = (window.get("start"), window.get("end")) if isinstance(window, dict) else (None, None)
+    return Display(colour if _COLOUR.fullmatch(colour) else None, credible_window(*ends))
+
+
+def _channels(
+    entries: list[dict[str, Any]], dtype: np.dtype[Any], ome: OmeImage | None
+) -> tuple[tuple[str, ...], bool]:
+    """Names of the channels, and whether they are red, green and blue."""
+    count = len(entries)
     names = [in_one_line(str(entry.get("label", "")), 80) for entry in entries]
     if ome is not None and len(ome.channel_names) == count:
         names = [

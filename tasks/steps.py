@@ -3,12 +3,15 @@
 Their functions (`.fn`) are the one code path per block, seam and shard: serial, in a local cluster and in a job. Only runs
 (paths and settings), block ids and small mappings travel in and out.
 
-1. `prepare_slide`    the store's image, the segmenter's slide-wide parameters
-2. `segment_block`    labels of one block
-3. `match_blocks`     matches at the seams of some blocks
-4. `resolve_objects`  one relabelling for the slide, the empty label pyramid
-5. `paint_blocks`     level 0 and the levels that blocks fill whole
-6. `export_slide`     upper levels, overlay, metadata, provenance
+1. `ready_image`      the store's image where the slide is read in place, else empty arrays
+2. `write_pieces`     some pieces of the slide, converted or rechunked
+3. `finish_image`     upper levels, and what makes the arrays an image
+4. `prepare_slide`    the segmenter's slide-wide parameters, the blocks that hold tissue
+5. `segment_blocks`   labels of some blocks
+6. `match_blocks`     matches at the seams of some blocks
+7. `resolve_objects`  one relabelling for the slide, the empty label pyramid
+8. `paint_blocks`     level 0 and the levels that blocks fill whole
+9. `export_slide`     upper levels, overlay, metadata, provenance
 """
 
 from __future__ import annotations
@@ -17,31 +20,39 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
+from numpy.typing import NDArray
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from slidesam.tasks import omezarr, stitch
-from slidesam.tasks.errors import OutputError
-from slidesam.tasks.grid import Region
+from slidesam.tasks import convert, omezarr, stitch, tissue
+from slidesam.tasks.attempts import Attempts
+from slidesam.tasks.config import seconds_of
+from slidesam.tasks.convert import open_pixels
+from slidesam.tasks.errors import HOPELESS, BlockFailures, OutputError, SlideGoneError, in_one_line
+from slidesam.tasks.image_plan import in_block_levels, shard_region
 from slidesam.tasks.overlay import write_overlay
-from slidesam.tasks.overview import publish_image, read_published
+from slidesam.tasks.overview import publish_image, slide_overview
 from slidesam.tasks.plan import provenance
 from slidesam.tasks.pyramid import halve_labels, halve_level
 from slidesam.tasks.sample import sample_slide
 from slidesam.tasks.segment import background_of, segment_outer
-from slidesam.tasks.segmenters import jsonable_params, load_segmenter
-from slidesam.tasks.slide import SlideReader
+from slidesam.tasks.segmenters import Segmenter, jsonable_params, load_segmenter
+from slidesam.tasks.slide import PixelReader, SlideReader
 from slidesam.tasks.work import (
     BlockResults,
     Marks,
     Run,
     block_facts,
+    kept_blocks,
     load_arrays,
+    output_errors,
+    prepared,
     read_json,
     save_array,
     save_arrays,
@@ -51,41 +62,111 @@ from slidesam.tasks.work import (
 Facts = dict[str, Any]
 
 
+@task(name="ready image", cache_policy=NO_CACHE, persist_result=False, tags=["slidesam", "image"])
+def ready_image(run: Run) -> Facts:
+    """Makes empty arrays for the pixels; where they aren't converted, the store's image."""
+    started = time.perf_counter()
+    with output_errors(run.store):
+        if run.image_plan.mode != "convert":
+            publish_image(run)
+        if run.image_plan.mode != "in place":
+            convert.ready_arrays(run)
+    return {"seconds": time.perf_counter() - started}
+
+
+@task(name="write pieces", cache_policy=NO_CACHE, persist_result=False, tags=["slidesam", "image"])
+def write_pieces(run: Run, level: int, piece_ids: Sequence[int]) -> Facts:
+    """Converts or rechunks these pieces of a level, but for those that are done."""
+    started = time.perf_counter()
+    todo = set(convert.pieces_to_do(run, level))
+    with SlideReader(run.slide) as reader, output_errors(run.store):
+        for piece_id in piece_ids:
+            if piece_id in todo:
+                convert.write_piece(run, reader, level, piece_id)
+    return {"seconds": time.perf_counter() - started}
+
+
+@task(name="finish image", cache_policy=NO_CACHE, persist_result=False, tags=["slidesam", "image"])
+def finish_image(run: Run, levels: Sequence[int]) -> Facts:
+    """Writes the last levels, which are small, and then what makes the arrays an image."""
+    started = time.perf_counter()
+    for level in levels:
+        write_pieces.fn(run, level, range(len(run.image_plan.grid(level))))
+    with output_errors(run.store):
+        convert.finish_image(run)
+    return {"seconds": time.perf_counter() - started}
+
+
 @task(name="prepare", cache_policy=NO_CACHE, persist_result=False, tags=["slidesam"])
 def prepare_slide(run: Run) -> Facts:
-    """Writes the store's image and the parameters that all blocks share, unless they are there."""
+    """Finds what all blocks share, and which of them hold tissue, unless that is known."""
     started = time.perf_counter()
     # First of all, so that nothing is written for a segmenter that can't be made.
     segmenter = _segmenter(run)
-    publish_image(run)
     path = run.segment_folder / "params.json"
     known = read_json(path)
     if known is None:
-        overview = read_published(run, run.slide.channels)
-        sample = sample_slide(run.slide, overview, run.slide.channels)
+        overview = slide_overview(run)
+        with closing(open_pixels(run)) as reader:
+            sample = sample_slide(run.slide, overview, reader)
         params = jsonable_params(segmenter.prepare(sample[..., 0] if sample.shape[2] == 1 else sample, run.slide))
         fill = background_of(overview, is_rgb=run.slide.is_rgb)
-        known = {"params": params, "fill": fill.tolist(), "seconds": time.perf_counter() - started}
+        blocks = _blocks_to_segment(run, overview)
+        known = {"params": params, "fill": fill.tolist(), "blocks": blocks, "seconds": time.perf_counter() - started}
+        write_json(run.segment_folder / "causes.json", run.causes["segment"])
         write_json(path, known)
-    BlockResults(run, create=True)
+    with output_errors(run.segment_folder):
+        BlockResults(run, create=True)
     return known
 
 
-@task(name="segment block", cache_policy=NO_CACHE, persist_result=False, tags=["slidesam", "segment"])
-def segment_block(run: Run, block_id: int) -> Facts:
-    """Segments one block, unless its done-mark is there."""
-    if (done := block_facts(run, block_id)) is not None:
-        return done
+@task(name="segment blocks", cache_policy=NO_CACHE, persist_result=False, tags=["slidesam", "segment"])
+def segment_blocks(run: Run, block_ids: Sequence[int], go: str = "") -> Facts:
+    """Segments blocks that have no done-mark; one that fails doesn't cost the others.
+
+    Args:
+        run: The run.
+        block_ids: Which blocks.
+        go: Identifies this go at the slide, within which workers that a block costs are counted.
+
+    Raises:
+        OutputError: Results can't be written.
+        SlideGoneError: The slide has changed or isn't there any more.
+        BlockFailures: Some blocks failed; a single one's own error is raised instead.
+    """
     started = time.perf_counter()
-    known = read_json(run.segment_folder / "params.json")
-    if known is None:
-        raise OutputError(f"{run.name}: {run.segment_folder} lost its params.json: run the same command again")
-    block, segmenter = run.grid[block_id], _segmenter(run)
-    with SlideReader(run.slide) as reader:
-        image = reader.read(block.outer)
+    todo = [block_id for block_id in block_ids if block_facts(run, block_id) is None]
+    failures: dict[int, Exception] = {}
+    if todo:
+        timeout, retries = run.settings.run.block_timeout, run.settings.run.retries
+        attempts = Attempts(run.segment_folder, go, 1 + retries, None if timeout is None else seconds_of(timeout))
+        segmenter, known, results = _segmenter(run), prepared(run), BlockResults(run)
+        with closing(open_pixels(run)) as reader:
+            # Those that have cost a worker come last, so that they don't cost the others too.
+            for block_id in sorted(todo, key=attempts.lost):
+                try:
+                    with attempts.at(block_id):
+                        _segment_block(run, block_id, reader, segmenter, known, results)
+                except (OutputError, SlideGoneError):
+                    raise
+                except Exception as error:  # noqa: BLE001
+                    failures[block_id] = error
+    if failures:
+        raise _failure(run, failures, alone=len(block_ids) == 1)
+    return {"seconds": time.perf_counter() - started}
+
+
+def _segment_block(
+    run: Run, block_id: int, reader: PixelReader, segmenter: Segmenter, known: Facts, results: BlockResults
+) -> None:
+    """Segments one block and writes its labels, then its done-mark."""
+    started = time.perf_counter()
+    block = run.grid[block_id]
+    image = reader.read(block.outer)
     fill = np.asarray(known["fill"], image.dtype)
     labels = segment_outer(image, block, run.grid, segmenter, known["params"], fill)
-    BlockResults(run).write(block, labels)
+    with output_errors(run.segment_folder):
+        results.write(block, labels)
     count = int(labels.max(initial=0))
     visible = stitch.visible_ids(labels[block.inner.relative_to(block.outer).slices], count)
     facts = {
@@ -97,7 +178,15 @@ def segment_block(run: Run, block_id: int) -> Facts:
         "threads": os.environ.get("OMP_NUM_THREADS"),
     }
     Marks(run.segment_folder).put(block_id, facts)
-    return facts
+
+
+def _failure(run: Run, failures: dict[int, Exception], *, alone: bool) -> Exception:
+    """What a task raises for blocks that failed."""
+    if alone:
+        return next(iter(failures.values()))
+    error = BlockFailures(run.name, {block_id: in_one_line(why) for block_id, why in failures.items()}, len(run.grid))
+    error.hopeless = all(isinstance(why, HOPELESS) for why in failures.values())
+    return error
 
 
 @task(name="match seams", cache_policy=NO_CACHE, persist_result=False, tags=["slidesam", "stitch"])
@@ -105,6 +194,7 @@ def match_blocks(run: Run, block_ids: Sequence[int]) -> Facts:
     """Matches at the seams in which these blocks come first."""
     started = time.perf_counter()
     results, marks = BlockResults(run), Marks(run.stitch_folder)
+    kept = set(kept_blocks(run))
     found = 0
     for block_id in block_ids:
         path = run.stitch_folder / "matches" / f"{block_id}.npz"
@@ -112,6 +202,8 @@ def match_blocks(run: Run, block_ids: Sequence[int]) -> Facts:
             continue
         arrays: dict[str, np.ndarray[Any, Any]] = {}
         for seam in run.grid.seams(block_id):
+            if seam.second not in kept:
+                continue
             first, second = (results.read(run.grid[side], seam.overlap) for side in (seam.first, seam.second))
             matches = stitch.match_seam(first, second, run.settings.stitch.min_iou)
             arrays |= {f"{seam.second}.{field}": array for field, array in matches._asdict().items()}
@@ -127,20 +219,23 @@ def resolve_objects(run: Run) -> Facts:
     path = run.stitch_folder / "resolved.json"
     resolved = read_json(path)
     if resolved is None:
-        marks = [block_facts(run, block_id) for block_id in range(len(run.grid))]
-        lost = marks.count(None)
+        kept = kept_blocks(run)
+        marks = {block_id: block_facts(run, block_id) for block_id in kept}
+        lost = sum(mark is None for mark in marks.values())
         if lost:
             raise OutputError(f"{run.name}: {lost} blocks lost their results: run the same command again")
-        counts = [mark["count"] for mark in marks if mark is not None]
-        visible = [np.ones(count, bool) for count in counts]
-        for array, mark in zip(visible, marks, strict=True):
-            array[np.asarray(mark["halo_only"] if mark else [], np.int64) - 1] = False
-        offsets, relabelling, objects = stitch.resolve(counts, visible, _matches(run))
+        known = [marks.get(block_id) or {"count": 0, "halo_only": []} for block_id in range(len(run.grid))]
+        visible = [np.ones(mark["count"], bool) for mark in known]
+        for array, mark in zip(visible, known, strict=True):
+            array[np.asarray(mark["halo_only"], np.int64) - 1] = False
+        offsets, relabelling, objects = stitch.resolve([mark["count"] for mark in known], visible, _matches(run, kept))
         save_array(run.stitch_folder / "offsets.npy", offsets)
         save_array(run.stitch_folder / "relabelling.npy", relabelling)
         resolved = {"objects": objects}
+        write_json(run.stitch_folder / "causes.json", run.causes["stitch"])
         write_json(path, resolved)
-    _ready_label(run, resolved["objects"])
+    with output_errors(run.store):
+        _ready_label(run, resolved["objects"])
     return resolved
 
 
@@ -150,7 +245,7 @@ def paint_blocks(run: Run, block_ids: Sequence[int]) -> Facts:
     started = time.perf_counter()
     results, marks = BlockResults(run), Marks(run.paint_folder)
     levels = _label_levels(run)
-    in_block = omezarr.in_block_levels(run.grid.block_shape, len(levels))
+    in_block = in_block_levels(run.grid.block_shape, len(levels))
     # Only this batch's part of them comes into memory.
     offsets, relabelling = (
         np.load(run.stitch_folder / f"{name}.npy", mmap_mode="r") for name in ("offsets", "relabelling")
@@ -161,11 +256,10 @@ def paint_blocks(run: Run, block_ids: Sequence[int]) -> Facts:
         block = run.grid[block_id]
         own = relabelling[offsets[block_id] : offsets[block_id + 1]]
         labels = stitch.paint(results.read(block, block.inner), own, levels[0].dtype)
-        region = block.inner
-        for array in levels[:in_block]:
-            omezarr.write_plane(array, region, labels)
-            labels = halve_labels(labels)
-            region = Region(region.y0 // 2, region.x0 // 2, -(-region.y1 // 2), -(-region.x1 // 2))
+        with output_errors(run.store):
+            for number, array in enumerate(levels[:in_block]):
+                omezarr.write_plane(array, shard_region(block.inner, number), labels)
+                labels = halve_labels(labels)
         marks.put(block_id, {})
     return {"seconds": time.perf_counter() - started}
 
@@ -175,25 +269,59 @@ def export_slide(run: Run, objects: int, seconds: dict[str, float]) -> Facts:
     """Writes the upper levels and the overlay, then what makes the result count as finished: metadata, and run.json."""
     started = time.perf_counter()
     levels = _label_levels(run)
-    for level in range(omezarr.in_block_levels(run.grid.block_shape, len(levels)), len(levels)):
-        halve_level(levels[level - 1], levels[level])
-    write_overlay(run, objects)
-    omezarr.finish_label(zarr.open_group(run.store, mode="r+"), run.label, run.slide.mpp)
+    with output_errors(run.store):
+        _finish_levels(run, levels)
+    mask = read_tissue(run)
+    write_overlay(run, objects, mask, kept_blocks(run))
+    with output_errors(run.store):
+        omezarr.finish_label(zarr.open_group(run.store, mode="r+"), run.label, run.slide.mpp)
     seconds = {**seconds, "export": time.perf_counter() - started}
     facts = provenance(run, objects=objects, seconds=seconds)
     write_json(run.provenance, facts)
     return facts
 
 
+def _finish_levels(run: Run, levels: list[zarr.Array[Any]]) -> None:
+    """Fills the levels that blocks don't fill."""
+    for level in range(in_block_levels(run.grid.block_shape, len(levels)), len(levels)):
+        halve_level(levels[level - 1], levels[level])
+
+
+def _blocks_to_segment(run: Run, overview: NDArray[Any]) -> list[int] | None:
+    """Ids of the blocks that hold tissue, None for all; the mask is kept for the picture."""
+    where = run.settings.blocks.tissue
+    if where == "off":
+        return None
+    if where == "auto":
+        mask = tissue.find_tissue(overview, is_rgb=run.slide.is_rgb)
+    else:
+        mask = tissue.read_mask(Path(where), run.slide.shape)
+    arrays = {"bits": np.packbits(mask), "shape": np.asarray(mask.shape)}
+    save_arrays(run.segment_folder / "tissue.npz", arrays, compressed=True)
+    return tissue.blocks_with_tissue(mask, run.grid)
+
+
+def read_tissue(run: Run) -> NDArray[np.bool_] | None:
+    """(y, x) the mask that was found, or None where all blocks are segmented."""
+    path = run.segment_folder / "tissue.npz"
+    if not path.exists():
+        return None
+    arrays = load_arrays(path)
+    height, width = arrays["shape"]
+    return np.unpackbits(arrays["bits"], count=height * width).reshape(height, width).astype(bool)
+
+
 def _segmenter(run: Run) -> Any:
     return load_segmenter(run.settings.segmenter.model_dump_json(), run.slide.is_rgb, run.segmenter_identity)
 
 
-def _matches(run: Run) -> list[tuple[int, int, stitch.Matches]]:
-    found = []
-    for block_id in range(len(run.grid)):
+def _matches(run: Run, kept: Sequence[int]) -> list[tuple[int, int, stitch.Matches]]:
+    found, both = [], set(kept)
+    for block_id in kept:
         arrays = load_arrays(run.stitch_folder / "matches" / f"{block_id}.npz")
         for seam in run.grid.seams(block_id):
+            if seam.second not in both:
+                continue
             fields = (arrays[f"{seam.second}.{field}"] for field in stitch.Matches._fields)
             found.append((seam.first, seam.second, stitch.Matches(*fields)))
     return found

@@ -1,9 +1,15 @@
 """A run (slide × label) and its folder of intermediate results: what is where, and how one knows that it is whole.
 
+    OUT/.slidesam/<name>/.image/
+        lock.json                         who writes the slide's image
+        convert-<fingerprint>/            marks/<level>-<piece>.json
+        rechunk-<fingerprint>/            pixels.zarr, marks/<level>-<piece>.json
     OUT/.slidesam/<name>/<label>/
+        lock.json                         who runs
         state.json                        what `slidesam status` shows
-        segment-<fingerprint>/            params.json, blocks.zarr, marks/<block_id>.json
+        segment-<fingerprint>/            params.json, tissue.npz, blocks.zarr, marks/<block_id>.json, starts/<block_id>.json
         stitch-<fingerprint>/             matches/<block_id>.npz, relabelling.npy, resolved.json, marks/<block_id>.json
+        paint-<fingerprint>/              marks/<block_id>.json
 
 Folders carry the fingerprint of their stage, so results made under other settings are never mixed in, and a changed setting
 redoes its stage and those after it only. A done-mark is written last, after the result that it vouches for.
@@ -11,12 +17,14 @@ redoes its stage and those after it only. A done-mark is written last, after the
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
 import os
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,12 +37,13 @@ from pydantic import BaseModel, ConfigDict
 from zarr.codecs import BloscCodec
 
 from slidesam.tasks.config import Settings
-from slidesam.tasks.errors import OutputError
+from slidesam.tasks.errors import OutputError, SlidesamError, in_one_line
 from slidesam.tasks.grid import Block, BlockGrid, Region
+from slidesam.tasks.image_plan import ImagePlan, plan_image
 from slidesam.tasks.slide import Slide
 
 # Raised when the meaning of the files changes, so that a new version never reads an old one's results as its own.
-_WORK_FORMAT = 1
+_WORK_FORMAT = 2
 # Side of the chunks inside a block's result: what a seam reads at least.
 _RESULT_CHUNK = 256
 
@@ -47,6 +56,7 @@ class Run(BaseModel):
         output: The output folder, absolute.
         settings: What to compute.
         segmenter_identity: What pixels depend on beside settings (hash of weights or source).
+        tissue_identity: Hash of the mask image that says where tissue is, if the settings name one.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -55,6 +65,7 @@ class Run(BaseModel):
     output: Path
     settings: Settings
     segmenter_identity: str
+    tissue_identity: str | None = None
 
     @property
     def name(self) -> str:
@@ -92,20 +103,51 @@ class Run(BaseModel):
         return BlockGrid(self.slide.shape, self.settings.blocks.block_shape, self.settings.blocks.halo)
 
     @cached_property
+    def image_plan(self) -> ImagePlan:
+        """How the pixels reach the blocks."""
+        return plan_image(self.slide, self.settings.image, self.grid)
+
+    @cached_property
+    def causes(self) -> dict[str, dict[str, Any]]:
+        """Per stage (image, segment, stitch, export) all that its result depends on, by name."""
+        slide, settings, plan = self.slide, self.settings, self.image_plan
+        source = {
+            "format of the work": _WORK_FORMAT,
+            "slide": slide.identity.model_dump(mode="json"),
+            **{f"slide.{key}": getattr(slide, key) for key in ("series", "t", "z")},
+        }
+        arrays = {f"image.{key}": getattr(settings.image, key) for key in ("ome_zarr", "chunk_shape", "codec")}
+        image = source | arrays | {"mode": plan.mode, "channels": plan.channels, "shard": plan.shard}
+        # How the pixels reach the blocks isn't among the causes: they are the same, so another way costs no segmenting.
+        segment = source | {
+            "slide.mpp": slide.mpp,
+            "slide.channels": slide.channels,
+            "red, green and blue": slide.is_rgb,
+            "blocks.block_shape": settings.blocks.block_shape,
+            "blocks.halo": settings.blocks.halo,
+            "blocks.tissue": [settings.blocks.tissue, self.tissue_identity],
+            **{f"segmenter.{key}": value for key, value in settings.segmenter.model_dump(mode="json").items()},
+            "the segmenter's weights, code or versions": self.segmenter_identity,
+        }
+        stitch = {"segment": _digest(segment), "stitch.min_iou": settings.stitch.min_iou}
+        export = arrays | {"stitch": _digest(stitch), "output.label": settings.output.label}
+        return {"image": image, "segment": segment, "stitch": stitch, "export": export}
+
+    @cached_property
     def fingerprints(self) -> dict[str, str]:
-        """Per stage (segment, stitch, export) the hash of all that its result depends on, twelve hex digits each."""
-        slide, settings = self.slide, self.settings
-        segment = _digest(
-            _WORK_FORMAT,
-            slide.identity.model_dump(mode="json"),
-            [slide.series, slide.t, slide.z, slide.channels, slide.mpp, slide.is_rgb],
-            settings.blocks.model_dump(mode="json"),
-            settings.segmenter.model_dump(mode="json"),
-            self.segmenter_identity,
-        )
-        stitch = _digest(segment, settings.stitch.model_dump(mode="json"))
-        export = _digest(stitch, settings.image.model_dump(mode="json"), settings.output.model_dump(mode="json"))
-        return {"segment": segment, "stitch": stitch, "export": export}
+        """Per stage the hash of its causes, twelve hexadecimal digits each."""
+        return {stage: _digest(causes) for stage, causes in self.causes.items()}
+
+    @property
+    def image_folder(self) -> Path:
+        """Marks of the pieces that are converted or rechunked; with the pixels, if only rechunked."""
+        mode = self.image_plan.mode.replace(" ", "-")
+        return self.slide_work / f"{mode}-{self.fingerprints['image']}"
+
+    @property
+    def slide_work(self) -> Path:
+        """Folder of intermediate results that all labels of a slide share; no label can be called so."""
+        return work_folder(self.output, self.name, ".image")
 
     @property
     def segment_folder(self) -> Path:
@@ -132,8 +174,13 @@ def _digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes, *, sync: bool = True) -> None:
     """Writes a file so that a reader sees the old one or the whole new one, never a part.
+
+    Args:
+        path: Where to.
+        data: What.
+        sync: Whether to wait until it has reached the disk.
 
     Raises:
         OutputError: It can't be written.
@@ -143,20 +190,38 @@ def write_atomic(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as stream:
             stream.write(data)
-            stream.flush()
-            # Without it a power cut can leave the new name on an empty file.
-            os.fsync(stream.fileno())
+            if sync:
+                # Without it a power cut can leave the new name on an empty file.
+                stream.flush()
+                os.fsync(stream.fileno())
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OutputError(
-            f"{path} can't be written ({os.strerror(error.errno or 0)}): check the folder, then run again"
-        ) from error
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise output_error(path, error) from error
 
 
-def write_json(path: Path, value: object) -> None:
+def output_error(path: Path, error: OSError) -> OutputError:
+    """What went wrong with a file of the output, in words."""
+    why = os.strerror(error.errno) if error.errno else in_one_line(error)
+    todo = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the folder"
+    return OutputError(f"{path} can't be written ({why}): {todo}, then run the same command again")
+
+
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Turns the system's errors about a file of the output into words."""
+    try:
+        yield
+    except SlidesamError:
+        raise
+    except OSError as error:
+        raise output_error(path, error) from error
+
+
+def write_json(path: Path, value: object, *, sync: bool = True) -> None:
     """Writes JSON atomically."""
-    write_atomic(path, (json.dumps(value, indent=2, default=str) + "\n").encode())
+    write_atomic(path, (json.dumps(value, indent=2, default=str) + "\n").encode(), sync=sync)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -169,7 +234,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 class Marks:
-    """Done-marks of a stage: one small JSON file per block.
+    """Done-marks of a stage: one small JSON file per block, or per piece of an image.
 
     Args:
         folder: The stage's folder.
@@ -178,13 +243,21 @@ class Marks:
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "marks"
 
-    def put(self, block_id: int, facts: dict[str, Any]) -> None:
+    def put(self, block_id: int | str, facts: dict[str, Any]) -> None:
         """Vouches for a block's result; call it after the result is written."""
         write_json(self.folder / f"{block_id}.json", {"block_id": block_id, **facts})
 
-    def get(self, block_id: int) -> dict[str, Any] | None:
+    def get(self, block_id: int | str) -> dict[str, Any] | None:
         """A block's facts, or None while it isn't done."""
         return read_json(self.folder / f"{block_id}.json")
+
+    def names(self) -> set[str]:
+        """Of all marks at once, without reading them: what a plan needs."""
+        try:
+            with os.scandir(self.folder) as entries:
+                return {entry.name[:-5] for entry in entries if entry.name[0] != "." and entry.name.endswith(".json")}
+        except FileNotFoundError:
+            return set()
 
 
 class BlockResults:
@@ -226,6 +299,24 @@ def block_facts(run: Run, block_id: int) -> dict[str, Any] | None:
     return facts if facts["count"] == 0 or shard.exists() else None
 
 
+def prepared(run: Run) -> dict[str, Any]:
+    """What `prepare_slide` found: `params`, `fill`, and `blocks`, the ids of those that hold tissue (None for all).
+
+    Raises:
+        OutputError: It is gone.
+    """
+    known = read_json(run.segment_folder / "params.json")
+    if known is None:
+        raise OutputError(f"{run.name}: {run.segment_folder} lost its params.json: run the same command again")
+    return known
+
+
+def kept_blocks(run: Run) -> list[int]:
+    """Ids of the blocks that are segmented, ascending."""
+    blocks = prepared(run)["blocks"]
+    return list(range(len(run.grid))) if blocks is None else blocks
+
+
 def create_results(path: Path, grid: BlockGrid) -> None:
     """Makes the empty array of block results."""
     height, width = (-(-size // _RESULT_CHUNK) * _RESULT_CHUNK for size in grid.outer_shape)
@@ -240,10 +331,10 @@ def create_results(path: Path, grid: BlockGrid) -> None:
     )
 
 
-def save_arrays(path: Path, arrays: dict[str, Any]) -> None:
+def save_arrays(path: Path, arrays: dict[str, Any], *, compressed: bool = False) -> None:
     """Writes named arrays into one file, atomically."""
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    (np.savez_compressed if compressed else np.savez)(buffer, **arrays)
     write_atomic(path, buffer.getvalue())
 
 

@@ -7,18 +7,30 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from slidesam.tasks import steps
+from slidesam.tasks import convert, steps
 from slidesam.tasks.config import make_settings
-from slidesam.tasks.plan import plan_run
+from slidesam.tasks.plan import pieced_levels, plan_run
+from slidesam.tasks.work import Run, kept_blocks
+
+
+def write_image_serially(run: Run) -> None:
+    """The image stage: converted, rechunked, or an overview."""
+    if convert.is_ready(run):
+        return
+    steps.ready_image.fn(run)
+    if run.image_plan.mode != "in place":
+        for level in pieced_levels(run):
+            steps.write_pieces.fn(run, level, range(len(run.image_plan.grid(level))))
+        steps.finish_image.fn(run, [])
 
 
 def segment_serially(slide: Path, output: Path, overrides: dict) -> np.ndarray:
     """The slide's (y, x) labels."""
     run = plan_run(slide, output, make_settings(overrides=overrides))
-    blocks = range(len(run.grid))
+    write_image_serially(run)
     steps.prepare_slide.fn(run)
-    for block_id in blocks:
-        steps.segment_block.fn(run, block_id)
+    blocks = kept_blocks(run)
+    steps.segment_blocks.fn(run, blocks)
     steps.match_blocks.fn(run, blocks)
     facts = steps.resolve_objects.fn(run)
     steps.paint_blocks.fn(run, blocks)

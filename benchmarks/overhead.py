@@ -1,0 +1,120 @@
+"""What Prefect and Dask cost: blocks whose segmenter only sleeps, against the time that their sleep takes at best.
+
+Start-up (server, workers, imports) isn't counted: the clock runs from the end of `prepare` to the last block's done-mark.
+
+    make overhead        (or: .venv/bin/python -m benchmarks.overhead --workers 8)
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from slidesam.tasks.config import make_settings
+from slidesam.tasks.plan import plan_run
+
+BLOCK = 64
+# Blocks a side, seconds per block, the most that may be taken of the ideal.
+CASES = ((16, 2.0, 1.15), (64, 0.1, 1.3))
+MANY = 142
+
+
+def sleep(image: NDArray[Any], seconds: float) -> NDArray[np.int32]:
+    """A segmenter that takes its time and finds one object."""
+    time.sleep(seconds)
+    labels = np.zeros(image.shape[:2], np.int32)
+    labels[20:40, 20:40] = 1
+    return labels
+
+
+def make(path: Path, side: int) -> Path:
+    """A grey slide of side × side blocks."""
+    if not path.exists():
+        image = np.full((side * BLOCK, side * BLOCK), 200, np.uint8)
+        tifffile.imwrite(path, image, tile=(512, 512), compression="zlib")
+    return path
+
+
+def seconds_of(slide: Path, output: Path, seconds: float, address: str, per_task: int | str) -> tuple[float, float]:
+    """Wall time of the segmenting stage after `prepare`, and of the whole child flow."""
+    from prefect_dask.task_runners import DaskTaskRunner
+
+    from slidesam.flows.segment_slide import segment_blocks, write_image
+    from slidesam.tasks.work import Marks
+
+    shutil.rmtree(output, ignore_errors=True)
+    settings = {
+        "segmenter.kind": "function", "segmenter.target": "benchmarks.overhead:sleep",
+        "segmenter.options": {"seconds": seconds}, "blocks.block_shape": BLOCK, "blocks.halo": 0, "blocks.tissue": "off",
+        "blocks.blocks_per_task": per_task, "image.convert": "never", "image.rechunk": "never",
+    }  # fmt: skip
+    run = plan_run(slide, output, make_settings(overrides=settings))
+    runner: Any = DaskTaskRunner(address=address)
+    write_image.with_options(task_runner=runner)(run)
+    started = time.time()
+    segment_blocks.with_options(task_runner=runner)(run)
+    whole = time.time() - started
+    prepared = (run.segment_folder / "params.json").stat().st_mtime
+    marks = [path.stat().st_mtime for path in Marks(run.segment_folder).folder.iterdir()]
+    return max(marks) - prepared, whole
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument(
+        "--many", action="store_true", help="also 20 164 blocks, one per task and as many as auto takes"
+    )
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "slidesam-benchmark")
+    chosen = parser.parse_args()
+    chosen.folder.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("PREFECT_HOME", str(chosen.folder / "prefect"))
+    from slidesam.flows.cluster import LocalProfile, open_cluster
+    from slidesam.flows.server import prefect_api
+
+    table = Table(title=f"{chosen.workers} workers, {os.cpu_count()} cores")
+    for column in (
+        "blocks",
+        "s each",
+        "per task",
+        "ideal s",
+        "taken s",
+        "ratio",
+        "at most",
+        "with prepare s",
+        "flow's peak MiB",
+    ):
+        table.add_column(column, justify="right")
+    cases: list[tuple[int, float, float | None, int | str]] = [(*case, "auto") for case in CASES]
+    if chosen.many:
+        cases += [(MANY, 0.0, None, "auto"), (MANY, 0.0, None, 1)]
+    with prefect_api(), open_cluster(LocalProfile(workers=chosen.workers)) as cluster:
+        for side, seconds, most, per_task in cases:
+            slide = make(chosen.folder / f"blocks-{side}.tif", side)
+            taken, whole = seconds_of(slide, chosen.folder / "out", seconds, cluster.address, per_task)
+            ideal = side**2 * seconds / chosen.workers
+            ratio = f"{taken / ideal:.2f}" if ideal else f"{taken / side**2 * 1000:.1f} ms each"
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            table.add_row(
+                str(side**2), f"{seconds:g}", str(per_task), f"{ideal:.1f}", f"{taken:.1f}", ratio, str(most or ""),
+                f"{whole:.1f}", f"{peak:.0f}",
+            )  # fmt: skip
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Start-marks: which block a process was at work on when it ended, and how often that has happened.
+
+A killed process leaves no error. Its block has a start-mark that says `running` and no done-mark, so that whoever gets the block
+next knows that it cost a worker, tries it after all others, and gives it up after as many times as the settings allow. Counted
+within one go at the slide: whoever kills a whole run and starts it again holds nothing against the block that was being computed.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from slidesam.tasks.errors import BlockLostError
+from slidesam.tasks.work import read_json, write_json
+
+# Set in processes that may be ended for a block that takes too long: something starts another in their place.
+DISPOSABLE = "SLIDESAM_WORKER"
+_TIMED_OUT = 70
+
+
+class Attempts:
+    """The start-marks of a slide's blocks.
+
+    Args:
+        folder: The segmenting stage's folder.
+        go: Identifies this go at the slide; marks of another say nothing.
+        allowed: How often a block may cost its worker before it is given up.
+        timeout: Seconds that a block may take, or None.
+    """
+
+    def __init__(self, folder: Path, go: str, allowed: int, timeout: float | None = None) -> None:
+        self.folder, self.go, self.allowed, self.timeout = folder / "starts", go, allowed, timeout
+
+    def lost(self, block_id: int) -> int:
+        """How many workers a block has cost in this go."""
+        mark = self._read(block_id)
+        return int(mark.get("lost", 0)) + (mark.get("state") in ("running", "timed out"))
+
+    @contextmanager
+    def at(self, block_id: int) -> Iterator[None]:
+        """Marks a block as being computed, and ends this process if that takes too long.
+
+        Raises:
+            BlockLostError: It has cost as many workers as are allowed.
+        """
+        before, lost = self._read(block_id), self.lost(block_id)
+        timed_out = int(before.get("timed_out", 0)) + (before.get("state") == "timed out")
+        if lost >= self.allowed:
+            raise BlockLostError(block_id, lost, timed_out, str(before.get("host")), self.timeout)
+        facts = {
+            "state": "running",
+            "go": self.go,
+            "lost": lost,
+            "timed_out": timed_out,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "began": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        path = self._path(block_id)
+        write_json(path, facts, sync=False)
+        try:
+            with self._watched(path, facts):
+                yield
+        except BaseException:
+            write_json(path, {**facts, "state": "failed"}, sync=False)
+            raise
+        path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _watched(self, path: Path, facts: dict[str, Any]) -> Iterator[None]:
+        """Code that hangs can't be stopped from inside, so the whole process is."""
+        if self.timeout is None or os.environ.get(DISPOSABLE) is None:
+            yield
+            return
+        timer = threading.Timer(self.timeout, _give_up, (path, facts))
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _path(self, block_id: int) -> Path:
+        return self.folder / f"{block_id}.json"
+
+    def _read(self, block_id: int) -> dict[str, Any]:
+        mark = read_json(self._path(block_id)) or {}
+        return mark if mark.get("go") == self.go else {}
+
+
+def _give_up(path: Path, facts: dict[str, Any]) -> None:
+    """Notes where the process hangs, and ends it."""
+    try:
+        with path.with_suffix(".trace.txt").open("w") as stream:
+            faulthandler.dump_traceback(stream)
+        write_json(path, {**facts, "state": "timed out"}, sync=False)
+    finally:
+        os._exit(_TIMED_OUT)

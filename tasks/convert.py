@@ -1,0 +1,161 @@
+"""Rewriting a slide's pixels piece by piece: as an OME-Zarr pyramid, or rechunked for the blocks to read.
+
+1. `ready_arrays`   empty arrays
+2. `write_piece`    one piece of level 0 with the levels that it fills, or one shard of a level above
+3. `finish_image`   what makes the arrays an image
+
+A piece is read once and written as whole shards by one task; `image_plan` says which.
+"""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from slidesam.tasks.grid import Region
+from slidesam.tasks.image_plan import shard_region
+from slidesam.tasks.omezarr import create_plane_array, write_planes
+from slidesam.tasks.overview import is_shown, ready_store, show_image
+from slidesam.tasks.pyramid import halve, halve_region
+from slidesam.tasks.slide import PixelReader, SlideReader
+from slidesam.tasks.work import Marks, Run, read_json, write_json
+
+
+class ArrayReader:
+    """Reads regions of a TCZYX array's first plane.
+
+    Args:
+        array: The array.
+        channels: Which of its channels.
+    """
+
+    def __init__(self, array: zarr.Array[Any], channels: tuple[int, ...]) -> None:
+        self._array, self._channels = array, channels
+
+    def read(self, region: Region) -> NDArray[Any]:
+        """(y, x, c) pixels of a region, C-contiguous."""
+        pixels = np.empty((*region.shape, len(self._channels)), self._array.dtype)
+        for number, channel in enumerate(self._channels):
+            pixels[..., number] = self._array[(0, channel, 0, *region.slices)]
+        return pixels
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+def open_pixels(run: Run) -> PixelReader:
+    """What the blocks are read from: the converted or rechunked pixels, or the slide itself. They hold the same."""
+    match run.image_plan.mode:
+        case "convert":
+            return ArrayReader(zarr.open_array(run.store / "0", mode="r"), run.slide.channels)
+        case "rechunk":
+            array = zarr.open_array(run.image_folder / "pixels.zarr" / "0", mode="r")
+            return ArrayReader(array, tuple(range(len(run.slide.channels))))
+        case _:
+            return SlideReader(run.slide)
+
+
+def is_ready(run: Run) -> bool:
+    """Whether the store's image is there, and the rechunked pixels if they are wanted."""
+    done = run.image_folder / "done.json"
+    rechunked = read_json(done) is not None and (done.parent / "pixels.zarr").is_dir()
+    return is_shown(run) and (run.image_plan.mode != "rechunk" or rechunked)
+
+
+def ready_arrays(run: Run) -> None:
+    """Makes the empty arrays, unless these very ones are being filled already.
+
+    Raises:
+        OutputError: The store can't be written, isn't slidesam's, or holds labels of another slide or plane.
+    """
+    started = run.image_folder / "started.json"
+    converting = run.image_plan.mode == "convert"
+    if read_json(started) is not None and _array_folder(run, 0).is_dir():
+        return
+    for old in run.slide_work.glob("convert-*" if converting else run.image_folder.name):
+        (old / "started.json").unlink(missing_ok=True)
+        shutil.rmtree(old)
+    root = ready_store(run) if converting else zarr.create_group(run.image_folder / "pixels.zarr", overwrite=True)
+    plan = run.image_plan
+    for number, level in enumerate(plan.levels):
+        halvings = number if number < plan.in_memory else 0
+        create_plane_array(
+            root,
+            str(number),
+            (1, len(plan.channels), 1, *level.shape),
+            np.dtype(run.slide.dtype),
+            (plan.shard[0] >> halvings, plan.shard[1] >> halvings),
+            run.settings.image,
+        )
+    write_json(run.image_folder / "causes.json", run.causes["image"])
+    write_json(started, {"reason": plan.reason})
+
+
+def pieces_to_do(run: Run, level: int) -> list[int]:
+    """Ids of the pieces of a level that have no done-mark, or whose first shard is gone."""
+    marks, folder = Marks(run.image_folder), _array_folder(run, level)
+    done = marks.names()
+    todo = []
+    for piece in run.image_plan.grid(level):
+        name = f"{level}-{piece.block_id}"
+        if name not in done or not _is_there(run, folder, level, piece.inner, marks, name):
+            todo.append(piece.block_id)
+    return todo
+
+
+def _is_there(run: Run, folder: Any, level: int, region: Region, marks: Marks, name: str) -> bool:
+    """Whether what a done-mark vouches for still is there. Zarr writes no file for pixels that are all 0."""
+    if run.settings.image.ome_zarr == "0.4":
+        return True
+    shard = run.image_plan.shard
+    first = folder / "c" / "0" / "0" / "0" / str(region.y0 // shard[0]) / str(region.x0 // shard[1])
+    return first.exists() or bool((marks.get(name) or {}).get("empty"))
+
+
+def write_piece(run: Run, reader: SlideReader, level: int, piece_id: int) -> None:
+    """Writes one piece of level 0 and of the levels that it fills, or one shard of a level above, then its done-mark.
+
+    Raises:
+        SlideError: The pixels can't be decoded.
+        OSError: They can't be written.
+    """
+    plan = run.image_plan
+    region = plan.grid(level)[piece_id].inner
+    if level == 0:
+        pixels = reader.read_planes(region, 0, plan.channels)
+        empty = not pixels.any()
+        for number in range(plan.in_memory):
+            if number:
+                pixels = halve(pixels)
+            write_planes(_open_level(run, number), shard_region(region, number), pixels)
+    else:
+        own = plan.levels[level].source_level
+        if own is None:
+            pixels = halve_region(_open_level(run, level - 1), region)
+        else:
+            pixels = reader.read_planes(region, own, plan.channels)
+        write_planes(_open_level(run, level), region, pixels)
+        empty = not pixels.any()
+    Marks(run.image_folder).put(f"{level}-{piece_id}", {"empty": empty})
+
+
+def finish_image(run: Run) -> None:
+    """Makes the arrays an image, last of all; or vouches for rechunked pixels."""
+    if run.image_plan.mode == "convert":
+        downsamples = [(2.0**level, 2.0**level) for level in range(len(run.image_plan.levels))]
+        show_image(run, zarr.open_group(run.store, mode="r+"), downsamples)
+    else:
+        write_json(run.image_folder / "done.json", {"reason": run.image_plan.reason})
+
+
+def _array_folder(run: Run, level: int) -> Any:
+    root = run.store if run.image_plan.mode == "convert" else run.image_folder / "pixels.zarr"
+    return root / str(level)
+
+
+def _open_level(run: Run, level: int) -> zarr.Array[Any]:
+    return zarr.open_array(_array_folder(run, level), mode="r+")
