@@ -24,6 +24,7 @@ from slidesam.tasks.errors import SettingsError, SlidesamError
 
 if TYPE_CHECKING:
     from slidesam.flows.cluster import ClusterProfile
+    from slidesam.tasks.clean import Removed, Size
 
 app = typer.Typer(
     name="slidesam",
@@ -138,18 +139,27 @@ def clean(
             help="Keep the work of runs that finished less long ago, e.g. 2d; by default run.keep_work of each run.",
         ),
     ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="However short ago they finished.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
 ) -> None:
     """Remove the intermediate results of finished runs; results, and what unfinished runs need, stay."""
     from slidesam.tasks.clean import clean as remove
+    from slidesam.tasks.clean import size_of
 
     if not output.is_dir():
         raise SettingsError(f"{output} is no folder: give the one that was named with --output")
-    removed = remove(output, keep=None if keep is None else _seconds(keep), dry_run=dry_run)
+    removed = remove(output, keep=0.0 if everything else None if keep is None else _seconds(keep), dry_run=dry_run)
     for each in removed:
-        _say(" ", f"{each.slide} {each.label}: {each.bytes / 2**20:,.1f} MiB in {each.files} files")
-    total = sum(each.bytes for each in removed) / 2**20
-    out.print(f"{total:,.1f} MiB {'would be' if dry_run else 'were'} removed from {output}")
+        _say("[red]✗[/]" if each.error else " ", f"{each.slide} {each.label}: {_amount(each)} {each.error}")
+    done, left = ("would be removed", "there are") if dry_run else ("removed", "left")
+    total = sum(each.bytes for each in removed if not each.error) / 2**20
+    out.print(f"{total:,.1f} MiB of intermediate results {done}; {left}: {_amount(size_of(output))}")
+    if any(each.error for each in removed):
+        raise typer.Exit(1)
+
+
+def _amount(each: Removed | Size) -> str:
+    return f"{each.bytes / 2**20:,.1f} MiB in {each.files:,} files"
 
 
 def _seconds(duration: str) -> float:

@@ -104,8 +104,13 @@ class Cluster:
         # It would also give memory back after each large array, to fetch it again for the next: micro-sam on the CPU
         # takes 0.6 of the time if the process keeps it (benchmarks/block.py).
         memory = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(2**35))
-        # Which block costs its workers is counted per block, by start-marks: Dask would blame all that wait beside it.
-        self._stack.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": 10**6}))
+        settings = {
+            # A process has to find these as it starts: what is given to the cluster below comes too late for them.
+            "distributed.nanny.pre-spawn-environ": threads | memory,
+            # Which block costs its workers is counted per block, by start-marks: Dask would blame all that wait beside it.
+            "distributed.scheduler.allowed-failures": 10**6,
+        }
+        self._stack.enter_context(dask.config.set(settings))
         cluster = self._stack.enter_context(
             LocalCluster(
                 n_workers=profile.n_workers,
@@ -114,7 +119,7 @@ class Cluster:
                 dashboard_address="127.0.0.1:0",
                 memory_limit=0,
                 preload="slidesam.flows.on_worker",
-                env=threads | memory,
+                env=threads,
             )
         )
         return str(cluster.scheduler_address), str(cluster.dashboard_link)

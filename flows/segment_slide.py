@@ -80,6 +80,7 @@ def segment_slide(slide: Path, output: Path, settings: Settings = _DEFAULTS, clu
     """
     log = get_run_logger()
     noted = partial(write_state, output, slide_name(slide), settings.output.label, slide_path=str(slide))
+    is_ours = False
     try:
         run = plan_run(slide, output, settings)
         if (facts := finished_facts(run)) is not None:
@@ -90,7 +91,9 @@ def segment_slide(slide: Path, output: Path, settings: Settings = _DEFAULTS, clu
             log.warning("%s: %s", run.name, warning)
         noted = partial(noted, blocks=len(run.grid), segment_folder=run.segment_folder.name)
         owner = f'flow run "{flow_run.name}"'
-        with locked(run.work / "lock.json", owner, what=f"{run.name} ({run.label}) in {run.output}") as lock:
+        what = f"{run.name} ({run.label}) in {run.output}"
+        with locked(run.work / "lock.json", owner, what=what, on_wait=current().note) as lock:
+            is_ours = True
             noted("running")
             for line in explain(run):
                 current().note(f"{run.name}: {line}")
@@ -98,11 +101,10 @@ def segment_slide(slide: Path, output: Path, settings: Settings = _DEFAULTS, clu
             lock.check()
             noted("finished", objects=facts["objects"])
         return facts
-    except LockedError:
-        # What is noted is the other run's.
-        raise
     except BaseException as error:
-        _note_end(noted, error)
+        # Where another run is at work what is noted is that one's.
+        if is_ours or not isinstance(error, LockedError):
+            _note_end(noted, error)
         raise
 
 
@@ -112,12 +114,11 @@ def _stages(run: Run, cluster: ClusterProfile, owner: str, check: Callable[[], N
         on_workers: Any = DaskTaskRunner(address=workers.address)
         get_run_logger().info("%s: %d blocks; Dask dashboard at %s", run.name, len(run.grid), workers.dashboard)
         seconds = {}
-        if not convert.is_ready(run):
-            what = f"the image of {run.name} in {run.output}"
-            with locked(run.slide_work / "lock.json", owner, what=what, wait=_WAIT_FOR_IMAGE, on_wait=current().note):
-                # Another label's run may have done it while this one waited.
-                if not convert.is_ready(run):
-                    seconds["image"] = write_image.with_options(task_runner=on_workers)(run)
+        what = f"the image of {run.name} in {run.output}"
+        with locked(run.slide_work / "lock.json", owner, what=what, wait=_WAIT_FOR_IMAGE, on_wait=current().note):
+            # Asked here, and not before: another label's run may be at it, or `clean` may just remove it.
+            if not convert.is_ready(run):
+                seconds["image"] = write_image.with_options(task_runner=on_workers)(run)
         check()
         seconds |= segment_blocks.with_options(task_runner=on_workers)(run)
         check()
@@ -145,8 +146,8 @@ def write_image(run: Run) -> float:
     parallel = [level for level in levels if level == 0 or len(plan.grid(level)) > _FEW_PIECES]
     for level in parallel:
         todo = convert.pieces_to_do(run, level)
-        piece_bytes = plan.piece[0] * plan.piece[1] * len(plan.channels)
-        size = max(1, PIECE_BYTES // max(1, piece_bytes) // 2)
+        # Some seconds of work per task.
+        size = max(1, PIECE_BYTES // plan.piece_bytes)
         verb = {"convert": "converting", "rechunk": "rechunking"}[plan.mode]
         step = steps.write_pieces.with_options(name=f"{plan.mode} pieces")
         name = verb if level == 0 else f"{verb}, level {level}"

@@ -53,6 +53,7 @@ class ImagePlan(NamedTuple):
         piece: Height and width of a piece: whole shards.
         levels: Of the pyramid; one, of level 0's size, where the pixels are only rechunked.
         in_memory: How many of the levels, from 0 on, are made from a piece's pixels, as whole shards.
+        piece_bytes: Bytes of a piece's pixels.
     """
 
     mode: Literal["convert", "rechunk", "in place"]
@@ -63,6 +64,7 @@ class ImagePlan(NamedTuple):
     piece: Pair
     levels: tuple[PyramidLevel, ...]
     in_memory: int
+    piece_bytes: int
 
     def grid(self, level: int) -> BlockGrid:
         """The pieces of a level: those that level 0 is read in, and single shards above."""
@@ -85,7 +87,8 @@ def plan_image(slide: Slide, image: ImageSettings, blocks: BlockGrid) -> ImagePl
     n_levels = len(level_shapes(slide.shape)) if mode == "convert" else 1
     in_memory = in_block_levels(shard, n_levels)
     levels = pyramid_levels(slide, in_memory) if mode == "convert" else (PyramidLevel(slide.shape, None),)
-    return ImagePlan(mode, reason, factor, channels, shard, piece, levels, in_memory)
+    held = min(piece[0], slide.shape[0]) * min(piece[1], slide.shape[1]) * pixel_bytes
+    return ImagePlan(mode, reason, factor, channels, shard, piece, levels, in_memory, held)
 
 
 def _mode(slide: Slide, image: ImageSettings, factor: float) -> tuple[Literal["convert", "rechunk", "in place"], str]:

@@ -423,9 +423,10 @@ class Lock:
         except LockedError:
             raise
         except OSError as error:
+            todo = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the folder"
             raise OutputError(
                 f"{self.what} can't be locked, as {self.path} can't be written ({os.strerror(error.errno or 0)}): "
-                "check the folder and the room on its disk, then run again"
+                f"{todo}, then run the same command again"
             ) from error
         self._beaten = time.monotonic()
         self._thread.start()

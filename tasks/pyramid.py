@@ -42,13 +42,13 @@ def halve(image: NDArray[Any]) -> NDArray[Any]:
         # A repeated last row has the average of what there is.
         ends = [(0, 0)] * (image.ndim - 2) + [(0, height % 2), (0, width % 2)]
         image = np.pad(image, ends, mode="edge")
-    sums = image[..., ::2, :].astype(_sum_dtype(image.dtype))
+    sums: NDArray[Any] = image[..., ::2, :].astype(_sum_dtype(image.dtype))
     sums += image[..., 1::2, :]
     sums = sums[..., ::2] + sums[..., 1::2]
     if not np.issubdtype(sums.dtype, np.integer):
         sums *= 0.25
         averages = sums if np.issubdtype(image.dtype, np.floating) else np.rint(sums)
-        return averages.astype(image.dtype)
+        return np.asarray(averages, image.dtype)
     sums += 1 + ((sums >> 2) & 1)
     sums >>= 2
     halved: NDArray[Any] = sums.astype(image.dtype)

@@ -62,7 +62,7 @@ from slidesam.tasks.work import (
 Facts = dict[str, Any]
 
 
-@task(name="ready image", cache_policy=NO_CACHE, persist_result=False, tags=["slidesam", "image"])
+@task(name="ready image", cache_policy=NO_CACHE, persist_result=False)
 def ready_image(run: Run) -> Facts:
     """Makes empty arrays for the pixels; where they aren't converted, the store's image."""
     started = time.perf_counter()
@@ -74,7 +74,7 @@ def ready_image(run: Run) -> Facts:
     return {"seconds": time.perf_counter() - started}
 
 
-@task(name="write pieces", cache_policy=NO_CACHE, persist_result=False, tags=["slidesam", "image"])
+@task(name="write pieces", cache_policy=NO_CACHE, persist_result=False)
 def write_pieces(run: Run, level: int, piece_ids: Sequence[int]) -> Facts:
     """Converts or rechunks these pieces of a level, but for those that are done."""
     started = time.perf_counter()
@@ -86,7 +86,7 @@ def write_pieces(run: Run, level: int, piece_ids: Sequence[int]) -> Facts:
     return {"seconds": time.perf_counter() - started}
 
 
-@task(name="finish image", cache_policy=NO_CACHE, persist_result=False, tags=["slidesam", "image"])
+@task(name="finish image", cache_policy=NO_CACHE, persist_result=False)
 def finish_image(run: Run, levels: Sequence[int]) -> Facts:
     """Writes the last levels, which are small, and then what makes the arrays an image."""
     started = time.perf_counter()
@@ -97,7 +97,7 @@ def finish_image(run: Run, levels: Sequence[int]) -> Facts:
     return {"seconds": time.perf_counter() - started}
 
 
-@task(name="prepare", cache_policy=NO_CACHE, persist_result=False, tags=["slidesam"])
+@task(name="prepare", cache_policy=NO_CACHE, persist_result=False)
 def prepare_slide(run: Run) -> Facts:
     """Finds what all blocks share, and which of them hold tissue, unless that is known."""
     started = time.perf_counter()
@@ -120,7 +120,7 @@ def prepare_slide(run: Run) -> Facts:
     return known
 
 
-@task(name="segment blocks", cache_policy=NO_CACHE, persist_result=False, tags=["slidesam", "segment"])
+@task(name="segment blocks", cache_policy=NO_CACHE, persist_result=False)
 def segment_blocks(run: Run, block_ids: Sequence[int], go: str = "") -> Facts:
     """Segments blocks that have no done-mark; one that fails doesn't cost the others.
 
@@ -189,7 +189,7 @@ def _failure(run: Run, failures: dict[int, Exception], *, alone: bool) -> Except
     return error
 
 
-@task(name="match seams", cache_policy=NO_CACHE, persist_result=False, tags=["slidesam", "stitch"])
+@task(name="match seams", cache_policy=NO_CACHE, persist_result=False)
 def match_blocks(run: Run, block_ids: Sequence[int]) -> Facts:
     """Matches at the seams in which these blocks come first."""
     started = time.perf_counter()
@@ -213,7 +213,7 @@ def match_blocks(run: Run, block_ids: Sequence[int]) -> Facts:
     return {"matches": found, "seconds": time.perf_counter() - started}
 
 
-@task(name="number objects", cache_policy=NO_CACHE, persist_result=False, tags=["slidesam", "stitch"])
+@task(name="number objects", cache_policy=NO_CACHE, persist_result=False)
 def resolve_objects(run: Run) -> Facts:
     """Numbers the slide's objects and makes the empty label pyramid."""
     path = run.stitch_folder / "resolved.json"
@@ -239,7 +239,7 @@ def resolve_objects(run: Run) -> Facts:
     return resolved
 
 
-@task(name="paint", cache_policy=NO_CACHE, persist_result=False, tags=["slidesam", "stitch"])
+@task(name="paint", cache_policy=NO_CACHE, persist_result=False)
 def paint_blocks(run: Run, block_ids: Sequence[int]) -> Facts:
     """Writes these blocks' inner regions to level 0 and to the further levels that they fill with whole shards."""
     started = time.perf_counter()
@@ -264,7 +264,7 @@ def paint_blocks(run: Run, block_ids: Sequence[int]) -> Facts:
     return {"seconds": time.perf_counter() - started}
 
 
-@task(name="export", cache_policy=NO_CACHE, persist_result=False, tags=["slidesam", "export"])
+@task(name="export", cache_policy=NO_CACHE, persist_result=False)
 def export_slide(run: Run, objects: int, seconds: dict[str, float]) -> Facts:
     """Writes the upper levels and the overlay, then what makes the result count as finished: metadata, and run.json."""
     started = time.perf_counter()

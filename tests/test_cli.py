@@ -94,7 +94,14 @@ def test_inspect_says_what_it_is_and_what_would_be_done(home, tmp_path) -> None:
         "inspect", slide, "--segmenter", "watershed", "--set", "blocks.block_shape=64", "-o", tmp_path, home=home
     )
     assert result.returncode == 0
-    for words in ("192 × 192 px", "uint8", "9 (3 × 3) of 64 × 64 px", "unknown", "9 of 9 blocks to segment"):
+    for words in (
+        "192 × 192 px",
+        "uint8",
+        "9 (3 × 3) of 64 × 64 px",
+        "unknown",
+        "segment: from the start (nothing is there yet)",
+        "converts 1 pieces",
+    ):
         assert words in result.stdout
 
 

@@ -165,12 +165,13 @@ def test_what_is_lost_is_written_again_and_nothing_else(
     np.testing.assert_array_equal(np.asarray(zarr.open_array(run.store / "0", mode="r")[0, 0, 0]), image)
 
 
-def test_pieces_that_are_all_zero_count_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_that_are_all_zero_are_written_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_plan, "SHARD_SIDE", 64)
     tifffile.imwrite(tmp_path / "s.tif", np.zeros((130, 130), np.uint8), tile=(64, 64))
     run = converted(tmp_path / "s.tif", tmp_path / "out")
-    assert not list((run.store / "0").rglob("c/*"))
     assert convert.pieces_to_do(run, 0) == []
+    (run.store / "0" / "c" / "0" / "0" / "0" / "1" / "2").unlink()
+    assert convert.pieces_to_do(run, 0) == [5]
 
 
 def test_reading_in_place_leaves_a_converted_pyramid_where_it_is(tmp_path: Path) -> None:

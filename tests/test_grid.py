@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slidesam.tasks.errors import SettingsError
@@ -17,6 +17,7 @@ sizes = st.integers(1, 60)
 grids = st.builds(BlockGrid, st.tuples(sizes, sizes), st.tuples(sizes, sizes), st.integers(0, 20))
 
 
+@settings(deadline=None)
 @given(grids)
 def test_inner_regions_own_each_pixel_once(grid: BlockGrid) -> None:
     owners = np.zeros(grid.shape, int)
@@ -25,6 +26,7 @@ def test_inner_regions_own_each_pixel_once(grid: BlockGrid) -> None:
     assert (owners == 1).all()
 
 
+@settings(deadline=None)
 @given(grids)
 def test_outer_regions_are_inner_ones_grown_by_the_halo_within_the_slide(grid: BlockGrid) -> None:
     for block in grid:
@@ -32,6 +34,7 @@ def test_outer_regions_are_inner_ones_grown_by_the_halo_within_the_slide(grid: B
         assert block.outer.x1 == min(grid.shape[1], block.inner.x1 + grid.halo)
 
 
+@settings(deadline=None)
 @given(grids)
 def test_all_windows_have_one_shape_and_hold_the_outer_region(grid: BlockGrid) -> None:
     for block in grid:
@@ -40,6 +43,7 @@ def test_all_windows_have_one_shape_and_hold_the_outer_region(grid: BlockGrid) -
         assert window & block.outer == block.outer
 
 
+@settings(deadline=None)
 @given(grids)
 def test_seams_are_the_pairs_within_a_halo_each_once(grid: BlockGrid) -> None:
     near = {
@@ -62,6 +66,7 @@ def test_seams_are_the_pairs_within_a_halo_each_once(grid: BlockGrid) -> None:
     assert all(seam.overlap == grid[seam.first].outer & grid[seam.second].outer for seam in seams)
 
 
+@settings(deadline=None)
 @given(grids)
 def test_ids_are_in_c_order(grid: BlockGrid) -> None:
     for block in grid:
