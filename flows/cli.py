@@ -305,10 +305,15 @@ def _run_slide(
     seconds = time.monotonic() - started
     for warning in facts["slide"]["warnings"]:
         _say("[yellow]note:[/]", f"{name}: {warning}")
-    _say("[green]✓[/]", f"{name}: {facts['objects']:,} {facts['label']} in {facts['blocks']} blocks, {seconds:.1f} s")
+    _say("[green]✓[/]", f"{name}: {facts['objects']:,} {facts['label']} in {_blocks(facts)}, {seconds:.1f} s")
     _say(" ", f"{output / name}.ome.zarr")
     _say(" ", f"{output / name}.{facts['label']}.overlay.png")
     return True
+
+
+def _blocks(facts: dict[str, Any]) -> str:
+    left_out = len(facts["blocks_without_tissue"])
+    return f"{facts['blocks'] - left_out} blocks" + (f" ({left_out} without tissue)" if left_out else "")
 
 
 def _say(sign: str, words: str) -> None:

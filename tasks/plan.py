@@ -178,6 +178,9 @@ def read_states(output: Path) -> list[dict[str, Any]]:
         state = read_json(path) or {"status": "unreadable"}
         segment = state.get("segment_folder")
         done = len(list((path.parent / segment / "marks").glob("[0-9]*.json"))) if segment else 0
+        kept = (read_json(path.parent / segment / "params.json") or {}).get("blocks") if segment else None
+        if kept is not None:
+            state["blocks"] = len(kept)
         states.append({"slide": path.parents[1].name, "label": path.parent.name, "blocks_done": done, **state})
     return states
 

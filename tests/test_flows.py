@@ -122,18 +122,26 @@ def test_overlay_is_a_picture(cmu1_result: Path) -> None:
         assert len(picture.convert("RGB").getcolors(maxcolors=2**24)) > 1000
 
 
+@pytest.mark.parametrize(
+    "way",
+    [
+        {"image.convert": "never", "image.rechunk": "never", "blocks.blocks_per_task": 7},
+        {"image.convert": "never", "image.rechunk": "always", "blocks.blocks_per_task": 1},
+    ],
+)
 def test_same_bytes_with_one_worker_in_reverse_order(
-    cmu1: Path, cmu1_result: Path, prefect_server, tmp_path: Path
+    way: dict, cmu1: Path, cmu1_result: Path, prefect_server, tmp_path: Path
 ) -> None:
     from prefect_dask.task_runners import DaskTaskRunner
 
     from slidesam.flows.cluster import LocalProfile, open_cluster
-    from slidesam.flows.segment_slide import segment_blocks, stitch_and_export
+    from slidesam.flows.segment_slide import segment_blocks, stitch_and_export, write_image
     from slidesam.tasks.plan import plan_run
 
-    run = plan_run(cmu1, tmp_path, make_settings(overrides=CMU1_SETTINGS))
+    run = plan_run(cmu1, tmp_path, make_settings(overrides=CMU1_SETTINGS | way))
     with open_cluster(LocalProfile(workers=1)) as cluster:
         runner = DaskTaskRunner(address=cluster.address)
+        write_image.with_options(task_runner=runner)(run)
         seconds = segment_blocks.with_options(task_runner=runner)(run, list(range(len(run.grid)))[::-1])
         stitch_and_export.with_options(task_runner=runner)(run, seconds)
     np.testing.assert_array_equal(labels_of(tmp_path, NAME), labels_of(cmu1_result, NAME))
