@@ -35,6 +35,8 @@ from rich.console import Console
 from rich.table import Table
 from zarr.codecs import BloscCodec
 
+from slidesam.tasks.omezarr import CODECS
+
 # What a process has freed it keeps, instead of fetching it anew for each chunk: zarr takes 5 % less.
 _KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**35), "MALLOC_TRIM_THRESHOLD_": str(2**35)}
 _SMALLEST_SHARD = 256
@@ -130,7 +132,7 @@ def _create(out: Path, shape: tuple[int, int], shard: int, chunk: int, levels: i
         group.create_array(
             str(level), shape=(1, 3, 1, *(-(-each // 2**level) for each in shape)), dtype=np.uint8,
             shards=(1, 3, 1, side, side), chunks=(1, 1, 1, inner, inner),
-            compressors=[BloscCodec(cname=codec, clevel=3, shuffle="bitshuffle")],
+            compressors=[BloscCodec(cname=codec, clevel=CODECS[codec], shuffle="bitshuffle")],
         )  # fmt: skip
 
 

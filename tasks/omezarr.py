@@ -36,6 +36,8 @@ AXES = ("t", "c", "z", "y", "x")
 _TYPES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
 # The root attribute by which slidesam knows a store as its own, and so as one that it may write to.
 _OWNER = "slidesam"
+# Compression levels. With bits shuffled zstd's higher ones take twice the time and save half a percent (benchmarks/raw_limit.py).
+CODECS: dict[str, int] = {"zstd": 1, "lz4": 5}
 Pixel = tuple[float, float]
 
 
@@ -103,13 +105,14 @@ def create_plane_array(
     chunks = (1, 1, 1, chunk_side(shard[0], image.chunk_shape), chunk_side(shard[1], image.chunk_shape))
     channels = channels_per_shard or shape[1]
     if group.metadata.zarr_format == 2:
-        codec = {"zstd": ("zstd", 3), "lz4": ("lz4", 5)}.get(image.codec)
-        compressor = None if codec is None else Blosc(cname=codec[0], clevel=codec[1], shuffle=Blosc.BITSHUFFLE)
+        codec = CODECS.get(image.codec)
+        compressor = None if codec is None else Blosc(cname=image.codec, clevel=codec, shuffle=Blosc.BITSHUFFLE)
         return group.create_array(
             name, shape=shape, chunks=chunks, dtype=dtype, compressors=compressor, overwrite=True,
             chunk_key_encoding={"name": "v2", "separator": "/"},
         )  # fmt: skip
-    compressors = [] if image.codec == "none" else [BloscCodec(cname=image.codec, clevel=3, shuffle="bitshuffle")]
+    level = CODECS.get(image.codec)
+    compressors = [] if level is None else [BloscCodec(cname=image.codec, clevel=level, shuffle="bitshuffle")]
     return group.create_array(
         name, shape=shape, shards=(1, channels, 1, *shard), chunks=chunks, dtype=dtype, compressors=compressors,
         dimension_names=AXES, overwrite=True,
