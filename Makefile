@@ -8,7 +8,8 @@ STAMP  := $(VENV)/.installed
 DEMO   ?= demo-output
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo test test-fast screenshots accuracy block lint format typecheck clean
+BENCHMARKS := accuracy block conversion empty kills memory overhead rechunk tissue
+.PHONY: help install lock demo test test-fast screenshots $(BENCHMARKS) lint format typecheck clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -45,11 +46,18 @@ test-fast: install  ## the tests that take seconds
 screenshots: install  ## the browser test, keeping its pictures in screenshots/
 	@SLIDESAM_SCREENSHOTS=screenshots $(BIN)/python -m pytest -m browser
 
-accuracy: install  ## how well `watershed` finds nuclei, in blocks and as a whole (needs ../shared/data)
-	@$(BIN)/python -m benchmarks.accuracy
+$(BENCHMARKS): install
+	@$(BIN)/python -m benchmarks.$@
 
-block: install  ## seconds and peak memory of one block, per segmenter
-	@$(BIN)/python -m benchmarks.block
+accuracy:    ## how well `watershed` finds nuclei, in blocks and as a whole (needs ../shared/data)
+block:       ## seconds and peak memory of one block, per segmenter
+conversion:  ## converting a slide of 20 000 px beside what this machine can do at best
+empty:       ## what leaving out background saves on a nearly empty slide
+kills:       ## kill -9 of everything at 20 random moments: equal files, nothing finished done twice
+memory:      ## peak memory of every process for slides of 10 000 and 20 000 px
+overhead:    ## what Prefect and Dask take when segmenting takes 2 s, or 0.1 s, a block
+rechunk:     ## slides that are costly to read block by block, as they are and rechunked
+tissue:      ## blocks left out and objects lost on real images (needs ../shared/data)
 
 clean:  ## remove .venv and what was made
 	@rm -rf $(VENV) $(DEMO) build screenshots .mypy_cache .pytest_cache .ruff_cache .hypothesis

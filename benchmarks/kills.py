@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from scipy import ndimage
 
-SIDE, BLOCK = 6144, 512
+SIDE, BLOCK = 4096, 512
 
 
 def pieces(image: NDArray[Any], log: str) -> NDArray[np.int32]:

@@ -9,12 +9,15 @@ A piece is read once and written as whole shards by one task; `image_plan` says 
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
+import zarrs  # noqa: F401 (zarr finds it once it is imported)
 from numpy.typing import NDArray
 
 from slidesam.tasks.grid import Region
@@ -24,6 +27,10 @@ from slidesam.tasks.overview import is_shown, ready_store, show_image
 from slidesam.tasks.pyramid import halve, halve_region
 from slidesam.tasks.slide import PixelReader, SlideReader
 from slidesam.tasks.work import Marks, Run, read_json, write_json
+
+# How zarrs tells of the system's errors.
+_BAND_ROWS = 256
+_SYSTEM_ERROR = re.compile(r"os error (\d+)")
 
 
 class ArrayReader:
@@ -125,19 +132,30 @@ def write_piece(run: Run, reader: SlideReader, level: int, piece_id: int) -> Non
     plan = run.image_plan
     region = plan.grid(level)[piece_id].inner
     if level == 0:
-        pixels = np.ascontiguousarray(reader.read_planes(region, 0, plan.channels))
+        pixels = _read(reader, region, plan.channels)
         for number in range(plan.in_memory):
             if number:
                 pixels = halve(pixels)
-            write_planes(_open_level(run, number), shard_region(region, number), pixels)
+            _write(run, number, shard_region(region, number), pixels)
     else:
         own = plan.levels[level].source_level
         if own is None:
             pixels = halve_region(_open_level(run, level - 1), region)
         else:
             pixels = reader.read_planes(region, own, plan.channels)
-        write_planes(_open_level(run, level), region, pixels)
+        _write(run, level, region, pixels)
     Marks(run.image_folder).put(f"{level}-{piece_id}", {})
+
+
+def _read(reader: SlideReader, region: Region, channels: tuple[int, ...]) -> NDArray[Any]:
+    """(c, y, x) pixels of level 0, C-contiguous: read a row of tiles at a time, so that channels are parted in the cache."""
+    tile = reader.slide.levels[0].chunks[3]
+    rows = tile * -(-_BAND_ROWS // tile)
+    pixels = np.empty((len(channels), *region.shape), reader.slide.dtype)
+    for y in range(region.y0, region.y1, rows):
+        band = Region(y, region.x0, min(y + rows, region.y1), region.x1)
+        pixels[(slice(None), *band.relative_to(region).slices)] = reader.read_planes(band, 0, channels)
+    return pixels
 
 
 def finish_image(run: Run) -> None:
@@ -154,6 +172,31 @@ def _array_folder(run: Run, level: int) -> Path:
     return root / str(level)
 
 
+def _write(run: Run, level: int, region: Region, pixels: NDArray[Any]) -> None:
+    """Writes (c, y, x) pixels as whole shards.
+
+    Raises:
+        OSError: There is no room, or no permission.
+    """
+    array = _open_level(run, level)
+    if array.shards is not None:
+        # What a killed process began to write can't be read, and the far edge's shards are read before they are written.
+        for y in range(region.y0 // array.shards[3], -(-region.y1 // array.shards[3])):
+            for x in range(region.x0 // array.shards[4], -(-region.x1 // array.shards[4])):
+                (_array_folder(run, level) / f"c/0/0/0/{y}/{x}").unlink(missing_ok=True)
+    try:
+        write_planes(array, region, pixels)
+    except RuntimeError as error:
+        number = _SYSTEM_ERROR.search(str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
 def _open_level(run: Run, level: int) -> zarr.Array[Any]:
+    """A level's array, written by zarrs, which takes half of zarr's time; by one thread, else its shards' bytes differ."""
+    fast = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": 1}
+    with zarr.config.set(fast if run.settings.image.ome_zarr == "0.5" else {}):
+        array = zarr.open_array(_array_folder(run, level), mode="r+")
     # To look for chunks that are all 0 would take a fifth of the time of writing, and a piece without a file is a piece lost.
-    return zarr.open_array(_array_folder(run, level), mode="r+").with_config({"write_empty_chunks": True})
+    return array.with_config({"write_empty_chunks": True})

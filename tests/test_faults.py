@@ -36,10 +36,9 @@ def done(log: Path) -> list[str]:
     return sorted(line for line in log.read_text().splitlines() if line.endswith("done"))
 
 
-@pytest.mark.parametrize("per_task", [1, 4])
-def test_a_block_that_ends_its_worker_is_named_and_costs_no_other(some_workers, tmp_path: Path, per_task: int) -> None:
+def test_a_block_that_ends_its_worker_is_named_and_costs_no_other(some_workers, tmp_path: Path) -> None:
     log, slide = tmp_path / "log", write_numbered_slide(tmp_path / "killer.tif")
-    settings = faulty(log, fail_on=5, deed="kill", times=2) | {"run.retries": 1, "blocks.blocks_per_task": per_task}
+    settings = faulty(log, fail_on=5, deed="kill", times=2) | {"run.retries": 1, "blocks.blocks_per_task": 4}
     with pytest.raises(
         BlockFailures, match=r"1 of 9 blocks failed \(block 4: block 4 ended its worker 2 times"
     ) as caught:
@@ -284,21 +283,39 @@ def test_no_more_tasks_wait_than_the_cluster_needs(two_workers, tmp_path: Path, 
     assert set(task_runs("many", 20).values()) == {("Completed", 1)}
 
 
-def test_ctrl_c_leaves_what_is_done(two_workers, tmp_path: Path) -> None:
-    """A run that is stopped goes on with the same command: no block with a done-mark again."""
-    import threading
+def test_two_runs_of_one_result_dont_meet(two_workers, tmp_path: Path) -> None:
+    from slidesam.tasks.lock import LockedError, locked
+    from slidesam.tasks.plan import plan_run
 
-    log, slide = tmp_path / "log", write_numbered_slide(tmp_path / "stop.tif", 4, 5)
+    log, slide = tmp_path / "log", write_numbered_slide(tmp_path / "locked.tif")
+    run = plan_run(slide, tmp_path / "out", make_settings(overrides=faulty(log)))
+    place = run.work / "lock.json"
+    with (
+        locked(place, 'flow run "first"', what="locked"),
+        pytest.raises(LockedError, match=r'locked \(cells\) in .*flow run "first"'),
+    ):
+        segment(slide, tmp_path / "out", faulty(log))
+    assert not log.exists()
+    assert not (run.work / "state.json").exists()
+    # Of a process that was killed the lock is taken over at once.
+    hold = (
+        "import os, signal, sys; from pathlib import Path; from slidesam.tasks.lock import locked\n"
+        "with locked(Path(sys.argv[1]), 'the dead', what='x'): os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", hold, str(place)]).returncode == -signal.SIGKILL
+    assert place.exists()
+    assert segment(slide, tmp_path / "out", faulty(log))["objects"] == 9
+    assert not place.exists()
 
-    def stop() -> None:
-        while not log.exists() or len(log.read_text().splitlines()) < 5:
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGINT)
 
-    thread = threading.Thread(target=stop)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
-        segment(slide, tmp_path / "out", faulty(log, seconds=0.3))
-    thread.join()
-    assert segment(slide, tmp_path / "out", faulty(log, seconds=0.3))["objects"] == 20
-    assert 20 <= len(done(log)) <= 22
+def test_an_empty_slide_has_no_blocks_and_no_objects(two_workers, tmp_path: Path) -> None:
+    import json
+
+    slide = tmp_path / "empty.tif"
+    tifffile.imwrite(slide, np.full((256, 256), 7, np.uint8), tile=(64, 64))
+    facts = segment(slide, tmp_path / "out", faulty(tmp_path / "log"))
+    assert (facts["objects"], facts["blocks"]) == (0, 16)
+    assert json.loads((tmp_path / "out" / "empty.cells.run.json").read_text())["blocks_without_tissue"] == list(
+        range(16)
+    )
+    assert labels_of(tmp_path / "out", "empty").max() == 0
