@@ -35,7 +35,9 @@ def run(slide: Path, output: Path, tissue: str, block: int) -> tuple[float, dict
         "--workers", "2", "--set", f"blocks.tissue={tissue}", "--set", f"blocks.block_shape={block}",
     ]  # fmt: skip
     started = time.perf_counter()
-    subprocess.run(command, check=True, env={**os.environ, "PREFECT_HOME": str(output.parent / "prefect")}, capture_output=True)
+    subprocess.run(
+        command, check=True, env={**os.environ, "PREFECT_HOME": str(output.parent / "prefect")}, capture_output=True
+    )
     seconds = time.perf_counter() - started
     facts = json.loads(next(output.glob("*.run.json")).read_text())
     labels = zarr.open_array(next(output.glob("*.ome.zarr")) / "labels" / "cells" / "0", mode="r")

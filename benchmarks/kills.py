@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from scipy import ndimage
 
-SIDE, BLOCK = 4096, 512
+SIDE, BLOCK = 3584, 512
 
 
 def pieces(image: NDArray[Any], log: str) -> NDArray[np.int32]:
@@ -137,8 +137,8 @@ def main() -> None:
             before = marks(output)
             computed = len(log.read_text().splitlines()) if log.exists() else 0
             process = start(command(slide, output, settings), folder / "home")
-            # Server and workers take their time to start: moments are drawn from what comes after as well as from it.
-            wait = chance.uniform(3, length) if killed < chosen.kills else None
+            # In its first seconds it only starts its server.
+            wait = chance.uniform(8, length) if killed < chosen.kills else None
             try:
                 _, words = process.communicate(timeout=wait)
             except subprocess.TimeoutExpired:

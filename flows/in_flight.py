@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 from collections.abc import Callable, Generator, Iterable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from prefect.futures import PrefectFuture
 
+from slidesam.flows.progress import current
 from slidesam.tasks.errors import ClusterError
 
 MAX_IN_FLIGHT = 256
+_LOOK_SECONDS = 60.0
 T = TypeVar("T")
 
 
@@ -51,7 +53,7 @@ def in_flight(
                     break
             if not running:
                 return
-            future = ended.get()
+            future = _next(ended, running)
             # Forgotten here, it is forgotten by the scheduler, which else would compute it again if its worker dies.
             job, _ = running.pop(future.task_run_id)
             yield job, *_outcome(future)
@@ -59,6 +61,22 @@ def in_flight(
     finally:
         for _, future in running.values():
             future.wrapped_future.cancel()  # type: ignore[attr-defined]
+
+
+def _next(
+    ended: SimpleQueue[PrefectFuture[Any]], running: dict[Any, tuple[T, PrefectFuture[Any]]]
+) -> PrefectFuture[Any]:
+    """The next task that ends. Says so, once, where there is nobody to compute any."""
+    said = False
+    while True:
+        try:
+            return ended.get(timeout=_LOOK_SECONDS)
+        except Empty:
+            _, any_future = next(iter(running.values()))
+            workers = any_future.wrapped_future.client.scheduler_info()["workers"]  # type: ignore[attr-defined]
+            if not workers and not said:
+                current().note(f"{len(running)} tasks wait, and the cluster has no worker: see its log")
+                said = True
 
 
 def _outcome(future: PrefectFuture[Any]) -> tuple[Any, Exception | None]:

@@ -201,7 +201,7 @@ def segment_blocks(run: Run, block_ids: Sequence[int] | None = None) -> dict[str
                 if in_a_row >= _HOPELESS_ROW:
                     break
     if failures:
-        raise BlockFailures(run.name, failures, len(run.grid), untried=len(todo) - tried)
+        raise BlockFailures(run.name, failures, len(kept), untried=len(todo) - tried)
     spent = sum((block_facts(run, block_id) or {}).get("seconds", 0.0) for block_id in wanted)
     return {"prepare": known["seconds"], "segment": spent}
 

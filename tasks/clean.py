@@ -228,11 +228,14 @@ def _keep_of(facts: dict[str, Any]) -> float:
 def _note_blocks(folder: Path) -> None:
     """Writes down how many blocks are done, which `slidesam status` can't count any more once their marks are gone."""
     state = _facts(folder / "state.json")
-    done = len(Marks(folder / str(state.get("segment_folder"))).names())
-    if done:
-        # On a full disk it shows none, which costs nothing but looks.
-        with suppress(OutputError):
-            write_json(folder / "state.json", {**state, "blocks_done": done})
+    segment = folder / str(state.get("segment_folder"))
+    if not segment.is_dir():
+        return
+    kept = _facts(segment / "params.json").get("blocks")
+    counts = {"blocks_done": len(Marks(segment).names())} | ({} if kept is None else {"blocks": len(kept)})
+    # On a full disk it shows none, which costs nothing but looks.
+    with suppress(OutputError):
+        write_json(folder / "state.json", {**state, **counts})
 
 
 def _runs(slide: Path) -> list[Path]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ import zarr
 import zarrs  # noqa: F401 (zarr finds it once it is imported)
 from numpy.typing import NDArray
 
+from slidesam.tasks.errors import OutputError
 from slidesam.tasks.grid import Region
 from slidesam.tasks.image_plan import shard_region
 from slidesam.tasks.omezarr import create_plane_array, write_planes
-from slidesam.tasks.overview import is_shown, ready_store, show_image
+from slidesam.tasks.overview import is_filling, is_shown, note_filling, ready_store, show_image
 from slidesam.tasks.pyramid import halve, halve_region
 from slidesam.tasks.slide import PixelReader, SlideReader
 from slidesam.tasks.work import Marks, Run, read_json, write_json
@@ -59,12 +61,25 @@ def open_pixels(run: Run) -> PixelReader:
     """What the blocks are read from: the converted or rechunked pixels, or the slide itself. They hold the same."""
     match run.image_plan.mode:
         case "convert":
-            return ArrayReader(zarr.open_array(run.store / "0", mode="r"), run.slide.channels)
+            return _converted(run, run.slide.channels)
         case "rechunk":
             array = zarr.open_array(run.image_folder / "pixels.zarr" / "0", mode="r")
             return ArrayReader(array, tuple(range(len(run.slide.channels))))
         case _:
             return SlideReader(run.slide)
+
+
+def open_display(run: Run, channels: tuple[int, ...]) -> PixelReader:
+    """What pictures are made from, any channels: the converted pixels, so that the slide isn't needed any more, or the slide."""
+    if run.image_plan.mode == "convert":
+        return _converted(run, channels)
+    return SlideReader(run.slide.model_copy(update={"channels": channels}))
+
+
+def _converted(run: Run, channels: tuple[int, ...]) -> PixelReader:
+    if not is_shown(run):
+        raise OutputError(f"{run.store}: its image was taken away or replaced: run the same command again")
+    return ArrayReader(zarr.open_array(run.store / "0", mode="r"), channels)
 
 
 def is_ready(run: Run) -> bool:
@@ -80,15 +95,18 @@ def ready_arrays(run: Run) -> None:
     Raises:
         OutputError: The store can't be written, isn't slidesam's, or holds labels of another slide or plane.
     """
-    started = run.image_folder / "started.json"
-    converting = run.image_plan.mode == "convert"
-    if read_json(started) is not None and _array_folder(run, 0).is_dir():
+    started, plan = run.image_folder / "started.json", run.image_plan
+    converting = plan.mode == "convert"
+    begun = read_json(started) is not None and (is_filling(run) or not converting)
+    if begun and all(_array_folder(run, level).is_dir() for level in range(len(plan.levels))):
         return
+    # The store first: until its arrays are noted as this conversion's, no mark of an earlier one can count.
+    root = ready_store(run) if converting else None
     for old in run.slide_work.glob("convert-*" if converting else run.image_folder.name):
         (old / "started.json").unlink(missing_ok=True)
         shutil.rmtree(old)
-    root = ready_store(run) if converting else zarr.create_group(run.image_folder / "pixels.zarr", overwrite=True)
-    plan = run.image_plan
+    if root is None:
+        root = zarr.create_group(run.image_folder / "pixels.zarr", overwrite=True)
     for number, level in enumerate(plan.levels):
         halvings = number if number < plan.in_memory else 0
         create_plane_array(
@@ -101,17 +119,20 @@ def ready_arrays(run: Run) -> None:
         )
     write_json(run.image_folder / "causes.json", run.causes["image"])
     write_json(started, {"reason": plan.reason})
+    if converting:
+        note_filling(run, root)
 
 
-def pieces_to_do(run: Run, level: int) -> list[int]:
-    """Ids of the pieces of a level that have no done-mark, or whose first shard is gone."""
-    done, folder = Marks(run.image_folder).names(), _array_folder(run, level)
-    todo = []
-    for piece in run.image_plan.grid(level):
-        name = f"{level}-{piece.block_id}"
-        if name not in done or not _is_there(run, folder, piece.inner):
-            todo.append(piece.block_id)
-    return todo
+def pieces_to_do(run: Run, level: int, piece_ids: Sequence[int] | None = None) -> list[int]:
+    """Ids of the pieces of a level, or of those given, that have no done-mark, or whose first shard is gone."""
+    marks, folder, grid = Marks(run.image_folder), _array_folder(run, level), run.image_plan.grid(level)
+    if piece_ids is None:
+        done, piece_ids = marks.names(), range(len(grid))
+    else:
+        done = {name for name in (f"{level}-{piece}" for piece in piece_ids) if marks.get(name) is not None}
+    return [
+        piece for piece in piece_ids if f"{level}-{piece}" not in done or not _is_there(run, folder, grid[piece].inner)
+    ]
 
 
 def _is_there(run: Run, folder: Path, region: Region) -> bool:

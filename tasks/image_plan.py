@@ -163,15 +163,15 @@ def piece_shape(shape: Pair, tile: Pair, pixel_bytes: int) -> tuple[Pair, Pair]:
     sides = [_side(size, tile_side) for size, tile_side in zip(shape, tile, strict=True)]
     while sides[0] * sides[1] * pixel_bytes > PIECE_BYTES and max(sides) > _SMALLEST_SIDE:
         longer = sides.index(max(sides))
-        sides[longer] = -(-sides[longer] // 2)
+        sides[longer] = _rounded(-(-sides[longer] // 2), 16)
     side = (sides[0], sides[1])
     return side, side
 
 
 def _bands(shape: Pair, strip: int, pixel_bytes: int) -> tuple[Pair, Pair]:
     height, width = _side(shape[0], strip), 2 ** (shape[1] - 1).bit_length()
-    while height * shape[1] * pixel_bytes > PIECE_BYTES and height % 2 == 0 and height > 16:
-        height //= 2
+    while height * shape[1] * pixel_bytes > PIECE_BYTES and height > 16:
+        height = _rounded(-(-height // 2), 16)
     shard_width = min(width, max(SHARD_SIDE, 2 ** (SHARD_SIDE**2 // height).bit_length() // 2))
     return (height, shard_width), (height, -(-shape[1] // shard_width) * shard_width)
 
@@ -181,7 +181,17 @@ def _side(size: int, tile: int) -> int:
     side = tile if tile <= SHARD_SIDE else SHARD_SIDE
     while 2 * side <= SHARD_SIDE and side < size:
         side *= 2
-    return side
+    # A side that has no divisor for a chunk is rounded up: for a tile as wide as the slide, as strips are, at no cost.
+    return side if largest_divisor(side, 512) >= min(128, side) else _rounded(side, 256)
+
+
+def _rounded(side: int, step: int) -> int:
+    return -(-side // step) * step
+
+
+def largest_divisor(number: int, at_most: int) -> int:
+    """The largest divisor of a number that is at most so large."""
+    return next(divisor for divisor in range(min(at_most, number), 0, -1) if number % divisor == 0)
 
 
 def level_shapes(shape: Pair) -> list[Pair]:

@@ -30,14 +30,15 @@ from zarr.codecs import BloscCodec
 from slidesam.tasks.config import ImageSettings
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.grid import Region
-from slidesam.tasks.image_plan import in_block_levels, level_shapes
+from slidesam.tasks.image_plan import in_block_levels, largest_divisor, level_shapes
 
 AXES = ("t", "c", "z", "y", "x")
 _TYPES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
 # The root attribute by which slidesam knows a store as its own, and so as one that it may write to.
 _OWNER = "slidesam"
 # Compression levels. With bits shuffled zstd's higher ones take twice the time and save half a percent (benchmarks/raw_limit.py).
-CODECS: dict[str, int] = {"zstd": 1, "lz4": 5}
+CODECS: dict[Any, int] = {"zstd": 1, "lz4": 5}
+FORMATS = {"0.5": 3, "0.4": 2}
 Pixel = tuple[float, float]
 
 
@@ -48,7 +49,7 @@ def chunk_side(shard: int, wanted: int) -> int:
         >>> chunk_side(2048, 512), chunk_side(720, 512)
         (512, 360)
     """
-    return next(side for side in range(min(wanted, shard), 0, -1) if shard % side == 0)
+    return largest_divisor(shard, wanted)
 
 
 def create_store(path: Path, image: ImageSettings, slide_path: Path) -> zarr.Group:
@@ -59,7 +60,7 @@ def create_store(path: Path, image: ImageSettings, slide_path: Path) -> zarr.Gro
     """
     if path.resolve() == slide_path.resolve():
         raise OutputError(f"{path.name} in the output folder is the slide itself: choose another output folder")
-    zarr_format = 3 if image.ome_zarr == "0.5" else 2
+    zarr_format = FORMATS[image.ome_zarr]
     if path.exists():
         try:
             root = zarr.open_group(path, mode="r+")
@@ -112,7 +113,11 @@ def create_plane_array(
             chunk_key_encoding={"name": "v2", "separator": "/"},
         )  # fmt: skip
     level = CODECS.get(image.codec)
-    compressors = [] if level is None else [BloscCodec(cname=image.codec, clevel=level, shuffle="bitshuffle")]
+    compressors = (
+        []
+        if level is None or image.codec == "none"
+        else [BloscCodec(cname=image.codec, clevel=level, shuffle="bitshuffle")]
+    )
     return group.create_array(
         name, shape=shape, shards=(1, channels, 1, *shard), chunks=chunks, dtype=dtype, compressors=compressors,
         dimension_names=AXES, overwrite=True,

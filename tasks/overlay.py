@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,10 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from skimage.segmentation import find_boundaries
 
+from slidesam.tasks.convert import open_display
 from slidesam.tasks.grid import BlockGrid, Region
 from slidesam.tasks.overview import read_published
 from slidesam.tasks.segment import finite_percentiles
-from slidesam.tasks.slide import Slide, SlideReader
+from slidesam.tasks.slide import Slide
 from slidesam.tasks.work import Run, write_atomic
 
 _PLACE_SIDE = 384  # pixels of level 0 that a place shows, drawn at twice their size where the slide is small
@@ -59,9 +61,9 @@ def write_overlay(
     windows = _display_windows(read_published(run, channels)[0], is_rgb=run.slide.is_rgb)
     whole = _whole(run, channels, windows, places, tissue_mask, kept)
     tiles = [(whole, _whole_caption(run, n_objects, int(kept.sum())))]
-    with SlideReader(run.slide) as reader:
+    with closing(open_display(run, channels)) as reader:
         for number, place in enumerate(places, 1):
-            image = to_rgb(reader.read(place.region, 0, channels), windows)
+            image = to_rgb(reader.read(place.region), windows)
             drawn = _draw_place(image, np.asarray(labels[(0, 0, 0, *place.region.slices)]), place.region, run.grid)
             caption = f"{number}  row {place.region.y0}, column {place.region.x0} px"
             tiles.append((drawn, caption))

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.grid import Region
 from slidesam.tasks.image_plan import level_shapes
+from slidesam.tasks.lock import holder
 from slidesam.tasks.omezarr import (
+    FORMATS,
     create_plane_array,
     create_store,
     describe_image,
@@ -36,28 +38,57 @@ _SHOWN_KEY = "slidesam_image"
 def is_shown(run: Run) -> bool:
     """Whether the store has the image that this run wants: a pyramid that was converted serves those that read in place too."""
     try:
-        shown: Any = zarr.open_group(run.store, mode="r").attrs.get(_SHOWN_KEY)
+        root = zarr.open_group(run.store, mode="r")
     except (OSError, ValueError):
         return False
-    if not isinstance(shown, dict) or {**shown, "converted": None} != _what(run):
+    shown = _state(root)
+    if not shown.get("ready") or not _is_same(shown, run) or not (run.store / "0").is_dir():
         return False
-    if not (run.store / "0").is_dir():
+    if root.metadata.zarr_format != FORMATS[run.settings.image.ome_zarr]:
         return False
     return run.image_plan.mode != "convert" or shown["converted"] == run.fingerprints["image"]
+
+
+def is_filling(run: Run) -> bool:
+    """Whether the store's arrays are those that this run's conversion fills."""
+    try:
+        return _state(zarr.open_group(run.store, mode="r")).get("filling") == run.fingerprints["image"]
+    except (OSError, ValueError):
+        return False
+
+
+def note_filling(run: Run, root: zarr.Group) -> None:
+    """Notes that the store's arrays are there, empty, for this run's conversion."""
+    root.attrs[_SHOWN_KEY] = {**_state(root), "filling": run.fingerprints["image"]}
 
 
 def ready_store(run: Run) -> zarr.Group:
     """The output store without an image, ready for another.
 
     Raises:
-        OutputError: The store can't be written, isn't slidesam's, or holds labels of another slide or plane.
+        OutputError: The store can't be written, isn't slidesam's, holds labels of another slide or plane, or its image is just
+            being used by the run of another label.
     """
     root = create_store(run.store, run.settings.image, run.slide.path)
-    _refuse_to_mix(run, root, root.attrs.get(_SHOWN_KEY))
-    # First what says that there is an image, then the image.
-    root.attrs.pop(_SHOWN_KEY, None)
+    before = _state(root)
+    _refuse_to_mix(run, root, before)
+    if before.get("ready"):
+        _refuse_to_take_away(run)
+    # First what says that there is an image, then the image. What it showed stays noted while there are labels of it.
+    kept = before if listed_labels(root) and before else _what(run)
+    root.attrs[_SHOWN_KEY] = {**kept, "ready": False, "filling": None, "converted": None}
     remove_image(root)
     return root
+
+
+def _refuse_to_take_away(run: Run) -> None:
+    """An image that another label's run reads isn't replaced: it would go on with empty pixels."""
+    for lock in run.slide_work.parent.glob("[!.]*/lock.json"):
+        if lock.parent.name != run.label and (owner := holder(lock)) is not None:
+            raise OutputError(
+                f"{run.name} ({run.label}) needs the image in {run.store} written anew, and {lock.parent.name} reads it now, "
+                f"run by {owner}: wait for that, or give both the same slide and image settings"
+            )
 
 
 def publish_image(run: Run) -> None:
@@ -85,11 +116,11 @@ def show_image(run: Run, root: zarr.Group, downsamples: list[tuple[float, float]
         root: The store, whose levels are written.
         downsamples: Per level, rows and columns of the slide's level 0 per pixel.
     """
-    _refuse_to_mix(run, root, root.attrs.get(_SHOWN_KEY))
+    _refuse_to_mix(run, root, _state(root))
     windows = [_window(_overview_plane(run, channel)) for channel in range(run.slide.size_c)]
     describe_image(root, run.name, downsamples, run.slide.mpp, _omero(run.slide, windows))
     converted = run.fingerprints["image"] if run.image_plan.mode == "convert" else None
-    root.attrs[_SHOWN_KEY] = {**_what(run), "converted": converted}
+    root.attrs[_SHOWN_KEY] = {**_what(run), "ready": True, "filling": None, "converted": converted}
 
 
 def read_published(run: Run, channels: tuple[int, ...]) -> tuple[NDArray[Any], tuple[float, float]]:
@@ -105,9 +136,9 @@ def read_published(run: Run, channels: tuple[int, ...]) -> tuple[NDArray[Any], t
 
 def slide_overview(run: Run) -> NDArray[Any]:
     """(y, x, c) overview of the channels to segment: the same however the pixels are stored, for labels depend on it."""
-    converted: Any = zarr.open_group(run.store, mode="r").attrs[_SHOWN_KEY]
+    converted = _state(zarr.open_group(run.store, mode="r")).get("converted")
     # A slide without levels of its own is halved alike by both ways; reading it all once more would take minutes.
-    if converted["converted"] is None or len(run.slide.levels) == 1:
+    if converted is None or len(run.slide.levels) == 1:
         return read_published(run, run.slide.channels)[0]
     return read_overview(run.slide, run.slide.channels)
 
@@ -118,14 +149,24 @@ def _what(run: Run) -> dict[str, Any]:
     return {
         "slide": slide.identity.model_dump(mode="json"),
         "plane": [slide.series, slide.t, slide.z, None if slide.mpp is None else list(slide.mpp)],
-        "converted": None,
     }
 
 
-def _refuse_to_mix(run: Run, root: zarr.Group, before: Any) -> None:
+def _state(root: zarr.Group) -> dict[str, Any]:
+    """What is noted of the store's image: `slide`, `plane`, `ready`, `filling`, `converted`; empty if nothing is."""
+    noted: Any = root.attrs.get(_SHOWN_KEY)
+    return noted if isinstance(noted, dict) else {}
+
+
+def _is_same(shown: dict[str, Any], run: Run) -> bool:
+    """Whether a store's image is of this slide and plane."""
+    return all(shown.get(key) == value for key, value in _what(run).items())
+
+
+def _refuse_to_mix(run: Run, root: zarr.Group, before: dict[str, Any]) -> None:
     """A store shows one plane of one slide: labels of another would lie on a grid that isn't its image's."""
     others = [label for label in listed_labels(root) if label != run.label]
-    if before is None or not others or {**before, "converted": None} == _what(run):
+    if not before or not others or _is_same(before, run):
         return
     raise OutputError(
         f"{run.store} holds labels ({', '.join(others)}) of {before['slide']['path']} as it was, or of another plane of it: "

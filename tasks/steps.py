@@ -78,11 +78,9 @@ def ready_image(run: Run) -> Facts:
 def write_pieces(run: Run, level: int, piece_ids: Sequence[int]) -> Facts:
     """Converts or rechunks these pieces of a level, but for those that are done."""
     started = time.perf_counter()
-    todo = set(convert.pieces_to_do(run, level))
     with SlideReader(run.slide) as reader, output_errors(run.store):
-        for piece_id in piece_ids:
-            if piece_id in todo:
-                convert.write_piece(run, reader, level, piece_id)
+        for piece_id in convert.pieces_to_do(run, level, piece_ids):
+            convert.write_piece(run, reader, level, piece_id)
     return {"seconds": time.perf_counter() - started}
 
 
@@ -184,7 +182,9 @@ def _failure(run: Run, failures: dict[int, Exception], *, alone: bool) -> Except
     """What a task raises for blocks that failed."""
     if alone:
         return next(iter(failures.values()))
-    error = BlockFailures(run.name, {block_id: in_one_line(why) for block_id, why in failures.items()}, len(run.grid))
+    error = BlockFailures(
+        run.name, {block_id: in_one_line(why) for block_id, why in failures.items()}, len(kept_blocks(run))
+    )
     error.hopeless = all(isinstance(why, HOPELESS) for why in failures.values())
     return error
 

@@ -125,7 +125,7 @@ class Run(BaseModel):
             "red, green and blue": slide.is_rgb,
             "blocks.block_shape": settings.blocks.block_shape,
             "blocks.halo": settings.blocks.halo,
-            "blocks.tissue": [settings.blocks.tissue, self.tissue_identity],
+            "blocks.tissue": self.tissue_identity or settings.blocks.tissue,
             **{f"segmenter.{key}": value for key, value in settings.segmenter.model_dump(mode="json").items()},
             "the segmenter's weights, code or versions": self.segmenter_identity,
         }

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from slidesam.tasks import convert, image_plan, pyramid, sample, steps
 from slidesam.tasks.config import ImageSettings, make_settings
-from slidesam.tasks.errors import SettingsError
+from slidesam.tasks.errors import OutputError, SettingsError
 from slidesam.tasks.grid import BlockGrid, Region
 from slidesam.tasks.image_plan import PIECE_BYTES, SHARD_SIDE, amplification, piece_shape, plan_image
+from slidesam.tasks.lock import locked
 from slidesam.tasks.plan import explain, plan_run
 from slidesam.tasks.slide import Level, Slide, open_slide
 from slidesam.tasks.slide_tiff_layout import TiffLevel
@@ -231,6 +232,97 @@ def test_channels_scale_and_windows_of_the_source_are_kept(tmp_path: Path) -> No
     assert open_slide(run.store).channel_names == ("DNA", "actin")
 
 
+def stack(path: Path) -> Path:
+    """A TIFF of two focal planes."""
+    planes = np.random.default_rng(0).integers(1, 250, (2, 300, 300)).astype(np.uint8)
+    tifffile.imwrite(path, planes, tile=(64, 64), ome=True, metadata={"axes": "ZYX"})
+    return path
+
+
+def test_an_image_that_another_labels_run_reads_isnt_taken_away(tmp_path: Path) -> None:
+    slide, out = stack(tmp_path / "s.ome.tif"), tmp_path / "out"
+    first = converted(slide, out)
+    second = planned(slide, out, output__label="other", image__codec="lz4")
+    with locked(first.work / "lock.json", "the first", what="s"):
+        with pytest.raises(OutputError, match=r"cells reads it now, run by the first.*: wait for that"):
+            steps.ready_image.fn(second)
+        assert convert.is_ready(first)
+    write_image_serially(second)
+    # Whoever reads an image that is another by now is told, and gets no pixels of it.
+    with pytest.raises(OutputError, match="was taken away or replaced"):
+        convert.open_pixels(first)
+
+
+def test_another_plane_in_between_leaves_nothing_behind(tmp_path: Path) -> None:
+    slide, out = stack(tmp_path / "s.ome.tif"), tmp_path / "out"
+    expected = tifffile.imread(slide)
+    converted(slide, out)
+    between = planned(slide, out, image__convert="never", image__rechunk="never", slide__z=1)
+    write_image_serially(between)
+    again = planned(slide, out)
+    assert not convert.is_ready(again)
+    write_image_serially(again)
+    np.testing.assert_array_equal(np.asarray(zarr.open_array(again.store / "0", mode="r")[0, 0, 0]), expected[0])
+
+
+def test_a_stopped_conversion_and_reading_in_place_dont_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_plan, "SHARD_SIDE", 64)
+    monkeypatch.setattr(pyramid, "OVERVIEW_SIDE", 200)
+    monkeypatch.setattr(image_plan, "_SMALLEST_LEVEL", 100)
+    slide, out = stack(tmp_path / "s.ome.tif"), tmp_path / "out"
+    run = planned(slide, out)
+    steps.ready_image.fn(run)
+    steps.write_pieces.fn(run, 0, range(7))
+    write_image_serially(planned(slide, out, image__convert="never", image__rechunk="never"))
+    write_image_serially(run)
+    found = np.asarray(zarr.open_array(run.store / "0", mode="r")[0, 0, 0])
+    np.testing.assert_array_equal(found, tifffile.imread(slide)[0])
+
+
+def test_labels_of_another_plane_are_refused_after_a_stopped_conversion_too(tmp_path: Path) -> None:
+    slide, out = stack(tmp_path / "s.ome.tif"), tmp_path / "out"
+    segment_serially(slide, out, WATERSHED)
+    steps.ready_image.fn(planned(slide, out, output__label="b", image__codec="lz4"))
+    with pytest.raises(OutputError, match=r"holds labels \(cells\)"):
+        steps.ready_image.fn(planned(slide, out, output__label="c", slide__z=1))
+
+
+def test_another_version_of_ome_zarr_is_refused_beside_the_first(tmp_path: Path) -> None:
+    slide, out = stack(tmp_path / "s.ome.tif"), tmp_path / "out"
+    in_place = {"image__convert": "never", "image__rechunk": "never"}
+    write_image_serially(planned(slide, out, **in_place))
+    with pytest.raises(OutputError, match=r"is not OME-Zarr 0\.4"):
+        write_image_serially(planned(slide, out, image__ome_zarr="0.4", **in_place))
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"), [((251, 1503), {"rowsperstrip": 3}), ((521, 1042), {"tile": (528, 528)})]
+)
+def test_chunks_have_a_sensible_size_whatever_the_source(shape: tuple, options: dict, tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "s.tif", np.full(shape, 9, np.uint8), compression="zlib", **options)
+    run = converted(tmp_path / "s.tif", tmp_path / "out")
+    assert min(zarr.open_array(run.store / "0", mode="r").chunks[3:]) >= 128
+    np.testing.assert_array_equal(np.asarray(zarr.open_array(run.store / "0", mode="r")[0, 0, 0]), np.full(shape, 9))
+
+
+@pytest.mark.parametrize("dtype", ["uint64", "int64"])
+def test_halving_the_largest_integers_keeps_them(dtype: str) -> None:
+    for value in (np.iinfo(dtype).max, np.iinfo(dtype).min, 2**53 + 1):
+        image = np.full((3, 4, 4), value, dtype)
+        np.testing.assert_array_equal(pyramid.halve(image), np.full((3, 2, 2), value, dtype))
+
+
+def test_a_mask_is_known_by_its_content(tmp_path: Path) -> None:
+    from PIL import Image
+
+    slide = stack(tmp_path / "s.ome.tif")
+    prints = []
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.ones((30, 30), np.uint8)).save(tmp_path / name)
+        prints.append(planned(slide, tmp_path / "out", blocks__tissue=str(tmp_path / name)).fingerprints["segment"])
+    assert prints[0] == prints[1]
+
+
 def slide_of(
     shape: tuple[int, int], chunks: tuple[int, int, int, int, int], channels: int = 3, dtype: str = "uint8"
 ) -> Slide:
@@ -256,7 +348,7 @@ def test_pieces_are_whole_shards_of_whole_tiles_that_fit_into_memory(
     shard, piece = piece_shape(shape, tile, pixel_bytes)
     assert all(p % s == 0 for p, s in zip(piece, shard, strict=True))
     height, width = min(piece[0], shape[0]), min(piece[1], shape[1])
-    assert height * width * pixel_bytes <= PIECE_BYTES or max(shard) <= 256 or shard[0] <= 16
+    assert height * width * pixel_bytes <= PIECE_BYTES or max(shard) <= 512 or shard[0] <= 16
     bands = tile[1] >= shape[1]
     if max(tile) <= 1024 and pixel_bytes <= 8 and not bands:
         assert all(s % t == 0 for s, t in zip(shard, tile, strict=True))
