@@ -1,6 +1,7 @@
 """What Prefect and Dask cost: blocks whose segmenter only sleeps, against the time that their sleep takes at best.
 
 Start-up (server, workers, imports) isn't counted: the clock runs from the end of `prepare` to the last block's done-mark.
+And what a task costs that waits: memory of the flow's process, which holds Dask's scheduler too, and seconds to submit it.
 
     make overhead        (or: .venv/bin/python -m benchmarks.overhead --workers 8)
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import tifffile
 from numpy.typing import NDArray
 from rich.console import Console
@@ -28,7 +30,6 @@ from slidesam.tasks.plan import plan_run
 BLOCK = 64
 # Blocks a side, seconds per block, the most that may be taken of the ideal.
 CASES = ((16, 2.0, 1.15), (64, 0.1, 1.3))
-MANY = 142
 
 
 def sleep(image: NDArray[Any], seconds: float) -> NDArray[np.int32]:
@@ -71,13 +72,46 @@ def seconds_of(slide: Path, output: Path, seconds: float, address: str, per_task
     return max(marks) - prepared, whole
 
 
+def waiting(slide: Path, output: Path, address: str, tasks: int) -> tuple[float, float]:
+    """KiB and ms that each of so many tasks of one block takes that wait for a worker."""
+    from dask.distributed import Client
+    from prefect import flow
+    from prefect_dask.task_runners import DaskTaskRunner
+
+    from slidesam.tasks import steps
+
+    settings = {"segmenter.kind": "function", "segmenter.target": "benchmarks.overhead:sleep",
+                "segmenter.options": {"seconds": 1}, "blocks.block_shape": BLOCK, "blocks.halo": 0}  # fmt: skip
+    run = plan_run(slide, output, make_settings(overrides=settings))
+    @flow(name="waiting", persist_result=False)
+    def wait_in_line() -> tuple[float, float]:
+        process = psutil.Process()
+        before, started = process.memory_info().rss, time.perf_counter()
+        futures = [steps.segment_blocks.submit(run, (number,), "go") for number in range(tasks)]
+        seconds = time.perf_counter() - started
+        time.sleep(2)
+        kib = (process.memory_info().rss - before) / 1024 / tasks
+        for future in futures:
+            future.wrapped_future.cancel()
+        return kib, seconds / tasks * 1000
+
+    with Client(address, set_as_default=False) as client:
+        workers = len(client.scheduler_info()["workers"])
+        busy = client.map(time.sleep, [tasks * 0.05 + 10 + number / 100 for number in range(2 * workers)], pure=False)
+        runner: Any = DaskTaskRunner(address=address)
+        found = wait_in_line.with_options(task_runner=runner)()
+        client.cancel(busy)
+    return found
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument(
-        "--many", action="store_true", help="also 20 164 blocks, one per task and as many as auto takes"
+        "--waiting", type=int, default=1000, help="how many tasks wait for what is said below the table"
     )
+    parser.add_argument("--only-waiting", action="store_true", help="leave out the table")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "slidesam-benchmark")
     chosen = parser.parse_args()
     chosen.folder.mkdir(parents=True, exist_ok=True)
@@ -100,8 +134,8 @@ def main() -> None:
     ):
         table.add_column(column, justify="right")
     cases: list[tuple[int, float, float | None, int | str]] = [(*case, "auto") for case in CASES]
-    if chosen.many:
-        cases += [(MANY, 0.0, None, "auto"), (MANY, 0.0, None, 1)]
+    if chosen.only_waiting:
+        cases = []
     with prefect_api(), open_cluster(LocalProfile(workers=chosen.workers)) as cluster:
         for side, seconds, most, per_task in cases:
             slide = make(chosen.folder / f"blocks-{side}.tif", side)
@@ -113,7 +147,12 @@ def main() -> None:
                 str(side**2), f"{seconds:g}", str(per_task), f"{ideal:.1f}", f"{taken:.1f}", ratio, str(most or ""),
                 f"{whole:.1f}", f"{peak:.0f}",
             )  # fmt: skip
+        slide = make(chosen.folder / "blocks-64.tif", 64)
+        kib, ms = waiting(slide, chosen.folder / "out", cluster.address, chosen.waiting)
     Console().print(table)
+    Console().print(
+        f"a task that waits: {kib:.0f} KiB in the flow's process, {ms:.1f} ms to submit ({chosen.waiting} tasks)"
+    )
 
 
 if __name__ == "__main__":
