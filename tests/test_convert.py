@@ -72,6 +72,8 @@ def test_any_kind_of_slide_converts_and_rechunks_to_its_own_pixels(
             np.testing.assert_array_equal(found, expected, f"{name}, level {level}")
         assert convert.is_ready(run)
 
+        if number % 3:  # the same code with fewer channels and levels
+            continue
         run = planned(each.path, tmp_path / f"r{number}", image__convert="never", image__rechunk="always")
         write_image_serially(run)
         found = convert.open_pixels(run).read(Region(3, 5, 40, 50))
@@ -87,20 +89,6 @@ def test_the_sources_own_levels_are_used_above_what_a_piece_fills(
     run = planned(made["generic rgb pyramid"].path, tmp_path)
     assert run.image_plan.in_memory == 1
     assert [level.source_level for level in run.image_plan.levels] == [None, 1, 2, None]
-
-
-def test_labels_are_equal_however_the_pixels_reach_the_blocks(cmu1: Path, tmp_path: Path) -> None:
-    settings = {"segmenter.kind": "watershed", "blocks.block_shape": 512, "blocks.halo": 64}
-    labels = {
-        (way, rechunk): segment_serially(
-            cmu1, tmp_path / way / rechunk, settings | {"image.convert": way, "image.rechunk": rechunk}
-        )
-        for way, rechunk in (("always", "never"), ("never", "never"), ("never", "always"))
-    }
-    first = labels.pop(("always", "never"))
-    assert first.max() > 3000
-    for way, other in labels.items():
-        np.testing.assert_array_equal(other, first, str(way))
 
 
 @pytest.mark.parametrize("levels", [1, 3])
