@@ -1,7 +1,8 @@
 """Work for a cluster in a bounded stream: so many tasks at once as keep it busy, however many there are.
 
-A task that waits costs a tenth of a MiB here and in the scheduler, and some 30 ms to submit (benchmarks/overhead.py), so a slide
-of 20 000 blocks doesn't put them all there: that would be 2 GiB, and minutes before the first is asked about. Enough wait for an adaptive cluster to see how much there is to do.
+A task that waits costs a tenth of a MiB here and in the scheduler, and some 30 ms to submit (benchmarks/overhead.py). Those of a
+slide of 20 000 blocks would be 2 GiB, and minutes before the first of them is asked about. Enough wait for an adaptive
+cluster to see how much there is to do.
 """
 
 from __future__ import annotations
