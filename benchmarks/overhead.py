@@ -83,6 +83,7 @@ def waiting(slide: Path, output: Path, address: str, tasks: int) -> tuple[float,
     settings = {"segmenter.kind": "function", "segmenter.target": "benchmarks.overhead:sleep",
                 "segmenter.options": {"seconds": 1}, "blocks.block_shape": BLOCK, "blocks.halo": 0}  # fmt: skip
     run = plan_run(slide, output, make_settings(overrides=settings))
+
     @flow(name="waiting", persist_result=False)
     def wait_in_line() -> tuple[float, float]:
         process = psutil.Process()
