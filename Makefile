@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml requirements.lock
 lock:  ## resolve pyproject.toml anew into requirements.lock (names and versions only)
 	@test -x $(BIN)/uv || ($(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet "uv>=0.9")
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --group test --group lint \
-	    --no-annotate --no-header --no-emit-index-url --upgrade --output-file requirements.lock pyproject.toml
+	    --no-annotate --no-header --upgrade --output-file requirements.lock pyproject.toml
 
 TYPED := $(VENV)/typed
 

@@ -29,6 +29,7 @@ import imagecodecs
 import numpy as np
 import tifffile
 import zarr
+import zarrs  # noqa: F401 (zarr finds it once it is imported)
 from numcodecs import Blosc, blosc
 from numpy.typing import NDArray
 from rich.console import Console
@@ -46,6 +47,7 @@ STAGES = ("decode", "shrink", "write")
 _ROWS = {
     "decoding alone": ("zarr", STAGES[:1]),
     "writing alone": ("zarr", STAGES[1:]),
+    "writing alone, by zarrs": ("zarrs", STAGES[1:]),
     "writing alone, without zarr": ("direct", STAGES[1:]),
     "all": ("zarr", STAGES),
     "all, without zarr": ("direct", STAGES),
@@ -60,7 +62,7 @@ class Job(NamedTuple):
         out: The Zarr group.
         shard: Side of a shard of level 0.
         levels: Number of levels.
-        writer: "zarr", or "direct": shards put together without zarr.
+        writer: "zarr", "zarrs" (its codecs in Rust, one thread), or "direct": shards put together without zarr.
         stages: Which of `STAGES` to do.
     """
 
@@ -75,6 +77,7 @@ class Job(NamedTuple):
 def raw_convert(
     slide: Path, out: Path, processes: int, shard: int, chunk: int, levels: int | None = None, *,
     codec: str = "zstd", writer: str = "zarr", stages: Sequence[str] = STAGES, spent: dict[str, float] | None = None,
+    clevel: int | None = None,
 ) -> float:  # fmt: skip
     """Converts level 0 of a tiled TIFF of RGB.
 
@@ -86,7 +89,8 @@ def raw_convert(
         chunk: Side of a chunk.
         levels: Number of levels; by default until shards are 256 px, or a level fits into 512 px.
         codec: Of the chunks: zstd or lz4.
-        writer: "zarr", or "direct": shards put together without zarr, to see what it costs.
+        writer: "zarr", "zarrs" (its codecs in Rust, one thread), or "direct": shards put together without zarr.
+        clevel: Compression level; by default that of a conversion.
         stages: What to do of "decode", "shrink" and "write"; without decoding, all squares are the first.
         spent: Takes the CPU seconds of each stage, added up over the processes.
 
@@ -96,7 +100,7 @@ def raw_convert(
     with tifffile.TiffFile(slide) as tiff:
         page: Any = tiff.pages.first
         shape = page.imagelength, page.imagewidth
-    _create(out, shape, shard, chunk, levels or _level_count(shape, shard), codec)
+    _create(out, shape, shard, chunk, levels or _level_count(shape, shard), codec, clevel)
     n_levels = sum(1 for _ in zarr.open_group(out, mode="r").array_keys())
     job = Job(slide, out, shard, n_levels, writer, stages)
     spawn = multiprocessing.get_context("spawn")
@@ -123,7 +127,9 @@ def _level_count(shape: tuple[int, int], shard: int) -> int:
     return count
 
 
-def _create(out: Path, shape: tuple[int, int], shard: int, chunk: int, levels: int, codec: str) -> None:
+def _create(
+    out: Path, shape: tuple[int, int], shard: int, chunk: int, levels: int, codec: str, clevel: int | None = None
+) -> None:
     shutil.rmtree(out, ignore_errors=True)
     group = zarr.create_group(out, zarr_format=3)
     for level in range(levels):
@@ -132,7 +138,7 @@ def _create(out: Path, shape: tuple[int, int], shard: int, chunk: int, levels: i
         group.create_array(
             str(level), shape=(1, 3, 1, *(-(-each // 2**level) for each in shape)), dtype=np.uint8,
             shards=(1, 3, 1, side, side), chunks=(1, 1, 1, inner, inner),
-            compressors=[BloscCodec(cname=codec, clevel=CODECS[codec], shuffle="bitshuffle")],
+            compressors=[BloscCodec(cname=codec, clevel=clevel or CODECS[codec], shuffle="bitshuffle")],
         )  # fmt: skip
 
 
@@ -166,7 +172,9 @@ class _Converter:
             self._tile, self._shape = (page.tilelength, page.tilewidth), (page.imagelength, page.imagewidth)
         self._file = os.open(job.slide, os.O_RDONLY)
         group = zarr.open_group(job.out, mode="r+")
-        arrays: list[Any] = [group[str(level)] for level in range(job.levels)]
+        fast = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": 1}
+        with zarr.config.set(fast if job.writer == "zarrs" else {}):
+            arrays: list[Any] = [group[str(level)] for level in range(job.levels)]
         # Looking for empty chunks would take a fifth of the time of writing.
         self._arrays = [each.with_config({"write_empty_chunks": True}) for each in arrays]
         self._pixels = np.zeros((3, job.shard, job.shard), np.uint8)
@@ -327,6 +335,7 @@ def main() -> None:
     parser.add_argument("--shard", type=int, default=4096)
     parser.add_argument("--chunk", type=int, default=512)
     parser.add_argument("--codec", default="zstd")
+    parser.add_argument("--clevel", type=int, help="compression level; by default that of a conversion")
     parser.add_argument("--repeats", type=int, default=3, help="the fastest of these is shown")
     arguments = parser.parse_args()
     best = _measured(arguments)
@@ -349,7 +358,7 @@ def _measured(arguments: argparse.Namespace) -> dict[str, tuple[float, dict[str,
         spent: dict[str, float] = {}
         seconds = raw_convert(
             arguments.slide, arguments.out, arguments.processes, arguments.shard, arguments.chunk,
-            codec=arguments.codec, writer=writer, stages=stages, spent=spent,
+            codec=arguments.codec, writer=writer, stages=stages, spent=spent, clevel=arguments.clevel,
         )  # fmt: skip
         best[what] = min(best.get(what, (math.inf, spent)), (seconds, spent), key=lambda pair: pair[0])
     return best

@@ -12,12 +12,12 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from slidesam.tasks.errors import BlockLostError
+from slidesam.tasks.errors import BlockLostError, OutputError
 from slidesam.tasks.work import read_json, write_json
 
 # Set in processes that may be ended for a block that takes too long: something starts another in their place.
@@ -69,7 +69,9 @@ class Attempts:
             with self._watched(path, facts):
                 yield
         except BaseException:
-            write_json(path, {**facts, "state": "failed"}, sync=False)
+            # Whatever it was, a full disk must not hide it.
+            with suppress(OutputError):
+                write_json(path, {**facts, "state": "failed"}, sync=False)
             raise
         path.unlink(missing_ok=True)
 

@@ -215,9 +215,9 @@ def _write(run: Run, level: int, region: Region, pixels: NDArray[Any]) -> None:
 
 
 def _open_level(run: Run, level: int) -> zarr.Array[Any]:
-    """A level's array, written by zarrs, which takes half of zarr's time; by one thread, else its shards' bytes differ."""
+    """A level's array, written by zarrs, which takes 0.8 of zarr's time; by one thread, else its shards' bytes differ."""
     fast = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": 1}
     with zarr.config.set(fast if run.settings.image.ome_zarr == "0.5" else {}):
         array = zarr.open_array(_array_folder(run, level), mode="r+")
-    # To look for chunks that are all 0 would take a fifth of the time of writing, and a piece without a file is a piece lost.
+    # To look for chunks that are all 0 would take time, and a piece without a file is a piece lost.
     return array.with_config({"write_empty_chunks": True})
