@@ -1,0 +1,293 @@
+"""Loops over labelled pixels, compiled by numba: counting who touches, who overlaps whom, and what lies where.
+
+All take labels as (y, x) uint32, 0 = background, and walk rows in runs of equal label, of which there are some twenty times
+fewer than pixels. Nothing here knows blocks or slides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+Labels = NDArray[np.uint32]
+Ints = NDArray[np.int64]
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+_EMPTY = np.uint64(0xFFFFFFFFFFFFFFFF)
+_START = 1024
+
+
+def _compiled(function: _Function) -> _Function:
+    """The function as machine code, kept on disk for the next process where there is a place for it."""
+    try:
+        return numba.njit(cache=True, nogil=True)(function)  # type: ignore[no-any-return]
+    except RuntimeError:
+        # A container can have no folder that numba may write to; then each process compiles, which takes seconds.
+        return numba.njit(nogil=True)(function)  # type: ignore[no-any-return]
+
+
+@_compiled
+def _slot(keys: NDArray[np.uint64], key: np.uint64) -> int:
+    """Where a key is in an open-addressed table of a power of two places, or where it would go."""
+    mask = np.uint64(keys.size - 1)
+    hashed = key * np.uint64(0x9E3779B97F4A7C15)
+    place = (hashed ^ (hashed >> np.uint64(29))) & mask
+    while keys[place] != _EMPTY and keys[place] != key:
+        place = (place + np.uint64(1)) & mask
+    return place
+
+
+@_compiled
+def _grown(keys: NDArray[np.uint64], counts: Ints) -> tuple[NDArray[np.uint64], Ints]:
+    """A table of twice the size with the same content."""
+    wider, moved = np.full(2 * keys.size, _EMPTY, np.uint64), np.zeros((2 * keys.size, counts.shape[1]), np.int64)
+    for place in range(keys.size):
+        if keys[place] != _EMPTY:
+            to = _slot(wider, keys[place])
+            wider[to] = keys[place]
+            moved[to] = counts[place]
+    return wider, moved
+
+
+@_compiled
+def _sorted_table(keys: NDArray[np.uint64], counts: Ints) -> tuple[NDArray[np.uint64], Ints]:
+    """The keys of a table in ascending order, and their counts."""
+    used = np.flatnonzero(keys != _EMPTY)
+    order = used[np.argsort(keys[used])]
+    return keys[order], counts[order]
+
+
+@_compiled
+def _shared_length(start: int, stop: int, first: int, last: int) -> int:
+    return max(0, min(stop, last) - max(start, first))
+
+
+@_compiled
+def _count_overlaps(
+    first: Labels, second: Labels, first_owns: tuple[int, int, int, int], second_owns: tuple[int, int, int, int]
+) -> tuple[NDArray[np.uint64], Ints]:
+    keys, counts = np.full(_START, _EMPTY, np.uint64), np.zeros((_START, 3), np.int64)
+    used = 0
+    height, width = first.shape
+    for y in range(height):
+        in_first = first_owns[0] <= y < first_owns[2]
+        in_second = second_owns[0] <= y < second_owns[2]
+        start = 0
+        while start < width:
+            a, b = first[y, start], second[y, start]
+            stop = start + 1
+            while stop < width and first[y, stop] == a and second[y, stop] == b:
+                stop += 1
+            if a != 0 or b != 0:
+                key = (np.uint64(a) << np.uint64(32)) | np.uint64(b)
+                place = _slot(keys, key)
+                if keys[place] == _EMPTY:
+                    keys[place] = key
+                    used += 1
+                counts[place, 0] += stop - start
+                if in_first:
+                    counts[place, 1] += _shared_length(start, stop, first_owns[1], first_owns[3])
+                if in_second:
+                    counts[place, 2] += _shared_length(start, stop, second_owns[1], second_owns[3])
+                if 2 * used > keys.size:
+                    keys, counts = _grown(keys, counts)
+            start = stop
+    return _sorted_table(keys, counts)
+
+
+def count_overlaps(
+    first: Labels, second: Labels, first_owns: tuple[int, int, int, int], second_owns: tuple[int, int, int, int]
+) -> tuple[Ints, Ints, Ints]:
+    """Pixels per pair of labels of two views of the same pixels.
+
+    Args:
+        first: (y, x) labels in one view.
+        second: (y, x) labels in the other.
+        first_owns: Rectangle of pixels (y0, x0, y1, x1), half open, that the first view's block owns.
+        second_owns: The same for the second.
+
+    Returns:
+        (n,) labels in the first, (n,) in the second, and (n, 3) pixels in all, on what the first owns, on what the second
+        owns; ordered by label. One of the two labels may be 0, not both.
+
+    Example:
+        >>> a, b = np.array([[1, 1, 0, 0]], np.uint32), np.array([[5, 5, 5, 0]], np.uint32)
+        >>> [column.tolist() for column in count_overlaps(a, b, (0, 0, 1, 2), (0, 2, 1, 4))]
+        [[0, 1], [5, 5], [[1, 0, 1], [2, 2, 0]]]
+    """
+    keys, counts = _count_overlaps(first, second, first_owns, second_owns)
+    return (keys >> np.uint64(32)).astype(np.int64), (keys & np.uint64(0xFFFFFFFF)).astype(np.int64), counts
+
+
+@_compiled
+def _describe(labels: Labels, count: int, owns: tuple[int, int, int, int]) -> tuple[Ints, Ints, Ints, Ints]:
+    """Area, owned area, perimeter; boxes."""
+    sizes = np.zeros((count + 1, 3), np.int64)
+    boxes = np.zeros((count + 1, 4), np.int64)
+    boxes[:, :2] = 1 << 40
+    touching, borders = np.full(_START, _EMPTY, np.uint64), np.zeros((_START, 1), np.int64)
+    used = 0
+    height, width = labels.shape
+    for y in range(height):
+        owned_row = owns[0] <= y < owns[2]
+        start = 0
+        while start < width:
+            label = labels[y, start]
+            stop = start + 1
+            while stop < width and labels[y, stop] == label:
+                stop += 1
+            if label != 0:
+                sizes[label, 0] += stop - start
+                if owned_row:
+                    sizes[label, 1] += _shared_length(start, stop, owns[1], owns[3])
+                boxes[label, 0] = min(boxes[label, 0], y)
+                boxes[label, 1] = min(boxes[label, 1], start)
+                boxes[label, 2] = max(boxes[label, 2], y + 1)
+                boxes[label, 3] = max(boxes[label, 3], stop)
+            if stop < width:
+                other = labels[y, stop]
+                sizes[label, 2] += 1
+                sizes[other, 2] += 1
+                if label != 0 and other != 0:
+                    key = (np.uint64(min(label, other)) << np.uint64(32)) | np.uint64(max(label, other))
+                    place = _slot(touching, key)
+                    if touching[place] == _EMPTY:
+                        touching[place] = key
+                        used += 1
+                    borders[place, 0] += 1
+                    if 2 * used > touching.size:
+                        touching, borders = _grown(touching, borders)
+            start = stop
+        if y + 1 == height:
+            break
+        x = 0
+        while x < width:
+            label, other = labels[y, x], labels[y + 1, x]
+            if label == other:
+                x += 1
+                continue
+            stop = x + 1
+            while stop < width and labels[y, stop] == label and labels[y + 1, stop] == other:
+                stop += 1
+            sizes[label, 2] += stop - x
+            sizes[other, 2] += stop - x
+            if label != 0 and other != 0:
+                key = (np.uint64(min(label, other)) << np.uint64(32)) | np.uint64(max(label, other))
+                place = _slot(touching, key)
+                if touching[place] == _EMPTY:
+                    touching[place] = key
+                    used += 1
+                borders[place, 0] += stop - x
+                if 2 * used > touching.size:
+                    touching, borders = _grown(touching, borders)
+            x = stop
+    pairs, lengths = _sorted_table(touching, borders)
+    contacts = np.zeros((pairs.size, 3), np.int64)
+    for row in range(pairs.size):
+        contacts[row, 0] = pairs[row] >> np.uint64(32)
+        contacts[row, 1] = pairs[row] & np.uint64(0xFFFFFFFF)
+        contacts[row, 2] = lengths[row, 0]
+    return sizes[1:, :2], boxes[1:], sizes[1:, 2], contacts
+
+
+def describe_labels(
+    labels: Labels, count: int, owns: tuple[int, int, int, int]
+) -> tuple[Ints, Ints, Ints, Ints]:
+    """What all labels of a view measure, in one pass.
+
+    Args:
+        labels: (y, x), ids 1..count.
+        count: The largest id.
+        owns: Rectangle of pixels (y0, x0, y1, x1), half open.
+
+    Returns:
+        (count, 2) area, and area on that rectangle; (count, 4) box as y0, x0, y1, x1; (count,) perimeter as sides of pixels that
+        another label or background shares, the view's own edge left out; (m, 3) pairs of ids that touch, the lower first, and
+        how many sides of pixels they share.
+
+    Example:
+        >>> sizes, boxes, perimeter, contacts = describe_labels(np.array([[1, 1, 2], [0, 1, 2]], np.uint32), 2, (0, 0, 2, 2))
+        >>> sizes.tolist(), boxes.tolist(), perimeter.tolist(), contacts.tolist()
+        ([[3, 3], [2, 0]], [[0, 0, 2, 2], [0, 2, 2, 3]], [4, 2], [[1, 2, 2]])
+    """
+    return _describe(labels, count, owns)
+
+
+@_compiled
+def overlay(painted: NDArray[Any], labels: Labels, ids: Ints, size: Ints) -> None:
+    """Paints objects of another view onto what is painted already, in place.
+
+    Args:
+        painted: (y, x) ids in the slide, 0 = background.
+        labels: (y, x) labels of the other view.
+        ids: Id in the slide of each label, by label; 0 or less = not painted here.
+        size: Area by id in the slide: of two objects that claim a pixel the smaller one gets it, of equals the lower id.
+    """
+    height, width = labels.shape
+    for y in range(height):
+        for x in range(width):
+            label = labels[y, x]
+            if label == 0:
+                continue
+            claimed = ids[label]
+            if claimed <= 0:
+                continue
+            has = painted[y, x]
+            if has == 0:
+                painted[y, x] = claimed
+            elif has != claimed and (size[claimed], claimed) < (size[has], np.int64(has)):
+                painted[y, x] = claimed
+
+
+@_compiled
+def _measure(labels: NDArray[Any]) -> tuple[NDArray[np.uint64], Ints]:
+    keys, counts = np.full(_START, _EMPTY, np.uint64), np.zeros((_START, 7), np.int64)
+    used = 0
+    height, width = labels.shape
+    for y in range(height):
+        start = 0
+        while start < width:
+            label = labels[y, start]
+            stop = start + 1
+            while stop < width and labels[y, stop] == label:
+                stop += 1
+            if label != 0:
+                key = np.uint64(label)
+                place = _slot(keys, key)
+                if keys[place] == _EMPTY:
+                    keys[place] = key
+                    used += 1
+                    counts[place, 3], counts[place, 4] = y, start
+                row = counts[place]
+                length = stop - start
+                row[0] += length
+                row[1] += y * length
+                row[2] += (start + stop - 1) * length // 2
+                row[4] = min(row[4], start)
+                row[5] = y + 1
+                row[6] = max(row[6], stop)
+                if 2 * used > keys.size:
+                    keys, counts = _grown(keys, counts)
+            start = stop
+    return _sorted_table(keys, counts)
+
+
+def measure_labels(labels: NDArray[Any]) -> tuple[Ints, Ints]:
+    """What can be added up over the parts of an object.
+
+    Args:
+        labels: (y, x) any unsigned ids, 0 = background.
+
+    Returns:
+        (n,) ids, ascending, and (n, 7) area, sum of y, sum of x, and box as y0, x0, y1, x1, all in pixels of this array.
+
+    Example:
+        >>> measure_labels(np.array([[0, 7, 7], [9, 7, 0]], np.uint32))
+        (array([7, 9]), array([[3, 1, 4, 0, 1, 2, 3],
+               [1, 1, 0, 1, 0, 2, 1]]))
+    """
+    keys, counts = _measure(labels)
+    return keys.astype(np.int64), counts
