@@ -27,7 +27,7 @@ from prefect_dask.task_runners import DaskTaskRunner
 from slidesam.flows.cluster import ClusterProfile, LocalProfile, open_cluster
 from slidesam.flows.in_flight import in_flight
 from slidesam.flows.progress import current, stage
-from slidesam.tasks import convert, steps
+from slidesam.tasks import convert, steps, stitch
 from slidesam.tasks.config import RunSettings, Settings
 from slidesam.tasks.errors import (
     HOPELESS,
@@ -41,11 +41,9 @@ from slidesam.tasks.image_plan import PIECE_BYTES
 from slidesam.tasks.lock import LockedError, locked
 from slidesam.tasks.plan import explain, finished_facts, note_finished, pieced_levels, plan_run, write_state
 from slidesam.tasks.slide import slide_name
-from slidesam.tasks.work import Run, batches, block_facts, kept_blocks
+from slidesam.tasks.work import Run, batches, block_facts
 
 Facts = dict[str, Any]
-# Stitching takes milliseconds per block: a task takes several, so that Prefect's tenth of a second per task stays small.
-_STITCH_TASKS, _STITCH_BLOCKS = 64, 4
 # Past so many blocks the graph in the UI can't be read, and Prefect's share of the time shows.
 _SINGLE_BLOCKS, _MOST_PER_TASK = 256, 16
 # So many failures without a success between them aren't the blocks' fault.
@@ -151,7 +149,7 @@ def write_image(run: Run) -> float:
         verb = {"convert": "converting", "rechunk": "rechunking"}[plan.mode]
         step = steps.write_pieces.with_options(name=f"{plan.mode} pieces")
         name = verb if level == 0 else f"{verb}, level {level}"
-        seconds += _in_batches(name, step, run, todo, size, len(plan.grid(level)), level)
+        seconds += _in_jobs(name, step, run, list(batches(todo, size)), len(plan.grid(level)), level)
     rest = [level for level in levels if level not in parallel]
     return seconds + float(with_retries(steps.finish_image, run.settings.run).submit(run, rest).result()["seconds"])
 
@@ -234,38 +232,37 @@ def stitch_and_export(run: Run, seconds: dict[str, float]) -> Facts:
     Returns:
         The provenance.
     """
-    blocks = kept_blocks(run)
-    size = max(_STITCH_BLOCKS, -(-len(blocks) // _STITCH_TASKS))
+    groups = stitch.groups(run)
     seconds = dict(seconds)
-    seconds["match"] = _in_batches("matching seams", steps.match_blocks, run, blocks, size)
-    objects = with_retries(steps.resolve_objects, run.settings.run).submit(run).result()["objects"]
-    seconds["paint"] = _in_batches("painting labels", steps.paint_blocks, run, blocks, size)
+    todo = [group for group in groups if not stitch.is_compared(run, group)]
+    seconds["match"] = _in_jobs("matching seams", steps.match_blocks, run, todo, len(run.grid))
+    resolved = with_retries(steps.resolve_objects, run.settings.run).submit(run).result()
+    seconds["resolve"] = resolved["seconds"]
+    for warning in resolved["warnings"]:
+        get_run_logger().warning("%s: %s", run.name, warning)
+        current().note(f"{run.name}: {warning}")
+    todo = [group for group in groups if not stitch.is_painted(run, group)]
+    seconds["paint"] = _in_jobs("painting labels", steps.paint_blocks, run, todo, len(run.grid))
+    objects = resolved["objects"]
     facts: Facts = with_retries(steps.export_slide, run.settings.run).submit(run, objects, seconds).result()
     get_run_logger().info("%s: %d objects, in %s", run.name, objects, run.store)
     return facts
 
 
-def _in_batches(
-    name: str,
-    step: Task[..., Facts],
-    run: Run,
-    ids: Sequence[int],
-    size: int,
-    total: int | None = None,
-    *arguments: Any,
+def _in_jobs(
+    name: str, step: Task[..., Facts], run: Run, jobs: Sequence[tuple[int, ...]], total: int, *arguments: Any
 ) -> float:
-    """Runs a step over blocks or pieces, several per task; its tasks' seconds added up.
+    """Runs a step over groups of blocks or pieces, a task each; its tasks' seconds added up.
 
     All that can be done is done before the first error is raised, except where no other could fare better.
     """
     step = with_retries(step, run.settings.run)
-    total = len(ids) if total is None else total
     seconds, failed = 0.0, []
-    with stage(name, total, total - len(ids)) as progress:
-        submit = lambda batch: step.submit(run, *arguments, batch)  # noqa: E731
-        with contextlib.closing(in_flight(batches(ids, size), submit)) as ended:
-            for batch, facts, error in ended:
-                progress.advance(len(batch))
+    with stage(name, total, total - sum(map(len, jobs))) as progress:
+        submit = lambda job: step.submit(run, *arguments, job)  # noqa: E731
+        with contextlib.closing(in_flight(jobs, submit)) as ended:
+            for job, facts, error in ended:
+                progress.advance(len(job))
                 if error is None:
                     seconds += facts["seconds"]
                     continue

@@ -164,10 +164,18 @@ SegmenterSettings = Annotated[MicroSam | Watershed | Function, Field(discriminat
 
 
 class StitchSettings(_Section):
-    """How objects at seams become one."""
+    """How objects at seams become one; docs/stitching.md explains the rule."""
 
     min_iou: Annotated[float, Field(gt=0, le=1)] = 0.3
     """Intersection over union, on the pixels that two blocks share, from which on two labels are one object."""
+    twin_border: Annotated[float, Field(gt=0)] = 3.0
+    """Two labels of a block count as one object cut in two, where another block sees one, if their common border is this many times as long as they are thick."""  # noqa: E501
+    min_cover: Annotated[float, Field(gt=0, le=1)] = 0.7
+    """Share of what other blocks show of an object that a block's label must cover to give the object its outline."""
+    max_conflict: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Share of an object that others may claim; beyond it the object is taken for another view of them and dropped."""
+    rescue: Annotated[float, Field(ge=0)] | None = 0.1
+    """Objects that their own block missed and a neighbour sees whole in its halo are kept from this share of the median object's area on; none = never."""  # noqa: E501
 
 
 class OutputSettings(_Section):

@@ -9,8 +9,6 @@ A piece is read once and written as whole shards by one task; `image_plan` says 
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,21 +16,18 @@ from typing import Any
 
 import numpy as np
 import zarr
-import zarrs  # noqa: F401 (zarr finds it once it is imported)
 from numpy.typing import NDArray
 
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.grid import Region
 from slidesam.tasks.image_plan import shard_region
-from slidesam.tasks.omezarr import create_plane_array, write_planes
+from slidesam.tasks.omezarr import create_plane_array, open_level, write_shards
 from slidesam.tasks.overview import is_filling, is_shown, note_filling, ready_store, show_image
 from slidesam.tasks.pyramid import halve, halve_region
 from slidesam.tasks.slide import PixelReader, SlideReader
 from slidesam.tasks.work import Marks, Run, read_json, write_json
 
-# How zarrs tells of the system's errors.
 _BAND_ROWS = 256
-_SYSTEM_ERROR = re.compile(r"os error (\d+)")
 
 
 class ArrayReader:
@@ -194,30 +189,12 @@ def _array_folder(run: Run, level: int) -> Path:
 
 
 def _write(run: Run, level: int, region: Region, pixels: NDArray[Any]) -> None:
-    """Writes (c, y, x) pixels as whole shards.
-
-    Raises:
-        OSError: There is no room, or no permission.
-    """
-    array = _open_level(run, level)
-    if array.shards is not None:
-        # What a killed process began to write can't be read, and the far edge's shards are read before they are written.
-        for y in range(region.y0 // array.shards[3], -(-region.y1 // array.shards[3])):
-            for x in range(region.x0 // array.shards[4], -(-region.x1 // array.shards[4])):
-                (_array_folder(run, level) / f"c/0/0/0/{y}/{x}").unlink(missing_ok=True)
-    try:
-        write_planes(array, region, pixels)
-    except RuntimeError as error:
-        number = _SYSTEM_ERROR.search(str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+    """Writes (c, y, x) pixels as whole shards."""
+    write_shards(_open_level(run, level), region, pixels)
 
 
 def _open_level(run: Run, level: int) -> zarr.Array[Any]:
-    """A level's array, written by zarrs, which takes 0.8 of zarr's time; by one thread, else its shards' bytes differ."""
-    fast = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": 1}
-    with zarr.config.set(fast if run.settings.image.ome_zarr == "0.5" else {}):
-        array = zarr.open_array(_array_folder(run, level), mode="r+")
+    """A level's array."""
+    array = open_level(_array_folder(run, level), run.settings.image.ome_zarr)
     # To look for chunks that are all 0 would take time, and a piece without a file is a piece lost.
     return array.with_config({"write_empty_chunks": True})

@@ -7,7 +7,7 @@ fewer than pixels. Nothing here knows blocks or slides.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numba
 import numpy as np
@@ -15,22 +15,42 @@ from numpy.typing import NDArray
 
 Labels = NDArray[np.uint32]
 Ints = NDArray[np.int64]
+Pixel = tuple[int, int]
+Box = tuple[int, int, int, int]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _EMPTY = np.uint64(0xFFFFFFFFFFFFFFFF)
 _START = 1024
 
 
+class View(NamedTuple):
+    """Labels from a row and column of an array on: what a slice would be, but of one memory layout, so compiled once.
+
+    Attributes:
+        labels: (y, x) uint32, C-contiguous.
+        at: First row and column.
+    """
+
+    labels: Labels
+    at: Pixel = (0, 0)
+
+
 def _compiled(function: _Function) -> _Function:
     """The function as machine code, kept on disk for the next process where there is a place for it."""
     try:
-        return numba.njit(cache=True, nogil=True)(function)  # type: ignore[no-any-return]
+        return numba.njit(cache=True, nogil=True)(function)  # type: ignore[return-value]
     except RuntimeError:
         # A container can have no folder that numba may write to; then each process compiles, which takes seconds.
-        return numba.njit(nogil=True)(function)  # type: ignore[no-any-return]
+        return numba.njit(nogil=True)(function)  # type: ignore[return-value]
+
+
+def _plain(box: Box) -> Box:
+    """Numba would compile anew for each named tuple."""
+    y0, x0, y1, x1 = box
+    return y0, x0, y1, x1
 
 
 @_compiled
-def _slot(keys: NDArray[np.uint64], key: np.uint64) -> int:
+def _slot(keys: NDArray[np.uint64], key: np.uint64) -> np.unsignedinteger[Any]:
     """Where a key is in an open-addressed table of a power of two places, or where it would go."""
     mask = np.uint64(keys.size - 1)
     hashed = key * np.uint64(0x9E3779B97F4A7C15)
@@ -67,19 +87,27 @@ def _shared_length(start: int, stop: int, first: int, last: int) -> int:
 
 @_compiled
 def _count_overlaps(
-    first: Labels, second: Labels, first_owns: tuple[int, int, int, int], second_owns: tuple[int, int, int, int]
+    first: Labels,
+    first_at: Pixel,
+    second: Labels,
+    second_at: Pixel,
+    shape: Pixel,
+    first_owns: Box,
+    second_owns: Box,
 ) -> tuple[NDArray[np.uint64], Ints]:
     keys, counts = np.full(_START, _EMPTY, np.uint64), np.zeros((_START, 3), np.int64)
     used = 0
-    height, width = first.shape
+    height, width = shape
     for y in range(height):
+        one = first[first_at[0] + y, first_at[1] : first_at[1] + width]
+        two = second[second_at[0] + y, second_at[1] : second_at[1] + width]
         in_first = first_owns[0] <= y < first_owns[2]
         in_second = second_owns[0] <= y < second_owns[2]
         start = 0
         while start < width:
-            a, b = first[y, start], second[y, start]
+            a, b = one[start], two[start]
             stop = start + 1
-            while stop < width and first[y, stop] == a and second[y, stop] == b:
+            while stop < width and one[stop] == a and two[stop] == b:
                 stop += 1
             if a != 0 or b != 0:
                 key = (np.uint64(a) << np.uint64(32)) | np.uint64(b)
@@ -99,14 +127,15 @@ def _count_overlaps(
 
 
 def count_overlaps(
-    first: Labels, second: Labels, first_owns: tuple[int, int, int, int], second_owns: tuple[int, int, int, int]
+    first: View, second: View, shape: Pixel, first_owns: Box, second_owns: Box
 ) -> tuple[Ints, Ints, Ints]:
     """Pixels per pair of labels of two views of the same pixels.
 
     Args:
-        first: (y, x) labels in one view.
-        second: (y, x) labels in the other.
-        first_owns: Rectangle of pixels (y0, x0, y1, x1), half open, that the first view's block owns.
+        first: Labels of one view.
+        second: Labels of the other.
+        shape: Height and width of what both show.
+        first_owns: Rectangle of these pixels, half open, that the first view's block owns.
         second_owns: The same for the second.
 
     Returns:
@@ -114,16 +143,17 @@ def count_overlaps(
         owns; ordered by label. One of the two labels may be 0, not both.
 
     Example:
-        >>> a, b = np.array([[1, 1, 0, 0]], np.uint32), np.array([[5, 5, 5, 0]], np.uint32)
-        >>> [column.tolist() for column in count_overlaps(a, b, (0, 0, 1, 2), (0, 2, 1, 4))]
+        >>> a, b = np.array([[1, 1, 0, 0]], np.uint32), np.array([[9, 5, 5, 5, 0]], np.uint32)
+        >>> [column.tolist() for column in count_overlaps(View(a), View(b, (0, 1)), (1, 4), (0, 0, 1, 2), (0, 2, 1, 4))]
         [[0, 1], [5, 5], [[1, 0, 1], [2, 2, 0]]]
     """
-    keys, counts = _count_overlaps(first, second, first_owns, second_owns)
+    owns = _plain(first_owns), _plain(second_owns)
+    keys, counts = _count_overlaps(first.labels, first.at, second.labels, second.at, shape, *owns)
     return (keys >> np.uint64(32)).astype(np.int64), (keys & np.uint64(0xFFFFFFFF)).astype(np.int64), counts
 
 
 @_compiled
-def _describe(labels: Labels, count: int, owns: tuple[int, int, int, int]) -> tuple[Ints, Ints, Ints, Ints]:
+def _describe(labels: Labels, count: int, owns: Box) -> tuple[Ints, Ints, Ints, Ints]:
     """Area, owned area, perimeter; boxes."""
     sizes = np.zeros((count + 1, 3), np.int64)
     boxes = np.zeros((count + 1, 4), np.int64)
@@ -193,9 +223,7 @@ def _describe(labels: Labels, count: int, owns: tuple[int, int, int, int]) -> tu
     return sizes[1:, :2], boxes[1:], sizes[1:, 2], contacts
 
 
-def describe_labels(
-    labels: Labels, count: int, owns: tuple[int, int, int, int]
-) -> tuple[Ints, Ints, Ints, Ints]:
+def describe_labels(labels: Labels, count: int, owns: Box) -> tuple[Ints, Ints, Ints, Ints]:
     """What all labels of a view measure, in one pass.
 
     Args:
@@ -213,33 +241,49 @@ def describe_labels(
         >>> sizes.tolist(), boxes.tolist(), perimeter.tolist(), contacts.tolist()
         ([[3, 3], [2, 0]], [[0, 0, 2, 2], [0, 2, 2, 3]], [4, 2], [[1, 2, 2]])
     """
-    return _describe(labels, count, owns)
+    return _describe(labels, count, _plain(owns))
 
 
 @_compiled
-def overlay(painted: NDArray[Any], labels: Labels, ids: Ints, size: Ints) -> None:
-    """Paints objects of another view onto what is painted already, in place.
+def _overlay(
+    painted: NDArray[Any], painted_at: Pixel, labels: Labels, labels_at: Pixel, shape: Pixel, ids: Ints, size: Ints
+) -> None:
+    height, width = shape
+    for y in range(height):
+        row = labels[labels_at[0] + y, labels_at[1] : labels_at[1] + width]
+        onto = painted[painted_at[0] + y, painted_at[1] : painted_at[1] + width]
+        for x in range(width):
+            if row[x] == 0:
+                continue
+            claimed = ids[row[x]]
+            if claimed <= 0:
+                continue
+            has = np.int64(onto[x])
+            if has == 0 or (
+                has != claimed and (size[claimed] < size[has] or (size[claimed] == size[has] and claimed < has))
+            ):
+                onto[x] = claimed
+
+
+def overlay(painted: NDArray[Any], at: Pixel, view: View, shape: Pixel, ids: Ints, size: Ints) -> None:
+    """Paints a view's objects onto what is painted already, in place.
 
     Args:
         painted: (y, x) ids in the slide, 0 = background.
-        labels: (y, x) labels of the other view.
+        at: Row and column of it where the view begins.
+        view: Labels to paint.
+        shape: Height and width to paint, in pixels.
         ids: Id in the slide of each label, by label; 0 or less = not painted here.
         size: Area by id in the slide: of two objects that claim a pixel the smaller one gets it, of equals the lower id.
+
+    Example:
+        >>> painted = np.array([[4, 4, 0, 0]], np.uint32)
+        >>> ids, size = np.array([0, 7]), np.array([0, 0, 0, 0, 9, 0, 0, 3])
+        >>> overlay(painted, (0, 1), View(np.array([[1, 1]], np.uint32)), (1, 2), ids, size)
+        >>> painted.tolist()
+        [[4, 7, 7, 0]]
     """
-    height, width = labels.shape
-    for y in range(height):
-        for x in range(width):
-            label = labels[y, x]
-            if label == 0:
-                continue
-            claimed = ids[label]
-            if claimed <= 0:
-                continue
-            has = painted[y, x]
-            if has == 0:
-                painted[y, x] = claimed
-            elif has != claimed and (size[claimed], claimed) < (size[has], np.int64(has)):
-                painted[y, x] = claimed
+    _overlay(painted, at, view.labels, view.at, shape, ids, size)
 
 
 @_compiled

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slidesam.tasks.grid import Region
-from slidesam.tasks.kernels import count_overlaps
+from slidesam.tasks.kernels import View, count_overlaps
 
 
 class Overlaps(NamedTuple):
@@ -25,24 +25,25 @@ class Overlaps(NamedTuple):
     reach: NDArray[np.int32]
 
 
-def compare_views(first: NDArray[np.uint32], second: NDArray[np.uint32], first_owns: Region, second_owns: Region) -> Overlaps:
+def compare_views(
+    first: View, second: View, shape: tuple[int, int], first_owns: Region, second_owns: Region
+) -> Overlaps:
     """Counts who overlaps whom.
 
     Args:
-        first: (y, x) local labels of one block on the overlap.
-        second: (y, x) local labels of the other block on the same pixels.
+        first: Local labels of one block on the overlap.
+        second: Local labels of the other block on the same pixels.
+        shape: Height and width of the overlap in pixels.
         first_owns: Which of these pixels the first block owns, in coordinates of the overlap; may be empty.
         second_owns: The same for the second.
 
     Example:
         >>> a, b = np.array([[1, 1, 0, 0]], np.uint32), np.array([[5, 5, 5, 0]], np.uint32)
-        >>> found = compare_views(a, b, Region(0, 0, 1, 2), Region(0, 2, 1, 4))
+        >>> found = compare_views(View(a), View(b), (1, 4), Region(0, 0, 1, 2), Region(0, 2, 1, 4))
         >>> found.pairs.tolist(), found.reach.tolist()
         ([[1, 5, 2, 2, 0, 2, 3]], [[1, 5, 2, 0]])
     """
-    if first.shape != second.shape:
-        raise ValueError(f"two views of one overlap differ in shape: {first.shape} and {second.shape}")
-    one, two, counts = count_overlaps(first, second, tuple(first_owns), tuple(second_owns))
+    one, two, counts = count_overlaps(first, second, shape, first_owns, second_owns)
     area_one, area_two = _sums(one, counts[:, 0]), _sums(two, counts[:, 0])
     both = (one > 0) & (two > 0)
     pairs = np.column_stack([one[both], two[both], counts[both], area_one[one[both]], area_two[two[both]]])

@@ -47,7 +47,7 @@ def describe_block(labels: NDArray[np.uint32], block: Block, shape: tuple[int, i
         shape: Height and width of the slide in pixels.
     """
     count = int(labels.max(initial=0))
-    sizes, boxes, perimeter, contacts = describe_labels(labels, count, tuple(block.inner.relative_to(block.outer)))
+    sizes, boxes, perimeter, contacts = describe_labels(labels, count, block.inner.relative_to(block.outer))
     origin = np.array([block.outer.y0, block.outer.x0] * 2)
     return ObjectTable(
         sizes[:, 0].astype(np.uint32),

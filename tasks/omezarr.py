@@ -2,7 +2,7 @@
 
 1. `create_store`     root group and image levels; the metadata that makes it an image
 2. `create_label`     empty arrays of a label pyramid, no metadata: nobody takes them for a label image yet
-3. `write_plane`      one region of one level, a whole number of shards, by one task
+3. `write_shards`     one region of one level, a whole number of shards, by one task
 4. `finish_label`     the label image's metadata, then its name in the list of labels
 
 Arrays are TCZYX. OME-Zarr 0.5 keeps its metadata under `ome` in Zarr v3 groups and shards its arrays; 0.4 is Zarr v2, where a
@@ -11,13 +11,16 @@ chunk is a file.
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import zarr
+import zarrs  # noqa: F401 (zarr finds it once it is imported)
 from numcodecs import Blosc
 from numpy.typing import NDArray
 from ome_zarr_models.common.image_label_types import Color, Source
@@ -39,6 +42,10 @@ _OWNER = "slidesam"
 # Compression levels. With bits shuffled zstd's level 3 takes 1.4 times as long and saves 1 % (benchmarks/raw_limit.py --clevel).
 CODECS: dict[Any, int] = {"zstd": 1, "lz4": 5}
 FORMATS = {"0.5": 3, "0.4": 2}
+# zarr's codecs in Rust; one thread, as a worker computes one task at a time, and with several the bytes of shards differ.
+FAST = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": 1}
+# How they tell of the system's errors.
+_SYSTEM_ERROR = re.compile(r"os error (\d+)")
 Pixel = tuple[float, float]
 
 
@@ -91,6 +98,7 @@ def create_plane_array(
     shard: tuple[int, int],
     image: ImageSettings,
     channels_per_shard: int | None = None,
+    shuffle: Literal["shuffle", "bitshuffle"] = "bitshuffle",
 ) -> zarr.Array[Any]:
     """An empty TCZYX array whose shards have the given height and width and hold all channels; in Zarr v2, chunks are files.
 
@@ -102,21 +110,22 @@ def create_plane_array(
         shard: Height and width of what one task writes.
         image: Codec and size of the chunks.
         channels_per_shard: How many channels one task writes; all by default.
+        shuffle: How Blosc orders what it compresses: by bits suits pixels; ids, by bytes, take 0.7 of the time and of the space.
     """
     chunks = (1, 1, 1, chunk_side(shard[0], image.chunk_shape), chunk_side(shard[1], image.chunk_shape))
     channels = channels_per_shard or shape[1]
     if group.metadata.zarr_format == 2:
         codec = CODECS.get(image.codec)
-        compressor = None if codec is None else Blosc(cname=image.codec, clevel=codec, shuffle=Blosc.BITSHUFFLE)
+        compressor = (
+            None if codec is None else Blosc(cname=image.codec, clevel=codec, shuffle=getattr(Blosc, shuffle.upper()))
+        )
         return group.create_array(
             name, shape=shape, chunks=chunks, dtype=dtype, compressors=compressor, overwrite=True,
             chunk_key_encoding={"name": "v2", "separator": "/"},
         )  # fmt: skip
     level = CODECS.get(image.codec)
     compressors = (
-        []
-        if level is None or image.codec == "none"
-        else [BloscCodec(cname=image.codec, clevel=level, shuffle="bitshuffle")]
+        [] if level is None or image.codec == "none" else [BloscCodec(cname=image.codec, clevel=level, shuffle=shuffle)]
     )
     return group.create_array(
         name, shape=shape, shards=(1, channels, 1, *shard), chunks=chunks, dtype=dtype, compressors=compressors,
@@ -124,14 +133,45 @@ def create_plane_array(
     )  # fmt: skip
 
 
-def write_plane(array: zarr.Array[Any], region: Region, pixels: NDArray[Any]) -> None:
-    """Writes (y, x) pixels to a region of a one-channel TCZYX array's first time point and focal plane."""
-    array[(0, 0, 0, *region.slices)] = pixels
-
-
 def write_planes(array: zarr.Array[Any], region: Region, pixels: NDArray[Any], first: int = 0) -> None:
     """Writes (c, y, x) pixels, from channel `first` on, to a region of a TCZYX array's first time point and focal plane."""
     array[(0, slice(first, first + pixels.shape[0]), 0, *region.slices)] = pixels
+
+
+def open_levels(group: Path, ome_zarr: str) -> list[zarr.Array[Any]]:
+    """The levels 0..n of an image or label image, to be written whole shard by whole shard, and read.
+
+    Writing by zarrs takes 0.8 of zarr's time (benchmarks/raw_limit.py).
+    """
+    names = sorted((path.name for path in group.iterdir() if path.name.isdigit()), key=int)
+    return [open_level(group / name, ome_zarr) for name in names]
+
+
+def open_level(path: Path, ome_zarr: str) -> zarr.Array[Any]:
+    """One level of an image or label image, as `open_levels` opens it."""
+    with zarr.config.set(FAST if ome_zarr == "0.5" else {}):
+        return zarr.open_array(path, mode="r+")
+
+
+def write_shards(array: zarr.Array[Any], region: Region, pixels: NDArray[Any]) -> None:
+    """Writes pixels as whole shards of the first plane: (c, y, x), all channels, or (y, x) of the only one.
+
+    Raises:
+        OSError: There is no room, or no permission.
+    """
+    if array.shards is not None:
+        # What a killed process began to write can't be read, and the far edge's shards are read before they are written.
+        folder = Path(str(array.store_path.store).removeprefix("file://")) / array.path
+        for y in range(region.y0 // array.shards[3], -(-region.y1 // array.shards[3])):
+            for x in range(region.x0 // array.shards[4], -(-region.x1 // array.shards[4])):
+                (folder / f"c/0/0/0/{y}/{x}").unlink(missing_ok=True)
+    try:
+        array[(0, slice(None) if pixels.ndim == 3 else 0, 0, *region.slices)] = pixels
+    except RuntimeError as error:
+        number = _SYSTEM_ERROR.search(str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def describe_image(
@@ -185,7 +225,7 @@ def create_label(
     for level, (height, width) in enumerate(shapes):
         halvings = level if level < in_block else 0
         shard = (block_shape[0] >> halvings, block_shape[1] >> halvings)
-        create_plane_array(group, str(level), (1, 1, 1, height, width), dtype, shard, image)
+        create_plane_array(group, str(level), (1, 1, 1, height, width), dtype, shard, image, shuffle="shuffle")
     return group
 
 

@@ -1,13 +1,13 @@
-"""From what blocks see to the slide's objects: which labels are one object, whose outline it gets, who gives way to whom.
+"""From what blocks see to the slide's objects: which labels are one object, whose outline it gets, who gives way.
 
 1. `judge`     which overlapping labels match
 2. `group`     labels joined by matches are one object
 3. `choose`    the one prediction that an object's outline is taken from, or the pieces of one that no block sees whole
 4. `settle`    objects that others cover are dropped; the rest are numbered 1..N
 
-Labels of all blocks are numbered through (an *instance*: block k's label i is `offsets[k] + i - 1`), and every table is an array
-over instances or over pairs of them: some hundred bytes per object, no pixel. There is no order in which blocks are treated, so
-the outcome depends on none.
+Labels of all blocks are numbered through (an *instance*: block k's label i is `offsets[k] + i - 1`), and every table is
+an array over instances or over pairs of them: some hundred bytes per object, no pixel. There is no order in which
+blocks are treated, so the outcome depends on none.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ EDGE = 2
 # A piece may match at less than `min_iou` where its twin matches the same label, and both together fit it well.
 _TWIN_IOU = 2 / 3
 _TOGETHER_IOU = 5 / 3
-# An object seen in the halo alone isn't one that its owner missed if the owner has something there that shares this much with it.
+# An object seen in the halo alone isn't one that its owner missed if the owner has something that shares this much with it.
 _MISSED = 0.25
 
 
@@ -91,7 +91,7 @@ class Pairs:
     @property
     def iou(self) -> NDArray[np.float64]:
         """(n,) intersection over union on the overlap."""
-        return self.shared / (self.area.sum(1) - self.shared)
+        return np.asarray(self.shared / (self.area.sum(1) - self.shared), np.float64)
 
 
 class Resolution(NamedTuple):
@@ -148,20 +148,23 @@ def resolve(instances: Instances, pairs: Pairs, rules: StitchSettings) -> Resolu
     kept = settle(instances, pairs, groups, whole, piece, missed, rules)
     active = (whole | piece) & kept[groups]
     relabelling, size = _numbered(instances, groups, active, whole)
-    facts = Facts(groups, matched, whole & active, piece & active, missed & active, (whole | piece) & ~active, contested)
+    facts = Facts(
+        groups, matched, whole & active, piece & active, missed & active, (whole | piece) & ~active, contested
+    )
     return Resolution(relabelling, size, size.size - 1, facts)
 
 
-# ---------------------------------------------------------------------------------------------------------------- 1. judge
+# ------------------------------------------------------------------------------------------------------------ 1. judge
 
 
 def judge(instances: Instances, pairs: Pairs, rules: StitchSettings) -> tuple[Flags, Flags, Flags]:
     """Which pairs match.
 
-    Labels with pixels in their own block's inner region (*visible*) match at `min_iou`, and at less where one is a piece whose twin
-    matches the same label. A label in the halo alone, where labels are at their worst, is another view of an object and matches
-    likewise; but if it covers several labels that their block tells apart, and which don't look like one object cut in two, it is
-    contested and matches the best of them only. Among labels in the halo alone only those match that their owners missed.
+    Labels with pixels in their own block's inner region (*visible*) match at `min_iou`, and at less where one is a
+    piece whose twin matches the same label. A label in the halo alone, where labels are at their worst, is another view
+    of an object and matches likewise; but if it covers several labels that their block tells apart, and which don't
+    look like one object cut in two, it is contested and matches the best of them only. Among labels in the halo alone
+    only those match that their owners missed.
 
     Returns:
         (pairs,) matches; (instances,) contested; (instances,) missed by their owner, and to be kept.
@@ -218,7 +221,9 @@ class _Rows(NamedTuple):
     @classmethod
     def of(cls, pairs: Pairs, members: Ints, where: Flags) -> _Rows:
         """The rows of some instances, of the pairs that a mask picks."""
-        wanted = np.zeros(int(max(pairs.first.max(initial=0), pairs.second.max(initial=0), members.max(initial=0))) + 1, bool)
+        wanted = np.zeros(
+            int(max(pairs.first.max(initial=0), pairs.second.max(initial=0), members.max(initial=0))) + 1, bool
+        )
         wanted[members.ravel()] = True
         found = []
         for side, one, two in ((0, pairs.first, pairs.second), (1, pairs.second, pairs.first)):
@@ -321,7 +326,7 @@ def _missed(instances: Instances, pairs: Pairs, visible: Flags, attached: Flags,
     return missed
 
 
-# ---------------------------------------------------------------------------------------------------------------- 2. group
+# ------------------------------------------------------------------------------------------------------------ 2. group
 
 
 def group(instances: Instances, pairs: Pairs, matched: Flags, missed: Flags) -> Ints:
@@ -340,7 +345,7 @@ def _components(count: int, one: Ints, two: Ints) -> Ints:
     return np.asarray(connected_components(graph, directed=False)[1], np.int64)
 
 
-# --------------------------------------------------------------------------------------------------------------- 3. choose
+# ----------------------------------------------------------------------------------------------------------- 3. choose
 
 
 def choose(
@@ -348,10 +353,11 @@ def choose(
 ) -> tuple[Flags, Flags]:
     """Whose outline each object gets.
 
-    A label can stand for its object if nothing cuts it, its block sees no other part of the object, and it covers `min_cover` of what
-    every other block shows of it. Of several the one is taken with which the others agree best, each agreement (IoU) weighted by how far
-    that other view is from its edge, and its own word by its own depth; so of two views the more central one. Where no label can,
-    the object is wider than the halo, or blocks disagree on its parts: every block paints what it owns of it.
+    A label can stand for its object if nothing cuts it, its block sees no other part of the object, and it covers
+    `min_cover` of what every other block shows of it. Of several the one is taken with which the others agree best,
+    each agreement (IoU) weighted by how far that other view is from its edge, and its own word by its own depth; so of
+    two views the more central one. Where no label can, the object is wider than the halo, or blocks disagree on its
+    parts: every block paints what it owns of it.
 
     Returns:
         (instances,) the label is painted as a whole; (instances,) only where its block owns it.
@@ -376,7 +382,13 @@ def choose(
 
 
 def _candidates(
-    instances: Instances, pairs: Pairs, matched: Flags, groups: Ints, members: Flags, counted: Flags, rules: StitchSettings
+    instances: Instances,
+    pairs: Pairs,
+    matched: Flags,
+    groups: Ints,
+    members: Flags,
+    counted: Flags,
+    rules: StitchSettings,
 ) -> Ints:
     """Instances that can stand for their object, among objects that several labels show."""
     shown = np.flatnonzero(members)
@@ -390,7 +402,7 @@ def _candidates(
     for by, of in ((one, two), (two, one)):
         covered = counted[of] & (shared >= rules.min_cover * instances.area[of])
         covers += np.bincount(by[covered], minlength=len(instances))
-    return alone[covers[alone] >= needed[groups[alone]] - counted[alone]]
+    return np.asarray(alone[covers[alone] >= needed[groups[alone]] - counted[alone]])
 
 
 def _best_candidates(
@@ -400,15 +412,18 @@ def _best_candidates(
     weight = np.minimum(instances.depth, instances.halo) + 1.0
     agreement = weight.copy()
     one, two, iou = pairs.first[matched], pairs.second[matched], pairs.iou[matched]
-    agreement += np.bincount(one, iou * weight[two], len(instances)) + np.bincount(two, iou * weight[one], len(instances))
+    agreement += np.bincount(one, iou * weight[two], len(instances)) + np.bincount(
+        two, iou * weight[one], len(instances)
+    )
     order = np.lexsort((
-        candidates, -instances.depth[candidates], -np.round(agreement[candidates], 6), ~counted[candidates], groups[candidates]
+        candidates, -instances.depth[candidates], -np.round(agreement[candidates], 6), ~counted[candidates],
+        groups[candidates]
     ))  # fmt: skip
     ordered = candidates[order]
     return ordered[_firsts(groups[ordered])]
 
 
-# --------------------------------------------------------------------------------------------------------------- 4. settle
+# ----------------------------------------------------------------------------------------------------------- 4. settle
 
 
 def settle(
@@ -416,10 +431,10 @@ def settle(
 ) -> Flags:
     """Which objects stay, by group, where several claim the same pixels.
 
-    An object of which more than `max_conflict` is claimed by better ones is taken for another view of them and dropped. Better is one
-    that is seen whole, then one in pieces, then one that its owner missed; of equals the one further from the edge of its block's view.
-    Of what stays the smaller object gets a pixel that both claim. So that each keeps at least one, an object that smaller ones cover
-    all but wholly is dropped too.
+    An object of which more than `max_conflict` is claimed by better ones is taken for another view of them and dropped.
+    Better is one that is seen whole, then one in pieces, then one that its owner missed; of equals the one further from
+    the edge of its block's view. Of what stays the smaller object gets a pixel that both claim. So that each keeps at
+    least one, an object that smaller ones cover all but wholly is dropped too.
 
     Returns:
         (groups,) which ones are painted.

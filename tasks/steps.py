@@ -8,9 +8,9 @@ Their functions (`.fn`) are the one code path per block, seam and shard: serial,
 3. `finish_image`     upper levels, and what makes the arrays an image
 4. `prepare_slide`    the segmenter's slide-wide parameters, the blocks that hold tissue
 5. `segment_blocks`   labels of some blocks
-6. `match_blocks`     matches at the seams of some blocks
-7. `resolve_objects`  one relabelling for the slide, the empty label pyramid
-8. `paint_blocks`     level 0 and the levels that blocks fill whole
+6. `match_blocks`     what a group of blocks has in common with its neighbours
+7. `resolve_objects`  the slide's objects and their numbers, the seam report, the empty label pyramid
+8. `paint_blocks`     a group's labels: level 0 and the levels that blocks fill whole
 9. `export_slide`     upper levels, overlay, metadata, provenance
 """
 
@@ -32,20 +32,21 @@ from prefect.cache_policies import NO_CACHE
 
 from slidesam.tasks import convert, omezarr, stitch, tissue
 from slidesam.tasks.attempts import Attempts
+from slidesam.tasks.block_results import BlockResults, save_table
 from slidesam.tasks.config import seconds_of
 from slidesam.tasks.convert import open_pixels
 from slidesam.tasks.errors import HOPELESS, BlockFailures, OutputError, SlideGoneError, in_one_line
-from slidesam.tasks.image_plan import in_block_levels, shard_region
+from slidesam.tasks.image_plan import in_block_levels
+from slidesam.tasks.objects import describe_block
 from slidesam.tasks.overlay import write_overlay
 from slidesam.tasks.overview import publish_image, slide_overview
 from slidesam.tasks.plan import provenance
-from slidesam.tasks.pyramid import halve_labels, halve_level
+from slidesam.tasks.pyramid import halve_level
 from slidesam.tasks.sample import sample_slide
 from slidesam.tasks.segment import background_of, segment_outer
 from slidesam.tasks.segmenters import Segmenter, jsonable_params, load_segmenter
 from slidesam.tasks.slide import PixelReader, SlideReader
 from slidesam.tasks.work import (
-    BlockResults,
     Marks,
     Run,
     block_facts,
@@ -54,7 +55,6 @@ from slidesam.tasks.work import (
     output_errors,
     prepared,
     read_json,
-    save_array,
     save_arrays,
     write_json,
 )
@@ -114,7 +114,7 @@ def prepare_slide(run: Run) -> Facts:
         write_json(run.segment_folder / "causes.json", run.causes["segment"])
         write_json(path, known)
     with output_errors(run.segment_folder):
-        BlockResults(run, create=True)
+        BlockResults.create(run)
     return known
 
 
@@ -138,7 +138,7 @@ def segment_blocks(run: Run, block_ids: Sequence[int], go: str = "") -> Facts:
     if todo:
         timeout, retries = run.settings.run.block_timeout, run.settings.run.retries
         attempts = Attempts(run.segment_folder, go, 1 + retries, None if timeout is None else seconds_of(timeout))
-        segmenter, known, results = _segmenter(run), prepared(run), BlockResults(run)
+        segmenter, known, results = _segmenter(run), prepared(run), BlockResults.of(run)
         with closing(open_pixels(run)) as reader:
             # Those that have cost a worker come last, so that they don't cost the others too.
             for block_id in sorted(todo, key=attempts.lost):
@@ -165,11 +165,10 @@ def _segment_block(
     labels = segment_outer(image, block, run.grid, segmenter, known["params"], fill)
     with output_errors(run.segment_folder):
         results.write(block, labels)
-    count = int(labels.max(initial=0))
-    visible = stitch.visible_ids(labels[block.inner.relative_to(block.outer).slices], count)
+    table = describe_block(labels, block, run.grid.shape)
+    save_table(run, block_id, table)
     facts = {
-        "count": count,
-        "halo_only": (np.flatnonzero(~visible) + 1).tolist(),
+        "count": table.area.size,
         "seconds": round(time.perf_counter() - started, 3),
         # Part of what makes results equal, so the provenance has them.
         "device": getattr(segmenter, "device", "cpu"),
@@ -190,77 +189,34 @@ def _failure(run: Run, failures: dict[int, Exception], *, alone: bool) -> Except
 
 
 @task(name="match seams", cache_policy=NO_CACHE, persist_result=False)
-def match_blocks(run: Run, block_ids: Sequence[int]) -> Facts:
-    """Matches at the seams in which these blocks come first."""
+def match_blocks(run: Run, group: tuple[int, ...]) -> Facts:
+    """Compares a group of blocks (`stitch.groups`) with their neighbours."""
     started = time.perf_counter()
-    results, marks = BlockResults(run), Marks(run.stitch_folder)
-    kept = set(kept_blocks(run))
-    found = 0
-    for block_id in block_ids:
-        path = run.stitch_folder / "matches" / f"{block_id}.npz"
-        if marks.get(block_id) is not None and path.exists():
-            continue
-        arrays: dict[str, np.ndarray[Any, Any]] = {}
-        for seam in run.grid.seams(block_id):
-            if seam.second not in kept:
-                continue
-            first, second = (results.read(run.grid[side], seam.overlap) for side in (seam.first, seam.second))
-            matches = stitch.match_seam(first, second, run.settings.stitch.min_iou)
-            arrays |= {f"{seam.second}.{field}": array for field, array in matches._asdict().items()}
-            found += matches.first.size
-        save_arrays(path, arrays)
-        marks.put(block_id, {"seconds": round(time.perf_counter() - started, 3)})
-    return {"matches": found, "seconds": time.perf_counter() - started}
+    if not stitch.is_compared(run, group):
+        stitch.compare_group(run, group)
+    return {"seconds": time.perf_counter() - started}
 
 
 @task(name="number objects", cache_policy=NO_CACHE, persist_result=False)
 def resolve_objects(run: Run) -> Facts:
-    """Numbers the slide's objects and makes the empty label pyramid."""
-    path = run.stitch_folder / "resolved.json"
-    resolved = read_json(path)
-    if resolved is None:
-        kept = kept_blocks(run)
-        marks = {block_id: block_facts(run, block_id) for block_id in kept}
-        lost = sum(mark is None for mark in marks.values())
-        if lost:
-            raise OutputError(f"{run.name}: {lost} blocks lost their results: run the same command again")
-        known = [marks.get(block_id) or {"count": 0, "halo_only": []} for block_id in range(len(run.grid))]
-        visible = [np.ones(mark["count"], bool) for mark in known]
-        for array, mark in zip(visible, known, strict=True):
-            array[np.asarray(mark["halo_only"], np.int64) - 1] = False
-        offsets, relabelling, objects = stitch.resolve([mark["count"] for mark in known], visible, _matches(run, kept))
-        save_array(run.stitch_folder / "offsets.npy", offsets)
-        save_array(run.stitch_folder / "relabelling.npy", relabelling)
-        resolved = {"objects": objects}
-        write_json(run.stitch_folder / "causes.json", run.causes["stitch"])
-        write_json(path, resolved)
+    """Numbers the slide's objects, reports on its seams and makes the empty label pyramid."""
+    started = time.perf_counter()
+    resolved = stitch.resolve_run(run)
     with output_errors(run.store):
         _ready_label(run, resolved["objects"])
-    return resolved
+    return {
+        "objects": resolved["objects"],
+        "warnings": resolved["seams"]["warnings"],
+        "seconds": time.perf_counter() - started,
+    }
 
 
 @task(name="paint", cache_policy=NO_CACHE, persist_result=False)
-def paint_blocks(run: Run, block_ids: Sequence[int]) -> Facts:
-    """Writes these blocks' inner regions to level 0 and to the further levels that they fill with whole shards."""
+def paint_blocks(run: Run, group: tuple[int, ...]) -> Facts:
+    """Writes the labels of a group of blocks to level 0 and to the further levels that they fill with whole shards."""
     started = time.perf_counter()
-    results, marks = BlockResults(run), Marks(run.paint_folder)
-    levels = _label_levels(run)
-    in_block = in_block_levels(run.grid.block_shape, len(levels))
-    # Only this batch's part of them comes into memory.
-    offsets, relabelling = (
-        np.load(run.stitch_folder / f"{name}.npy", mmap_mode="r") for name in ("offsets", "relabelling")
-    )
-    for block_id in block_ids:
-        if marks.get(block_id) is not None:
-            continue
-        block = run.grid[block_id]
-        own = relabelling[offsets[block_id] : offsets[block_id + 1]]
-        labels = stitch.paint(results.read(block, block.inner), own, levels[0].dtype)
-        with output_errors(run.store):
-            for number, array in enumerate(levels[:in_block]):
-                omezarr.write_plane(array, shard_region(block.inner, number), labels)
-                labels = halve_labels(labels)
-        marks.put(block_id, {})
+    if not stitch.is_painted(run, group):
+        stitch.paint_group(run, group)
     return {"seconds": time.perf_counter() - started}
 
 
@@ -268,9 +224,8 @@ def paint_blocks(run: Run, block_ids: Sequence[int]) -> Facts:
 def export_slide(run: Run, objects: int, seconds: dict[str, float]) -> Facts:
     """Writes the upper levels and the overlay, then what makes the result count as finished: metadata, and run.json."""
     started = time.perf_counter()
-    levels = _label_levels(run)
     with output_errors(run.store):
-        _finish_levels(run, levels)
+        _finish_levels(run)
     mask = read_tissue(run)
     write_overlay(run, objects, mask, kept_blocks(run))
     with output_errors(run.store):
@@ -281,8 +236,9 @@ def export_slide(run: Run, objects: int, seconds: dict[str, float]) -> Facts:
     return facts
 
 
-def _finish_levels(run: Run, levels: list[zarr.Array[Any]]) -> None:
+def _finish_levels(run: Run) -> None:
     """Fills the levels that blocks don't fill."""
+    levels = omezarr.open_levels(run.store / "labels" / run.label, run.settings.image.ome_zarr)
     for level in range(in_block_levels(run.grid.block_shape, len(levels)), len(levels)):
         halve_level(levels[level - 1], levels[level])
 
@@ -315,18 +271,6 @@ def _segmenter(run: Run) -> Any:
     return load_segmenter(run.settings.segmenter.model_dump_json(), run.slide.is_rgb, run.segmenter_identity)
 
 
-def _matches(run: Run, kept: Sequence[int]) -> list[tuple[int, int, stitch.Matches]]:
-    found, both = [], set(kept)
-    for block_id in kept:
-        arrays = load_arrays(run.stitch_folder / "matches" / f"{block_id}.npz")
-        for seam in run.grid.seams(block_id):
-            if seam.second not in both:
-                continue
-            fields = (arrays[f"{seam.second}.{field}"] for field in stitch.Matches._fields)
-            found.append((seam.first, seam.second, stitch.Matches(*fields)))
-    return found
-
-
 def _ready_label(run: Run, objects: int) -> None:
     """Makes the empty label pyramid, unless this very one is being painted already."""
     started = run.paint_folder / "started.json"
@@ -336,9 +280,7 @@ def _ready_label(run: Run, objects: int) -> None:
     run.overlay.unlink(missing_ok=True)
     for old in run.work.glob("paint-*"):
         _forget(old)
-    dtype = np.dtype(np.uint32 if objects < 2**32 else np.uint64)
-    root = zarr.open_group(run.store, mode="r+")
-    omezarr.create_label(root, run.label, run.grid.shape, run.grid.block_shape, dtype, run.settings.image)
+    stitch.ready_label(run, objects)
     write_json(started, {"objects": objects})
 
 
@@ -346,8 +288,3 @@ def _forget(folder: Path) -> None:
     """Removes a folder of marks, the one that says `started` first."""
     (folder / "started.json").unlink(missing_ok=True)
     shutil.rmtree(folder)
-
-
-def _label_levels(run: Run) -> list[zarr.Array[Any]]:
-    group = zarr.open_group(run.store / "labels" / run.label, mode="r+")
-    return [array for _, array in sorted(group.arrays(), key=lambda item: int(item[0]))]

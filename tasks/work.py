@@ -7,9 +7,10 @@
     OUT/.slidesam/<name>/<label>/
         lock.json                         who runs
         state.json                        what `slidesam status` shows
-        segment-<fingerprint>/            params.json, tissue.npz, blocks.zarr, marks/<block_id>.json, starts/<block_id>.json
-        stitch-<fingerprint>/             matches/<block_id>.npz, relabelling.npy, resolved.json, marks/<block_id>.json
-        paint-<fingerprint>/              marks/<block_id>.json
+        segment-<fingerprint>/            params.json, tissue.npz, blocks.zarr, objects/<block_id>.npz,
+                                          marks/<block_id>.json, starts/<block_id>.json
+        stitch-<fingerprint>/             overlaps/<group>.npz, resolved.json, relabelling.npy, offsets.npy, sizes.npy
+        paint-<fingerprint>/              measures/<group>.npz, marks/<group>.json
 
 Folders carry the fingerprint of their stage, so results made under other settings are never mixed in, and a changed setting
 redoes its stage and those after it only. A done-mark is written last, after the result that it vouches for.
@@ -31,21 +32,17 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-from zarr.codecs import BloscCodec
 
 from slidesam.tasks.config import Settings
 from slidesam.tasks.errors import OutputError, SlidesamError, in_one_line
-from slidesam.tasks.grid import Block, BlockGrid, Region
+from slidesam.tasks.grid import BlockGrid
 from slidesam.tasks.image_plan import ImagePlan, plan_image
 from slidesam.tasks.slide import Slide
 
 # Raised when the meaning of the files changes, so that a new version never reads an old one's results as its own.
-_WORK_FORMAT = 2
-# Side of the chunks inside a block's result: what a seam reads at least.
-_RESULT_CHUNK = 256
+_WORK_FORMAT = 3
 
 
 class Run(BaseModel):
@@ -129,7 +126,7 @@ class Run(BaseModel):
             **{f"segmenter.{key}": value for key, value in settings.segmenter.model_dump(mode="json").items()},
             "the segmenter's weights, code or versions": self.segmenter_identity,
         }
-        stitch = {"segment": _digest(segment), "stitch.min_iou": settings.stitch.min_iou}
+        stitch = {"segment": _digest(segment)} | {f"stitch.{key}": value for key, value in settings.stitch}
         export = arrays | {"stitch": _digest(stitch), "output.label": settings.output.label}
         return {"image": image, "segment": segment, "stitch": stitch, "export": export}
 
@@ -260,36 +257,6 @@ class Marks:
             return set()
 
 
-class BlockResults:
-    """Local labels of all blocks: one Zarr array of (block, y, x), one shard file per block, written whole by one task.
-
-    A block's labels start at (0, 0) with its clipped outer region. A block without objects has no file: its done-mark
-    alone says that it was computed.
-
-    Args:
-        run: The run.
-        create: Make the array if it isn't there; else only open it.
-    """
-
-    def __init__(self, run: Run, *, create: bool = False) -> None:
-        self.grid = run.grid
-        path = run.segment_folder / "blocks.zarr"
-        if create and not (path / "zarr.json").exists():
-            create_results(path, run.grid)
-        self.array: zarr.Array[Any] = zarr.open_array(path, mode="r+")
-
-    def write(self, block: Block, labels: NDArray[np.uint32]) -> None:
-        """Stores a block's (y, x) labels of its outer region."""
-        whole = np.zeros(self.array.shape[1:], np.uint32)
-        whole[: labels.shape[0], : labels.shape[1]] = labels
-        self.array[block.block_id] = whole
-
-    def read(self, block: Block, region: Region) -> NDArray[np.uint32]:
-        """A block's labels on a region of the slide that lies inside its outer region, (y, x) uint32."""
-        inside = region.relative_to(block.outer)
-        return np.asarray(self.array[(block.block_id, *inside.slices)], np.uint32)
-
-
 def block_facts(run: Run, block_id: int) -> dict[str, Any] | None:
     """The done-mark of a segmented block, or None: also where the mark is damaged or what it vouches for is gone."""
     facts = Marks(run.segment_folder).get(block_id)
@@ -315,20 +282,6 @@ def kept_blocks(run: Run) -> list[int]:
     """Ids of the blocks that are segmented, ascending."""
     blocks = prepared(run)["blocks"]
     return list(range(len(run.grid))) if blocks is None else blocks
-
-
-def create_results(path: Path, grid: BlockGrid) -> None:
-    """Makes the empty array of block results."""
-    height, width = (-(-size // _RESULT_CHUNK) * _RESULT_CHUNK for size in grid.outer_shape)
-    zarr.create_array(
-        path,
-        shape=(len(grid), height, width),
-        shards=(1, height, width),
-        chunks=(1, _RESULT_CHUNK, _RESULT_CHUNK),
-        dtype="uint32",
-        compressors=[BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle")],
-        overwrite=True,
-    )
 
 
 def save_arrays(path: Path, arrays: dict[str, Any], *, compressed: bool = False) -> None:

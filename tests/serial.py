@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from slidesam.tasks import convert, steps
+from slidesam.tasks import convert, steps, stitch
 from slidesam.tasks.config import make_settings
 from slidesam.tasks.plan import pieced_levels, plan_run
 from slidesam.tasks.work import Run, kept_blocks
@@ -24,15 +24,22 @@ def write_image_serially(run: Run) -> None:
         steps.finish_image.fn(run, [])
 
 
+def stitch_serially(run: Run, order: int = 1) -> int:
+    """Matching, numbering, painting and export of a run whose blocks are segmented, in order or against it; how many objects."""
+    for group in stitch.groups(run)[::order]:
+        steps.match_blocks.fn(run, group)
+    objects = steps.resolve_objects.fn(run)["objects"]
+    for group in stitch.groups(run)[::order]:
+        steps.paint_blocks.fn(run, group)
+    steps.export_slide.fn(run, objects, {})
+    return objects
+
+
 def segment_serially(slide: Path, output: Path, overrides: dict) -> np.ndarray:
     """The slide's (y, x) labels."""
     run = plan_run(slide, output, make_settings(overrides=overrides))
     write_image_serially(run)
     steps.prepare_slide.fn(run)
-    blocks = kept_blocks(run)
-    steps.segment_blocks.fn(run, blocks)
-    steps.match_blocks.fn(run, blocks)
-    facts = steps.resolve_objects.fn(run)
-    steps.paint_blocks.fn(run, blocks)
-    steps.export_slide.fn(run, facts["objects"], {})
+    steps.segment_blocks.fn(run, kept_blocks(run))
+    stitch_serially(run)
     return np.asarray(zarr.open_array(run.store / "labels" / run.label / "0", mode="r")[0, 0, 0])

@@ -14,8 +14,8 @@ import pytest
 import tifffile
 from skimage.data import immunohistochemistry
 
+from slidesam.tasks.block_results import BlockResults
 from slidesam.tasks.config import make_settings
-from slidesam.tasks.work import BlockResults
 from tests.microsam_fixtures import AMG_OPTIONS, MICROSAM_MARKS
 from tests.prefect_fixtures import THIRD_PARTY_WARNINGS
 
@@ -94,7 +94,7 @@ def test_each_blocks_labels_are_micro_sams(
     assert (facts["segmenter"]["devices"], facts["segmenter"]["threads"]) == (["cpu"], [str(THREADS)])
     run = plan_run(slide, tmp_path / "out", settings)
     for block, alone in zip(run.grid, reference[mode], strict=True):
-        ours = BlockResults(run).read(block, block.outer)
+        ours = BlockResults.of(run).read(block, block.outer)
         on_slide = np.ascontiguousarray(alone[block.outer.relative_to(run.grid.window(block)).slices])
         expected, _ = fastremap.renumber(on_slide, preserve_zero=True)
         print(f"{mode}, {scaling}: block {block.block_id} has {ours.max()} objects")

@@ -17,7 +17,7 @@ from slidesam.tasks.errors import OutputError, SegmenterError
 from slidesam.tasks.plan import finished_facts, plan_run
 from slidesam.tasks.slide import SlideReader, open_slide
 from slidesam.tasks.work import Run, block_facts
-from tests.serial import segment_serially, write_image_serially
+from tests.serial import segment_serially, stitch_serially, write_image_serially
 from tests.slides import write_numbered_slide
 
 FUNCTION = {
@@ -78,7 +78,7 @@ def test_damaged_matches_are_removed_and_made_anew(tmp_path: Path) -> None:
     slide = write_numbered_slide(tmp_path / "s.tif")
     whole = segment_serially(slide, tmp_path / "out", FUNCTION)
     folder = planned(slide, tmp_path / "out").stitch_folder
-    (folder / "matches" / "0.npz").write_bytes(b"cut")
+    next((folder / "overlaps").glob("*.npz")).write_bytes(b"cut")
     (folder / "resolved.json").unlink()
     with pytest.raises(OutputError, match="damaged and was removed: run the same command again"):
         segment_serially(slide, tmp_path / "out", FUNCTION)
@@ -110,10 +110,7 @@ def test_every_file_of_the_labels_is_the_same_in_any_order(tmp_path: Path) -> No
         write_image_serially(run)
         steps.prepare_slide.fn(run)
         steps.segment_blocks.fn(run, blocks)
-        steps.match_blocks.fn(run, blocks)
-        steps.resolve_objects.fn(run)
-        steps.paint_blocks.fn(run, blocks)
-        steps.export_slide.fn(run, 30, {})
+        assert stitch_serially(run, order) == 30
         labels = run.store / "labels"
         files.append({path.relative_to(labels): path.read_bytes() for path in labels.rglob("*") if path.is_file()})
     assert files[0] == files[1]

@@ -1,8 +1,8 @@
 """Stitching compared: slidesam, the plain IoU rule and the peers on the very same per-block labels.
 
-    python -m benchmarks.stitching accuracy     what each method makes of every scene, against the truth
-    python -m benchmarks.stitching speed        seconds on large confluent slides, beside what two processes can do at best
-    python -m benchmarks.stitching memory       peak memory of slidesam's processes as slides grow
+python -m benchmarks.stitching accuracy     what each method makes of every scene, against the truth
+python -m benchmarks.stitching speed        seconds on large confluent slides, beside what two processes can do at best
+python -m benchmarks.stitching memory       peak memory of slidesam's processes as slides grow
 """
 
 from __future__ import annotations

@@ -23,7 +23,17 @@ from rich.text import Text
 from benchmarks.stitching.case import Case
 from benchmarks.stitching.make import make_case
 from benchmarks.stitching.noise import PERFECT, Noise
-from benchmarks.stitching.run_method import METHODS, PEERS, PLAIN, SLIDESAM, add_options, peak_mib, open_plane, run, runnable
+from benchmarks.stitching.run_method import (
+    METHODS,
+    PEERS,
+    PLAIN,
+    SLIDESAM,
+    add_options,
+    open_plane,
+    peak_mib,
+    run,
+    runnable,
+)
 from benchmarks.stitching.scenes import SCENES
 from benchmarks.stitching.score import Score, score
 
@@ -139,7 +149,7 @@ def run_command(chosen: argparse.Namespace) -> None:
             outcomes.append(outcome)
             console.print(_table(outcome, len(seeds)))
             for line in _verdict(outcome):
-                console.print(line)
+                console.print(line, markup=False, soft_wrap=True)
             console.print()
     console.print(_summary(outcomes))
     if missing:
@@ -247,7 +257,9 @@ def _verdict(outcome: Outcome) -> list[str]:
         lines.append(f"slidesam beside the best of all peers: {_compared(ours, peers)}")
     if honest and len(honest) < len(peers):
         names = ", ".join(honest)
-        lines.append(f"slidesam beside peers without false merges on perfect input ({names}): {_compared(ours, honest)}")
+        lines.append(
+            f"slidesam beside peers without false merges on perfect input ({names}): {_compared(ours, honest)}"
+        )
     if PLAIN in scored:
         splits, merges = (_beyond(ours, scored[PLAIN], field) for field in ("split_ids", "merged_ids"))
         lines.append(f"splits beyond the plain IoU rule's: {splits} true objects; merges beyond: {merges}")
@@ -333,6 +345,4 @@ def _as_json(seeds: Sequence[int], outcomes: Sequence[Outcome]) -> dict[str, Any
 
 
 def _plain_types(found: Score) -> dict[str, Any]:
-    return {
-        name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in found._asdict().items()
-    }
+    return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in found._asdict().items()}

@@ -11,11 +11,13 @@ import zarr
 from benchmarks.stitching.case import Case
 from benchmarks.stitching.noise import Noise, seen_by_block
 from benchmarks.stitching.scenes import SCENES
+from slidesam.tasks.block_results import create_results
 from slidesam.tasks.grid import BlockGrid
-from slidesam.tasks.work import create_results
 
 
-def make_case(folder: Path, scene: str, noise: Noise, seed: int, *, side: int = 2048, block: int = 256, halo: int = 32) -> Case:
+def make_case(
+    folder: Path, scene: str, noise: Noise, seed: int, *, side: int = 2048, block: int = 256, halo: int = 32
+) -> Case:
     """Writes a case.
 
     Args:

@@ -49,7 +49,9 @@ def seen_by_block(truth: Labels, outer: tuple[slice, slice], noise: Noise, rng: 
         (y, x) uint32 labels of the outer region, 1..n in random order. An object whose pieces don't hang together in this view
         counts as several, as it would for any segmenter.
     """
-    around = tuple(slice(max(s.start - MARGIN, 0), min(s.stop + MARGIN, n)) for s, n in zip(outer, truth.shape, strict=True))
+    around = tuple(
+        slice(max(s.start - MARGIN, 0), min(s.stop + MARGIN, n)) for s, n in zip(outer, truth.shape, strict=True)
+    )
     seen = label(truth[around], background=0, connectivity=2)
     if sum(noise) > 0:
         seen = _blurred(seen, noise, rng)

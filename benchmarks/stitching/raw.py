@@ -23,7 +23,7 @@ from benchmarks.stitching.case import Case
 from slidesam.tasks.config import ImageSettings
 from slidesam.tasks.grid import Region
 from slidesam.tasks.image_plan import in_block_levels, shard_region
-from slidesam.tasks.omezarr import create_label, write_plane
+from slidesam.tasks.omezarr import create_label
 from slidesam.tasks.pyramid import halve_labels
 
 _LABEL = "labels"
@@ -72,13 +72,11 @@ def _seconds(case: Case, out: Path, pipeline: str, levels: int | None) -> float:
     in_block = _create(case, out)
     job = Job(case, out, pipeline, levels or in_block)
     spawn = multiprocessing.get_context("spawn")
-    barrier = spawn.Barrier(_PROCESSES + 1, timeout=_START_SECONDS)
+    barrier = spawn.Barrier(_PROCESSES, timeout=_START_SECONDS)
     os.sync()  # what was written before is not to be waited for within the measurement
     with ProcessPoolExecutor(_PROCESSES, spawn, _start, (job, barrier)) as pool:
-        # Processes are started one by one as work comes in, and neither takes any before both are ready.
-        ready = [pool.submit(os.getpid) for _ in range(_PROCESSES)]
-        barrier.wait()
-        for each in ready:
+        # A process is started with each of these, and takes none before both are ready.
+        for each in [pool.submit(os.getpid) for _ in range(_PROCESSES)]:
             each.result()
         started = time.perf_counter()
         written = sum(pool.map(_copy, range(len(case))))
@@ -128,12 +126,10 @@ class _Copier:
         outer, inner = self._case.outer(block_id), self._case.inner(block_id)
         height, width = (side.stop - side.start for side in outer)
         seen = np.asarray(self._blocks[block_id, :height, :width])
-        labels = seen[
-            tuple(slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer, strict=True))
-        ]
+        labels = seen[tuple(slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer, strict=True))]
         region = Region(inner[0].start, inner[1].start, inner[0].stop, inner[1].stop)
         for number, level in enumerate(self._levels):
-            write_plane(level, shard_region(region, number), labels)
+            level[(0, 0, 0, *shard_region(region, number).slices)] = labels
             labels = halve_labels(labels)
 
 

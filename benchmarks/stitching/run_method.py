@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def runnable(methods: Sequence[str], peers: Path) -> tuple[list[str], str]:
     kept = [method for method in methods if method not in PEERS]
     if not left_out:
         return kept, ""
-    return kept, f"{peers} is not there, so {', '.join(left_out)} are left out: `make peers` makes it."
+    return kept, f"Left out: {', '.join(left_out)}. They need {peers}, which `make peers` makes."
 
 
 def run(method: str, case: Case, out: Path, *, peers: Path, timeout: float | None = None) -> Report:
@@ -131,10 +132,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     """Ends what is left of a process and its group, the patient way first."""
     if process.poll() is None:
         _signal_group(process.pid, signal.SIGTERM)
-        try:
+        with suppress(subprocess.TimeoutExpired):
             process.wait(_GRACE)
-        except subprocess.TimeoutExpired:
-            pass
     _signal_group(process.pid, signal.SIGKILL)
     process.wait()
 

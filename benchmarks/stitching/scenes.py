@@ -50,8 +50,9 @@ def filaments(side: int, rng: np.random.Generator) -> Labels:
         mask[path[:, 0], path[:, 1]] = True
         box = _grown_box(path, width, side)
         disk = ndimage.distance_transform_edt(~mask[box]) <= width
-        if not labels[_grown_box(path, width + 2, side)][ndimage.binary_dilation(
-            np.pad(disk, _margins(box, _grown_box(path, width + 2, side))), iterations=2)].any():
+        if not labels[_grown_box(path, width + 2, side)][
+            ndimage.binary_dilation(np.pad(disk, _margins(box, _grown_box(path, width + 2, side))), iterations=2)
+        ].any():
             labels[box][disk] = number
     return _compact(labels)
 

@@ -1,0 +1,167 @@
+"""slidesam's stitching, without Prefect and Dask: the functions of its tasks in a plain pool of two processes.
+
+The clock runs from the last segmented block to the finished level 0. What is known of each block's objects when it is
+segmented (the table beside its labels) is made before; `table_s` says what that took.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from benchmarks.stitching.case import Case
+from slidesam.tasks import omezarr
+from slidesam.tasks import stitch as steps
+from slidesam.tasks.block_results import save_table
+from slidesam.tasks.config import ImageSettings, make_settings
+from slidesam.tasks.objects import describe_block
+from slidesam.tasks.plan import plan_run
+from slidesam.tasks.work import Marks, Run, write_json
+
+DISTRIBUTION = "slidesam"
+PROCESSES = 2
+_SETTINGS = {
+    "segmenter.kind": "function",
+    "segmenter.target": "benchmarks.stitching.adapters.slidesam:nothing",
+    "image.convert": "never",
+    "blocks.tissue": "off",
+}
+
+
+def nothing(image: Any) -> Any:
+    """The segmenter that is never called: a case comes with its labels."""
+    return np.zeros(image.shape[:2], np.uint32)
+
+
+def stitch(case: Case, out: Path) -> dict[str, Any]:
+    """Stitches a case.
+
+    Args:
+        case: The case.
+        out: Where a (y, x) array of the labels goes.
+
+    Returns:
+        Seconds by stage, and peak memory by kind of process in MiB.
+    """
+    folder = out.with_name(f"{out.name}.run")
+    shutil.rmtree(folder, ignore_errors=True)
+    run = run_of(case, folder)
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(PROCESSES, mp_context=spawn) as pool:
+        started = time.perf_counter()
+        _spread(pool, describe, run, range(len(case)), chunk=4)
+        report = {"table_s": round(time.perf_counter() - started, 3)}
+        _warm_up(pool, folder)
+        started = time.perf_counter()
+        report |= _timed(pool, run)
+        report["seconds"] = round(time.perf_counter() - started, 3)
+        report["peaks"] = {
+            "itself, with the numbering": _peak_mib(0),
+            "worker": max(pool.map(_peak_mib, range(8 * PROCESSES))),
+        }
+    _copy(run, case, out)
+    shutil.rmtree(folder)
+    return report
+
+
+def run_of(case: Case, folder: Path) -> Run:
+    """A run at whose point all blocks of a case are segmented, but for their tables: `describe` makes these."""
+    slide = folder / "case.ome.zarr"
+    group = omezarr.create_store(slide, ImageSettings(), folder)
+    shape = (1, 1, 1, *case.shape)
+    # Without a single chunk: nobody looks at its pixels.
+    omezarr.create_plane_array(group, "0", shape, np.dtype("uint8"), (1024, 1024), ImageSettings())
+    omezarr.describe_image(group, "case", [(1.0, 1.0)], None, None)
+    overrides = _SETTINGS | {"blocks.block_shape": case.block_shape, "blocks.halo": case.halo}
+    run = plan_run(slide, folder / "out", make_settings(overrides=overrides))
+    write_json(run.segment_folder / "params.json", {"blocks": None})
+    (run.segment_folder / "blocks.zarr").symlink_to(case.folder / "blocks.zarr")
+    omezarr.create_store(run.store, ImageSettings(), slide)
+    return run
+
+
+def describe(run: Run, block_ids: Iterable[int]) -> None:
+    """What segmenting writes about these blocks beside their labels."""
+    case = Case.open((run.segment_folder / "blocks.zarr").resolve().parent)
+    for block_id in block_ids:
+        table = describe_block(case.labels(block_id), run.grid[block_id], run.grid.shape)
+        save_table(run, block_id, table)
+        Marks(run.segment_folder).put(block_id, {"count": int(table.area.size)})
+
+
+def _timed(pool: ProcessPoolExecutor, run: Run) -> dict[str, float]:
+    """The three stages, each spread over the processes."""
+    seconds = {}
+    started = time.perf_counter()
+    list(pool.map(steps.compare_group, *_each(run)))
+    seconds["match_s"] = time.perf_counter() - started
+    started = time.perf_counter()
+    resolved = steps.resolve_run(run)
+    steps.ready_label(run, resolved["objects"])
+    seconds["resolve_s"] = time.perf_counter() - started
+    started = time.perf_counter()
+    list(pool.map(steps.paint_group, *_each(run)))
+    seconds["paint_s"] = time.perf_counter() - started
+    return {stage: round(value, 3) for stage, value in seconds.items()}
+
+
+def _each(run: Run) -> tuple[list[Run], list[tuple[int, ...]]]:
+    groups = steps.groups(run)
+    return [run] * len(groups), groups
+
+
+def _spread(pool: ProcessPoolExecutor, function: Callable[..., None], run: Run, ids: range, chunk: int) -> None:
+    parts = [ids[start : start + chunk] for start in range(0, len(ids), chunk)]
+    list(pool.map(function, [run] * len(parts), parts))
+
+
+def _warm_up(pool: ProcessPoolExecutor, folder: Path) -> None:
+    """Has every process import and compile what it will need, on a slide of four blocks."""
+    for number in range(PROCESSES):
+        small = Case(folder / f"warm-{number}", (128, 128), (64, 64), 16)
+        small.save()
+        _write_blocks(small)
+        run = run_of(small, folder / f"warm-run-{number}")
+        describe(run, range(len(small)))
+        # Both at once, so that neither process gets both.
+        list(pool.map(steps.compare_group, *(column * PROCESSES for column in _each(run))))
+        steps.ready_label(run, steps.resolve_run(run)["objects"])
+        list(pool.map(steps.paint_group, *(column * PROCESSES for column in _each(run))))
+
+
+def _write_blocks(case: Case) -> None:
+    """Labels of a few squares, over every seam."""
+    from slidesam.tasks.block_results import create_results
+    from slidesam.tasks.grid import BlockGrid
+
+    create_results(case.folder / "blocks.zarr", BlockGrid(case.shape, case.block_shape, case.halo))
+    y, x = np.ogrid[: case.shape[0], : case.shape[1]]
+    whole = (y // 24 * 8 + x // 24 + 1).astype(np.uint32)
+    blocks = zarr.open_array(case.folder / "blocks.zarr", mode="r+")
+    for block_id in range(len(case)):
+        seen = np.unique(whole[case.outer(block_id)], return_inverse=True)[1].reshape(whole[case.outer(block_id)].shape)
+        blocks[block_id, : seen.shape[0], : seen.shape[1]] = seen + 1
+
+
+def _peak_mib(_: int) -> float:
+    """Peak resident memory of the process that this runs in."""
+    found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return round(int(found[1]) / 1024, 1)
+
+
+def _copy(run: Run, case: Case, out: Path) -> None:
+    """The labels as an array of two dimensions, a row of blocks at a time."""
+    level = zarr.open_array(run.store / "labels" / run.label / "0", mode="r")
+    array = zarr.create_array(out, shape=case.shape, chunks=(1024, 1024), dtype=level.dtype, overwrite=True)
+    for y in range(0, case.shape[0], 1024):
+        array[y : y + 1024] = level[0, 0, 0, y : y + 1024]
