@@ -175,8 +175,8 @@ class _Converter:
         fast = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": 1}
         with zarr.config.set(fast if job.writer == "zarrs" else {}):
             arrays: list[Any] = [group[str(level)] for level in range(job.levels)]
-        # Looking for empty chunks would take a fifth of the time of writing.
-        self._arrays = [each.with_config({"write_empty_chunks": True}) for each in arrays]
+            # Looking for empty chunks would take a fifth of the time of writing. Inside, as this opens them anew.
+            self._arrays = [each.with_config({"write_empty_chunks": True}) for each in arrays]
         self._pixels = np.zeros((3, job.shard, job.shard), np.uint8)
         self._band = np.empty((self._tile[0], job.shard, 3), np.uint8)
         self._read(self._pixels[:, : self._shape[0], : self._shape[1]], 0, 0)

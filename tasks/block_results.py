@@ -6,6 +6,7 @@ segment-<fingerprint>/objects/<block_id>.npz   what a block knows about its obje
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Collection
 from pathlib import Path
@@ -107,7 +108,9 @@ class BlockResults:
             return self._kept[block_id]
         labels = np.asarray(self.array[block_id], np.uint32)
         self._kept[block_id] = labels
-        while len(self._kept) > max(1, _KEPT_BYTES // labels.nbytes):
+        # Two rows of a square group, which is all that its next block can ask for.
+        wanted = 2 * math.isqrt(len(self._whole)) + 3
+        while len(self._kept) > max(1, min(wanted, _KEPT_BYTES // labels.nbytes)):
             self._kept.popitem(last=False)
         return labels
 

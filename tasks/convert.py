@@ -189,12 +189,24 @@ def _array_folder(run: Run, level: int) -> Path:
 
 
 def _write(run: Run, level: int, region: Region, pixels: NDArray[Any]) -> None:
-    """Writes (c, y, x) pixels as whole shards."""
-    write_shards(_open_level(run, level), region, pixels)
+    """Writes (c, y, x) pixels as whole shards; also those that are all 0, as a shard without a file is a shard lost."""
+    array = _open_level(run, level)
+    if _has_blank_shard(array, pixels):
+        # zarrs writes no such shard, zarr itself does if told to.
+        array = zarr.open_array(_array_folder(run, level), mode="r+").with_config({"write_empty_chunks": True})
+    write_shards(array, region, pixels)
+
+
+def _has_blank_shard(array: zarr.Array[Any], pixels: NDArray[Any]) -> bool:
+    """Whether some shard's worth of (c, y, x) pixels, which begin at a shard's corner, is all 0."""
+    height, width = (array.shards or array.chunks)[3:]
+    return any(
+        not pixels[:, y : y + height, x : x + width].any()
+        for y in range(0, pixels.shape[1], height)
+        for x in range(0, pixels.shape[2], width)
+    )
 
 
 def _open_level(run: Run, level: int) -> zarr.Array[Any]:
     """A level's array."""
-    array = open_level(_array_folder(run, level), run.settings.image.ome_zarr)
-    # To look for chunks that are all 0 would take time, and a piece without a file is a piece lost.
-    return array.with_config({"write_empty_chunks": True})
+    return open_level(_array_folder(run, level), run.settings.image.ome_zarr)

@@ -16,6 +16,8 @@ Labels = NDArray[np.uint32]
 Scene = Callable[[int, np.random.Generator], Labels]
 # Mean distance of neighbouring cells in `confluent`, in pixels: about 5900 of them in 2048 x 2048.
 SPACING = 26.6
+# Cells smaller than this, in pixels, are an accident of the seeds' places or of the scene's edge.
+_SLIVER = 60
 
 
 def separated(side: int, rng: np.random.Generator) -> Labels:
@@ -24,14 +26,16 @@ def separated(side: int, rng: np.random.Generator) -> Labels:
 
 
 def confluent(side: int, rng: np.random.Generator) -> Labels:
-    """Cells that touch on all sides: every wrong match joins two of them."""
+    """Cells that touch on all sides: every wrong match joins two of them. Slivers that chance leaves are background."""
     count = round(side / SPACING)
     step = side / count
     corners = np.stack(np.meshgrid(*2 * [np.arange(-1, count + 1) * step], indexing="ij"), -1).reshape(-1, 2)
     seeds = corners + rng.uniform(0.08, 0.92, corners.shape) * step
     pixels = np.stack(np.mgrid[:side, :side], -1).reshape(-1, 2)
     _, nearest = cKDTree(seeds).query(pixels, workers=2)
-    return _compact(nearest.reshape(side, side) + 1)
+    cells = nearest.reshape(side, side) + 1
+    cells[np.bincount(cells.ravel())[cells] < _SLIVER] = 0
+    return _compact(cells)
 
 
 def larger(side: int, rng: np.random.Generator) -> Labels:

@@ -7,6 +7,7 @@ segmented (the table beside its labels) is made before; `table_s` says what that
 from __future__ import annotations
 
 import multiprocessing
+import os
 import re
 import shutil
 import time
@@ -55,6 +56,8 @@ def stitch(case: Case, out: Path) -> dict[str, Any]:
     folder = out.with_name(f"{out.name}.run")
     shutil.rmtree(folder, ignore_errors=True)
     run = run_of(case, folder)
+    # As workers run: what a process has freed it keeps.
+    os.environ |= dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(2**35))
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(PROCESSES, mp_context=spawn) as pool:
         started = time.perf_counter()
