@@ -153,6 +153,25 @@ def count_overlaps(
 
 
 @_compiled
+def _add_border(
+    touching: NDArray[np.uint64], borders: Ints, used: int, sizes: Ints, one: Any, two: Any, length: int
+) -> tuple[NDArray[np.uint64], Ints, int]:
+    """Counts sides of pixels that two labels, or a label and background, share."""
+    sizes[one, 2] += length
+    sizes[two, 2] += length
+    if one != 0 and two != 0:
+        key = (np.uint64(min(one, two)) << np.uint64(32)) | np.uint64(max(one, two))
+        place = _slot(touching, key)
+        if touching[place] == _EMPTY:
+            touching[place] = key
+            used += 1
+        borders[place, 0] += length
+        if 2 * used > touching.size:
+            touching, borders = _grown(touching, borders)
+    return touching, borders, used
+
+
+@_compiled
 def _describe(labels: Labels, count: int, owns: Box) -> tuple[Ints, Ints, Ints, Ints]:
     """Area, owned area, perimeter; boxes."""
     sizes = np.zeros((count + 1, 3), np.int64)
@@ -162,12 +181,13 @@ def _describe(labels: Labels, count: int, owns: Box) -> tuple[Ints, Ints, Ints, 
     used = 0
     height, width = labels.shape
     for y in range(height):
+        row = labels[y]
         owned_row = owns[0] <= y < owns[2]
         start = 0
         while start < width:
-            label = labels[y, start]
+            label = row[start]
             stop = start + 1
-            while stop < width and labels[y, stop] == label:
+            while stop < width and row[stop] == label:
                 stop += 1
             if label != 0:
                 sizes[label, 0] += stop - start
@@ -175,45 +195,23 @@ def _describe(labels: Labels, count: int, owns: Box) -> tuple[Ints, Ints, Ints, 
                     sizes[label, 1] += _shared_length(start, stop, owns[1], owns[3])
                 boxes[label, 0] = min(boxes[label, 0], y)
                 boxes[label, 1] = min(boxes[label, 1], start)
-                boxes[label, 2] = max(boxes[label, 2], y + 1)
+                boxes[label, 2] = y + 1
                 boxes[label, 3] = max(boxes[label, 3], stop)
             if stop < width:
-                other = labels[y, stop]
-                sizes[label, 2] += 1
-                sizes[other, 2] += 1
-                if label != 0 and other != 0:
-                    key = (np.uint64(min(label, other)) << np.uint64(32)) | np.uint64(max(label, other))
-                    place = _slot(touching, key)
-                    if touching[place] == _EMPTY:
-                        touching[place] = key
-                        used += 1
-                    borders[place, 0] += 1
-                    if 2 * used > touching.size:
-                        touching, borders = _grown(touching, borders)
+                touching, borders, used = _add_border(touching, borders, used, sizes, label, row[stop], 1)
             start = stop
         if y + 1 == height:
             break
-        x = 0
-        while x < width:
-            label, other = labels[y, x], labels[y + 1, x]
-            if label == other:
-                x += 1
-                continue
-            stop = x + 1
-            while stop < width and labels[y, stop] == label and labels[y + 1, stop] == other:
+        below = labels[y + 1]
+        start = 0
+        while start < width:
+            label, other = row[start], below[start]
+            stop = start + 1
+            while stop < width and row[stop] == label and below[stop] == other:
                 stop += 1
-            sizes[label, 2] += stop - x
-            sizes[other, 2] += stop - x
-            if label != 0 and other != 0:
-                key = (np.uint64(min(label, other)) << np.uint64(32)) | np.uint64(max(label, other))
-                place = _slot(touching, key)
-                if touching[place] == _EMPTY:
-                    touching[place] = key
-                    used += 1
-                borders[place, 0] += stop - x
-                if 2 * used > touching.size:
-                    touching, borders = _grown(touching, borders)
-            x = stop
+            if label != other:
+                touching, borders, used = _add_border(touching, borders, used, sizes, label, other, stop - start)
+            start = stop
     pairs, lengths = _sorted_table(touching, borders)
     contacts = np.zeros((pairs.size, 3), np.int64)
     for row in range(pairs.size):
@@ -292,11 +290,12 @@ def _measure(labels: NDArray[Any]) -> tuple[NDArray[np.uint64], Ints]:
     used = 0
     height, width = labels.shape
     for y in range(height):
+        row = labels[y]
         start = 0
         while start < width:
-            label = labels[y, start]
+            label = row[start]
             stop = start + 1
-            while stop < width and labels[y, stop] == label:
+            while stop < width and row[stop] == label:
                 stop += 1
             if label != 0:
                 key = np.uint64(label)
@@ -305,14 +304,13 @@ def _measure(labels: NDArray[Any]) -> tuple[NDArray[np.uint64], Ints]:
                     keys[place] = key
                     used += 1
                     counts[place, 3], counts[place, 4] = y, start
-                row = counts[place]
                 length = stop - start
-                row[0] += length
-                row[1] += y * length
-                row[2] += (start + stop - 1) * length // 2
-                row[4] = min(row[4], start)
-                row[5] = y + 1
-                row[6] = max(row[6], stop)
+                counts[place, 0] += length
+                counts[place, 1] += y * length
+                counts[place, 2] += (start + stop - 1) * length // 2
+                counts[place, 4] = min(counts[place, 4], start)
+                counts[place, 5] = y + 1
+                counts[place, 6] = max(counts[place, 6], stop)
                 if 2 * used > keys.size:
                     keys, counts = _grown(keys, counts)
             start = stop

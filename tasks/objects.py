@@ -37,6 +37,24 @@ class ObjectTable(NamedTuple):
     perimeter: NDArray[np.uint32]
     contacts: NDArray[np.uint32]
 
+    @classmethod
+    def empty(cls) -> ObjectTable:
+        """The table of a block without objects."""
+        return cls.unpacked(np.zeros(1, np.int32))
+
+    def packed(self) -> NDArray[np.int32]:
+        """All of it in one array of one dimension, for a file that is read at once."""
+        objects = np.column_stack([self.area, self.owned, self.depth, self.perimeter, self.box])
+        return np.concatenate([[self.area.size], objects.ravel(), self.contacts.ravel()]).astype(np.int32)
+
+    @classmethod
+    def unpacked(cls, values: NDArray[np.int32]) -> ObjectTable:
+        """The table that was packed."""
+        count = int(values[0])
+        objects, contacts = values[1 : 1 + 8 * count].reshape(count, 8), values[1 + 8 * count :].reshape(-1, 3)
+        area, owned, perimeter = (objects[:, column].astype(np.uint32) for column in (0, 1, 3))
+        return cls(area, owned, objects[:, 4:], objects[:, 2], perimeter, contacts.astype(np.uint32))
+
 
 def describe_block(labels: NDArray[np.uint32], block: Block, shape: tuple[int, int]) -> ObjectTable:
     """The table of a block's objects.

@@ -160,7 +160,8 @@ def write_shards(array: zarr.Array[Any], region: Region, pixels: NDArray[Any]) -
         OSError: There is no room, or no permission.
     """
     if array.shards is not None:
-        # zarrs writes in place. What a killed process began to write can't be read, and the far edge's shards are read before they are written.
+        # zarrs writes in place. What a killed process began to write can't be read, and the far edge's shards are read
+        # before they are written.
         folder = Path(str(array.store_path.store).removeprefix("file://")) / array.path
         for y in range(region.y0 // array.shards[3], -(-region.y1 // array.shards[3])):
             for x in range(region.x0 // array.shards[4], -(-region.x1 // array.shards[4])):

@@ -32,7 +32,7 @@ from prefect.cache_policies import NO_CACHE
 
 from slidesam.tasks import convert, omezarr, stitch, tissue
 from slidesam.tasks.attempts import Attempts
-from slidesam.tasks.block_results import BlockResults, save_table
+from slidesam.tasks.block_results import BlockResults, save_frame, save_table
 from slidesam.tasks.config import seconds_of
 from slidesam.tasks.convert import open_pixels
 from slidesam.tasks.errors import HOPELESS, BlockFailures, OutputError, SlideGoneError, in_one_line
@@ -166,7 +166,9 @@ def _segment_block(
     with output_errors(run.segment_folder):
         results.write(block, labels)
     table = describe_block(labels, block, run.grid.shape)
-    save_table(run, block_id, table)
+    if table.area.size:
+        save_table(run, block_id, table)
+        save_frame(run, block, labels)
     facts = {
         "count": table.area.size,
         "seconds": round(time.perf_counter() - started, 3),

@@ -18,7 +18,7 @@ import zarr
 from numpy.typing import NDArray
 
 from slidesam.tasks import omezarr, seam_report
-from slidesam.tasks.block_results import BlockResults, load_table
+from slidesam.tasks.block_results import BlockResults, Frames, load_table
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.grid import Block, Region, Seam
 from slidesam.tasks.image_plan import in_block_levels, shard_region
@@ -69,13 +69,13 @@ def compare_group(run: Run, group: tuple[int, ...]) -> int:
     """
     kept = set(kept_blocks(run))
     own = [block_id for block_id in group if block_id in kept]
-    results = BlockResults.of(run, whole=own)
+    frames = Frames(run)
     tables = [_table(run, block_id) for block_id in own]
     counts = {block_id: table.area.size for block_id, table in zip(own, tables, strict=True)}
     pairs, reach = [np.zeros((0, 9), np.int32)], [np.zeros((0, 5), np.int32)]
     for seam in (seam for block_id in group for seam in run.grid.seams(block_id)):
         if not kept.isdisjoint(seam[:2]):
-            found = _compare_seam(run, seam, results, kept, counts)
+            found = _compare_seam(run, seam, frames, kept, counts)
             pairs.append(found[0])
             reach.append(found[1])
     ratio = run.settings.stitch.twin_border
@@ -100,9 +100,10 @@ def _joined(parts: list[NDArray[Any]], name: str) -> NDArray[np.int32]:
 
 
 def _table(run: Run, block_id: int) -> ObjectTable:
-    if block_facts(run, block_id) is None:
+    facts = block_facts(run, block_id)
+    if facts is None:
         raise OutputError(f"{run.name}: block {block_id} lost its result: run the same command again")
-    return load_table(run, block_id)
+    return load_table(run, block_id) if facts["count"] else ObjectTable.empty()
 
 
 def _with_block(block_id: int, couples: NDArray[np.uint32]) -> NDArray[np.int64]:
@@ -110,11 +111,11 @@ def _with_block(block_id: int, couples: NDArray[np.uint32]) -> NDArray[np.int64]
 
 
 def _compare_seam(
-    run: Run, seam: Seam, results: BlockResults, kept: set[int], counts: dict[int, int]
+    run: Run, seam: Seam, frames: Frames, kept: set[int], counts: dict[int, int]
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Pairs (first block, second block, then as in `Overlaps`) and reach (block, label, into which, ...) of one seam."""
     first, second = run.grid[seam.first], run.grid[seam.second]
-    one, two = (_view(results, block, seam.overlap, kept, counts) for block in (first, second))
+    one, two = (_view(frames, block, seam.overlap, kept, counts) for block in (first, second))
     owned_by_one, owned_by_two = ((block.inner & seam.overlap).relative_to(seam.overlap) for block in (first, second))
     found = compare_views(one, two, seam.overlap.shape, owned_by_one, owned_by_two)
     blocks = np.array([seam.first, seam.second], np.int32)
@@ -123,11 +124,11 @@ def _compare_seam(
     return np.column_stack([np.broadcast_to(blocks, (len(found.pairs), 2)), found.pairs]), reach
 
 
-def _view(results: BlockResults, block: Block, region: Region, kept: set[int], counts: dict[int, int]) -> View:
+def _view(frames: Frames, block: Block, region: Region, kept: set[int], counts: dict[int, int]) -> View:
     """A block's labels, or background where it has none or is left out."""
     if block.block_id not in kept or counts.get(block.block_id) == 0:
         return View(np.zeros(region.shape, np.uint32))
-    return results.view(block, region)
+    return frames.view(block, region)
 
 
 # -------------------------------------------------------------------------------------------------------------- 2. resolve
@@ -217,13 +218,13 @@ def is_compared(run: Run, group: tuple[int, ...]) -> bool:
 def paint_group(run: Run, group: tuple[int, ...]) -> None:
     """Writes the labels of a group's blocks to level 0 and to the further levels that they fill, then what they measure."""
     kept = set(kept_blocks(run))
-    results = BlockResults.of(run, whole=kept.intersection(group))
+    results, frames = BlockResults.of(run), Frames(run)
     levels = omezarr.open_levels(run.store / "labels" / run.label, run.settings.image.ome_zarr)
     in_block = in_block_levels(run.grid.block_shape, len(levels))
     numbering = _numbering(run.stitch_folder)
     measures = [np.zeros((0, 1 + len(_MEASURES)), np.int64)]
     for block_id in group:
-        labels = _painted(run, run.grid[block_id], results, kept, numbering, levels[0].dtype)
+        labels = _painted(run, run.grid[block_id], results, frames, kept, numbering, levels[0].dtype)
         if labels is None:
             continue
         measures.append(_measured(labels, run.grid[block_id].inner))
@@ -252,6 +253,7 @@ def _painted(
     run: Run,
     block: Block,
     results: BlockResults,
+    frames: Frames,
     kept: set[int],
     numbering: dict[str, NDArray[np.int64]],
     dtype: np.dtype[Any],
@@ -268,7 +270,8 @@ def _painted(
         other = run.grid[block_id]
         region = block.inner & other.outer
         at = region.relative_to(block.inner)[:2]
-        overlay(painted, at, results.view(other, region), region.shape, ids, numbering["sizes"])
+        view = View(results.read(other, region)) if other == block else frames.view(other, region)
+        overlay(painted, at, view, region.shape, ids, numbering["sizes"])
         shown = True
     return painted if shown else None
 

@@ -7,8 +7,8 @@
     OUT/.slidesam/<name>/<label>/
         lock.json                         who runs
         state.json                        what `slidesam status` shows
-        segment-<fingerprint>/            params.json, tissue.npz, blocks.zarr, objects/<block_id>.npz,
-                                          marks/<block_id>.json, starts/<block_id>.json
+        segment-<fingerprint>/            params.json, tissue.npz, blocks.zarr, frames/<block_id>.blosc,
+                                          objects/<block_id>.npy, marks/<block_id>.json, starts/<block_id>.json
         stitch-<fingerprint>/             overlaps/<group>.npz, resolved.json, relabelling.npy, offsets.npy, sizes.npy
         paint-<fingerprint>/              measures/<group>.npz, marks/<group>.json
 
@@ -262,8 +262,9 @@ def block_facts(run: Run, block_id: int) -> dict[str, Any] | None:
     facts = Marks(run.segment_folder).get(block_id)
     if facts is None or not isinstance(facts.get("count"), int):
         return None
-    shard = run.segment_folder / "blocks.zarr" / "c" / str(block_id) / "0" / "0"
-    return facts if facts["count"] == 0 or shard.exists() else None
+    folder = run.segment_folder
+    files = (f"blocks.zarr/c/{block_id}/0/0", f"objects/{block_id}.npy", f"frames/{block_id}.blosc")
+    return facts if facts["count"] == 0 or all((folder / name).exists() for name in files) else None
 
 
 def prepared(run: Run) -> dict[str, Any]:

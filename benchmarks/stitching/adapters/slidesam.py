@@ -22,7 +22,7 @@ import zarr
 from benchmarks.stitching.case import Case
 from slidesam.tasks import omezarr
 from slidesam.tasks import stitch as steps
-from slidesam.tasks.block_results import save_table
+from slidesam.tasks.block_results import save_frame, save_table
 from slidesam.tasks.config import ImageSettings, make_settings
 from slidesam.tasks.objects import describe_block
 from slidesam.tasks.plan import plan_run
@@ -60,10 +60,10 @@ def stitch(case: Case, out: Path) -> dict[str, Any]:
     os.environ |= dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(2**35))
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(PROCESSES, mp_context=spawn) as pool:
+        _warm_up(pool, folder)
         started = time.perf_counter()
         _spread(pool, describe, run, range(len(case)), chunk=4)
         report = {"table_s": round(time.perf_counter() - started, 3)}
-        _warm_up(pool, folder)
         started = time.perf_counter()
         report |= _timed(pool, run)
         report["seconds"] = round(time.perf_counter() - started, 3)
@@ -96,8 +96,10 @@ def describe(run: Run, block_ids: Iterable[int]) -> None:
     """What segmenting writes about these blocks beside their labels."""
     case = Case.open((run.segment_folder / "blocks.zarr").resolve().parent)
     for block_id in block_ids:
-        table = describe_block(case.labels(block_id), run.grid[block_id], run.grid.shape)
+        labels = case.labels(block_id)
+        table = describe_block(labels, run.grid[block_id], run.grid.shape)
         save_table(run, block_id, table)
+        save_frame(run, run.grid[block_id], labels)
         Marks(run.segment_folder).put(block_id, {"count": int(table.area.size)})
 
 
