@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import signal
 import sys
@@ -9,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +21,7 @@ from rich.console import Console
 from rich.text import Text
 
 from slidesam.tasks.config import SEGMENTER_KINDS, Settings, make_settings, seconds_of
-from slidesam.tasks.errors import SettingsError, SlidesamError
+from slidesam.tasks.errors import OutputError, SettingsError, SlidesamError
 
 if TYPE_CHECKING:
     from slidesam.flows.cluster import ClusterProfile
@@ -56,6 +57,8 @@ Scheduler = Annotated[
     ),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
+# What the names of a store and of the file on its making end with, after the slide's name and the label.
+_STORE, _PROVENANCE = ".ome.zarr", ".run.json"
 
 
 def _version(show: bool) -> None:
@@ -127,6 +130,32 @@ def status(
         raise SettingsError(f"{output} is no folder: give the one that was named with --output")
     states = read_states(output)
     out.print(status_table(states) if states else Text(f"{output}: nothing of slidesam's here"))
+
+
+@app.command()
+def seams(
+    store: Annotated[Path, typer.Argument(help="A result, <name>.ome.zarr in the output folder.")],
+    label: Annotated[
+        str | None,
+        typer.Option("--label", metavar="NAME", help="Only this label image; by default all that are finished."),
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="List all seams, not only the ten where blocks disagree most.")
+    ] = False,
+) -> None:
+    """Show how well blocks agree on the objects at their seams, and whether the halo is wide enough."""
+    from slidesam.flows.tables import seams_view
+
+    runs = finished_runs(store, label)
+    with_report = [facts for facts in runs.values() if isinstance(facts.get("seams"), dict)]
+    for number, facts in enumerate(with_report):
+        out.print(*([""] if number else []), seams_view(facts, everything=everything), sep="\n")
+    without = [name for name, facts in runs.items() if facts not in with_report]
+    if without:
+        raise OutputError(
+            f"{store} holds {' and '.join(without)} from before there was a report on seams: "
+            "segment the slide again to have one"
+        )
 
 
 @app.command()
@@ -221,6 +250,41 @@ def load_settings(path: Path | None, segmenter: str | None, overrides: Sequence[
         except yaml.YAMLError as error:
             raise SettingsError(f"setting {name}: {text!r} is no YAML value") from error
     return make_settings(values, changed)
+
+
+def finished_runs(store: Path, label: str | None = None) -> dict[str, dict[str, Any]]:
+    """The provenance of the finished label images of a store, by label; read from beside it, so it outlives `clean`.
+
+    Args:
+        store: `<name>.ome.zarr` in an output folder.
+        label: Only this one.
+
+    Raises:
+        SettingsError: It is no store, none of its label images is finished, or not this one.
+    """
+    from slidesam.tasks.work import read_json
+
+    folder, name = store.absolute().parent, store.absolute().name.removesuffix(_STORE)
+    if not store.is_dir() or not store.absolute().name.endswith(_STORE):
+        stores = sorted(path.name for path in store.glob(f"*{_STORE}")) if store.is_dir() else []
+        there = f", such as {store / stores[0]}" if stores else ""
+        raise SettingsError(
+            f"{store} is no result: give <name>{_STORE} in the folder that was named with --output{there}"
+        )
+    found = {}
+    for path in sorted(folder.glob(f"{glob.escape(name)}.*{_PROVENANCE}")):
+        # With a dot in it, it is of another slide whose name begins like this one's.
+        found_label = path.name.removeprefix(f"{name}.").removesuffix(_PROVENANCE)
+        with suppress(ValueError):
+            if "." not in found_label and (facts := read_json(path)) is not None:
+                found[found_label] = facts
+    if not found:
+        raise SettingsError(
+            f"{store}: no label image of it is finished; `slidesam status {folder}` shows how it stands"
+        )
+    if label is not None and label not in found:
+        raise SettingsError(f"{store} has no finished label image {label!r}: there is {' and '.join(found)}")
+    return found if label is None else {label: found[label]}
 
 
 def run_or_stop(slides: Sequence[Path], output: Path, settings: Settings, profile: ClusterProfile) -> int:

@@ -1,4 +1,4 @@
-"""What the command line shows: a slide and its plan, the state of an output folder, the settings as YAML."""
+"""What the command line shows: a slide and its plan, the state of an output folder, what happened at seams, the settings as YAML."""
 
 from __future__ import annotations
 
@@ -13,12 +13,19 @@ from rich.text import Text
 
 from slidesam.tasks.config import Settings
 from slidesam.tasks.errors import SegmenterError
+from slidesam.tasks.grid import BlockGrid
 from slidesam.tasks.plan import explain, finished_facts
+from slidesam.tasks.seam_report import COLUMNS
 from slidesam.tasks.segmenters import segmenter_identity
 from slidesam.tasks.slide import Slide
 from slidesam.tasks.work import Run
 
 _COLOURS = {"finished": "green", "running": "yellow", "stopped": "yellow", "failed": "red"}
+# By what a seam is worth a look; the first of these are the ones that `slidesam seams` shows.
+_DISAGREEMENTS, _WORST = ("contested", "one_sided", "united", "dropped"), 10
+# Those that are counted among the objects at seams; of the others a share would say nothing.
+_AMONG_OBJECTS = ("matched", "contested", "one_sided", "united")
+_ADJACENT = {(0, 1): "side by side", (1, 0): "above and below", (1, 1): "at a corner", (1, -1): "at a corner"}
 
 
 def slide_table(slide: Slide, settings: Settings, output: Path | None) -> Table:
@@ -100,6 +107,85 @@ def status_table(states: list[dict[str, Any]]) -> Group:
         shown = Text(status, _COLOURS.get(status, ""))
         table.add_row(Text(state["slide"]), Text(state["label"]), shown, blocks, objects, updated)
     return Group(table, *(Text(f"\n{state['error']}") for state in states if "error" in state))
+
+
+def seams_view(facts: dict[str, Any], *, everything: bool = False) -> Group:
+    """What happened at the seams of a finished run: totals, warnings, and the seams at which blocks disagree most.
+
+    Args:
+        facts: The provenance, as in `<name>.<label>.run.json`, with its report on seams.
+        everything: Whether to list all seams at which objects lie.
+    """
+    report, blocks = facts["seams"], facts["settings"]["blocks"]
+    grid = BlockGrid(tuple(facts["slide"]["levels"][0]["shape"]), tuple(blocks["block_shape"]), blocks["halo"])
+    height, width = grid.block_shape
+    parts: list[Text | Table] = [
+        Text(f"{facts['slide']['name']}: {facts['objects']:,} {facts['label']} in {len(grid):,} blocks "
+             f"of {width} × {height} px with a halo of {grid.halo} px", "bold"),
+    ]  # fmt: skip
+    if len(grid) == 1:
+        return Group(Text(f"{facts['slide']['name']}: the slide is one block, so it has no seams"))
+    if report["rows"]:
+        parts += [Text(), _totals_table(report["totals"])]
+    elif grid.halo:
+        parts.append(Text("no object lies at a seam"))
+    parts += [Text.assemble("\n", ("note: ", "yellow"), warning) for warning in report["warnings"]]
+    return Group(*parts, *_seam_parts(report, grid, everything=everything))
+
+
+def _totals_table(totals: dict[str, int]) -> Table:
+    """Counts for the slide, their share of the objects at seams, and what they mean."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_column(justify="right")
+    table.add_column()
+    for name, words in COLUMNS.items():
+        share = f"{totals[name] / max(totals['objects'], 1):.1%}".replace("%", " %") if name in _AMONG_OBJECTS else ""
+        table.add_row(_in_words(name), f"{totals[name]:,}", share, words)
+    return table
+
+
+def _seam_parts(report: dict[str, Any], grid: BlockGrid, *, everything: bool) -> list[Text | Table]:
+    """The seams, those with most disagreements first, under a sentence that says which of them these are."""
+    seams = [dict(zip(report["columns"], row, strict=True)) for row in report["rows"]]
+    if not seams:
+        return []
+    seams.sort(key=_disagreements, reverse=True)
+    telling = [seam for seam in seams if _disagreements(seam)]
+    shown = seams if everything else telling[:_WORST]
+    where = f"{len(seams):,} of {sum(1 for _ in grid.seams()):,} seams"
+    if not shown:
+        return [Text(f"\nobjects lie at {where}, and at none of them do blocks disagree (--all lists them)")]
+    more = "" if len(shown) == len(seams) else f", the {len(shown)} where blocks disagree most (--all lists all)"
+    return [Text(f"\nobjects lie at {where}{more}:"), _seams_table(shown, grid)]
+
+
+def _disagreements(seam: dict[str, int]) -> int:
+    return sum(seam[name] for name in _DISAGREEMENTS)
+
+
+def _seams_table(seams: list[dict[str, int]], grid: BlockGrid) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("block", "and block", "lie"):
+        table.add_column(name, no_wrap=True)
+    for name in COLUMNS:
+        table.add_column(_in_words(name), justify="right", no_wrap=True)
+    for seam in seams:
+        table.add_row(*_place(grid, seam["first"], seam["second"]), *(f"{seam[name]:,}" for name in COLUMNS))
+    return table
+
+
+def _place(grid: BlockGrid, first: int, second: int) -> tuple[str, str, str]:
+    """Row and column of two blocks, and how they lie to each other."""
+    (row, column), (other_row, other_column) = grid[first].block_index, grid[second].block_index
+    # Where the halo is wider than a block, blocks that don't touch see the same pixels.
+    lie = _ADJACENT.get((other_row - row, other_column - column), "apart")
+    return f"row {row}, column {column}", f"row {other_row}, column {other_column}", lie
+
+
+def _in_words(name: str) -> str:
+    return name.replace("_", "-")
 
 
 def settings_yaml(settings: Settings) -> str:

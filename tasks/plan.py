@@ -185,12 +185,13 @@ def read_states(output: Path) -> list[dict[str, Any]]:
     return states
 
 
-def provenance(run: Run, *, objects: int, seconds: dict[str, float]) -> dict[str, Any]:
+def provenance(run: Run, *, objects: int, seams: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
     """How the result was made: enough to make it again, or to say why another differs.
 
     Args:
         run: The run, all of whose blocks are segmented.
         objects: Number of objects.
+        seams: The report on them, as `seam_report.make_report` returns it.
         seconds: Per stage, the wall time of its tasks added up.
     """
     prepared = read_json(run.segment_folder / "params.json") or {}
@@ -222,4 +223,6 @@ def provenance(run: Run, *, objects: int, seconds: dict[str, float]) -> dict[str
         "fingerprints": run.fingerprints,
         "task_seconds": {stage: round(value, 3) for stage, value in seconds.items()},
         "versions": {name: version for name in _PACKAGES if (version := package_version(name))},
+        # Last, as it is long.
+        "seams": seams,
     }

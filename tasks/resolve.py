@@ -315,7 +315,8 @@ def _missed(instances: Instances, pairs: Pairs, visible: Flags, attached: Flags,
     missed = ~visible & ~attached & (instances.depth >= EDGE)
     if rules.rescue is None or not missed.any():
         return np.zeros(len(instances), bool)
-    typical = np.median(instances.area[visible & (instances.depth >= EDGE)]) if visible.any() else 0
+    whole = instances.area[visible & (instances.depth >= EDGE)]
+    typical = np.median(whole) if whole.size else 0
     missed &= instances.area >= rules.rescue * typical
     free = np.bincount(pairs.reaching, pairs.reach[:, 1], len(instances))
     missed &= 2 * free >= instances.area

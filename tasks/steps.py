@@ -233,7 +233,8 @@ def export_slide(run: Run, objects: int, seconds: dict[str, float]) -> Facts:
     with output_errors(run.store):
         omezarr.finish_label(zarr.open_group(run.store, mode="r+"), run.label, run.slide.mpp)
     seconds = {**seconds, "export": time.perf_counter() - started}
-    facts = provenance(run, objects=objects, seconds=seconds)
+    seams = stitch.resolve_run(run)["seams"]
+    facts = provenance(run, objects=objects, seams=seams, seconds=seconds)
     write_json(run.provenance, facts)
     return facts
 
