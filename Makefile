@@ -5,14 +5,16 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+PEERS  := .venv-peers
 DEMO   ?= demo-output
 
 .DEFAULT_GOAL := help
+STITCHING := stitching-accuracy stitching-speed stitching-memory
 BENCHMARKS := accuracy block conversion empty kills memory overhead rechunk tissue
-.PHONY: help install lock demo test test-fast screenshots $(BENCHMARKS) lint format typecheck clean
+.PHONY: help install lock demo test test-fast screenshots $(BENCHMARKS) $(STITCHING) peers lint format typecheck clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 install: $(STAMP)  ## create or update .venv from requirements.lock
 
@@ -49,18 +51,31 @@ screenshots: install  ## the browser test, keeping its pictures in screenshots/
 $(BENCHMARKS): install
 	@$(BIN)/python -m benchmarks.$@
 
+$(STITCHING): install
+	@$(BIN)/python -m benchmarks.stitching $(@:stitching-%=%) --json benchmarks/results/$@.json
+
+peers: $(PEERS)/.installed  ## an environment with the tools that stitching is compared with, in .venv-peers
+
+$(PEERS)/.installed: benchmarks/stitching/peers.txt | install
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@$(BIN)/uv pip install --quiet --python $(PEERS)/bin/python -r benchmarks/stitching/peers.txt
+	@touch $@
+
 accuracy:    ## how well `watershed` finds nuclei, in blocks and as a whole (needs ../shared/data)
 block:       ## seconds and peak memory of one block, per segmenter
 conversion:  ## converting a slide of 20 000 px beside what this machine can do at best
 empty:       ## what leaving out background saves on a nearly empty slide
 kills:       ## kill -9 of everything at 20 random moments: equal files, nothing finished done twice
+stitching-accuracy:  ## stitching: found, exact, merged, split, beside peers (make peers first), 20 minutes
+stitching-memory:  ## stitching: peak memory of slides of 8192, 16 384 and 32 768 px
+stitching-speed:  ## stitching: seconds beside the raw limit and peers
 memory:      ## peak memory of every process for slides of 10 000 and 20 000 px
 overhead:    ## what Prefect and Dask take when segmenting takes 2 s, or 0.1 s, a block
 rechunk:     ## slides that are costly to read block by block, as they are and rechunked
 tissue:      ## blocks left out and objects lost on real images (needs ../shared/data)
 
 clean:  ## remove .venv and what was made
-	@rm -rf $(VENV) $(DEMO) build screenshots .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(PEERS) $(DEMO) build screenshots .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 lint: install  ## ruff, the rule that keeps the layers apart, mypy
 	@$(BIN)/ruff check .

@@ -283,7 +283,7 @@ def finished_runs(store: Path, label: str | None = None) -> dict[str, dict[str, 
             f"{store}: no label image of it is finished; `slidesam status {folder}` shows how it stands"
         )
     if label is not None and label not in found:
-        raise SettingsError(f"{store} has no finished label image {label!r}: there is {' and '.join(found)}")
+        raise SettingsError(f"{store} has no finished label image {label!r}, only {' and '.join(found)}")
     return found if label is None else {label: found[label]}
 
 

@@ -1,4 +1,4 @@
-"""What the command line shows: a slide and its plan, the state of an output folder, what happened at seams, the settings as YAML."""
+"""What the command line shows: a slide and its plan, the state of an output folder, a run's seams, the settings as YAML."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def _totals_table(totals: dict[str, int]) -> Table:
     table.add_column(justify="right")
     table.add_column()
     for name, words in COLUMNS.items():
-        share = f"{totals[name] / max(totals['objects'], 1):.1%}".replace("%", " %") if name in _AMONG_OBJECTS else ""
+        share = f"{100 * totals[name] / max(totals['objects'], 1):.3g} %" if name in _AMONG_OBJECTS else ""
         table.add_row(_in_words(name), f"{totals[name]:,}", share, words)
     return table
 
@@ -166,13 +166,14 @@ def _disagreements(seam: dict[str, int]) -> int:
 
 
 def _seams_table(seams: list[dict[str, int]], grid: BlockGrid) -> Table:
+    """A row per seam; as wide as it must be, since numbers that are cut say nothing."""
+    names = ["block", "and block", "lie", *map(_in_words, COLUMNS)]
+    rows = [[*_place(grid, seam["first"], seam["second"]), *(f"{seam[name]:,}" for name in COLUMNS)] for seam in seams]
     table = Table(box=None, pad_edge=False)
-    for name in ("block", "and block", "lie"):
-        table.add_column(name, no_wrap=True)
-    for name in COLUMNS:
-        table.add_column(_in_words(name), justify="right", no_wrap=True)
-    for seam in seams:
-        table.add_row(*_place(grid, seam["first"], seam["second"]), *(f"{seam[name]:,}" for name in COLUMNS))
+    for number, column in enumerate(zip(names, *rows, strict=True)):
+        table.add_column(column[0], justify="left" if number < 3 else "right", min_width=max(map(len, column)))
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slidesam.tasks.grid import BlockGrid
-from slidesam.tasks.resolve import EDGE, Instances, Pairs, Resolution
+from slidesam.tasks.resolve import EDGE, Facts, Instances, Pairs, Resolution
 
 Ints = NDArray[np.int64]
 # What is counted, per seam and for the slide, with the words that explain it.
@@ -48,10 +48,10 @@ def make_report(grid: BlockGrid, instances: Instances, pairs: Pairs, resolution:
         "contested": ~agreed & overlapping,
         "one_sided": ~agreed & ~overlapping,
         "united": united[group],
-        "dropped": dropped[group],
     }
     saved_seam, saved = _rescued(grid, instances, pairs, facts.rescued, facts.group)
-    counts = {name: _by_seam(seam[flag]) for name, flag in flags.items()} | {"rescued": _by_seam(saved_seam)}
+    counts = {name: _by_seam(seam[flag]) for name, flag in flags.items()}
+    counts |= {"rescued": _by_seam(saved_seam), "dropped": _by_seam(_dropped(grid, instances, pairs, facts))}
     totals = {name: int(np.unique(group[flag]).size) for name, flag in flags.items()}
     totals["matched"] = totals["objects"] - int(np.unique(group[~agreed]).size)
     totals |= {"rescued": int(np.unique(saved).size), "dropped": int(dropped.sum())}
@@ -112,6 +112,15 @@ def _rescued(
     return found[:, 0], found[:, 1]
 
 
+def _dropped(grid: BlockGrid, instances: Instances, pairs: Pairs, facts: Facts) -> Ints:
+    """Seams at which objects that gave way overlap others, once per object; they may lie wholly in their block."""
+    claims = facts.whole | facts.piece | facts.dropped
+    rivals = claims[pairs.first] & claims[pairs.second] & (facts.group[pairs.first] != facts.group[pairs.second])
+    seam, group = _of_pairs(grid, instances, pairs, facts.group, rivals)
+    gave_way = np.concatenate([facts.dropped[pairs.first[rivals]], facts.dropped[pairs.second[rivals]]])
+    return _unique(seam[gave_way], group[gave_way])[:, 0]
+
+
 def _by_seam(seams: Ints) -> dict[int, int]:
     return dict(zip(*(column.tolist() for column in np.unique(seams, return_counts=True)), strict=True))
 
@@ -155,7 +164,7 @@ def _advice(grid: BlockGrid, objects: int, wide: int, needed: Ints) -> dict[str,
         return {"advised_halo": None, "warnings": []}
     # Most of them, so that one freak doesn't set the halo for all.
     halo = -(-int(np.percentile(needed, 95, method="higher")) // _STEP) * _STEP
-    what = f"{wide / objects:.0%} of the {objects:,} objects at seams are wider than the halo of {grid.halo} px"
+    what = f"{100 * wide / objects:.0f} % of the {objects:,} objects at seams are wider than the halo of {grid.halo} px"
     if halo > min(grid.block_shape):
         words = f"{what}, and many longer than a block: they are put together from pieces; larger blocks would help"
         return {"advised_halo": None, "warnings": [words]}

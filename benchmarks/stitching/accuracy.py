@@ -24,6 +24,7 @@ from benchmarks.stitching.case import Case
 from benchmarks.stitching.make import make_case
 from benchmarks.stitching.noise import PERFECT, Noise
 from benchmarks.stitching.run_method import (
+    FLOW,
     METHODS,
     PEERS,
     PLAIN,
@@ -124,7 +125,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="how many (default: %(default)s)")
     parser.add_argument("--seed", type=int, metavar="FIRST", help="the first of them (default: drawn by chance)")
     parser.add_argument("--scenes", nargs="+", choices=list(SCENES), default=list(SCENES))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=[name for name in METHODS if name != FLOW])
     parser.add_argument("--side", type=int, default=2048, help="of a scene, in pixels (default: %(default)s)")
     parser.add_argument("--block", type=int, default=256, help="side of a block, in pixels (default: %(default)s)")
     parser.add_argument("--halo", type=int, default=32, help="in pixels (default: %(default)s)")

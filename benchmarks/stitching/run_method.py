@@ -23,8 +23,8 @@ from benchmarks.stitching.case import Case
 
 Report = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]
-SLIDESAM, PLAIN = "slidesam", "plain_iou"
-OURS = (SLIDESAM, PLAIN)
+SLIDESAM, PLAIN, FLOW = "slidesam", "plain_iou", "slidesam_flow"
+OURS = (SLIDESAM, PLAIN, FLOW)
 PEERS = ("bioimage_py", "dask_image", "ngio", "patchworks", "patchworks_iou", "stardist")
 METHODS = (*OURS, *PEERS)
 # Seconds that a method gets to end by itself once it is told to: what it started has to be stopped too.

@@ -71,7 +71,7 @@ def stitch(case: Case, out: Path) -> dict[str, Any]:
             "itself, with the numbering": _peak_mib(0),
             "worker": max(pool.map(_peak_mib, range(8 * PROCESSES))),
         }
-    _copy(run, case, out)
+    copy(run, case, out)
     shutil.rmtree(folder)
     return report
 
@@ -134,7 +134,7 @@ def _warm_up(pool: ProcessPoolExecutor, folder: Path) -> None:
     for number in range(PROCESSES):
         small = Case(folder / f"warm-{number}", (128, 128), (64, 64), 16)
         small.save()
-        _write_blocks(small)
+        write_blocks(small)
         run = run_of(small, folder / f"warm-run-{number}")
         describe(run, range(len(small)))
         # Both at once, so that neither process gets both.
@@ -143,7 +143,7 @@ def _warm_up(pool: ProcessPoolExecutor, folder: Path) -> None:
         list(pool.map(steps.paint_group, *(column * PROCESSES for column in _each(run))))
 
 
-def _write_blocks(case: Case) -> None:
+def write_blocks(case: Case) -> None:
     """Labels of a few squares, over every seam."""
     from slidesam.tasks.block_results import create_results
     from slidesam.tasks.grid import BlockGrid
@@ -164,7 +164,7 @@ def _peak_mib(_: int) -> float:
     return round(int(found[1]) / 1024, 1)
 
 
-def _copy(run: Run, case: Case, out: Path) -> None:
+def copy(run: Run, case: Case, out: Path) -> None:
     """The labels as an array of two dimensions, a row of blocks at a time."""
     level = zarr.open_array(run.store / "labels" / run.label / "0", mode="r")
     array = zarr.create_array(out, shape=case.shape, chunks=(1024, 1024), dtype=level.dtype, overwrite=True)
