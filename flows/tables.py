@@ -154,11 +154,13 @@ def _seam_parts(report: dict[str, Any], grid: BlockGrid, *, everything: bool) ->
     seams.sort(key=_disagreements, reverse=True)
     telling = [seam for seam in seams if _disagreements(seam)]
     shown = seams if everything else telling[:_WORST]
-    where = f"{len(seams):,} of {sum(1 for _ in grid.seams()):,} seams"
+    where = f"\nobjects lie at {len(seams):,} of {sum(1 for _ in grid.seams()):,} seams"
     if not shown:
-        return [Text(f"\nobjects lie at {where}, and at none of them do blocks disagree (--all lists them)")]
-    more = "" if len(shown) == len(seams) else f", the {len(shown)} where blocks disagree most (--all lists all)"
-    return [Text(f"\nobjects lie at {where}{more}:"), _seams_table(shown, grid)]
+        return [Text(f"{where}, and at all of them blocks agree (--all lists them)")]
+    most = f", most at these {_WORST}" if len(telling) > _WORST else ""
+    if not everything:
+        where += f"; at {len(telling):,} blocks disagree or see only pieces{most} (--all lists all)"
+    return [Text(f"{where}:"), _seams_table(shown, grid)]
 
 
 def _disagreements(seam: dict[str, int]) -> int:

@@ -174,8 +174,8 @@ class StitchSettings(_Section):
     """Share of what other blocks show of an object that a block's label must cover to give the object its outline."""
     max_conflict: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of an object that others may claim; beyond it the object is taken for another view of them and dropped."""
-    rescue: Annotated[float, Field(ge=0)] | None = 0.1
-    """Objects that their own block missed and a neighbour sees whole in its halo are kept from this share of the median object's area on; none = never."""  # noqa: E501
+    rescue: Annotated[float, Field(ge=0)] | None = 0.5
+    """Objects that their own block missed and a neighbour sees whole in its halo are kept from this share of the median object's area on; null = never."""  # noqa: E501
 
 
 class OutputSettings(_Section):

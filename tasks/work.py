@@ -10,7 +10,7 @@
         segment-<fingerprint>/            params.json, tissue.npz, blocks.zarr, frames/<block_id>.blosc,
                                           objects/<block_id>.npy, marks/<block_id>.json, starts/<block_id>.json
         stitch-<fingerprint>/             overlaps/<group>.npz, resolved.json, relabelling.npy, offsets.npy, sizes.npy
-        paint-<fingerprint>/              measures/<group>.npz, marks/<group>.json
+        paint-<fingerprint>/              measures/<group>.npy, marks/<group>.json
 
 Folders carry the fingerprint of their stage, so results made under other settings are never mixed in, and a changed setting
 redoes its stage and those after it only. A done-mark is written last, after the result that it vouches for.

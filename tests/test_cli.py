@@ -42,7 +42,7 @@ def errors_of(result: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in result.stderr.splitlines() if line.startswith("error:")]
 
 
-@pytest.mark.parametrize("command", [[], ["segment"], ["inspect"], ["status"], ["settings"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["segment"], ["inspect"], ["status"], ["seams"], ["settings"], ["demo"]])
 def test_help_answers(command, home) -> None:
     result = slidesam(*command, "--help", home=home)
     assert result.returncode == 0
@@ -66,6 +66,7 @@ def test_help_is_quick_because_it_loads_no_prefect() -> None:
         (["segment", "a.svs", "--output", "o", "--settings", "none.yaml"], 1, "none.yaml"),
         (["inspect", "no-such.svs"], 1, "no-such.svs"),
         (["status", "no-such-folder"], 1, "no-such-folder"),
+        (["seams", "no-such.ome.zarr"], 1, "no-such.ome.zarr is no result"),
     ],
 )  # fmt: skip
 def test_wrong_usage_and_settings(arguments, code, words, home, tmp_path, monkeypatch) -> None:

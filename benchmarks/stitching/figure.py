@@ -36,7 +36,7 @@ _COLOURS = np.array([
     [0.96, 0.92, 0.58], [0.62, 0.87, 0.86], [0.86, 0.76, 0.66],
 ])  # fmt: skip
 _FADED = 0.55  # how much paler the halo is than what a block owns
-# A place at which all kinds of error show: seed of the scene, and the rows and columns of it that are drawn.
+# A place at which more goes wrong than at most: seed of the scene, and the rows and columns of it that are drawn.
 _SEED, _ROWS, _COLUMNS = 3, slice(95, 183), slice(200, 312)
 _DPI = 200
 
