@@ -6,7 +6,7 @@
 4. `settle`    objects that others cover are dropped; the rest are numbered 1..N
 
 Labels of all blocks are numbered through (an *instance*: block k's label i is `offsets[k] + i - 1`), and every table is
-an array over instances or over pairs of them: some hundred bytes per object, no pixel. There is no order in which
+an array over instances or over pairs of them: a few hundred bytes per object, no pixel. There is no order in which
 blocks are treated, so the outcome depends on none.
 """
 
@@ -116,7 +116,7 @@ class Facts:
     """What was found on the way, per instance or per pair.
 
     Attributes:
-        group: (n,) number of the object that an instance belongs to, before numbering; -1 = to none.
+        group: (n,) number of the object that an instance belongs to, before numbering.
         matched: (pairs,) whether the two are judged one object.
         whole: (n,) the instance gives its object's outline.
         piece: (n,) the instance is painted where its block owns it, as no block sees the object whole.

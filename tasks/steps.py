@@ -236,7 +236,8 @@ def export_slide(run: Run, objects: int, seconds: dict[str, float]) -> Facts:
     seams = stitch.resolve_run(run)["seams"]
     facts = provenance(run, objects=objects, seams=seams, seconds=seconds)
     write_json(run.provenance, facts)
-    return facts
+    # A row per seam is for the file, not for a flow's result.
+    return facts | {"seams": {name: value for name, value in seams.items() if name != "rows"}}
 
 
 def _finish_levels(run: Run) -> None:

@@ -1,7 +1,7 @@
 """From the blocks' labels to one label image, group of blocks by group of blocks.
 
 1. `compare_group`   which labels of neighbouring blocks overlap, for the seams of a group
-2. `resolve_run`     the slide's objects, from all overlaps: the only step that sees the whole slide, a hundred bytes per object
+2. `resolve_run`     the slide's objects, from all overlaps: the only step that sees the whole slide, but no pixel
 3. `paint_group`     the labels of a group's blocks, level 0 and what it fills of the levels above, and measurements
 
 A group is a square of neighbouring blocks, so that few blocks are read by more than one task; each task takes a second or so.

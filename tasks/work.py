@@ -23,6 +23,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -41,6 +42,7 @@ from slidesam.tasks.grid import BlockGrid
 from slidesam.tasks.image_plan import ImagePlan, plan_image
 from slidesam.tasks.slide import Slide
 
+_INTEGERS = re.compile(r"\[\n\s+((?:-?\d+,\n\s+)*-?\d+)\n\s+\]")
 # Raised when the meaning of the files changes, so that a new version never reads an old one's results as its own.
 _WORK_FORMAT = 3
 
@@ -217,8 +219,10 @@ def output_errors(path: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, value: object, *, sync: bool = True) -> None:
-    """Writes JSON atomically."""
-    write_atomic(path, (json.dumps(value, indent=2, default=str) + "\n").encode(), sync=sync)
+    """Writes JSON atomically; lists of nothing but integers take a line."""
+    text = json.dumps(value, indent=2, default=str)
+    text = _INTEGERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
+    write_atomic(path, f"{text}\n".encode(), sync=sync)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

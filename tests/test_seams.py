@@ -131,7 +131,7 @@ def test_dropped_where_it_lies_at_the_seam_itself() -> None:
 
 def test_dropped_though_it_lies_at_the_seam_only_by_what_covers_it() -> None:
     # Block 1 missed what block 0 sees in its halo, of which block 1's own object claims an eighth.
-    case = FourBlocks().see(slice(10, 20), slice(41, 49), 0).see(slice(10, 20), slice(48, 70), 1)
+    case = FourBlocks().see(slice(10, 20), slice(41, 49), 0).see(slice(10, 20), slice(48, 60), 1)
     assert at(case.report(), 0, 1) == {"rescued": 1}
     report = case.report(max_conflict=0.1)
     assert at(report, 0, 1) == totals(report) == {"dropped": 1}
