@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,6 +17,11 @@ from slidesam.tasks.config import StitchSettings
 from slidesam.tasks.grid import BlockGrid
 from tests.blockwise import Stitched, segmented, stitched
 from tests.same import assert_same_segmentation
+
+
+def examples(number: int) -> settings:
+    """That many, or SLIDESAM_EXAMPLES times as many for a longer search."""
+    return settings(max_examples=number * int(os.environ.get("SLIDESAM_EXAMPLES", "1")), deadline=None)
 
 
 def components(image):
@@ -41,7 +48,7 @@ masks = shapes.flatmap(lambda shape: hnp.arrays(bool, shape, elements=st.boolean
 
 
 @given(masks, blocks, st.integers(0, 5))
-@settings(max_examples=300, deadline=None)
+@examples(300)
 def test_blockwise_equals_whole_image_where_the_halo_is_as_wide_as_the_objects(mask, block_shape, extra) -> None:
     whole = components(mask)
     grid = BlockGrid(mask.shape, block_shape, widest(whole) + extra)
@@ -52,7 +59,7 @@ def test_blockwise_equals_whole_image_where_the_halo_is_as_wide_as_the_objects(m
 
 
 @given(shapes.flatmap(lambda shape: hnp.arrays(np.uint8, shape, elements=st.integers(0, 6))), blocks, st.integers(0, 5))
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_any_label_image_comes_back_even_with_objects_in_several_pieces(labels, block_shape, extra) -> None:
     grid = BlockGrid(labels.shape, block_shape, widest(labels) + extra)
     assert_same_segmentation(blockwise(labels, grid, lambda image: image).labels, labels)
@@ -92,7 +99,7 @@ rules = st.builds(
 
 
 @given(disagreeing_blocks(), rules)
-@settings(max_examples=300, deadline=None)
+@examples(300)
 def test_whatever_blocks_say(case, rule) -> None:
     grid, outer = case
     found = stitched(outer, grid, rule)
