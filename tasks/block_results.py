@@ -6,6 +6,8 @@ segment-<fingerprint>/objects/<block_id>.npy   what a block knows about its obje
 
 from __future__ import annotations
 
+import os
+import zlib
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -59,7 +61,7 @@ class BlockResults:
     """
 
     def __init__(self, path: Path, grid: BlockGrid) -> None:
-        self.grid = grid
+        self.grid, self._path = grid, path
         with zarr.config.set(FAST):
             self.array: zarr.Array[Any] = zarr.open_array(path, mode="r+")
 
@@ -83,11 +85,29 @@ class BlockResults:
         # Through zarr itself, which writes beside and renames, so that a killed worker leaves no half shard.
         with zarr.config.set({"codec_pipeline.path": "zarr.core.codec_pipeline.BatchedCodecPipeline"}):
             zarr.open_array(self.array.store_path, mode="r+")[block.block_id] = whole
+        shard = self._shard(block.block_id)
+        if shard.exists():
+            # Before the mark that vouches for it.
+            with shard.open("rb") as stream:
+                os.fsync(stream.fileno())
 
     def read(self, block: Block, region: Region) -> NDArray[np.uint32]:
-        """A block's labels on a region of the slide that lies inside its outer region, (y, x) uint32."""
-        inside = region.relative_to(block.outer)
-        return np.asarray(self.array[(block.block_id, *inside.slices)], np.uint32)
+        """Labels of a block that has objects, on a region of the slide that lies inside its outer region, (y, x) uint32.
+
+        Raises:
+            OutputError: Its shard is damaged, and removed, so that the block is segmented anew; or gone.
+        """
+        inside, shard = region.relative_to(block.outer), self._shard(block.block_id)
+        if not shard.exists():
+            raise OutputError(f"{shard} is gone: run the same command again")
+        try:
+            return np.asarray(self.array[(block.block_id, *inside.slices)], np.uint32)
+        except (RuntimeError, ValueError) as error:
+            shard.unlink(missing_ok=True)
+            raise OutputError(f"{shard} is damaged and was removed: run the same command again") from error
+
+    def _shard(self, block_id: int) -> Path:
+        return self._path / "c" / str(block_id) / "0" / "0"
 
 
 class Frames:
@@ -129,7 +149,7 @@ def save_frame(run: Run, block: Block, labels: NDArray[np.uint32]) -> None:
     strips = [labels[place.relative_to(block.outer).slices].ravel() for place in _places(run.grid, block)]
     pixels = np.concatenate([np.zeros(0, np.uint32), *strips])
     data: bytes = blosc.compress(pixels, b"lz4hc", 5, blosc.SHUFFLE) if pixels.size else b""
-    write_atomic(_frame_path(run, block.block_id), data)
+    write_atomic(_frame_path(run, block.block_id), zlib.crc32(data).to_bytes(4, "little") + data)
 
 
 def load_frame(run: Run, block: Block) -> list[tuple[Region, NDArray[np.uint32]]]:
@@ -143,8 +163,11 @@ def load_frame(run: Run, block: Block) -> list[tuple[Region, NDArray[np.uint32]]
     pixels = np.empty(sum(sizes), np.uint32)
     path = _frame_path(run, block.block_id)
     try:
+        data = path.read_bytes()
+        if int.from_bytes(data[:4], "little") != zlib.crc32(data[4:]):
+            raise ValueError("checksum differs")
         if pixels.size:
-            blosc.decompress(path.read_bytes(), pixels)
+            blosc.decompress(data[4:], pixels)
     except (OSError, RuntimeError, ValueError) as error:
         path.unlink(missing_ok=True)
         raise OutputError(f"{path} is damaged and was removed: run the same command again") from error

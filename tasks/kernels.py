@@ -251,7 +251,8 @@ def _overlay(
         row = labels[labels_at[0] + y, labels_at[1] : labels_at[1] + width]
         onto = painted[painted_at[0] + y, painted_at[1] : painted_at[1] + width]
         for x in range(width):
-            if row[x] == 0:
+            # Past the end: from another moment than the ids. Nothing here checks an index.
+            if row[x] == 0 or row[x] >= ids.size:
                 continue
             claimed = ids[row[x]]
             if claimed <= 0:

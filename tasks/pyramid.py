@@ -143,13 +143,6 @@ def region_below(region: Region, shape: tuple[int, ...]) -> Region:
     return Region(2 * region.y0, 2 * region.x0, min(2 * region.y1, shape[0]), min(2 * region.x1, shape[1]))
 
 
-def halve_level(finer: zarr.Array[Any], coarser: zarr.Array[Any]) -> None:
-    """Fills a label level from the one below, shard by shard."""
-    for region in shard_regions(coarser):
-        below = region_below(region, finer.shape[3:])
-        coarser[(0, 0, 0, *region.slices)] = halve_labels(np.asarray(finer[(0, 0, 0, *below.slices)]))
-
-
 def halve_region(finer: zarr.Array[Any], region: Region) -> NDArray[Any]:
     """One region of an image's level from the one below, quarter by quarter so that memory stays bounded.
 

@@ -451,7 +451,9 @@ def settle(
     quality = _qualities(instances, groups, whole, piece, missed, involved, total)
     by_quality = _ranks(involved, *quality)
     stays = _give_way(one, two, pixels, by_quality, rules.max_conflict * size[involved], np.ones(involved.size, bool))
-    stays = _give_way(one, two, pixels, _ranks(involved, size[involved]), 0.9 * size[involved], stays)
+    # As pixels are given away: to the smaller, of equals to the lower id, which is the one whose first label comes first.
+    by_size = _ranks(involved, size[involved], _first_labels(groups, whole | piece, total)[involved])
+    stays = _give_way(one, two, pixels, by_size, 0.9 * size[involved], stays)
     kept[involved] = stays
     return kept
 
@@ -513,12 +515,19 @@ def _give_way(one: Ints, two: Ints, pixels: Ints, rank: Ints, limit: NDArray[np.
     return np.asarray(state == 2)
 
 
+def _first_labels(groups: Ints, active: Flags, total: int) -> Ints:
+    """(total,) the first active instance of each group, 0 where there is none."""
+    instances = np.flatnonzero(active)[::-1]
+    first = np.zeros(total, np.int64)
+    # Of repeated indices the last one written stays.
+    first[groups[instances]] = instances
+    return first
+
+
 def _numbered(instances: Instances, groups: Ints, active: Flags, whole: Flags) -> tuple[Ints, Ints]:
     """Relabelling and sizes: ids 1..N by the first painted label in block order."""
     painted = np.flatnonzero(active)
-    first = np.zeros(int(groups.max(initial=-1)) + 1, np.int64)
-    # Of repeated indices the last one written stays.
-    first[groups[painted[::-1]]] = painted[::-1]
+    first = _first_labels(groups, active, int(groups.max(initial=-1)) + 1)
     starts = np.zeros(len(instances), bool)
     starts[first[groups[painted]]] = True
     number = np.cumsum(starts)

@@ -41,7 +41,7 @@ from slidesam.tasks.objects import describe_block
 from slidesam.tasks.overlay import write_overlay
 from slidesam.tasks.overview import publish_image, slide_overview
 from slidesam.tasks.plan import provenance
-from slidesam.tasks.pyramid import halve_level
+from slidesam.tasks.pyramid import halve_labels, region_below, shard_regions
 from slidesam.tasks.sample import sample_slide
 from slidesam.tasks.segment import background_of, segment_outer
 from slidesam.tasks.segmenters import Segmenter, jsonable_params, load_segmenter
@@ -136,6 +136,7 @@ def segment_blocks(run: Run, block_ids: Sequence[int], go: str = "") -> Facts:
     todo = [block_id for block_id in block_ids if block_facts(run, block_id) is None]
     failures: dict[int, Exception] = {}
     if todo:
+        _forget_stitching(run)
         timeout, retries = run.settings.run.block_timeout, run.settings.run.retries
         attempts = Attempts(run.segment_folder, go, 1 + retries, None if timeout is None else seconds_of(timeout))
         segmenter, known, results = _segmenter(run), prepared(run), BlockResults.of(run)
@@ -163,6 +164,9 @@ def _segment_block(
     image = reader.read(block.outer)
     fill = np.asarray(known["fill"], image.dtype)
     labels = segment_outer(image, block, run.grid, segmenter, known["params"], fill)
+    marks = Marks(run.segment_folder)
+    # An old mark must not vouch for a mixture of old and new.
+    marks.remove(block_id)
     with output_errors(run.segment_folder):
         results.write(block, labels)
     table = describe_block(labels, block, run.grid.shape)
@@ -176,7 +180,15 @@ def _segment_block(
         "device": getattr(segmenter, "device", "cpu"),
         "threads": os.environ.get("OMP_NUM_THREADS"),
     }
-    Marks(run.segment_folder).put(block_id, facts)
+    marks.put(block_id, facts)
+
+
+def _forget_stitching(run: Run) -> None:
+    """Removes what was made of blocks of which some are segmented anew: on another device their labels may be others."""
+    for folder in (*run.work.glob("stitch-*"), *run.work.glob("paint-*")):
+        for name in ("resolved.json", "started.json"):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _failure(run: Run, failures: dict[int, Exception], *, alone: bool) -> Exception:
@@ -226,8 +238,10 @@ def paint_blocks(run: Run, group: tuple[int, ...]) -> Facts:
 def export_slide(run: Run, objects: int, seconds: dict[str, float]) -> Facts:
     """Writes the upper levels and the overlay, then what makes the result count as finished: metadata, and run.json."""
     started = time.perf_counter()
-    with output_errors(run.store):
-        _finish_levels(run)
+    # One that is listed is whole; a run that was killed after that must not touch it again.
+    if not omezarr.is_finished(run.store, run.label):
+        with output_errors(run.store):
+            _finish_levels(run)
     mask = read_tissue(run)
     write_overlay(run, objects, mask, kept_blocks(run))
     with output_errors(run.store):
@@ -244,7 +258,11 @@ def _finish_levels(run: Run) -> None:
     """Fills the levels that blocks don't fill."""
     levels = omezarr.open_levels(run.store / "labels" / run.label, run.settings.image.ome_zarr)
     for level in range(in_block_levels(run.grid.block_shape, len(levels)), len(levels)):
-        halve_level(levels[level - 1], levels[level])
+        finer, coarser = levels[level - 1], levels[level]
+        for region in shard_regions(coarser):
+            below = region_below(region, finer.shape[3:])
+            labels = np.asarray(finer[(0, 0, 0, *below.slices)])
+            omezarr.write_shards(coarser, region, halve_labels(labels))
 
 
 def _blocks_to_segment(run: Run, overview: NDArray[Any]) -> list[int] | None:

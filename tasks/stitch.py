@@ -42,6 +42,7 @@ from slidesam.tasks.work import (
 
 # What a task compares or paints: some second of work, less where that would leave workers without any.
 _TASK_PIXELS, _SMALLEST_TASK, _WANTED_TASKS = 64 * 2**20, 16 * 2**20, 16
+_NUMBERING = ("offsets", "relabelling", "sizes")
 _MEASURES = ("area", "sum_y", "sum_x", "y0", "x0", "y1", "x1")
 
 
@@ -72,10 +73,13 @@ def compare_group(run: Run, group: tuple[int, ...]) -> int:
     frames = Frames(run)
     tables = [_table(run, block_id) for block_id in own]
     counts = {block_id: table.area.size for block_id, table in zip(own, tables, strict=True)}
+    # Also of the neighbours outside the group, which a seam may lead to.
+    around = {seam.second for block_id in group for seam in run.grid.seams(block_id)} & kept
+    known = counts | {block_id: _count(run, block_id) for block_id in around - counts.keys()}
     pairs, reach = [np.zeros((0, 9), np.int32)], [np.zeros((0, 5), np.int32)]
     for seam in (seam for block_id in group for seam in run.grid.seams(block_id)):
         if not kept.isdisjoint(seam[:2]):
-            found = _compare_seam(run, seam, frames, kept, counts)
+            found = _compare_seam(run, seam, frames, kept, known)
             pairs.append(found[0])
             reach.append(found[1])
     ratio = run.settings.stitch.twin_border
@@ -100,10 +104,7 @@ def _joined(parts: list[NDArray[Any]], name: str) -> NDArray[np.int32]:
 
 
 def _table(run: Run, block_id: int) -> ObjectTable:
-    facts = block_facts(run, block_id)
-    if facts is None:
-        raise OutputError(f"{run.name}: block {block_id} lost its result: run the same command again")
-    return load_table(run, block_id) if facts["count"] else ObjectTable.empty()
+    return load_table(run, block_id) if _count(run, block_id) else ObjectTable.empty()
 
 
 def _with_block(block_id: int, couples: NDArray[np.uint32]) -> NDArray[np.int64]:
@@ -126,9 +127,21 @@ def _compare_seam(
 
 def _view(frames: Frames, block: Block, region: Region, kept: set[int], counts: dict[int, int]) -> View:
     """A block's labels, or background where it has none or is left out."""
-    if block.block_id not in kept or counts.get(block.block_id) == 0:
+    if block.block_id not in kept or not counts[block.block_id]:
         return View(np.zeros(region.shape, np.uint32))
     return frames.view(block, region)
+
+
+def _count(run: Run, block_id: int) -> int:
+    """How many objects a block has.
+
+    Raises:
+        OutputError: Its result is gone.
+    """
+    facts = block_facts(run, block_id)
+    if facts is None:
+        raise OutputError(f"{run.name}: block {block_id} lost its result: run the same command again")
+    return int(facts["count"])
 
 
 # -------------------------------------------------------------------------------------------------------------- 2. resolve
@@ -142,7 +155,7 @@ def resolve_run(run: Run) -> dict[str, Any]:
     """
     path = run.stitch_folder / "resolved.json"
     resolved = read_json(path)
-    if resolved is not None:
+    if resolved is not None and all((run.stitch_folder / f"{name}.npy").exists() for name in _NUMBERING):
         return resolved
     instances, pairs = load_instances(run)
     result = resolve(instances, pairs, run.settings.stitch)
@@ -221,7 +234,7 @@ def paint_group(run: Run, group: tuple[int, ...]) -> None:
     results, frames = BlockResults.of(run), Frames(run)
     levels = omezarr.open_levels(run.store / "labels" / run.label, run.settings.image.ome_zarr)
     in_block = in_block_levels(run.grid.block_shape, len(levels))
-    numbering = _numbering(run.stitch_folder)
+    numbering = _numbering(run)
     measures = [np.zeros((0, 1 + len(_MEASURES)), np.int64)]
     for block_id in group:
         labels = _painted(run, run.grid[block_id], results, frames, kept, numbering, levels[0].dtype)
@@ -238,15 +251,24 @@ def paint_group(run: Run, group: tuple[int, ...]) -> None:
 
 def is_painted(run: Run, group: tuple[int, ...]) -> bool:
     """Whether a group's labels are written."""
-    return Marks(run.paint_folder).get(group_name(group)) is not None
+    measured = (run.paint_folder / "measures" / f"{group_name(group)}.npy").exists()
+    return measured and Marks(run.paint_folder).get(group_name(group)) is not None
 
 
-def _numbering(folder: Path) -> dict[str, NDArray[np.int64]]:
-    """Offsets, relabelling and sizes; only what is looked at comes into memory."""
-    # Not read-only, which numba would compile for once more; nothing is written back.
-    return {
-        name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="c")) for name in ("offsets", "relabelling", "sizes")
-    }
+def _numbering(run: Run) -> dict[str, NDArray[np.int64]]:
+    """Offsets, relabelling and sizes; only what is looked at comes into memory.
+
+    Raises:
+        OutputError: They are damaged or gone; the numbering is forgotten, so that the next run does it anew.
+    """
+    folder = run.stitch_folder
+    try:
+        # Not read-only, which numba would compile for once more; nothing is written back.
+        found = {name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="c")) for name in _NUMBERING}
+    except (OSError, ValueError, EOFError) as error:
+        (folder / "resolved.json").unlink(missing_ok=True)
+        raise OutputError(f"{folder} lost the numbers of the objects: run the same command again") from error
+    return found
 
 
 def _painted(

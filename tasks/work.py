@@ -248,6 +248,10 @@ class Marks:
         """Vouches for a block's result; call it after the result is written."""
         write_json(self.folder / f"{block_id}.json", {"block_id": block_id, **facts})
 
+    def remove(self, block_id: int | str) -> None:
+        """Takes a mark back; call it before the result is replaced."""
+        (self.folder / f"{block_id}.json").unlink(missing_ok=True)
+
     def get(self, block_id: int | str) -> dict[str, Any] | None:
         """A block's facts, or None while it isn't done."""
         return read_json(self.folder / f"{block_id}.json")

@@ -146,10 +146,71 @@ def test_measurements_of_the_parts_add_up(slide: Path, tmp_path: Path) -> None:
         assert box == [known[f"bbox-{side}"][row] for side in range(4)]
 
 
-@pytest.mark.parametrize("name", ["frames/7.blosc", "objects/7.npy"])
-def test_what_is_damaged_of_a_block_is_removed_and_made_anew(name: str, slide: Path, tmp_path: Path) -> None:
+def test_blocks_without_objects_between_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stitch, "_SMALLEST_TASK", 1)
+    monkeypatch.setattr(stitch, "_TASK_PIXELS", 1)
+    image = np.zeros((128, 256), np.uint8)
+    # The second and the last column of blocks see nothing.
+    image[20:100, 10:30] = image[20:100, 150:160] = 200
+    tifffile.imwrite(tmp_path / "s.tif", image, tile=(64, 64))
+    settings = SETTINGS | {"blocks.halo": 16}
+    labels = segment_serially(tmp_path / "s.tif", tmp_path / "out", settings)
+    assert_same_segmentation(labels, ndimage.label(image)[0])
+
+
+def test_a_shard_of_an_upper_level_that_a_kill_cut_is_written_anew(blobs: np.ndarray, tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "s.tif", np.tile(blobs, (3, 3)).astype(np.uint8), tile=(64, 64))
+    run = segmented(tmp_path / "s.tif", tmp_path / "out", **{"blocks.block_shape": 256})
+    objects = stitch_serially(run)
+    files = label_files(run)
+    labels = run.store / "labels"
+    upper = max((labels / run.label).glob("[1-9]/c/0/0/0/0/0"))
+    upper.write_bytes(upper.read_bytes()[:-5])
+    # What the kill left: nothing listed, no provenance.
+    (labels / "zarr.json").write_text((labels / "zarr.json").read_text().replace(f'"{run.label}"', ""))
+    steps.export_slide.fn(run, objects, {})
+    assert label_files(run) == files
+
+
+def test_a_block_segmented_anew_is_compared_and_painted_anew(slide: Path, tmp_path: Path) -> None:
     run = segmented(slide, tmp_path)
-    (run.segment_folder / name).write_bytes(b"cut")
+    stitch_serially(run)
+    (run.segment_folder / "marks" / "7.json").unlink()
+    steps.segment_blocks.fn(run, [7])
+    assert not any(stitch.is_compared(run, group) or stitch.is_painted(run, group) for group in stitch.groups(run))
+    assert not (run.stitch_folder / "resolved.json").exists()
+
+
+@pytest.mark.parametrize("lost", ["offsets.npy", "relabelling.npy", "sizes.npy"])
+def test_lost_numbers_are_made_anew(lost: str, slide: Path, tmp_path: Path) -> None:
+    run = segmented(slide, tmp_path)
+    stitch_serially(run)
+    expected = level_0(run)
+    (run.stitch_folder / lost).write_bytes(b"cut")
+    for mark in (run.paint_folder / "marks").glob("*.json"):
+        mark.unlink()
+    with pytest.raises(OutputError, match="lost the numbers of the objects: run the same command again"):
+        stitch_serially(run)
+    stitch_serially(run)
+    np.testing.assert_array_equal(level_0(run), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("frames/7.blosc", "cut"),
+        ("frames/7.blosc", "flipped"),
+        ("objects/7.npy", "cut"),
+        ("blocks.zarr/c/7/0/0", "cut"),
+    ],
+)
+def test_what_is_damaged_of_a_block_is_removed_and_made_anew(
+    name: str, damage: str, slide: Path, tmp_path: Path
+) -> None:
+    run = segmented(slide, tmp_path)
+    data = bytearray((run.segment_folder / name).read_bytes())
+    data[len(data) // 2] ^= 255
+    (run.segment_folder / name).write_bytes(data[:-7] if damage == "cut" else data)
     with pytest.raises(OutputError, match="damaged and was removed: run the same command again"):
         stitch_serially(run)
     assert block_facts(run, 7) is None
