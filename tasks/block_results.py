@@ -34,8 +34,7 @@ _KEPT_FRAMES, _KEPT_BYTES = 32, 192 * 2**20
 def create_results(path: Path, grid: BlockGrid) -> None:
     """Makes the empty array of block results.
 
-    Written once and read twice, by tasks that do little else: of Blosc's codecs this one decodes fastest, into half of
-    zstd's size.
+    Written once, by a task that takes seconds, and read by one that does little else: this codec decodes fastest.
     """
     height, width = (-(-size // _CHUNK) * _CHUNK for size in grid.outer_shape)
     zarr.create_array(
@@ -113,8 +112,8 @@ class BlockResults:
 class Frames:
     """What neighbours need of a block, apart from the rest: its labels along the edges that it shares with them.
 
-    As wide as the overlap, so twice the halo, on each side where the slide goes on: all seams are compared, and all neighbours
-    painted, from these, in a quarter of the time that it takes to decode the blocks. The latest are kept in memory.
+    As wide as the overlap, so twice the halo, on each side where the slide goes on: all seams are compared, and all
+    neighbours painted, from these. The latest are kept in memory.
 
     Args:
         run: The run.
