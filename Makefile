@@ -39,7 +39,7 @@ KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=34359738368 MALLOC_TRIM_THRESHOLD_=3435973
 demo: install  ## make a 4096 x 4096 px slide and segment it, about a minute; look at the picture that it names
 	@$(BIN)/slidesam demo --output $(DEMO)
 
-test: lint  ## lint, types and all tests (about 18 minutes on two cores; fast ones alone: make test-fast)
+test: lint  ## lint, types and all tests (about 22 minutes on two cores; fast ones alone: make test-fast)
 	@$(KEEP_MEMORY) $(BIN)/python -m pytest
 
 test-fast: install  ## the tests that take seconds

@@ -141,7 +141,7 @@ def write_planes(array: zarr.Array[Any], region: Region, pixels: NDArray[Any], f
 def open_levels(group: Path, ome_zarr: str) -> list[zarr.Array[Any]]:
     """The levels 0..n of an image or label image, to be written whole shard by whole shard, and read.
 
-    Writing by zarrs takes 0.8 of zarr's time (benchmarks/raw_limit.py).
+    Reading and writing labels by zarrs takes half of zarr's time (`make stitching-speed`, rows "raw").
     """
     names = sorted((path.name for path in group.iterdir() if path.name.isdigit()), key=int)
     return [open_level(group / name, ome_zarr) for name in names]
