@@ -1,7 +1,7 @@
 """Loops over labelled pixels, compiled by numba: counting who touches, who overlaps whom, and what lies where.
 
-All take labels as (y, x) uint32, 0 = background, and walk rows in runs of equal label, of which there are some twenty times
-fewer than pixels. Nothing here knows blocks or slides.
+All take labels as (y, x) uint32, 0 = background, and walk rows in runs of equal label, of which there are far fewer than
+pixels. Nothing here knows blocks or slides.
 """
 
 from __future__ import annotations
