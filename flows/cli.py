@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import glob
 import os
-import signal
 import sys
-import threading
-import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
-from rich.console import Console
 from rich.text import Text
 
+from slidesam.flows import cli_cluster
+from slidesam.flows.cli_cluster import ClusterChanges, ClusterName, choose_profile
+from slidesam.flows.console import out, say, say_failed
 from slidesam.tasks.config import SEGMENTER_KINDS, Settings, make_settings, seconds_of
-from slidesam.tasks.errors import OutputError, SettingsError, SlidesamError
+from slidesam.tasks.errors import OutputError, SettingsError
 
 if TYPE_CHECKING:
-    from slidesam.flows.cluster import ClusterProfile
     from slidesam.tasks.clean import Removed, Size
 
 app = typer.Typer(
@@ -35,7 +31,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
 
 SettingsFile = Annotated[
     Path | None, typer.Option("--settings", help="YAML file with settings; `slidesam settings` prints one.")
@@ -48,14 +43,17 @@ Overrides = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    typer.Option("--workers", min=1, help="Worker processes; by default one per core and 8 GiB. With one GPU: 1."),
+    typer.Option("--workers", min=1, help="Worker processes on this machine; by default one per core and 8 GiB."),
 ]
 Scheduler = Annotated[
     str | None,
     typer.Option(
-        "--scheduler", metavar="ADDRESS", help="Use a Dask cluster that runs already, e.g. tcp://10.0.0.5:8786."
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Use a Dask cluster that runs already (--cluster attach), e.g. tcp://10.0.0.5:8786.",
     ),
 ]
+cli_cluster.add_to(app)
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
 # What the names of a store and of the file on its making end with, after the slide's name and the label.
 _STORE, _PROVENANCE = ".ome.zarr", ".run.json"
@@ -87,16 +85,16 @@ def segment(
     settings: SettingsFile = None,
     segmenter: SegmenterKind = None,
     overrides: Overrides = None,
+    cluster: ClusterName = None,
+    cluster_changes: ClusterChanges = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
 ) -> None:
-    """Segment slides on this machine. The same command again goes on where an earlier one stopped."""
-    from slidesam.flows.cluster import DaskProfile, LocalProfile
-
-    if scheduler is not None and workers is not None:
-        raise SettingsError("--workers starts workers here and --scheduler uses those of a cluster: give one of them")
+    """Segment slides, here or on a cluster. The same command again goes on where an earlier one stopped."""
     chosen = load_settings(settings, segmenter, overrides)
-    profile = LocalProfile(workers=workers) if scheduler is None else DaskProfile(address=scheduler)
+    profile = choose_profile(cluster, cluster_changes, workers, scheduler)
+    from slidesam.flows.command import run_or_stop
+
     raise typer.Exit(run_or_stop(slides, output, chosen, profile))
 
 
@@ -179,7 +177,7 @@ def clean(
         raise SettingsError(f"{output} is no folder: give the one that was named with --output")
     removed = remove(output, keep=0.0 if everything else None if keep is None else _seconds(keep), dry_run=dry_run)
     for each in removed:
-        _say("[red]✗[/]" if each.error else " ", f"{each.slide} {each.label}: {_amount(each)} {each.error}")
+        say("[red]✗[/]" if each.error else " ", f"{each.slide} {each.label}: {_amount(each)} {each.error}")
     done, left = ("would be removed", "there are") if dry_run else ("removed", "left")
     total = sum(each.bytes for each in removed if not each.error) / 2**20
     out.print(f"{total:,.1f} MiB of intermediate results {done}; {left}: {_amount(size_of(output))}")
@@ -217,11 +215,12 @@ def demo(
 ) -> None:
     """Make a 4096 × 4096 px slide from a histology picture and segment its nuclei; needs neither data nor weights."""
     from slidesam.flows.cluster import LocalProfile
+    from slidesam.flows.command import run_or_stop
     from slidesam.tasks.demo import demo_settings, make_demo_slide
 
     slide = output / "demo.ome.tif"
     if not slide.exists():
-        _say("making", str(slide))
+        say("making", str(slide))
         make_demo_slide(slide)
     raise typer.Exit(run_or_stop([slide], output, demo_settings(), LocalProfile(workers=workers)))
 
@@ -287,114 +286,6 @@ def finished_runs(store: Path, label: str | None = None) -> dict[str, dict[str, 
     return found if label is None else {label: found[label]}
 
 
-def run_or_stop(slides: Sequence[Path], output: Path, settings: Settings, profile: ClusterProfile) -> int:
-    """`run_slides`, or 130 after Ctrl-C."""
-    try:
-        return run_slides(slides, output, settings, profile)
-    except KeyboardInterrupt:
-        err.print("\nstopped: the same command goes on from here")
-        return 130
-
-
-def run_slides(slides: Sequence[Path], output: Path, settings: Settings, profile: ClusterProfile) -> int:
-    """Segments slides one after the other on one cluster; a bad one doesn't cost the others.
-
-    Returns:
-        Exit code: 0, or 1 if a slide failed.
-    """
-    from slidesam.flows.cluster import open_cluster
-    from slidesam.flows.server import prefect_api
-    from slidesam.tasks.slide import slide_name
-
-    names = Counter(slide_name(slide) for slide in slides)
-    failed = 0
-    with interrupts() as stopped, prefect_api(), open_cluster(profile):
-        for slide in slides:
-            name = slide_name(slide)
-            if names[name] > 1:
-                _say_failed(
-                    SettingsError(
-                        f"{slide}: {names[name]} slides of this command are named {name}: run them into different folders"
-                    )
-                )
-                failed += 1
-            else:
-                failed += not _run_slide(slide, name, output, settings, profile, stopped)
-            if stopped.is_set():
-                raise KeyboardInterrupt
-    if len(slides) > 1:
-        out.print(f"{len(slides) - failed} of {len(slides)} slides finished")
-    return 1 if failed else 0
-
-
-@contextmanager
-def interrupts() -> Iterator[threading.Event]:
-    """Remembers Ctrl-C: raised inside a library's callback it can come back as an error of that library."""
-    stopped = threading.Event()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        stopped.set()
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield stopped
-    except Exception:
-        if stopped.is_set():
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _run_slide(
-    slide: Path, name: str, output: Path, settings: Settings, profile: ClusterProfile, stopped: threading.Event
-) -> bool:
-    """Runs one slide's flow with bars, and says how it ended."""
-    from slidesam.flows.progress import BarReporter, showing
-    from slidesam.flows.segment_slide import segment_slide
-
-    started = time.monotonic()
-    reporter = BarReporter(err, name)
-    try:
-        with showing(reporter):
-            facts = segment_slide(slide, output, settings, profile)
-    except Exception as error:  # noqa: BLE001
-        reporter.bars.stop()
-        if not stopped.is_set():
-            _say_failed(error)
-        return False
-    finally:
-        reporter.bars.stop()
-    seconds = time.monotonic() - started
-    for warning in facts["slide"]["warnings"]:
-        _say("[yellow]note:[/]", f"{name}: {warning}")
-    _say("[green]✓[/]", f"{name}: {facts['objects']:,} {facts['label']} in {_blocks(facts)}, {seconds:.1f} s")
-    _say(" ", f"{output / name}.ome.zarr")
-    _say(" ", f"{output / name}.{facts['label']}.overlay.png")
-    return True
-
-
-def _blocks(facts: dict[str, Any]) -> str:
-    left_out = len(facts["blocks_without_tissue"])
-    return f"{facts['blocks'] - left_out} blocks" + (f" ({left_out} without tissue)" if left_out else "")
-
-
-def _say(sign: str, words: str) -> None:
-    """A line whose words are shown as they are: names of slides may hold what rich takes for markup."""
-    out.print(sign, Text(words))
-
-
-def _say_failed(error: BaseException) -> None:
-    from slidesam.tasks.errors import in_one_line
-
-    if os.environ.get("SLIDESAM_DEBUG"):
-        err.print_exception() if sys.exc_info()[0] else err.print(str(error))
-    hint = "" if isinstance(error, SlidesamError) else " (slidesam --debug shows where)"
-    err.print("[red]error:[/]", end=" ")
-    err.print(f"{in_one_line(error)}{hint}", markup=False)
-
-
 def main() -> None:
     """Entry point: an error becomes one line and exit code 1, wrong usage is 2, Ctrl-C 130."""
     os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "false")
@@ -408,5 +299,5 @@ def main() -> None:
     try:
         app()
     except Exception as error:  # noqa: BLE001
-        _say_failed(error)
+        say_failed(error)
         sys.exit(1)

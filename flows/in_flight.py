@@ -9,18 +9,36 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
+import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable
+from itertools import chain
 from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+from distributed.scheduler import KilledWorker
 from prefect.futures import PrefectFuture
 
+from slidesam.flows.cluster import opened
+from slidesam.flows.endings import crash_task_run
 from slidesam.flows.progress import current
-from slidesam.tasks.errors import ClusterError
+from slidesam.tasks.errors import BlockFailures, BlockLostError, ClusterError
 
 MAX_IN_FLIGHT = 256
-_LOOK_SECONDS = 60.0
+# How often one looks whether the cluster is in trouble, and how long nobody computes before that is said.
+_LOOK_SECONDS, _SAY_SECONDS = 2.0, 60.0
+# How often a task whose workers died is handed in again: it may only have waited beside the one that killed them.
+_MOST_TRIES = 3
 T = TypeVar("T")
+
+
+class _Running(NamedTuple):
+    """A task on the cluster, for the how manieth time."""
+
+    job: Any
+    tries: int
+    future: PrefectFuture[Any]
 
 
 def in_flight(
@@ -39,16 +57,17 @@ def in_flight(
         The job, what its task returned, and what it raised (None if nothing).
 
     Raises:
-        ClusterError: The scheduler is gone.
+        ClusterError: The scheduler is gone, or no worker can be had.
     """
     ended: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
-    running: dict[Any, tuple[T, PrefectFuture[Any]]] = {}
+    running: dict[Any, _Running] = {}
+    again: deque[tuple[T, int]] = deque()
     waiting = iter(jobs)
     try:
         while True:
-            for job in waiting:
+            for job, tries in chain(_drained(again), ((job, 1) for job in waiting)):
                 future = submit(job)
-                running[future.task_run_id] = (job, future)
+                running[future.task_run_id] = _Running(job, tries, future)
                 future.add_done_callback(ended.put)
                 if len(running) >= limit:
                     break
@@ -56,32 +75,65 @@ def in_flight(
                 return
             future = _next(ended, running)
             # Forgotten here, it is forgotten by the scheduler, which else would compute it again if its worker dies.
-            job, _ = running.pop(future.task_run_id)
-            yield job, *_outcome(future)
+            job, tries, _ = running.pop(future.task_run_id)
+            result, error = _outcome(future)
+            if isinstance(error, KilledWorker) and tries < _MOST_TRIES:
+                again.append((job, tries + 1))
+                continue
+            yield job, result, error
             del future
     finally:
-        for _, future in running.values():
+        for _, _, future in running.values():
             future.wrapped_future.cancel()  # type: ignore[attr-defined]
 
 
-def _next(
-    ended: SimpleQueue[PrefectFuture[Any]], running: dict[Any, tuple[T, PrefectFuture[Any]]]
-) -> PrefectFuture[Any]:
-    """The next task that ends. Says so, once, where there is nobody to compute any."""
-    said = False
+def alone(submit: Callable[[], PrefectFuture[Any]]) -> Any:
+    """Submits one task and waits for what it returns.
+
+    Raises:
+        Exception: What it raised, or that it can't be computed.
+    """
+    with contextlib.closing(in_flight([None], lambda _: submit())) as ended:
+        _, result, error = next(ended)
+    if error is not None:
+        raise error
+    return result
+
+
+def _drained(queue: deque[T]) -> Generator[T, None, None]:
+    while queue:
+        yield queue.popleft()
+
+
+def _next(ended: SimpleQueue[PrefectFuture[Any]], running: dict[Any, _Running]) -> PrefectFuture[Any]:
+    """The next task that ends. Says so, once, where there is nobody to compute any.
+
+    Raises:
+        ClusterError: Nobody will come.
+    """
+    since, said = time.monotonic(), False
     while True:
         try:
             return ended.get(timeout=_LOOK_SECONDS)
         except Empty:
-            _, any_future = next(iter(running.values()))
-            workers = any_future.wrapped_future.client.scheduler_info()["workers"]  # type: ignore[attr-defined]
-            if not workers and not said:
-                current().note(f"{len(running)} tasks wait, and the cluster has no worker: see its log")
+            cluster = opened()
+            if cluster is not None and (trouble := cluster.trouble()) is not None:
+                raise ClusterError(f"nobody computes: {trouble}") from None
+            if not said and time.monotonic() - since > _SAY_SECONDS and not _has_workers(running):
+                standing = cluster.standing() if cluster is not None else ""
+                current().note(
+                    f"{len(running)} tasks wait for a worker: {standing or 'the cluster has none, see its log'}"
+                )
                 said = True
 
 
+def _has_workers(running: dict[Any, _Running]) -> bool:
+    future = next(iter(running.values())).future
+    return bool(future.wrapped_future.client.scheduler_info()["workers"])  # type: ignore[attr-defined]
+
+
 def _outcome(future: PrefectFuture[Any]) -> tuple[Any, Exception | None]:
-    """What a finished task returned, and what it raised."""
+    """What a finished task returned, and what it raised; a task that died has its state set, for nobody else does."""
     try:
         return future.result(), None
     except (asyncio.CancelledError, concurrent.futures.CancelledError) as error:
@@ -89,5 +141,13 @@ def _outcome(future: PrefectFuture[Any]) -> tuple[Any, Exception | None]:
             "the Dask scheduler is gone, and with it the tasks that waited: what is finished is kept, "
             "run the same command again"
         ) from error
+    except KilledWorker as error:
+        crash_task_run(future.task_run_id, f"its workers died, the last at {error.last_worker.address}")
+        return None, error
+    except (BlockLostError, BlockFailures) as error:
+        # What cost workers has crashed, even if it is told by a worker that lives.
+        if isinstance(error, BlockLostError) or error.lost:
+            crash_task_run(future.task_run_id, str(error))
+        return None, error
     except Exception as error:  # noqa: BLE001
         return None, error

@@ -24,8 +24,11 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect_dask.task_runners import DaskTaskRunner
 
-from slidesam.flows.cluster import ClusterProfile, LocalProfile, open_cluster
-from slidesam.flows.in_flight import in_flight
+from slidesam.flows.cluster import Cluster, ClusterProfile, LocalProfile, open_cluster, ssh_line
+from slidesam.flows.endings import end_children
+from slidesam.flows.in_flight import alone, in_flight
+from slidesam.flows.leftovers import end_leftovers
+from slidesam.flows.profile import Stage
 from slidesam.flows.progress import current, stage
 from slidesam.tasks import convert, steps, stitch
 from slidesam.tasks.config import RunSettings, Settings
@@ -41,7 +44,7 @@ from slidesam.tasks.image_plan import PIECE_BYTES
 from slidesam.tasks.lock import LockedError, locked
 from slidesam.tasks.plan import explain, finished_facts, note_finished, pieced_levels, plan_run, write_state
 from slidesam.tasks.slide import slide_name
-from slidesam.tasks.work import Run, batches, block_facts
+from slidesam.tasks.work import Run, batches, block_facts, is_segmented, jobs_folder, read_json
 
 Facts = dict[str, Any]
 # Past so many blocks the graph in the UI can't be read, and Prefect's share of the time shows.
@@ -92,10 +95,16 @@ def segment_slide(slide: Path, output: Path, settings: Settings = _DEFAULTS, clu
         what = f"{run.name} ({run.label}) in {run.output}"
         with locked(run.work / "lock.json", owner, what=what, on_wait=current().note) as lock:
             is_ours = True
+            if (left := read_json(run.work / "state.json")) is not None:
+                end_leftovers(left, current().note)
+            noted = partial(noted, flow_run_id=flow_run.id)
             noted("running")
             for line in explain(run):
                 current().note(f"{run.name}: {line}")
-            facts = _stages(run, cluster, owner, lock.check)
+            with open_cluster(cluster, jobs_folder(output)) as workers:
+                noted = partial(noted, jobs=workers.job_names)
+                noted("running")
+                facts = _stages(run, workers, owner, lock.check, noted)
             lock.check()
             noted("finished", objects=facts["objects"])
         return facts
@@ -103,24 +112,34 @@ def segment_slide(slide: Path, output: Path, settings: Settings = _DEFAULTS, clu
         # Where another run is at work what is noted is that one's.
         if is_ours or not isinstance(error, LockedError):
             _note_end(noted, error)
+        end_children(uuid.UUID(flow_run.id), f'flow run "{flow_run.name}" ended: {in_one_line(error)}')
         raise
 
 
-def _stages(run: Run, cluster: ClusterProfile, owner: str, check: Callable[[], None]) -> Facts:
-    """The three stages, one after the other, on one cluster."""
-    with open_cluster(cluster) as workers:
-        on_workers: Any = DaskTaskRunner(address=workers.address)
-        get_run_logger().info("%s: %d blocks; Dask dashboard at %s", run.name, len(run.grid), workers.dashboard)
-        seconds = {}
-        what = f"the image of {run.name} in {run.output}"
-        with locked(run.slide_work / "lock.json", owner, what=what, wait=_WAIT_FOR_IMAGE, on_wait=current().note):
-            # Asked here, and not before: another label's run may be at it, or `clean` may just remove it.
-            if not convert.is_ready(run):
-                seconds["image"] = write_image.with_options(task_runner=on_workers)(run)
-        check()
-        seconds |= segment_blocks.with_options(task_runner=on_workers)(run)
-        check()
-        return stitch_and_export.with_options(task_runner=on_workers)(run, seconds)
+def _stages(run: Run, workers: Cluster, owner: str, check: Callable[[], None], noted: Callable[..., None]) -> Facts:
+    """The three stages, one after the other, each on the workers that it needs."""
+    seconds: dict[str, float] = {}
+
+    def on(stage: Stage) -> Any:
+        shown = set(workers.dashboards)
+        runner = DaskTaskRunner(address=workers.workers(stage).address)
+        for part, page in workers.dashboards.items():
+            if part not in shown:
+                noted("running", dashboards=workers.dashboards)
+                get_run_logger().info("Dask dashboard: %s (from elsewhere: %s)", page, ssh_line(page))
+        return runner
+
+    what = f"the image of {run.name} in {run.output}"
+    with locked(run.slide_work / "lock.json", owner, what=what, wait=_WAIT_FOR_IMAGE, on_wait=current().note):
+        # Asked here, and not before: another label's run may be at it, or `clean` may just remove it.
+        if not convert.is_ready(run):
+            seconds["image"] = write_image.with_options(task_runner=on("cpu"))(run)
+    check()
+    # Nobody needs a GPU to see that there is nothing left to segment.
+    seconds |= segment_blocks.with_options(task_runner=on("cpu" if is_segmented(run) else "gpu"))(run)
+    workers.give_back("gpu")
+    check()
+    return stitch_and_export.with_options(task_runner=on("cpu"))(run, seconds)
 
 
 @flow(name="image", flow_run_name="image of {run.name}", persist_result=False, validate_parameters=False)
@@ -137,7 +156,7 @@ def write_image(run: Run) -> float:
         SlidesamError: A piece can't be read or written; all others that could be are done.
     """
     plan = run.image_plan
-    seconds = float(with_retries(steps.ready_image, run.settings.run).submit(run).result()["seconds"])
+    seconds = float(_one(steps.ready_image, run)["seconds"])
     if plan.mode == "in place":
         return seconds
     levels = pieced_levels(run)
@@ -151,7 +170,7 @@ def write_image(run: Run) -> float:
         name = verb if level == 0 else f"{verb}, level {level}"
         seconds += _in_jobs(name, step, run, list(batches(todo, size)), len(plan.grid(level)), level)
     rest = [level for level in levels if level not in parallel]
-    return seconds + float(with_retries(steps.finish_image, run.settings.run).submit(run, rest).result()["seconds"])
+    return seconds + float(_one(steps.finish_image, run, rest)["seconds"])
 
 
 @flow(
@@ -172,7 +191,7 @@ def segment_blocks(run: Run, block_ids: Sequence[int] | None = None) -> dict[str
         OutputError: Results can't be written.
         SlideGoneError: The slide has changed or isn't there any more.
     """
-    known = with_retries(steps.prepare_slide, run.settings.run).submit(run).result()
+    known = _one(steps.prepare_slide, run)
     kept = known["blocks"] if known["blocks"] is not None else range(len(run.grid))
     wanted = kept if block_ids is None else block_ids
     if len(kept) < len(run.grid):
@@ -236,7 +255,7 @@ def stitch_and_export(run: Run, seconds: dict[str, float]) -> Facts:
     seconds = dict(seconds)
     todo = [group for group in groups if not stitch.is_compared(run, group)]
     seconds["match"] = _in_jobs("matching seams", steps.match_blocks, run, todo, len(run.grid))
-    resolved = with_retries(steps.resolve_objects, run.settings.run).submit(run).result()
+    resolved = _one(steps.resolve_objects, run)
     seconds["resolve"] = resolved["seconds"]
     for warning in resolved["warnings"]:
         get_run_logger().warning("%s: %s", run.name, warning)
@@ -244,8 +263,15 @@ def stitch_and_export(run: Run, seconds: dict[str, float]) -> Facts:
     todo = [group for group in groups if not stitch.is_painted(run, group)]
     seconds["paint"] = _in_jobs("painting labels", steps.paint_blocks, run, todo, len(run.grid))
     objects = resolved["objects"]
-    facts: Facts = with_retries(steps.export_slide, run.settings.run).submit(run, objects, seconds).result()
+    facts: Facts = _one(steps.export_slide, run, objects, seconds)
     get_run_logger().info("%s: %d objects, in %s", run.name, objects, run.store)
+    return facts
+
+
+def _one(step: Task[..., Facts], run: Run, *arguments: Any) -> Facts:
+    """Runs a step that is one task."""
+    step = with_retries(step, run.settings.run)
+    facts: Facts = alone(lambda: step.submit(run, *arguments))
     return facts
 
 

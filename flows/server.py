@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -19,16 +20,22 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from slidesam.tasks.errors import ServerError
 
+_LOOPBACK = "127.0.0.1"
 _START_SECONDS = 120.0
 _DRAIN_SECONDS = 10.0
 
 
 @contextmanager
-def prefect_api() -> Iterator[str]:
+def prefect_api(host: str = _LOOPBACK) -> Iterator[str]:
     """Makes sure that Prefect has an API to talk to.
+
+    Args:
+        host: Address of this machine for all who will talk to it. A server of one's own listens there; beyond loopback, where
+            others could reach it, it wants a password, which workers get with their tasks.
 
     Yields:
         The API's URL.
@@ -36,10 +43,11 @@ def prefect_api() -> Iterator[str]:
     Raises:
         ServerError: The configured API doesn't answer, or a server of one's own doesn't start.
     """
-    from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
     configured = PREFECT_API_URL.value()
     if configured:
+        _refuse_loopback(configured, host)
         if not _answers(configured):
             raise ServerError(
                 f"the Prefect API at {configured} doesn't answer: start it (`prefect server start`), "
@@ -47,12 +55,13 @@ def prefect_api() -> Iterator[str]:
             )
         yield configured
         return
-    url, process, log = _start(Path(PREFECT_HOME.value()))
+    password = "" if host == _LOOPBACK else f"slidesam:{secrets.token_urlsafe(24)}"
+    url, process, log = _start(Path(PREFECT_HOME.value()), host, password)
     try:
         # What the runs need takes seconds to import: time in which the server starts.
         importlib.import_module("slidesam.flows.segment_slide")
         _wait(url, process, log)
-        with temporary_settings({PREFECT_API_URL: url}):
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: password or None}):
             try:
                 yield url
             finally:
@@ -61,22 +70,41 @@ def prefect_api() -> Iterator[str]:
         _stop(process)
 
 
-def _start(home: Path) -> tuple[str, subprocess.Popen[bytes], Path]:
-    """Starts a server on a free loopback port; its output goes to a log in PREFECT_HOME."""
+def _refuse_loopback(url: str, host: str) -> None:
+    """Workers on other machines would talk to themselves, and nothing that they do would be recorded.
+
+    Raises:
+        ServerError: They would.
+    """
+    named = urlsplit(url).hostname or ""
+    if host != _LOOPBACK and (named == "localhost" or named.startswith("127.") or named == "::1"):
+        raise ServerError(
+            f"jobs on other nodes can't reach the Prefect API at {url}: start the server with `--host {host}` and set "
+            f"PREFECT_API_URL=http://{host}:4200/api, or unset it to run with a server of one's own"
+        )
+
+
+def _start(home: Path, host: str, password: str) -> tuple[str, subprocess.Popen[bytes], Path]:
+    """Starts a server on a free port; its output goes to a log in PREFECT_HOME."""
     home.mkdir(parents=True, exist_ok=True)
     log = home / "slidesam-server.log"
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        try:
+            probe.bind((host, 0))
+        except OSError as error:
+            raise ServerError(
+                f"{host} is no address of this machine, on which a Prefect server could listen"
+            ) from error
         port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}/api"
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    url = f"http://{host}:{port}/api"
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", host, "--port", str(port)]
     with log.open("wb") as stream:
         process = subprocess.Popen(  # noqa: S603
             command,
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
-            env=_server_environment(os.environ, home, url),
+            env=_server_environment(os.environ, home, url, password),
             # Its own session: Ctrl-C must reach the flow first, which then tells the server how it ended.
             start_new_session=True,
             preexec_fn=_die_with_parent,
@@ -84,9 +112,11 @@ def _start(home: Path) -> tuple[str, subprocess.Popen[bytes], Path]:
     return url, process, log
 
 
-def _server_environment(environment: Mapping[str, str], home: Path, url: str) -> dict[str, str]:
+def _server_environment(environment: Mapping[str, str], home: Path, url: str, password: str) -> dict[str, str]:
+    locked = {"PREFECT_SERVER_API_AUTH_STRING": password} if password else {}
     return {
         **environment,
+        **locked,
         "PREFECT_HOME": str(home),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",

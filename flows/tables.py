@@ -11,6 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from slidesam.flows.cluster import ssh_line
 from slidesam.tasks.config import Settings
 from slidesam.tasks.errors import SegmenterError
 from slidesam.tasks.grid import BlockGrid
@@ -106,7 +107,9 @@ def status_table(states: list[dict[str, Any]]) -> Group:
         updated = state.get("updated", "")[:16].replace("T", " ")
         shown = Text(status, _COLOURS.get(status, ""))
         table.add_row(Text(state["slide"]), Text(state["label"]), shown, blocks, objects, updated)
-    return Group(table, *(Text(f"\n{state['error']}") for state in states if "error" in state))
+    pages = {page for state in states if state["status"] == "running" for page in state.get("dashboards", {}).values()}
+    watched = (Text(f"\nDask dashboard: {page} (from elsewhere: {ssh_line(page)})") for page in sorted(pages))
+    return Group(table, *watched, *(Text(f"\n{state['error']}") for state in states if "error" in state))
 
 
 def seams_view(facts: dict[str, Any], *, everything: bool = False) -> Group:

@@ -2,7 +2,8 @@
 
 A killed process leaves no error. Its block has a start-mark that says `running` and no done-mark, so that whoever gets the block
 next knows that it cost a worker, tries it after all others, and gives it up after as many times as the settings allow. Counted
-within one go at the slide: whoever kills a whole run and starts it again holds nothing against the block that was being computed.
+within one go at the slide: whoever kills a whole run and starts it again holds nothing against the block that was being
+computed. Nor is it held against a block that its job was ended from outside: `excuse`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ from slidesam.tasks.work import read_json, write_json
 # Set in processes that may be ended for a block that takes too long: something starts another in their place.
 DISPOSABLE = "SLIDESAM_WORKER"
 _TIMED_OUT = 70
+# Set in jobs: the file that has what their workers say.
+_LOG, _LOG_LINES, _LOG_BYTES = "SLIDESAM_LOG", 5, 4096
+# Start-marks of the blocks that this process is computing, and what they say.
+_at_work: dict[Path, dict[str, Any]] = {}
 
 
 class Attempts:
@@ -53,7 +58,8 @@ class Attempts:
         before, lost = self._read(block_id), self.lost(block_id)
         timed_out = int(before.get("timed_out", 0)) + (before.get("state") == "timed out")
         if lost >= self.allowed:
-            raise BlockLostError(block_id, lost, timed_out, str(before.get("host")), self.timeout)
+            said = last_lines(Path(before["log"])) if before.get("log") else ""
+            raise BlockLostError(block_id, lost, timed_out, str(before.get("host")), self.timeout, said)
         facts = {
             "state": "running",
             "go": self.go,
@@ -61,10 +67,12 @@ class Attempts:
             "timed_out": timed_out,
             "host": socket.gethostname(),
             "pid": os.getpid(),
+            "log": os.environ.get(_LOG),
             "began": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         path = self._path(block_id)
         write_json(path, facts, sync=False)
+        _at_work[path] = facts
         try:
             with self._watched(path, facts):
                 yield
@@ -73,6 +81,8 @@ class Attempts:
             with suppress(OutputError):
                 write_json(path, {**facts, "state": "failed"}, sync=False)
             raise
+        finally:
+            _at_work.pop(path, None)
         path.unlink(missing_ok=True)
 
     @contextmanager
@@ -95,6 +105,24 @@ class Attempts:
     def _read(self, block_id: int) -> dict[str, Any]:
         mark = read_json(self._path(block_id)) or {}
         return mark if mark.get("go") == self.go else {}
+
+
+def excuse() -> None:
+    """Says of the blocks that this process is computing that it isn't their fault that it ends now."""
+    for path, facts in list(_at_work.items()):
+        with suppress(OutputError):
+            write_json(path, {**facts, "state": "ended with its job"}, sync=False)
+
+
+def last_lines(log: Path) -> str:
+    """The last few lines of a log on one line; empty where there is none."""
+    try:
+        with log.open("rb") as stream:
+            stream.seek(max(0, log.stat().st_size - _LOG_BYTES))
+            lines = stream.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return " | ".join([line.strip() for line in lines if line.strip()][-_LOG_LINES:])
 
 
 def _give_up(path: Path, facts: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@
     ├── SegmenterError   (RuntimeError)  the segmenter can't be made, or returned what is no label image
     ├── ServerError      (ConnectionError)  Prefect's API doesn't answer
     ├── ClusterError     (ConnectionError)  the Dask scheduler can't be reached
+    ├── DeviceError      (RuntimeError)  a worker was given one device and would compute on another
     ├── BlockLostError   (RuntimeError)  a block ended its worker, or took too long, too often
     └── BlockFailures    (RuntimeError)  some blocks failed after all retries; carries `.block_ids`
 
@@ -51,6 +52,10 @@ class ClusterError(SlidesamError, ConnectionError):
     """The cluster that computes is gone, or can't be had."""
 
 
+class DeviceError(SlidesamError, RuntimeError):
+    """A worker would compute on another device than the one that it was given, so it computes nothing."""
+
+
 class BlockLostError(SlidesamError, RuntimeError):
     """A block that ended its worker, or took longer than it may, as often as is allowed.
 
@@ -60,10 +65,13 @@ class BlockLostError(SlidesamError, RuntimeError):
         timed_out: How often of these it took too long.
         host: Where it did so last.
         timeout: Seconds that it may take.
+        said: The last lines of that worker's log, on one line, where there is one.
     """
 
-    def __init__(self, block_id: int, lost: int, timed_out: int, host: str, timeout: float | None) -> None:
-        self.arguments = (block_id, lost, timed_out, host, timeout)
+    def __init__(
+        self, block_id: int, lost: int, timed_out: int, host: str, timeout: float | None, said: str = ""
+    ) -> None:
+        self.arguments = (block_id, lost, timed_out, host, timeout, said)
         times = "once" if lost == 1 else f"{lost} times"
         if timed_out:
             what = (
@@ -75,9 +83,9 @@ class BlockLostError(SlidesamError, RuntimeError):
                 f"block {block_id} ended its worker {times}, last on {host}; most often that is for want of memory: "
                 "take fewer workers or smaller blocks"
             )
-        super().__init__(what)
+        super().__init__(f"{what}; its log ends with: {said}" if said else what)
 
-    def __reduce__(self) -> tuple[type[BlockLostError], tuple[int, int, int, str, float | None]]:
+    def __reduce__(self) -> tuple[type[BlockLostError], tuple[int, int, int, str, float | None, str]]:
         return type(self), self.arguments
 
 
@@ -89,22 +97,25 @@ class BlockFailures(SlidesamError, RuntimeError):  # noqa: N818
         failures: Block id → what happened, on one line.
         n_blocks: Number of blocks of the slide.
         untried: How many blocks weren't tried, because so many in a row had failed.
+        lost: Which of them ended their workers.
 
     Attributes:
         block_ids: Ids of the failed blocks, ascending: all that a rerun needs.
         hopeless: Whether trying again at once won't help any of them.
     """
 
-    def __init__(self, slide: str, failures: Mapping[int, str], n_blocks: int, untried: int = 0) -> None:
-        self.slide, self.untried = slide, untried
+    def __init__(
+        self, slide: str, failures: Mapping[int, str], n_blocks: int, untried: int = 0, lost: tuple[int, ...] = ()
+    ) -> None:
+        self.slide, self.untried, self.lost = slide, untried, lost
         self.failures = dict(sorted(failures.items()))
         self.hopeless = False
         self.block_ids = tuple(self.failures)
         self.n_blocks = n_blocks
         super().__init__(str(self))
 
-    def __reduce__(self) -> tuple[type[BlockFailures], tuple[str, dict[int, str], int, int]]:
-        return type(self), (self.slide, self.failures, self.n_blocks, self.untried)
+    def __reduce__(self) -> tuple[type[BlockFailures], tuple[str, dict[int, str], int, int, tuple[int, ...]]]:
+        return type(self), (self.slide, self.failures, self.n_blocks, self.untried, self.lost)
 
     def __str__(self) -> str:
         shown = "; ".join(f"block {block_id}: {what}" for block_id, what in list(self.failures.items())[:3])

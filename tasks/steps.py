@@ -35,7 +35,7 @@ from slidesam.tasks.attempts import Attempts
 from slidesam.tasks.block_results import BlockResults, save_frame, save_table
 from slidesam.tasks.config import seconds_of
 from slidesam.tasks.convert import open_pixels
-from slidesam.tasks.errors import HOPELESS, BlockFailures, OutputError, SlideGoneError, in_one_line
+from slidesam.tasks.errors import HOPELESS, BlockFailures, BlockLostError, OutputError, SlideGoneError, in_one_line
 from slidesam.tasks.image_plan import in_block_levels
 from slidesam.tasks.objects import describe_block
 from slidesam.tasks.overlay import write_overlay
@@ -196,7 +196,10 @@ def _failure(run: Run, failures: dict[int, Exception], *, alone: bool) -> Except
     if alone:
         return next(iter(failures.values()))
     error = BlockFailures(
-        run.name, {block_id: in_one_line(why) for block_id, why in failures.items()}, len(kept_blocks(run))
+        run.name,
+        {block_id: in_one_line(why) for block_id, why in failures.items()},
+        len(kept_blocks(run)),
+        lost=tuple(block_id for block_id, why in failures.items() if isinstance(why, BlockLostError)),
     )
     error.hopeless = all(isinstance(why, HOPELESS) for why in failures.values())
     return error

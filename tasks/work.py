@@ -1,5 +1,6 @@
 """A run (slide × label) and its folder of intermediate results: what is where, and how one knows that it is whole.
 
+    OUT/.slidesam/.jobs/                  <job>-<number>.log
     OUT/.slidesam/<name>/.image/
         lock.json                         who writes the slide's image
         convert-<fingerprint>/            marks/<level>-<piece>.json
@@ -169,6 +170,11 @@ def work_folder(output: Path, name: str, label: str) -> Path:
     return output / ".slidesam" / name / label
 
 
+def jobs_folder(output: Path) -> Path:
+    """Folder of the logs of jobs that worked on an output folder."""
+    return output.resolve() / ".slidesam" / ".jobs"
+
+
 def _digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
@@ -291,6 +297,13 @@ def kept_blocks(run: Run) -> list[int]:
     """Ids of the blocks that are segmented, ascending."""
     blocks = prepared(run)["blocks"]
     return list(range(len(run.grid))) if blocks is None else blocks
+
+
+def is_segmented(run: Run) -> bool:
+    """Whether all blocks that hold tissue are segmented."""
+    if read_json(run.segment_folder / "params.json") is None:
+        return False
+    return all(block_facts(run, block_id) is not None for block_id in kept_blocks(run))
 
 
 def save_arrays(path: Path, arrays: dict[str, Any], *, compressed: bool = False) -> None:

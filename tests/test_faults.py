@@ -224,10 +224,10 @@ def test_a_scheduler_that_is_killed_ends_the_run_and_the_next_goes_on(prefect_se
 
 
 def segment_at(address: str, slide: Path, output: Path, overrides: dict) -> dict:
-    from slidesam.flows.cluster import DaskProfile
+    from slidesam.flows.cluster import AttachProfile
     from slidesam.flows.segment_slide import segment_slide
 
-    return segment_slide(slide, output, make_settings(overrides=overrides), DaskProfile(address=address))
+    return segment_slide(slide, output, make_settings(overrides=overrides), AttachProfile(address=address))
 
 
 class dask_cluster:  # noqa: N801

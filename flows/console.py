@@ -1,0 +1,27 @@
+"""What the `slidesam` command says: lines on standard output, and errors on one line of standard error."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from rich.console import Console
+from rich.text import Text
+
+from slidesam.tasks.errors import SlidesamError, in_one_line
+
+out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(sign: str, words: str) -> None:
+    """A line whose words are shown as they are: names of slides may hold what rich takes for markup."""
+    out.print(sign, Text(words))
+
+
+def say_failed(error: BaseException) -> None:
+    """An error on one line; with --debug its traceback too."""
+    if os.environ.get("SLIDESAM_DEBUG"):
+        err.print_exception() if sys.exc_info()[0] else err.print(str(error))
+    hint = "" if isinstance(error, SlidesamError) else " (slidesam --debug shows where)"
+    err.print("[red]error:[/]", end=" ")
+    err.print(f"{in_one_line(error)}{hint}", markup=False)

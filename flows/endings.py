@@ -1,0 +1,123 @@
+"""States that nobody else would set: of runs whose process died, or ended before they did.
+
+Prefect believes in what it was told last. A task whose worker was killed, one that waited when its flow ended, and a flow run
+that was killed with all its children would be shown as running, or pending, for ever.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterParentFlowRunId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    TaskRunFilter,
+    TaskRunFilterFlowRunId,
+    TaskRunFilterState,
+    TaskRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType, TaskRun
+from prefect.exceptions import ObjectNotFound
+from prefect.logging import get_logger
+from prefect.states import Cancelled, Crashed
+
+_UNFINISHED = [StateType.RUNNING, StateType.PENDING, StateType.SCHEDULED, StateType.PAUSED, StateType.CANCELLING]
+_PAGE = 200
+# A task run is recorded from events, some moments after it began.
+_PATIENCE = 5.0
+_PREFECT_LIMIT = 2000
+
+
+def crash_task_run(task_run_id: UUID, why: str) -> None:
+    """Says that a task has crashed, and why, where its worker can't any more.
+
+    Args:
+        task_run_id: The task run.
+        why: What is shown with the state.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    with _quietly(), get_client(sync_client=True) as client:
+        while True:
+            try:
+                client.set_task_run_state(task_run_id, Crashed(message=why[:_PREFECT_LIMIT]), force=True)
+                return
+            except ObjectNotFound:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+
+
+def end_children(flow_run_id: UUID, why: str) -> None:
+    """Ends what a flow run leaves unfinished: its tasks, its child flows, and theirs.
+
+    Args:
+        flow_run_id: A flow run that has ended, or ends just now.
+        why: What is shown with the states.
+    """
+    with _quietly(), get_client(sync_client=True) as client:
+        _end_children(client, flow_run_id, why)
+
+
+def end_flow_run(flow_run_id: UUID, why: str) -> None:
+    """Ends a flow run whose process was killed, with all below it; does nothing to one that has ended.
+
+    Args:
+        flow_run_id: The flow run; one that this server doesn't know is left alone.
+        why: What is shown with the states.
+    """
+    with _quietly(), suppress(ObjectNotFound), get_client(sync_client=True) as client:
+        state = client.read_flow_run(flow_run_id).state
+        _end_children(client, flow_run_id, why)
+        if state is None or not state.is_final():
+            client.set_flow_run_state(flow_run_id, Crashed(message=why), force=True)
+
+
+def _end_children(client: SyncPrefectClient, flow_run_id: UUID, why: str) -> None:
+    for child in _unfinished_flows(client, flow_run_id):
+        _end_children(client, child.id, why)
+        client.set_flow_run_state(child.id, Crashed(message=why), force=True)
+    for task in _unfinished_tasks(client, flow_run_id):
+        began = task.state is not None and task.state.type == StateType.RUNNING
+        state: State[Any] = Crashed(message=why) if began else Cancelled(message=f"not begun: {why}")
+        with suppress(ObjectNotFound):
+            client.set_task_run_state(task.id, state, force=True)
+
+
+def _unfinished_flows(client: SyncPrefectClient, flow_run_id: UUID) -> list[FlowRun]:
+    these = FlowRunFilter(
+        parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[flow_run_id]),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_UNFINISHED)),
+    )
+    return list(client.read_flow_runs(flow_run_filter=these, limit=_PAGE))
+
+
+def _unfinished_tasks(client: SyncPrefectClient, flow_run_id: UUID) -> Iterator[TaskRun]:
+    these = TaskRunFilter(
+        flow_run_id=TaskRunFilterFlowRunId(any_=[flow_run_id]),
+        state=TaskRunFilterState(type=TaskRunFilterStateType(any_=_UNFINISHED)),
+    )
+    # All pages before the first is changed: what is ended drops out of the filter.
+    found: list[TaskRun] = []
+    while len(page := client.read_task_runs(task_run_filter=these, limit=_PAGE, offset=len(found))) == _PAGE:
+        found += page
+    yield from [*found, *page]
+
+
+class _quietly:  # noqa: N801
+    """How a run is shown isn't worth the run: where the server is away, the log says so."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        if not isinstance(error, Exception):
+            return False
+        get_logger("slidesam").warning("states of ended runs could not be set: %s", error)
+        return True

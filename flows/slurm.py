@@ -1,0 +1,83 @@
+"""What Slurm knows of jobs, and taking them off it, by its own commands."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from slidesam.tasks.errors import ClusterError, in_one_line
+
+_TIMEOUT = 60.0
+
+
+class Job(NamedTuple):
+    """A job in the queue.
+
+    Attributes:
+        id: Its number.
+        name: Its name.
+        state: PENDING, RUNNING, COMPLETING, ...
+        reason: Why it waits, or the nodes it runs on.
+    """
+
+    id: str
+    name: str
+    state: str
+    reason: str
+
+
+def has_slurm() -> bool:
+    """Whether Slurm's commands are here."""
+    return shutil.which("sbatch") is not None and shutil.which("squeue") is not None
+
+
+def jobs_named(names: Sequence[str]) -> list[Job]:
+    """This user's jobs of these names that are in the queue or running.
+
+    Raises:
+        ClusterError: Slurm doesn't answer.
+    """
+    text = _run("squeue", "--me", "--noheader", f"--name={','.join(names)}", "--format=%A|%j|%T|%r|%N")
+    rows = [line.split("|", 4) for line in text.splitlines() if line.count("|") >= 4]
+    return [Job(id, name, state, nodes or reason) for id, name, state, reason, nodes in rows]
+
+
+def cancel_jobs(names: Sequence[str], wait: float = 60.0) -> list[Job]:
+    """Cancels this user's jobs of these names, and waits until they are gone.
+
+    Args:
+        names: The jobs' names.
+        wait: Seconds to wait at most.
+
+    Returns:
+        The jobs that there were.
+
+    Raises:
+        ClusterError: Slurm doesn't answer, or the jobs are still there after that time.
+    """
+    found = left = jobs_named(names)
+    if not found:
+        return []
+    _run("scancel", "--me", f"--name={','.join(names)}")
+    deadline = time.monotonic() + wait
+    while left := jobs_named(names):
+        if time.monotonic() > deadline:
+            ids = ", ".join(job.id for job in left)
+            raise ClusterError(f"jobs {ids} were cancelled and are still there after {wait:.0f} s: see `squeue --me`")
+        time.sleep(0.5)
+    return found
+
+
+def _run(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=True)  # noqa: S603
+    except FileNotFoundError as error:
+        raise ClusterError(f"{command[0]} isn't here: run this where Slurm's commands are") from error
+    except subprocess.TimeoutExpired as error:
+        raise ClusterError(f"{command[0]} doesn't answer within {_TIMEOUT:.0f} s: is slurmctld up?") from error
+    except subprocess.CalledProcessError as error:
+        raise ClusterError(f"{command[0]} failed: {in_one_line(error.stderr or error.stdout)}") from error
+    return done.stdout
