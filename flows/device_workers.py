@@ -82,7 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_refusal(options.gpus, devices), file=sys.stderr)
         return 1
     workers = _workers(options, devices)
-    print(_in_words(workers), file=sys.stderr, flush=True)
+    # Written at once, or srun mixes it with what other nodes write.
+    sys.stderr.write(_in_words(workers) + "\n")
     if len(workers) == 1:
         command = workers[0].command(options.address, handed_on)
         os.execve(command[0], command, workers[0].environment(os.environ))  # noqa: S606
