@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-pytest_plugins = ["tests.container_fixtures", "tests.microsam_fixtures", "tests.prefect_fixtures"]
+pytest_plugins = [
+    "tests.container_fixtures",
+    "tests.microsam_fixtures",
+    "tests.slurm_fixtures",
+    "tests.prefect_fixtures",
+]
 
 # Where this is set (CI sets it), a skipped test is a failed one: nothing is left out unnoticed.
 NO_SKIPS = bool(os.environ.get("SLIDESAM_NO_SKIPS"))

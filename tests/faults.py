@@ -52,6 +52,17 @@ def _fail(deed, here):
     raise RuntimeError(f"made to fail on {here}")
 
 
+def devices_seen(image, log=None, seconds=0.0):
+    """As `bright_pieces`; its log gets the Slurm job, the process and what it sees of devices."""
+    _note(
+        log,
+        " ".join(
+            [os.environ.get("SLURM_JOB_ID", "none"), str(os.getpid()), os.environ.get("CUDA_VISIBLE_DEVICES", "-")]
+        ),
+    )
+    return bright_pieces(image, seconds=seconds)
+
+
 def wrong_shape(image):
     """Labels of another shape than the image."""
     return np.zeros((3, 3), np.int32)

@@ -67,14 +67,6 @@ def task_runs(slide: str, n_blocks: int = 9) -> dict[str, tuple[str, int]]:
         time.sleep(0.3)
 
 
-@pytest.fixture(scope="session")
-def cmu1_result(cmu1: Path, two_workers, tmp_path_factory) -> Path:
-    """CMU-1 segmented by two workers."""
-    output = tmp_path_factory.mktemp("cmu1")
-    segment(cmu1, output, CMU1_SETTINGS)
-    return output
-
-
 NAME = "CMU-1-Small-Region"
 
 
