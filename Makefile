@@ -11,7 +11,7 @@ DEMO   ?= demo-output
 .DEFAULT_GOAL := help
 STITCHING := stitching-accuracy stitching-speed stitching-memory
 BENCHMARKS := accuracy block conversion empty kills memory overhead rechunk tissue
-.PHONY: help install lock demo test test-fast screenshots $(BENCHMARKS) $(STITCHING) peers lint format typecheck clean
+.PHONY: help install lock demo test test-fast screenshots slurm-overhead $(BENCHMARKS) $(STITCHING) peers lint format typecheck clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -53,6 +53,12 @@ $(BENCHMARKS): install
 
 $(STITCHING): install
 	@$(BIN)/python -m benchmarks.stitching $(@:stitching-%=%) --json benchmarks/results/$@.json
+
+# What the profile has to know of infra/dev-slurm; another Slurm: make slurm-overhead SLURM="--set cpu.partition=NAME".
+SLURM ?= --set scheduler.host=10.177.0.1 --set cpu.cores=1 --set cpu.memory=2
+
+slurm-overhead: install  ## what Prefect, Dask and Slurm take (needs a Slurm: infra/dev-slurm/slurm install, then start)
+	@$(BIN)/python -m benchmarks.slurm_overhead $(SLURM)
 
 peers: $(PEERS)/.installed  ## an environment with the tools that stitching is compared with, in .venv-peers
 

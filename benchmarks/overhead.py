@@ -40,10 +40,10 @@ def sleep(image: NDArray[Any], seconds: float) -> NDArray[np.int32]:
     return labels
 
 
-def make(path: Path, side: int) -> Path:
-    """A grey slide of side × side blocks."""
+def make(path: Path, rows: int, columns: int) -> Path:
+    """A grey slide of rows × columns blocks."""
     if not path.exists():
-        image = np.full((side * BLOCK, side * BLOCK), 200, np.uint8)
+        image = np.full((rows * BLOCK, columns * BLOCK), 200, np.uint8)
         tifffile.imwrite(path, image, tile=(512, 512), compression="zlib")
     return path
 
@@ -139,7 +139,7 @@ def main() -> None:
         cases = []
     with prefect_api(), open_cluster(LocalProfile(workers=chosen.workers)) as cluster:
         for side, seconds, most, per_task in cases:
-            slide = make(chosen.folder / f"blocks-{side}.tif", side)
+            slide = make(chosen.folder / f"blocks-{side}.tif", side, side)
             taken, whole = seconds_of(slide, chosen.folder / "out", seconds, cluster.address, per_task)
             ideal = side**2 * seconds / chosen.workers
             ratio = f"{taken / ideal:.2f}" if ideal else f"{taken / side**2 * 1000:.1f} ms each"
@@ -148,7 +148,7 @@ def main() -> None:
                 str(side**2), f"{seconds:g}", str(per_task), f"{ideal:.1f}", f"{taken:.1f}", ratio, str(most or ""),
                 f"{whole:.1f}", f"{peak:.0f}",
             )  # fmt: skip
-        slide = make(chosen.folder / "blocks-64.tif", 64)
+        slide = make(chosen.folder / "blocks-64.tif", 64, 64)
         kib, ms = waiting(slide, chosen.folder / "out", cluster.address, chosen.waiting)
     Console().print(table)
     Console().print(

@@ -169,12 +169,15 @@ def clean(
     everything: Annotated[bool, typer.Option("--all", help="However short ago they finished.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
 ) -> None:
-    """Remove the intermediate results of finished runs; results, and what unfinished runs need, stay."""
+    """Remove intermediate results of finished runs, and jobs that killed runs left; what unfinished runs need stays."""
+    from slidesam.flows.leftovers import end_all_leftovers
     from slidesam.tasks.clean import clean as remove
     from slidesam.tasks.clean import size_of
 
     if not output.is_dir():
         raise SettingsError(f"{output} is no folder: give the one that was named with --output")
+    if not dry_run:
+        end_all_leftovers(output, out.print)
     removed = remove(output, keep=0.0 if everything else None if keep is None else _seconds(keep), dry_run=dry_run)
     for each in removed:
         say("[red]✗[/]" if each.error else " ", f"{each.slide} {each.label}: {_amount(each)} {each.error}")

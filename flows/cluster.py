@@ -40,8 +40,6 @@ _PRELOAD = "slidesam.flows.on_worker"
 _SCHEDULER_SETTINGS = {
     # Which block costs its workers is counted per block, by start-marks: Dask also blames those that wait beside it.
     "distributed.scheduler.allowed-failures": 10,
-    # A worker is sent a task when it can begin it: what waits on one would be lost with it.
-    "distributed.scheduler.worker-saturation": 1.0,
     # A nanny needs this long to put another worker in the place of one that was killed.
     "distributed.deploy.lost-worker-timeout": "60s",
 }

@@ -22,7 +22,9 @@ from distributed.deploy.adaptive import Adaptive
 from slidesam.tasks.attempts import last_lines
 from slidesam.tasks.errors import ClusterError
 
-_INTERVAL, _LOOK_SECONDS = 1.0, 5.0
+_INTERVAL = 1.0
+# Between two looks at the queue: while jobs wait in it, and while all are at work.
+_LOOK_SECONDS, _QUIET_SECONDS = 5.0, 30.0
 # A job that was just submitted may not be in the queue's list yet.
 _GRACE = 5.0
 _STILLBORN = 4
@@ -81,15 +83,15 @@ class JobKeeper(Adaptive):
         idle = sorted(self.observed - busy, key=str)
         return idle[: max(0, len(self.plan) - target)]
 
-    async def scale_down(self, jobs: Any) -> None:
+    async def scale_down(self, workers: Any) -> None:
         """Ends jobs, their workers first."""
-        gone = set(jobs)
+        gone = set(workers)
         addresses = [
             worker.address for worker in self.cluster.scheduler.workers.values() if self._job_of(worker.name) in gone
         ]
         if addresses:
             await self.scheduler.retire_workers(workers=addresses, remove=True, close_workers=True)
-        await self.cluster.scale_down(jobs)
+        await self.cluster.scale_down(workers)
 
     async def scale_up(self, n: Any) -> None:
         """Asks for jobs until there are `n`."""
@@ -120,7 +122,8 @@ class JobKeeper(Adaptive):
         now = time.monotonic()
         for name in self.cluster.workers:
             self._known_since.setdefault(name, now)
-        if self.listed is None or now - self._looked < _LOOK_SECONDS or not self.cluster.workers:
+        pause = _LOOK_SECONDS if set(self.cluster.workers) - here else _QUIET_SECONDS
+        if self.listed is None or now - self._looked < pause or not self.cluster.workers:
             return
         self._looked = now
         try:

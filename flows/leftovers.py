@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from slidesam.flows import slurm
+from slidesam.tasks.lock import LockedError, holder, locked
+from slidesam.tasks.work import read_json, write_json
 
 
 def end_leftovers(state: Mapping[str, Any], note: Callable[[str], None]) -> None:
@@ -30,9 +33,40 @@ def end_leftovers(state: Mapping[str, Any], note: Callable[[str], None]) -> None
     with suppress(ValueError, TypeError):
         flow_run_id = UUID(state.get("flow_run_id"))
         # Here, so that `slidesam clean` needs no Prefect where nothing was left.
+        from prefect.settings import PREFECT_API_URL
+
         from slidesam.flows.endings import end_flow_run
 
-        end_flow_run(flow_run_id, "its process was killed; the same command goes on from where it was")
+        if PREFECT_API_URL.value():
+            end_flow_run(flow_run_id, "its process was killed; the same command goes on from where it was")
+
+
+def end_all_leftovers(output: Path, note: Callable[[str], None]) -> None:
+    """Ends what killed runs of an output folder left, and notes that they were stopped.
+
+    Jobs that a run shares with one that is at work, as slides of one command do, are left alone.
+
+    Args:
+        output: The output folder.
+        note: Is told what was ended.
+
+    Raises:
+        ClusterError: Jobs are there and can't be cancelled.
+    """
+    killed, at_work = [], set[str]()
+    for path in sorted((output / ".slidesam").glob("*/*/state.json")):
+        state = read_json(path) or {}
+        if holder(path.with_name("lock.json")) is not None:
+            at_work.update(state.get("jobs") or [])
+        elif state.get("status") == "running":
+            killed.append((path, state))
+    for path, state in killed:
+        with (
+            suppress(LockedError),
+            locked(path.with_name("lock.json"), "slidesam clean", what=f"{path.parents[1].name} ({path.parent.name})"),
+        ):
+            end_leftovers({**state, "jobs": [name for name in state.get("jobs") or [] if name not in at_work]}, note)
+            write_json(path, {**state, "status": "stopped"})
 
 
 def cancel_orphans(names: list[str], note: Callable[[str], None]) -> list[slurm.Job]:

@@ -34,8 +34,10 @@ def dask_setup(worker: Any) -> None:
     # What a task imports takes seconds: all workers do it at once, while the cluster starts. Here, because `dask worker` and
     # its nanny import this module too.
     import slidesam.tasks.steps  # noqa: F401
+    from slidesam.tasks import kernels
     from slidesam.tasks.attempts import DISPOSABLE
 
+    kernels.load()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ[DISPOSABLE] = "1"
     # If memory runs out Linux shall end a worker, which is replaced, and not the flow.

@@ -2,6 +2,7 @@
 
     OUT/.slidesam/<name>/<label>/     paint-*, stitch-*, segment-* go; state.json stays, for `slidesam status`
     OUT/.slidesam/<name>/.image/      convert-*, rechunk-* go once all runs of the slide may be cleaned
+    OUT/.slidesam/.jobs/              logs of jobs go when they are as old
 
 Results lie elsewhere and are never touched. Nothing is removed of a run that isn't finished, or whose lock somebody holds;
 clean holds it itself meanwhile, so that no run begins on what is about to go.
@@ -28,7 +29,7 @@ from typing import Any, NamedTuple
 from slidesam.tasks.config import RunSettings, seconds_of
 from slidesam.tasks.errors import OutputError, in_one_line
 from slidesam.tasks.lock import LockedError, holder, locked
-from slidesam.tasks.work import Marks, read_json, write_json
+from slidesam.tasks.work import Marks, jobs_folder, read_json, write_json
 
 # In the order in which they go.
 _STAGES, _IMAGE_STAGES = ("paint-*", "stitch-*", "segment-*"), ("convert-*", "rechunk-*")
@@ -88,6 +89,7 @@ def clean(output: Path, *, keep: float | None, dry_run: bool = False, now: datet
         raise OutputError(f"{output} is no folder: give the one that was named with --output")
     cleaning = _Cleaning(output, keep, dry_run, now or datetime.now(UTC))
     found = [removed for slide in _folders(output / ".slidesam", "[!.]*") for removed in cleaning.slide(slide)]
+    found.append(cleaning.job_logs())
     return [removed for removed in found if removed.files or removed.error]
 
 
@@ -111,6 +113,22 @@ class _Cleaning:
             yield self.folder(run, _STAGES, partial(list, [run]))
         if (folder / _IMAGE).is_dir():
             yield self.folder(folder / _IMAGE, _IMAGE_STAGES, partial(_runs, folder))
+
+    def job_logs(self) -> Removed:
+        """Removes what jobs said long ago."""
+        removed = Removed("logs of", "jobs", 0, 0)
+        kept = seconds_of(RunSettings().keep_work) if self.keep is None else self.keep
+        try:
+            for path in jobs_folder(self.output).glob("*.log"):
+                status = path.stat()
+                # One that was just written may be of a job that runs.
+                if self.now.timestamp() - status.st_mtime > max(kept, _LEFT_OVER_AFTER):
+                    if not self.dry_run:
+                        path.unlink(missing_ok=True)
+                    removed = removed._replace(bytes=removed.bytes + status.st_size, files=removed.files + 1)
+        except OSError as error:
+            removed = removed._replace(error=in_one_line(error))
+        return removed
 
     def folder(self, folder: Path, stages: tuple[str, ...], runs: Callable[[], list[Path]]) -> Removed:
         """Cleans one folder.

@@ -242,6 +242,11 @@ def describe_labels(labels: Labels, count: int, owns: Box) -> tuple[Ints, Ints, 
     return _describe(labels, count, _plain(owns))
 
 
+def load() -> None:
+    """Has the loops that every block needs loaded, or compiled: seconds that a worker can take before its first block."""
+    describe_labels(np.zeros((2, 2), np.uint32), 0, (0, 0, 2, 2))
+
+
 @_compiled
 def _overlay(
     painted: NDArray[Any], painted_at: Pixel, labels: Labels, labels_at: Pixel, shape: Pixel, ids: Ints, size: Ints

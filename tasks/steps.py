@@ -35,6 +35,7 @@ from slidesam.tasks.attempts import Attempts
 from slidesam.tasks.block_results import BlockResults, save_frame, save_table
 from slidesam.tasks.config import seconds_of
 from slidesam.tasks.convert import open_pixels
+from slidesam.tasks.devices import check_given, check_torch
 from slidesam.tasks.errors import HOPELESS, BlockFailures, BlockLostError, OutputError, SlideGoneError, in_one_line
 from slidesam.tasks.image_plan import in_block_levels
 from slidesam.tasks.objects import describe_block
@@ -293,7 +294,15 @@ def read_tissue(run: Run) -> NDArray[np.bool_] | None:
 
 
 def _segmenter(run: Run) -> Any:
-    return load_segmenter(run.settings.segmenter.model_dump_json(), run.slide.is_rgb, run.segmenter_identity)
+    """The run's segmenter, on the device that this worker was given.
+
+    Raises:
+        DeviceError: It would compute on another.
+    """
+    check_given()
+    segmenter = load_segmenter(run.settings.segmenter.model_dump_json(), run.slide.is_rgb, run.segmenter_identity)
+    check_torch()
+    return segmenter
 
 
 def _ready_label(run: Run, objects: int) -> None:
