@@ -157,6 +157,28 @@ def seams(
 
 
 @app.command()
+def doctor(
+    cluster: ClusterName = None,
+    cluster_changes: ClusterChanges = None,
+    scheduler: Scheduler = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder that results would go to, to be checked on the nodes too."),
+    ] = None,
+    settings: SettingsFile = None,
+    segmenter: SegmenterKind = None,
+    overrides: Overrides = None,
+    timeout: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="How long to wait for workers.")] = 120.0,
+) -> None:
+    """Check what a run needs, here and on the nodes, by one small job of each kind; say what to do where it isn't there."""
+    chosen = load_settings(settings, segmenter, overrides)
+    profile = choose_profile(cluster, cluster_changes, scheduler=scheduler)
+    from slidesam.flows.doctor import doctor as examine
+
+    raise typer.Exit(examine(profile, chosen, output, timeout))
+
+
+@app.command()
 def clean(
     output: Annotated[Path, typer.Argument(help="A folder that slidesam writes to.")],
     keep: Annotated[

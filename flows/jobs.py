@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import shlex
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,12 @@ _CLASSES = {
 
 def cluster_class(profile: JobProfile) -> Any:
     """dask-jobqueue's class of cluster for a profile."""
+    # As it is imported it makes Ctrl-C end the process without a word (dask_jobqueue/runner.py).
+    before = signal.getsignal(signal.SIGINT)
     import dask_jobqueue
 
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, before)
     return getattr(dask_jobqueue, _CLASSES[profile.kind])
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -26,6 +27,8 @@ DISPOSABLE = "SLIDESAM_WORKER"
 _TIMED_OUT = 70
 # Set in jobs: the file that has what their workers say.
 _LOG, _LOG_LINES, _LOG_BYTES = "SLIDESAM_LOG", 5, 4096
+# What Dask says of its daily round; but also how a worker ended.
+_SAYS_NOTHING = re.compile(r" - INFO - (?!Worker process)")
 # Start-marks of the blocks that this process is computing, and what they say.
 _at_work: dict[Path, dict[str, Any]] = {}
 
@@ -115,14 +118,14 @@ def excuse() -> None:
 
 
 def last_lines(log: Path) -> str:
-    """The last few lines of a log on one line; empty where there is none."""
+    """The last few lines of a job's log that say something, on one line; empty where there are none."""
     try:
         with log.open("rb") as stream:
             stream.seek(max(0, log.stat().st_size - _LOG_BYTES))
             lines = stream.read().decode(errors="replace").splitlines()
     except OSError:
         return ""
-    return " | ".join([line.strip() for line in lines if line.strip()][-_LOG_LINES:])
+    return " | ".join([line.strip() for line in lines if line.strip() and not _SAYS_NOTHING.search(line)][-_LOG_LINES:])
 
 
 def _give_up(path: Path, facts: dict[str, Any]) -> None:
