@@ -39,8 +39,11 @@ KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=34359738368 MALLOC_TRIM_THRESHOLD_=3435973
 demo: install  ## make a 4096 x 4096 px slide and segment it, about a minute; look at the picture that it names
 	@$(BIN)/slidesam demo --output $(DEMO)
 
-test: lint  ## lint, types and all tests (about 22 minutes on two cores; fast ones alone: make test-fast)
-	@$(KEEP_MEMORY) $(BIN)/python -m pytest
+# More processes than cores: many tests wait, for servers, jobs and workers to come or to end.
+PROCESSES ?= 3
+
+test: lint  ## lint, types and all tests (about 20 minutes on two cores; fast ones alone: make test-fast)
+	@$(KEEP_MEMORY) $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup
 
 test-fast: install  ## the tests that take seconds
 	@$(BIN)/python -m pytest -m "not slow"

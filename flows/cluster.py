@@ -38,8 +38,6 @@ _LOOPBACK = "127.0.0.1"
 _PRELOAD = "slidesam.flows.on_worker"
 # Of the scheduler, wherever it is ours.
 _SCHEDULER_SETTINGS = {
-    # Which block costs its workers is counted per block, by start-marks: Dask also blames those that wait beside it.
-    "distributed.scheduler.allowed-failures": 10,
     # A nanny needs this long to put another worker in the place of one that was killed.
     "distributed.deploy.lost-worker-timeout": "60s",
 }
@@ -294,7 +292,21 @@ def ssh_line(dashboard: str) -> str:
 
 def api_host(profile: ClusterProfile) -> str:
     """Address at which a Prefect server started here can be reached by all who compute."""
+    if isinstance(profile, AttachProfile):
+        return _way_to(profile.address)
     return scheduler_host(profile) if isinstance(profile, SlurmProfile | QueueProfile) else _LOOPBACK
+
+
+def _way_to(address: str) -> str:
+    """This machine's address on the network of a scheduler; loopback where that is there."""
+    parts = urlsplit(address)
+    try:
+        # No packet is sent: what is asked is which way one would take.
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((parts.hostname or _LOOPBACK, parts.port or 8786))
+            return str(probe.getsockname()[0])
+    except OSError:
+        return _LOOPBACK
 
 
 _shared: ContextVar[Cluster | None] = ContextVar("slidesam_cluster", default=None)

@@ -77,9 +77,11 @@ def in_flight(
             # Forgotten here, it is forgotten by the scheduler, which else would compute it again if its worker dies.
             job, tries, _ = running.pop(future.task_run_id)
             result, error = _outcome(future)
-            if isinstance(error, KilledWorker) and tries < _MOST_TRIES:
-                again.append((job, tries + 1))
-                continue
+            if isinstance(error, KilledWorker):
+                if tries < _MOST_TRIES:
+                    again.append((job, tries + 1))
+                    continue
+                error = _given_up(error, tries)
             yield job, result, error
             del future
     finally:
@@ -98,6 +100,15 @@ def alone(submit: Callable[[], PrefectFuture[Any]]) -> Any:
     if error is not None:
         raise error
     return result
+
+
+def _given_up(error: KilledWorker, tries: int) -> ClusterError:
+    """What is said of a task that ended its workers again and again."""
+    deaths = tries * (error.allowed_failures + 1)
+    return ClusterError(
+        f"a task ended its worker {deaths} times, the last at {error.last_worker.address}; most often that is for want of "
+        "memory: give jobs more of it, or take smaller blocks"
+    )
 
 
 def _drained(queue: deque[T]) -> Generator[T, None, None]:

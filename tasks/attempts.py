@@ -59,21 +59,11 @@ class Attempts:
             BlockLostError: It has cost as many workers as are allowed.
         """
         before, lost = self._read(block_id), self.lost(block_id)
-        timed_out = int(before.get("timed_out", 0)) + (before.get("state") == "timed out")
+        timed_out = self._timed_out(before)
         if lost >= self.allowed:
             said = last_lines(Path(before["log"])) if before.get("log") else ""
             raise BlockLostError(block_id, lost, timed_out, str(before.get("host")), self.timeout, said)
-        facts = {
-            "state": "running",
-            "go": self.go,
-            "lost": lost,
-            "timed_out": timed_out,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "log": os.environ.get(_LOG),
-            "began": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        path = self._path(block_id)
+        facts, path = self._facts(lost, timed_out), self._path(block_id)
         write_json(path, facts, sync=False)
         _at_work[path] = facts
         try:
@@ -87,6 +77,42 @@ class Attempts:
         finally:
             _at_work.pop(path, None)
         path.unlink(missing_ok=True)
+
+    @contextmanager
+    def before(self, block_id: int) -> Iterator[None]:
+        """Marks the first block while what it needs is made ready: a model that doesn't fit, pixels that can't be decoded.
+
+        A process that ends meanwhile counts as one that the block cost. Time isn't counted, and errors are nobody's.
+        """
+        lost = self.lost(block_id)
+        if lost >= self.allowed:
+            yield
+            return
+        facts, path = self._facts(lost, self._timed_out(self._read(block_id))), self._path(block_id)
+        write_json(path, facts, sync=False)
+        _at_work[path] = facts
+        try:
+            yield
+        finally:
+            _at_work.pop(path, None)
+            with suppress(OutputError):
+                write_json(path, {**facts, "state": "ready"}, sync=False)
+
+    @staticmethod
+    def _timed_out(mark: dict[str, Any]) -> int:
+        return int(mark.get("timed_out", 0)) + (mark.get("state") == "timed out")
+
+    def _facts(self, lost: int, timed_out: int) -> dict[str, Any]:
+        return {
+            "state": "running",
+            "go": self.go,
+            "lost": lost,
+            "timed_out": timed_out,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "log": os.environ.get(_LOG),
+            "began": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
 
     @contextmanager
     def _watched(self, path: Path, facts: dict[str, Any]) -> Iterator[None]:

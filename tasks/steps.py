@@ -20,6 +20,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ from slidesam.tasks.pyramid import halve_labels, region_below, shard_regions
 from slidesam.tasks.sample import sample_slide
 from slidesam.tasks.segment import background_of, segment_outer
 from slidesam.tasks.segmenters import Segmenter, jsonable_params, load_segmenter
-from slidesam.tasks.slide import PixelReader, SlideReader
+from slidesam.tasks.slide import SlideReader
 from slidesam.tasks.work import (
     Marks,
     Run,
@@ -140,13 +141,23 @@ def segment_blocks(run: Run, block_ids: Sequence[int], go: str = "") -> Facts:
         _forget_stitching(run)
         timeout, retries = run.settings.run.block_timeout, run.settings.run.retries
         attempts = Attempts(run.segment_folder, go, 1 + retries, None if timeout is None else seconds_of(timeout))
-        segmenter, known, results = _segmenter(run), prepared(run), BlockResults.of(run)
-        with closing(open_pixels(run)) as reader:
-            # Those that have cost a worker come last, so that they don't cost the others too.
-            for block_id in sorted(todo, key=attempts.lost):
+        # Those that have cost a worker come last, so that they don't cost the others too.
+        todo.sort(key=attempts.lost)
+        with closing(open_pixels(run)) as reader, ThreadPoolExecutor(1) as ahead:
+            with attempts.before(todo[0]):
+                # A model takes seconds to load the first time: meanwhile the first pixels are read.
+                images = {todo[0]: ahead.submit(reader.read, run.grid[todo[0]].outer)}
+                segmenter, known, results = _segmenter(run), prepared(run), BlockResults.of(run)
+                wait(images.values())
+
+            def read(block_id: int) -> NDArray[Any]:
+                return images.pop(block_id).result() if block_id in images else reader.read(run.grid[block_id].outer)
+
+            for block_id in todo:
                 try:
                     with attempts.at(block_id):
-                        _segment_block(run, block_id, reader, segmenter, known, results)
+                        # Read in the call, so that nothing here holds the pixels while the next are read.
+                        _segment_block(run, block_id, read(block_id), segmenter, known, results)
                 except (OutputError, SlideGoneError):
                     raise
                 except Exception as error:  # noqa: BLE001
@@ -157,12 +168,11 @@ def segment_blocks(run: Run, block_ids: Sequence[int], go: str = "") -> Facts:
 
 
 def _segment_block(
-    run: Run, block_id: int, reader: PixelReader, segmenter: Segmenter, known: Facts, results: BlockResults
+    run: Run, block_id: int, image: NDArray[Any], segmenter: Segmenter, known: Facts, results: BlockResults
 ) -> None:
-    """Segments one block and writes its labels, then its done-mark."""
+    """Segments one block's pixels and writes its labels, then its done-mark."""
     started = time.perf_counter()
     block = run.grid[block_id]
-    image = reader.read(block.outer)
     fill = np.asarray(known["fill"], image.dtype)
     labels = segment_outer(image, block, run.grid, segmenter, known["params"], fill)
     marks = Marks(run.segment_folder)

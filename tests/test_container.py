@@ -194,3 +194,30 @@ def test_an_unknown_extra_is_refused(debian_root: Path):
         1,
         "EXTRAS: slidesam has no microsam; it has micro-sam, dashboard",
     )
+
+
+def test_a_jobs_workers_start_in_the_image(debian_root: Path, apptainer_folder: Path, tmp_path: Path):
+    """The script that a queue would be given, run without one: what it says of the container is what happens."""
+    from dask.distributed import Client, LocalCluster
+
+    from slidesam.flows.jobs import job_script
+    from slidesam.flows.profile import load_profile
+
+    way = {
+        "container": str(debian_root), "container_command": str(apptainer_folder / "apptainer"),
+        "container_binds": [str(tmp_path)], "gpu.gpus": 1, "gpu.cores": 1, "gpu.memory": 2,
+    }  # fmt: skip
+    script = job_script(load_profile("slurm-gpu", way), "gpu", logs=tmp_path / "of jobs")
+    with LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address=None) as cluster:
+        text = script.replace("tcp://SCHEDULER:PORT", cluster.scheduler_address)
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "3", "HOME": str(tmp_path), "SLURM_JOB_ID": "17"}
+        with subprocess.Popen(["bash", "-c", text], env=environment, cwd=tmp_path) as job, Client(cluster) as client:
+            client.wait_for_workers(1, timeout=100)
+            inside = next(iter(client.run(lambda: dict(os.environ)).values()))
+            prefix = next(iter(client.run(lambda: __import__("sys").prefix).values()))
+            client.shutdown()
+            assert job.wait(60) is not None
+    assert prefix == "/opt/slidesam"
+    assert inside["SLIDESAM_STAND_IN_NV"] == "1"
+    assert (inside["CUDA_VISIBLE_DEVICES"], inside["SLIDESAM_DEVICE"]) == ("3", "3")
+    assert inside["SLIDESAM_LOG"] == f"{tmp_path / 'of jobs'}/slidesam-17.log"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -13,11 +14,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
 from tests.conftest import ROOT
 from tests.prefect_fixtures import THIRD_PARTY_WARNINGS
+from tests.serial import segment_serially
+from tests.slides import write_numbered_slide
+from tests.test_flows import faulty, labels_of
 
 CLUSTER = ROOT / "infra" / "interactive" / "cluster"
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in THIRD_PARTY_WARNINGS]
@@ -201,20 +206,21 @@ def slurm_partitions() -> set[str]:
     return set(done.stdout.split()) if done.returncode == 0 else set()
 
 
-def in_job(cluster: Cluster, resources: list[str], start: str) -> str:
-    """What starting, looking and stopping prints inside a job, with the processes that are left in it."""
+def in_job(cluster: Cluster, resources: list[str], start: str, then: str = "") -> str:
+    """What starting, looking, some more lines and stopping prints inside a job, with the processes that are left in it."""
     script = f"""
         set -e
         out=$({CLUSTER} start {start} 2>&1) || {{ echo "$out"; exit 1; }}
         echo "$out"
         address=$(sed -n 's/.*--scheduler //p' <<<"$out")
         "$SLIDESAM_PYTHON" -c "$LOOK" "$address"
+        {then}
         {CLUSTER} stop
     """
     step = ["srun", "--nodes=1", "--ntasks=1", "--cpus-per-task=4", "bash", "-c", script]
     done = subprocess.run(
         ["salloc", "--quiet", "--immediate=60", "--time=5", "--cpus-per-task=4", *resources, *step],
-        env=cluster.environment | {"LOOK": LOOK},
+        env=cluster.environment | {"LOOK": LOOK, "PYTHONPATH": str(ROOT)},
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -240,8 +246,21 @@ def test_in_a_job_with_two_gpus_each_worker_sees_one(cluster: Cluster) -> None:
 @pytest.mark.skipif(
     "cpu" not in slurm_partitions(), reason="no Slurm with a partition cpu: infra/dev-slurm/slurm start"
 )
-def test_in_a_job_of_two_nodes_each_has_workers(cluster: Cluster) -> None:
-    text = in_job(cluster, ["--partition=cpu", "--nodes=2", "--ntasks-per-node=1"], "--gpus 0 --name many")
+def test_in_a_job_of_two_nodes_each_has_workers_which_segment_a_slide(cluster: Cluster, tmp_path: Path) -> None:
+    log, slide = tmp_path / "log", write_numbered_slide(tmp_path / "attached.tif", 4, 5)
+    settings = [part for key, value in faulty(log, seconds=0.3).items() for part in ("--set", f"{key}={value}")]
+    segment = shlex.join([
+        str(Path(sys.executable).with_name("slidesam")), "segment", str(slide), "-o", str(tmp_path / "out"), *settings,
+        "--cluster", "attach", "--scheduler",
+    ])  # fmt: skip
+    # A run that has a server of its own needs it where workers of the other node can reach it.
+    then = f'env -u PREFECT_API_URL PREFECT_HOME={tmp_path}/prefect {segment} "$address"'
+    text = in_job(cluster, ["--partition=cpu", "--nodes=2", "--ntasks-per-node=1"], "--gpus 0 --name many", then)
+    assert "attached: 20 cells in 20 blocks" in text
+    np.testing.assert_array_equal(
+        labels_of(tmp_path / "out", "attached"),
+        segment_serially(slide, tmp_path / "serial", faulty(tmp_path / "other")),
+    )
     found = seen_in(text)
     assert sorted(found) == ["many-node1", "many-node2"]
     assert sorted(seen[2] for seen in found.values()) == ["node1", "node2"]

@@ -86,18 +86,30 @@ def test_a_real_slide_in_four_jobs_gives_the_bytes_of_a_local_run(
     assert until(lambda: queue() == [], 10)
 
 
-def test_gpu_jobs_see_one_gpu_each_and_the_third_waits(slurm, tmp_path: Path) -> None:
+def test_gpu_jobs_see_one_gpu_each_the_third_waits_and_they_are_given_back_before_stitching(
+    slurm, tmp_path: Path, monkeypatch
+) -> None:
+    from slidesam.flows import segment_slide as module
+
     log, slide = tmp_path / "log", write_numbered_slide(tmp_path / "gpus.tif", 4, 5)
     settings = faulty(log) | {
         "segmenter.target": "tests.faults:devices_seen", "segmenter.options": {"log": str(log), "seconds": 1.0}
     }  # fmt: skip
     at_once: list[list[list[str]]] = []
+    at_stitching: list[str] = []
 
     def watch() -> None:
         until(lambda: len([job for job in queue() if job[1].endswith("-gpu")]) == 3)
         until(lambda: len(lines(log)) >= 4)
         at_once.append(queue())
 
+    plain = module.stitch_and_export.with_options
+
+    def noted(**kwargs):
+        at_stitching.extend(job[1] for job in queue() if job[2] != "COMPLETING")
+        return plain(**kwargs)
+
+    monkeypatch.setattr(module.stitch_and_export, "with_options", noted)
     with meanwhile(watch):
         run_on(profile("slurm-gpu", gpu__maximum_jobs=3), slide, tmp_path / "out", settings)
     assert Counter(job[2] for job in at_once[0] if job[1].endswith("-gpu")) == {"RUNNING": 2, "PENDING": 1}
@@ -106,24 +118,8 @@ def test_gpu_jobs_see_one_gpu_each_and_the_third_waits(slurm, tmp_path: Path) ->
     assert {device for _, _, device in seen} == {"0", "1"}
     # A job is a process is a device.
     assert len(seen) == len({job for job, _, _ in seen}) == len({process for _, process, _ in seen})
+    assert not any(name.endswith("-gpu") for name in at_stitching)
     assert until(lambda: queue() == [], 10)
-
-
-def test_gpus_are_given_back_before_stitching(slurm, tmp_path: Path, monkeypatch) -> None:
-    from slidesam.flows import segment_slide as module
-
-    log, slide = tmp_path / "log", write_numbered_slide(tmp_path / "back.tif")
-    names: list[list[str]] = []
-    plain = module.stitch_and_export.with_options
-
-    def noted(**kwargs):
-        names.append([job[1].rpartition("-")[2] for job in queue() if job[2] != "COMPLETING"])
-        return plain(**kwargs)
-
-    monkeypatch.setattr(module.stitch_and_export, "with_options", noted)
-    assert run_on(profile("slurm-gpu"), slide, tmp_path / "out", faulty(log))["objects"] == 9
-    assert len(names) == 1
-    assert "gpu" not in names[0]
 
 
 def test_a_killed_worker_and_a_cancelled_job_cost_the_blocks_in_flight_only(slurm, tmp_path: Path) -> None:
@@ -294,16 +290,11 @@ def test_a_node_that_vanishes_costs_the_blocks_in_flight_only(slurm, tmp_path: P
     until(lambda: queue() == [], 60)
 
 
-def test_jobs_that_cant_start_workers_are_given_up_with_their_last_words(slurm, tmp_path: Path) -> None:
-    slide = write_numbered_slide(tmp_path / "stillborn.tif")
-    where = profile("slurm-cpu", cpu__prologue=["echo module: command not found", "exit 1"])
-    with pytest.raises(ClusterError, match=r"4 jobs in a row ended before a worker.*module: command not found.*doctor"):
-        run_on(where, slide, tmp_path / "out", faulty(tmp_path / "log"))
-    assert until(lambda: queue() == [], 10)
-
-
-def test_a_job_that_finds_another_number_of_gpus_refuses_to_work(slurm, tmp_path: Path) -> None:
+def test_jobs_without_the_gpu_they_asked_for_refuse_to_work_and_are_given_up(slurm, tmp_path: Path) -> None:
     slide = write_numbered_slide(tmp_path / "wrong.tif")
     where = profile("slurm-gpu", gpu__directives=["--gres=none"])
-    with pytest.raises(ClusterError, match=r"jobs in a row ended.*1 GPUs.*expected and 0 are there.*request as many"):
+    with pytest.raises(
+        ClusterError, match=r"jobs in a row ended.*1 GPUs.*expected and 0 are there.*request as many.*doctor"
+    ):
         run_on(where, slide, tmp_path / "out", faulty(tmp_path / "log"))
+    assert until(lambda: queue() == [], 10)
