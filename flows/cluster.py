@@ -11,7 +11,7 @@ import getpass
 import socket
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -36,8 +36,8 @@ from slidesam.tasks.errors import ClusterError, in_one_line
 
 _LOOPBACK = "127.0.0.1"
 _PRELOAD = "slidesam.flows.on_worker"
-# Of the scheduler, wherever it is ours.
-_SCHEDULER_SETTINGS = {
+# Of Dask, for as long as a cluster is open.
+_SETTINGS = {
     # A nanny needs this long to put another worker in the place of one that was killed.
     "distributed.deploy.lost-worker-timeout": "60s",
 }
@@ -72,6 +72,7 @@ class Cluster:
         self.profile, self.logs = profile, logs
         self.name = f"slidesam-{uuid.uuid4().hex[:8]}"
         self._started: dict[Stage, Workers] = {}
+        self._settings = ExitStack()
 
     def workers(self, stage: Stage = "cpu") -> Workers:
         """Those who compute a stage; started now if they aren't.
@@ -80,6 +81,10 @@ class Cluster:
             ClusterError: They can't be had.
         """
         part = self.part(stage)
+        if not self._started:
+            import dask
+
+            self._settings.enter_context(dask.config.set(_SETTINGS))
         if part not in self._started:
             self._started[part] = self._start(part)
         return self._started[part]
@@ -124,6 +129,7 @@ class Cluster:
     def close(self) -> None:
         """Ends all that was started."""
         with ExitStack() as ends:
+            ends.callback(self._settings.close)
             for workers in self._started.values():
                 ends.callback(workers.close)
             self._started = {}
@@ -174,7 +180,7 @@ def _local(profile: LocalProfile) -> Workers:
 
     stack, environment = ExitStack(), _worker_environment(profile.threads)
     # What is given to the cluster below comes too late for what a process must find as it starts.
-    stack.enter_context(dask.config.set(_SCHEDULER_SETTINGS | {"distributed.nanny.pre-spawn-environ": environment}))
+    stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": environment}))
     cluster = stack.enter_context(
         LocalCluster(
             n_workers=profile.n_workers,
@@ -208,7 +214,7 @@ def _local_gpu(profile: LocalGpuProfile) -> Workers:
             f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}, `nvidia-smi -L` lists none): use --cluster local"
         )
     stack, environment = ExitStack(), _worker_environment(profile.threads)
-    stack.enter_context(dask.config.set(_SCHEDULER_SETTINGS | {"distributed.nanny.pre-spawn-environ": environment}))
+    stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": environment}))
     common = {"nthreads": 1, "host": _LOOPBACK, "memory_limit": 0, "preload": _PRELOAD, "dashboard": False}
     specs = {}
     for number, device in enumerate(device for device in found for _ in range(profile.workers_per_gpu)):
@@ -225,10 +231,8 @@ def _jobs(profile: JobProfile, part: Stage, name: str, logs: Path | None) -> Wor
     Raises:
         ClusterError: The queue's commands aren't here, or the scheduler can't listen where the profile says.
     """
-    import dask
-
     from slidesam.flows import slurm
-    from slidesam.flows.keeper import JobKeeper
+    from slidesam.flows.keeper import JobKeeper, kept_job
 
     jobs, is_slurm = jobs_of(profile, part), isinstance(profile, SlurmProfile)
     if is_slurm and not slurm.has_slurm():
@@ -237,14 +241,17 @@ def _jobs(profile: JobProfile, part: Stage, name: str, logs: Path | None) -> Wor
         )
     if logs is not None:
         logs.mkdir(parents=True, exist_ok=True)
-    stack = ExitStack()
-    stack.enter_context(dask.config.set(_SCHEDULER_SETTINGS))
+    stack, kind = ExitStack(), cluster_class(profile)
+    if is_slurm:
+        # Last of all: what was submitted just as the rest was cancelled.
+        stack.callback(_cancel, name)
     try:
         cluster = stack.enter_context(
-            cluster_class(profile)(
+            kind(
                 n_workers=0,
                 name=name,
-                scheduler_options=scheduler_options(profile),
+                job_cls=kept_job(kind.job_cls),
+                scheduler_options=scheduler_options(profile, part),
                 **job_options(profile, part, name, logs),
             )
         )
@@ -266,6 +273,14 @@ def _jobs(profile: JobProfile, part: Stage, name: str, logs: Path | None) -> Wor
         logs=logs,
     )
     return Workers(str(cluster.scheduler_address), _page(cluster.dashboard_link), stack.close, keeper)
+
+
+def _cancel(name: str) -> None:
+    """Cancels what is left of jobs of a name, if Slurm answers."""
+    from slidesam.flows import slurm
+
+    with suppress(ClusterError):
+        slurm.cancel_jobs([name], wait=0)
 
 
 def _states(name: str) -> dict[str, str]:

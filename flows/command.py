@@ -57,6 +57,14 @@ def run_slides(slides: Sequence[Path], output: Path, settings: Settings, profile
     return 1 if failed else 0
 
 
+# SIGHUP is a connection that was lost; where it is ignored (nohup) it stays so.
+_ENDINGS = [
+    number
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    if signal.getsignal(number) is not signal.SIG_IGN
+]
+
+
 @contextmanager
 def interrupts() -> Iterator[threading.Event]:
     """Remembers Ctrl-C and SIGTERM: raised inside a library's callback they can come back as an error of that library.
@@ -69,7 +77,7 @@ def interrupts() -> Iterator[threading.Event]:
         stopped.set()
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in _ENDINGS}
     try:
         yield stopped
     except Exception:

@@ -12,10 +12,11 @@ import concurrent.futures
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextvars import ContextVar
 from itertools import chain
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from distributed.scheduler import KilledWorker
 from prefect.futures import PrefectFuture
@@ -30,7 +31,24 @@ MAX_IN_FLIGHT = 256
 _LOOK_SECONDS, _SAY_SECONDS = 2.0, 60.0
 # How often a task whose workers died is handed in again: it may only have waited beside the one that killed them.
 _MOST_TRIES = 3
+# How often one asks whether the run may go on.
+_CHECK_SECONDS = 5.0
 T = TypeVar("T")
+_check: ContextVar[Callable[[], None] | None] = ContextVar("slidesam_check", default=None)
+
+
+@contextlib.contextmanager
+def checking(check: Callable[[], None]) -> Generator[None, None, None]:
+    """Has all waiting inside look now and then whether the run may go on: a lock that was lost stops it.
+
+    Args:
+        check: Raises if it may not.
+    """
+    token = _check.set(check)
+    try:
+        yield
+    finally:
+        _check.reset(token)
 
 
 class _Running(NamedTuple):
@@ -39,6 +57,30 @@ class _Running(NamedTuple):
     job: Any
     tries: int
     future: PrefectFuture[Any]
+
+
+class Refillable(Generic[T]):
+    """Jobs of which some may be put back while the others are at work.
+
+    Args:
+        jobs: The first of them.
+    """
+
+    def __init__(self, jobs: Iterable[T]) -> None:
+        self._jobs = deque(jobs)
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        """The next job, if there is one now."""
+        if not self._jobs:
+            raise StopIteration
+        return self._jobs.popleft()
+
+    def put_back(self, job: T) -> None:
+        """Adds a job, to be taken after those that wait."""
+        self._jobs.append(job)
 
 
 def in_flight(
@@ -62,7 +104,7 @@ def in_flight(
     ended: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
     running: dict[Any, _Running] = {}
     again: deque[tuple[T, int]] = deque()
-    waiting = iter(jobs)
+    waiting, checked = iter(jobs), time.monotonic()
     try:
         while True:
             for job, tries in chain(_drained(again), ((job, 1) for job in waiting)):
@@ -74,6 +116,9 @@ def in_flight(
             if not running:
                 return
             future = _next(ended, running)
+            if (check := _check.get()) is not None and time.monotonic() - checked > _CHECK_SECONDS:
+                check()
+                checked = time.monotonic()
             # Forgotten here, it is forgotten by the scheduler, which else would compute it again if its worker dies.
             job, tries, _ = running.pop(future.task_run_id)
             result, error = _outcome(future)
@@ -128,6 +173,8 @@ def _next(ended: SimpleQueue[PrefectFuture[Any]], running: dict[Any, _Running]) 
             return ended.get(timeout=_LOOK_SECONDS)
         except Empty:
             cluster = opened()
+            if (check := _check.get()) is not None:
+                check()
             if cluster is not None and (trouble := cluster.trouble()) is not None:
                 raise ClusterError(f"nobody computes: {trouble}") from None
             if not said and time.monotonic() - since > _SAY_SECONDS and not _has_workers(running):

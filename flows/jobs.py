@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 import shlex
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 from slidesam.flows.profile import JobProfile, Jobs, QueueJobs, SlurmJobs, Stage
 
-LIFETIME, STAGGER, LOG = "SLIDESAM_LIFETIME", "SLIDESAM_LIFETIME_STAGGER", "SLIDESAM_LOG"
+LEAVE_AT, STAGGER, LOG = "SLIDESAM_LEAVE_AT", "SLIDESAM_LEAVE_STAGGER", "SLIDESAM_LOG"
 _WORKERS = "slidesam.flows.device_workers"
 _CLASSES = {
     "slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster", "sge": "SGECluster",
@@ -56,7 +57,9 @@ def job_options(profile: JobProfile, stage: Stage, name: str, logs: Path | None)
         # GiB: what is written as GB is rounded to less.
         "memory": f"{jobs.memory:g}GiB",
         "interface": profile.interface,
-        "local_directory": profile.local_directory or "${TMPDIR:-/tmp}",
+        "local_directory": '"${TMPDIR:-/tmp}"'
+        if profile.local_directory is None
+        else shlex.quote(profile.local_directory),
         "death_timeout": profile.death_timeout,
         "worker_command": _WORKERS,
         "worker_extra_args": ["--workers", str(jobs.workers), "--gpus", str(jobs.gpus)],
@@ -85,7 +88,7 @@ def _slurm_options(jobs: SlurmJobs, name: str, logs: Path | None) -> dict[str, A
         *([f"--qos={jobs.qos}"] if jobs.qos else []),
         *([f"--gres={jobs.gres}"] if jobs.gres else []),
         # One file for both streams, named so that who knows the job knows its log.
-        *([f"--output={logs}/%x-%j.log"] if logs is not None else []),
+        *([f'--output="{_pattern(logs)}/%x-%j.log"'] if logs is not None else []),
         # A job that Slurm starts again by itself would be one that nobody knows.
         "--no-requeue",
         *jobs.directives,
@@ -99,6 +102,11 @@ def _slurm_options(jobs: SlurmJobs, name: str, logs: Path | None) -> dict[str, A
         "walltime": jobs.walltime,
         "job_extra_directives": directives,
     }
+
+
+def _pattern(folder: Path) -> str:
+    """A folder as sbatch's file name patterns take it between quotes: its own signs are doubled or escaped."""
+    return str(folder).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
 
 
 def _queue_options(kind: str, jobs: QueueJobs) -> dict[str, Any]:
@@ -116,28 +124,32 @@ def _queue_options(kind: str, jobs: QueueJobs) -> dict[str, Any]:
 def _exports(jobs: Jobs, is_slurm: bool, name: str, logs: Path | None) -> list[str]:
     """Environment of the workers: how they compute, when they stop taking blocks, where their log is."""
     threads = [f"{library}_NUM_THREADS={jobs.threads}" for library in ("OMP", "MKL", "OPENBLAS")]
-    life = [f"{LIFETIME}={jobs.lifetime_seconds:g}", f"{STAGGER}={jobs.stagger_seconds:g}"]
+    # From the job's start: a worker that takes the place of a killed one has what is left.
+    life = [f"{LEAVE_AT}=$(( $(date +%s) + {jobs.lifetime_seconds:.0f} ))", f"{STAGGER}={jobs.stagger_seconds:g}"]
     lines = [f"export {' '.join(threads)}", f"export {' '.join(life)}"]
     if is_slurm and logs is not None:
         lines.append(f"export {LOG}={shlex.quote(str(logs))}/{name}-$SLURM_JOB_ID.log")
     return lines
 
 
-def _python(profile: JobProfile, jobs: Jobs) -> str | None:
+def _python(profile: JobProfile, jobs: Jobs) -> str:
     """The start of the command that runs Python on a node; in a container, what enters it."""
     if profile.container is None:
-        return profile.python
+        return shlex.quote(profile.python or sys.executable)
     binds = [part for folder in profile.container_binds for part in ("--bind", folder)]
     command = [profile.container_command, "exec", *(["--nv"] if jobs.gpus else []), *binds, str(profile.container)]
     return f"{shlex.join(command)} {profile.python or 'python3'}"
 
 
-def scheduler_options(profile: JobProfile) -> dict[str, Any]:
-    """What the scheduler in this process is told."""
-    wanted = profile.scheduler
-    where = {"host": wanted.host} if wanted.host else {"interface": wanted.interface or profile.interface}
-    # The dashboard listens where the scheduler does: on 0.0.0.0 anyone on the network would see it.
-    return {**where, "port": wanted.port, "dashboard_address": f"{wanted.host or ''}:{wanted.dashboard_port}"}
+def scheduler_options(profile: JobProfile, stage: Stage = "cpu") -> dict[str, Any]:
+    """What the scheduler of a part, in this process, is told.
+
+    It and its dashboard listen on one address: on 0.0.0.0 whoever reaches any of this host's could run code with them.
+    """
+    wanted, host = profile.scheduler, scheduler_host(profile)
+    # Both parts' schedulers live side by side.
+    port, page = (number + (stage == "gpu") if number else 0 for number in (wanted.port, wanted.dashboard_port))
+    return {"host": host, "port": port, "dashboard_address": f"{host}:{page}"}
 
 
 def scheduler_host(profile: JobProfile) -> str:

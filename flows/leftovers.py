@@ -7,13 +7,13 @@ block would write over each other.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from slidesam.flows import slurm
-from slidesam.tasks.lock import LockedError, holder, locked
+from slidesam.tasks.lock import LockedError, locked
 from slidesam.tasks.work import read_json, write_json
 
 
@@ -54,19 +54,24 @@ def end_all_leftovers(output: Path, note: Callable[[str], None]) -> None:
         ClusterError: Jobs are there and can't be cancelled.
     """
     killed, at_work = [], set[str]()
-    for path in sorted((output / ".slidesam").glob("*/*/state.json")):
-        state = read_json(path) or {}
-        if holder(path.with_name("lock.json")) is not None:
-            at_work.update(state.get("jobs") or [])
-        elif state.get("status") == "running":
-            killed.append((path, state))
-    for path, state in killed:
-        with (
-            suppress(LockedError),
-            locked(path.with_name("lock.json"), "slidesam clean", what=f"{path.parents[1].name} ({path.parent.name})"),
-        ):
-            end_leftovers({**state, "jobs": [name for name in state.get("jobs") or [] if name not in at_work]}, note)
-            write_json(path, {**state, "status": "stopped"})
+    with ExitStack() as locks:
+        for path in sorted((output / ".slidesam").glob("*/*/state.json")):
+            state = read_json(path) or {}
+            if state.get("status") != "running":
+                continue
+            try:
+                what = f"{path.parents[1].name} ({path.parent.name})"
+                locks.enter_context(locked(path.with_name("lock.json"), "slidesam clean", what=what))
+                killed.append(path)
+            except LockedError:
+                at_work.update(state.get("jobs") or [])
+        for path in killed:
+            # Once more: a run may have begun and finished before its lock was had.
+            state = read_json(path) or {}
+            names = [name for name in state.get("jobs") or [] if name not in at_work]
+            end_leftovers({**state, "jobs": names}, note)
+            if state.get("status") == "running":
+                write_json(path, {**state, "status": "stopped"})
 
 
 def cancel_orphans(names: list[str], note: Callable[[str], None]) -> list[slurm.Job]:

@@ -11,12 +11,13 @@ import logging
 import os
 import random
 import signal
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from slidesam.flows.jobs import LIFETIME, STAGGER
+from slidesam.flows.jobs import LEAVE_AT, STAGGER
 from slidesam.tasks.devices import check_given
 
 _DIE_FIRST = "500"
@@ -45,10 +46,10 @@ def dask_setup(worker: Any) -> None:
         Path("/proc/self/oom_score_adj").write_text(_DIE_FIRST)
     ending = _Ending(worker)
     signal.signal(signal.SIGTERM, ending.on_term)
-    seconds = float(os.environ.get(LIFETIME, "0"))
-    if seconds:
+    if LEAVE_AT in os.environ:
         stagger = float(os.environ.get(STAGGER, "0"))
-        worker.loop.call_later(seconds + random.uniform(-stagger, stagger), ending.begin)  # noqa: S311
+        seconds = float(os.environ[LEAVE_AT]) - time.time() + random.uniform(-stagger, stagger)  # noqa: S311
+        worker.loop.call_later(max(0.0, seconds), ending.begin)
 
 
 class _Ending:
@@ -64,13 +65,18 @@ class _Ending:
 
     def begin(self) -> None:
         """Takes no further block, and leaves when the last is done."""
+        from slidesam.tasks import attempts
+
         self.is_leaving = True
+        attempts.is_leaving.set()
         self.task = asyncio.ensure_future(self._leave())
 
     async def _leave(self) -> None:
         from distributed.core import Status
 
         _log.info("takes no further block: its job ends soon")
+        # Dask's watch over memory would let it go on within a moment, as there is room.
+        self.worker.memory_manager.memory_pause_fraction = False
         self.worker.status = Status.paused
         while self.worker.state.executing_count:
             await asyncio.sleep(0.2)

@@ -95,9 +95,9 @@ class Scheduler(_Part):
     interface: str | None = None
     """Network interface, such as ib0; null = the profile's."""
     port: Annotated[int, Field(ge=0, le=65535)] = 0
-    """Port; 0 = any that is free."""
+    """Port; 0 = any that is free; the gpu part's is the next."""
     dashboard_port: Annotated[int, Field(ge=0, le=65535)] = 0
-    """Port of the Dask dashboard; 0 = any that is free."""
+    """Port of the Dask dashboard; 0 = any that is free; the gpu part's is the next."""
 
 
 class Jobs(_Part):

@@ -26,7 +26,7 @@ from prefect_dask.task_runners import DaskTaskRunner
 
 from slidesam.flows.cluster import Cluster, ClusterProfile, LocalProfile, open_cluster, ssh_line
 from slidesam.flows.endings import end_children
-from slidesam.flows.in_flight import alone, in_flight
+from slidesam.flows.in_flight import Refillable, alone, checking, in_flight
 from slidesam.flows.leftovers import end_leftovers
 from slidesam.flows.profile import Stage
 from slidesam.flows.progress import current, stage
@@ -41,10 +41,10 @@ from slidesam.tasks.errors import (
     in_one_line,
 )
 from slidesam.tasks.image_plan import PIECE_BYTES
-from slidesam.tasks.lock import LockedError, locked
+from slidesam.tasks.lock import holder, locked
 from slidesam.tasks.plan import explain, finished_facts, note_finished, pieced_levels, plan_run, write_state
 from slidesam.tasks.slide import slide_name
-from slidesam.tasks.work import Run, batches, block_facts, is_segmented, jobs_folder, read_json
+from slidesam.tasks.work import Run, batches, block_facts, is_segmented, jobs_folder, read_json, work_folder
 
 Facts = dict[str, Any]
 # Past so many blocks the graph in the UI can't be read, and Prefect's share of the time shows.
@@ -94,14 +94,15 @@ def segment_slide(slide: Path, output: Path, settings: Settings = _DEFAULTS, clu
         owner = f'flow run "{flow_run.name}"'
         what = f"{run.name} ({run.label}) in {run.output}"
         with locked(run.work / "lock.json", owner, what=what, on_wait=current().note) as lock:
-            is_ours = True
+            # Before this run is noted: where it can't be done, the next has to know what there was.
             if (left := read_json(run.work / "state.json")) is not None:
                 end_leftovers(left, current().note)
+            is_ours = True
             noted = partial(noted, flow_run_id=flow_run.id)
             noted("running")
             for line in explain(run):
                 current().note(f"{run.name}: {line}")
-            with open_cluster(cluster, jobs_folder(output)) as workers:
+            with open_cluster(cluster, jobs_folder(output)) as workers, checking(lock.check):
                 noted = partial(noted, jobs=workers.job_names)
                 noted("running")
                 facts = _stages(run, workers, owner, lock.check, noted)
@@ -109,8 +110,8 @@ def segment_slide(slide: Path, output: Path, settings: Settings = _DEFAULTS, clu
             noted("finished", objects=facts["objects"])
         return facts
     except BaseException as error:
-        # Where another run is at work what is noted is that one's.
-        if is_ours or not isinstance(error, LockedError):
+        # Where another run is at work, or one that was killed left jobs, what is noted is that one's.
+        if is_ours or not _is_running(output, slide, settings):
             _note_end(noted, error)
         end_children(uuid.UUID(flow_run.id), f'flow run "{flow_run.name}" ended: {in_one_line(error)}')
         raise
@@ -136,8 +137,10 @@ def _stages(run: Run, workers: Cluster, owner: str, check: Callable[[], None], n
             seconds["image"] = write_image.with_options(task_runner=on("cpu"))(run)
     check()
     # Nobody needs a GPU to see that there is nothing left to segment.
-    seconds |= segment_blocks.with_options(task_runner=on("cpu" if is_segmented(run) else "gpu"))(run)
-    workers.give_back("gpu")
+    try:
+        seconds |= segment_blocks.with_options(task_runner=on("cpu" if is_segmented(run) else "gpu"))(run)
+    finally:
+        workers.give_back("gpu")
     check()
     return stitch_and_export.with_options(task_runner=on("cpu"))(run, seconds)
 
@@ -198,21 +201,25 @@ def segment_blocks(run: Run, block_ids: Sequence[int] | None = None) -> dict[str
         current().note(f"{run.name}: {len(kept)} of {len(run.grid)} blocks hold tissue")
     todo = [block_id for block_id in wanted if block_facts(run, block_id) is None]
     segment, go = with_retries(steps.segment_blocks, run.settings.run), uuid.uuid4().hex
-    jobs = batches(todo, _blocks_per_task(run, len(todo)))
+    jobs = Refillable(batches(todo, _blocks_per_task(run, len(todo))))
     failures: dict[int, str] = {}
     tried = in_a_row = 0
     with stage("segmenting blocks", len(wanted), len(wanted) - len(todo)) as progress:
         named = lambda ids: segment.with_options(task_run_name=blocks_name(run, ids)).submit(run, ids, go)  # noqa: E731
         with contextlib.closing(in_flight(jobs, named)) as ended:
-            for ids, _, error in ended:
-                progress.advance(len(ids))
-                tried += len(ids)
+            for ids, facts, error in ended:
+                if isinstance(error, OutputError | SlideGoneError):
+                    raise error
+                failed = {} if error is None else _failed_blocks(run, ids, error)
+                # A worker whose job ends leaves what it hasn't begun.
+                left = facts["left"] if error is None else _untouched(run, ids, error)
+                if left:
+                    jobs.put_back(tuple(left))
+                progress.advance(len(ids) - len(left))
+                tried += len(ids) - len(left)
                 if error is None:
                     in_a_row = 0
                     continue
-                if isinstance(error, OutputError | SlideGoneError):
-                    raise error
-                failed = _failed_blocks(run, ids, error)
                 failures |= failed
                 in_a_row = in_a_row + len(failed) if len(failed) == len(ids) else 0
                 if in_a_row >= _HOPELESS_ROW:
@@ -226,6 +233,13 @@ def segment_blocks(run: Run, block_ids: Sequence[int] | None = None) -> dict[str
 def _blocks_per_task(run: Run, todo: int) -> int:
     wanted = run.settings.blocks.blocks_per_task
     return wanted if wanted != "auto" else max(1, min(-(-todo // _SINGLE_BLOCKS), _MOST_PER_TASK))
+
+
+def _untouched(run: Run, ids: Sequence[int], error: Exception) -> list[int]:
+    """Blocks of a task with failures that neither failed nor are done."""
+    if not isinstance(error, BlockFailures):
+        return []
+    return [block_id for block_id in ids if block_id not in error.failures and block_facts(run, block_id) is None]
 
 
 def _failed_blocks(run: Run, ids: Sequence[int], error: Exception) -> dict[int, str]:
@@ -322,6 +336,16 @@ def blocks_name(run: Run, block_ids: Sequence[int]) -> str:
     if len(block_ids) == 1:
         return f"block {block_ids[0]} (row {row}, column {column})"
     return f"blocks {block_ids[0]} to {block_ids[-1]} ({len(block_ids)}, from row {row}, column {column})"
+
+
+def _is_running(output: Path, slide: Path, settings: Settings) -> bool:
+    """Whether a run of this result is noted as running."""
+    work = work_folder(output, slide_name(slide), settings.output.label)
+    with contextlib.suppress(OSError):
+        return (read_json(work / "state.json") or {}).get("status") == "running" or holder(
+            work / "lock.json"
+        ) is not None
+    return False
 
 
 def _note_end(noted: Callable[..., None], error: BaseException) -> None:

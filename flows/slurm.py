@@ -58,17 +58,19 @@ def cancel_jobs(names: Sequence[str], wait: float = 60.0) -> list[Job]:
     Raises:
         ClusterError: Slurm doesn't answer, or the jobs are still there after that time.
     """
-    found = left = jobs_named(names)
-    if not found:
-        return []
-    _run("scancel", "--me", f"--name={','.join(names)}")
+    found: dict[str, Job] = {}
     deadline = time.monotonic() + wait
     while left := jobs_named(names):
+        # By number, for scancel takes one name only; and each round, for a job may have been submitted just now.
+        new = [job.id for job in left if job.id not in found]
+        found.update({job.id: job for job in left})
+        if new:
+            _run("scancel", *new)
         if time.monotonic() > deadline:
             ids = ", ".join(job.id for job in left)
             raise ClusterError(f"jobs {ids} were cancelled and are still there after {wait:.0f} s: see `squeue --me`")
         time.sleep(0.5)
-    return found
+    return list(found.values())
 
 
 def _run(*command: str) -> str:

@@ -29,6 +29,8 @@ _TIMED_OUT = 70
 _LOG, _LOG_LINES, _LOG_BYTES = "SLIDESAM_LOG", 5, 4096
 # What Dask says of its daily round; but also how a worker ended.
 _SAYS_NOTHING = re.compile(r" - INFO - (?!Worker process)")
+# Set in a worker whose job ends soon: a task of several blocks leaves the rest to others.
+is_leaving = threading.Event()
 # Start-marks of the blocks that this process is computing, and what they say.
 _at_work: dict[Path, dict[str, Any]] = {}
 

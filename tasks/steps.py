@@ -32,7 +32,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from slidesam.tasks import convert, omezarr, stitch, tissue
-from slidesam.tasks.attempts import Attempts
+from slidesam.tasks.attempts import Attempts, is_leaving
 from slidesam.tasks.block_results import BlockResults, save_frame, save_table
 from slidesam.tasks.config import seconds_of
 from slidesam.tasks.convert import open_pixels
@@ -52,6 +52,7 @@ from slidesam.tasks.work import (
     Marks,
     Run,
     block_facts,
+    is_segmented,
     kept_blocks,
     load_arrays,
     output_errors,
@@ -101,6 +102,9 @@ def finish_image(run: Run, levels: Sequence[int]) -> Facts:
 def prepare_slide(run: Run) -> Facts:
     """Finds what all blocks share, and which of them hold tissue, unless that is known."""
     started = time.perf_counter()
+    if is_segmented(run):
+        # A model that wants a GPU isn't loaded where there is nothing left to segment.
+        return prepared(run)
     # First of all, so that nothing is written for a segmenter that can't be made.
     segmenter = _segmenter(run)
     path = run.segment_folder / "params.json"
@@ -124,6 +128,8 @@ def prepare_slide(run: Run) -> Facts:
 def segment_blocks(run: Run, block_ids: Sequence[int], go: str = "") -> Facts:
     """Segments blocks that have no done-mark; one that fails doesn't cost the others.
 
+    Where this worker's job ends soon the rest is left, and named, for others.
+
     Args:
         run: The run.
         block_ids: Which blocks.
@@ -137,6 +143,7 @@ def segment_blocks(run: Run, block_ids: Sequence[int], go: str = "") -> Facts:
     started = time.perf_counter()
     todo = [block_id for block_id in block_ids if block_facts(run, block_id) is None]
     failures: dict[int, Exception] = {}
+    left: list[int] = []
     if todo:
         _forget_stitching(run)
         timeout, retries = run.settings.run.block_timeout, run.settings.run.retries
@@ -153,7 +160,10 @@ def segment_blocks(run: Run, block_ids: Sequence[int], go: str = "") -> Facts:
             def read(block_id: int) -> NDArray[Any]:
                 return images.pop(block_id).result() if block_id in images else reader.read(run.grid[block_id].outer)
 
-            for block_id in todo:
+            for number, block_id in enumerate(todo):
+                if is_leaving.is_set():
+                    left = todo[number:]
+                    break
                 try:
                     with attempts.at(block_id):
                         # Read in the call, so that nothing here holds the pixels while the next are read.
@@ -164,7 +174,7 @@ def segment_blocks(run: Run, block_ids: Sequence[int], go: str = "") -> Facts:
                     failures[block_id] = error
     if failures:
         raise _failure(run, failures, alone=len(block_ids) == 1)
-    return {"seconds": time.perf_counter() - started}
+    return {"seconds": time.perf_counter() - started, "left": left}
 
 
 def _segment_block(

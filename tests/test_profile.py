@@ -12,13 +12,13 @@ from typer.testing import CliRunner
 from slidesam.flows.cli import app
 from slidesam.flows.cli_cluster import choose_profile
 from slidesam.flows.cluster import Cluster, ssh_line
-from slidesam.flows.jobs import job_script
+from slidesam.flows.jobs import job_script, scheduler_options
 from slidesam.flows.profile import load_profile, make_profile, profile_names
 from slidesam.tasks.errors import SettingsError
 
 LOGS = Path("/shared/out/.slidesam/.jobs")
 WORKERS = "-m slidesam.flows.device_workers tcp://SCHEDULER:PORT --name slidesam-0"
-ENDING = "--death-timeout 60 --local-directory ${TMPDIR:-/tmp}"
+ENDING = '--death-timeout 60 --local-directory "${TMPDIR:-/tmp}"'
 
 
 def script(name: str, part: str = "cpu", **changes: object) -> list[str]:
@@ -34,10 +34,10 @@ SLURM_CPU = [
     "#SBATCH --cpus-per-task=2",
     "#SBATCH --mem=8G",
     "#SBATCH -t 04:00:00",
-    "#SBATCH --output=/shared/out/.slidesam/.jobs/%x-%j.log",
+    '#SBATCH --output="/shared/out/.slidesam/.jobs/%x-%j.log"',
     "#SBATCH --no-requeue",
     "export OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2",
-    "export SLIDESAM_LIFETIME=13500 SLIDESAM_LIFETIME_STAGGER=300",
+    "export SLIDESAM_LEAVE_AT=$(( $(date +%s) + 13500 )) SLIDESAM_LEAVE_STAGGER=300",
     "export SLIDESAM_LOG=/shared/out/.slidesam/.jobs/slidesam-$SLURM_JOB_ID.log",
     f"{sys.executable} {WORKERS} --nthreads 1 --memory-limit 8.00GiB {ENDING} --workers 1 --gpus 0",
 ]
@@ -68,7 +68,8 @@ def test_what_a_site_sets_is_in_the_script() -> None:
     )  # fmt: skip
     for line in (
         "#SBATCH -p a100", "#SBATCH -A lab", "#SBATCH --qos=short", "#SBATCH --gres=gpu:2", "#SBATCH -t 1-00:00:00",
-        "#SBATCH --constraint=ib", "module load cuda", "export SLIDESAM_LIFETIME=85500 SLIDESAM_LIFETIME_STAGGER=300",
+        "#SBATCH --constraint=ib", "module load cuda",
+        "export SLIDESAM_LEAVE_AT=$(( $(date +%s) + 85500 )) SLIDESAM_LEAVE_STAGGER=300",
         "export OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2",
     ):  # fmt: skip
         assert line in lines
@@ -107,6 +108,24 @@ def test_other_queues_of_dask_jobqueue(kind: str, lines: list[str]) -> None:
         assert line in text.splitlines()
     assert "slidesam.flows.device_workers tcp://SCHEDULER:PORT" in text
     assert "--workers 1 --gpus 0" in text
+
+
+def test_folders_with_signs_of_their_own_reach_sbatch_as_they_are() -> None:
+    text = job_script(load_profile("slurm-cpu", {"local_directory": "/my scratch"}), "cpu", logs=Path('/a b/50%/"c"'))
+    assert '#SBATCH --output="/a b/50%%/\\"c\\"/%x-%j.log"' in text
+    assert "--local-directory '/my scratch'" in text
+    assert """export SLIDESAM_LOG='/a b/50%/"c"'/slidesam-$SLURM_JOB_ID.log""" in text
+
+
+def test_schedulers_listen_on_one_address_and_those_of_two_parts_on_two_ports() -> None:
+    where = load_profile(
+        "slurm-gpu", {"scheduler.host": "10.0.0.5", "scheduler.port": 8786, "scheduler.dashboard_port": 8800}
+    )
+    assert scheduler_options(where, "cpu") == {"host": "10.0.0.5", "port": 8786, "dashboard_address": "10.0.0.5:8800"}
+    assert scheduler_options(where, "gpu") == {"host": "10.0.0.5", "port": 8787, "dashboard_address": "10.0.0.5:8801"}
+    alone = scheduler_options(load_profile("slurm-cpu"))
+    assert alone["host"] not in (None, "", "0.0.0.0")
+    assert alone["dashboard_address"] == f"{alone['host']}:0"
 
 
 def test_options_of_another_queue_reach_its_class() -> None:

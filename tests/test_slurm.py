@@ -76,10 +76,12 @@ def test_a_real_slide_in_four_jobs_gives_the_bytes_of_a_local_run(
 
     thread = threading.Thread(target=watch)
     thread.start()
-    run_on(profile("slurm-cpu", cpu__maximum_jobs=4), cmu1, tmp_path, CMU1_SETTINGS)
+    output = tmp_path / "50 % of it"
+    run_on(profile("slurm-cpu", cpu__maximum_jobs=4), cmu1, output, CMU1_SETTINGS)
     stop.set()
     thread.join()
-    np.testing.assert_array_equal(labels_of(tmp_path, NAME), labels_of(cmu1_result, NAME))
+    np.testing.assert_array_equal(labels_of(output, NAME), labels_of(cmu1_result, NAME))
+    assert len(list((output / ".slidesam/.jobs").glob("*.log"))) == 4
     running = {job[0]: job[3] for job in seen if job[2] == "RUNNING"}
     assert len(running) == 4
     assert set(running.values()) <= {"node1", "node2"}
@@ -171,7 +173,33 @@ def test_jobs_that_reach_their_walltime_lose_nothing(slurm, tmp_path: Path) -> N
     done = counts(log)
     # Each worker finished its block before it left: no block was done twice.
     assert len(done) == sum(done.values()) == 121
-    assert len(list((tmp_path / "out/.slidesam/.jobs").glob("*.log"))) >= 4
+    logs = [path.read_text() for path in (tmp_path / "out/.slidesam/.jobs").glob("*.log")]
+    assert len(logs) >= 4
+    assert sum("its job ends soon" in log for log in logs) >= 2
+    assert not any("TIME LIMIT" in log for log in logs)
+
+
+def test_orphans_of_both_parts_are_cancelled_by_name(slurm) -> None:
+    from slidesam.flows.slurm import cancel_jobs
+
+    for part in ("cpu", "gpu"):
+        subprocess.run(
+            ["sbatch", "--hold", f"--job-name=slidesam-test-{part}", "--wrap=sleep 60", "--output=/dev/null"],
+            check=True,
+        )
+    subprocess.run(
+        ["sbatch", "--hold", "--job-name=slidesam-test", "--wrap=sleep 60", "--output=/dev/null"], check=True
+    )
+    assert len(cancel_jobs(["slidesam-test-cpu", "slidesam-test-gpu"])) == 2
+    assert [job[1] for job in queue()] == ["slidesam-test"]
+    cancel_jobs(["slidesam-test"])
+
+
+def test_a_queue_that_refuses_jobs_is_given_up_with_its_words(slurm, tmp_path: Path) -> None:
+    slide = write_numbered_slide(tmp_path / "refused.tif")
+    where = profile("slurm-cpu", cpu__account="nobody", cpu__partition="nowhere")
+    with pytest.raises(ClusterError, match=r"the queue refuses jobs: .*invalid partition.*cluster show"):
+        run_on(where, slide, tmp_path / "out here", faulty(tmp_path / "log"))
 
 
 def test_a_killed_flow_leaves_jobs_that_end_and_the_same_command_finishes(
