@@ -65,10 +65,10 @@ class _Ending:
 
     def begin(self) -> None:
         """Takes no further block, and leaves when the last is done."""
-        from slidesam.tasks import attempts
+        from slidesam.tasks.attempts import leave
 
         self.is_leaving = True
-        attempts.is_leaving.set()
+        leave()
         self.task = asyncio.ensure_future(self._leave())
 
     async def _leave(self) -> None:

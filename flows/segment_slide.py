@@ -127,7 +127,7 @@ def _stages(run: Run, workers: Cluster, owner: str, check: Callable[[], None], n
         for part, page in workers.dashboards.items():
             if part not in shown:
                 noted("running", dashboards=workers.dashboards)
-                get_run_logger().info("Dask dashboard: %s (from elsewhere: %s)", page, ssh_line(page))
+                current().note(f"{run.name}: Dask dashboard at {page} (from elsewhere: {ssh_line(page)})")
         return runner
 
     what = f"the image of {run.name} in {run.output}"

@@ -30,7 +30,7 @@ _LOG, _LOG_LINES, _LOG_BYTES = "SLIDESAM_LOG", 5, 4096
 # What Dask says of its daily round; but also how a worker ended.
 _SAYS_NOTHING = re.compile(r" - INFO - (?!Worker process)")
 # Set in a worker whose job ends soon: a task of several blocks leaves the rest to others.
-is_leaving = threading.Event()
+_leaving = threading.Event()
 # Start-marks of the blocks that this process is computing, and what they say.
 _at_work: dict[Path, dict[str, Any]] = {}
 
@@ -136,6 +136,16 @@ class Attempts:
     def _read(self, block_id: int) -> dict[str, Any]:
         mark = read_json(self._path(block_id)) or {}
         return mark if mark.get("go") == self.go else {}
+
+
+def leave() -> None:
+    """Says that this process takes no further block."""
+    _leaving.set()
+
+
+def is_leaving() -> bool:
+    """Whether this process takes no further block."""
+    return _leaving.is_set()
 
 
 def excuse() -> None:

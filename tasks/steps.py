@@ -161,7 +161,7 @@ def segment_blocks(run: Run, block_ids: Sequence[int], go: str = "") -> Facts:
                 return images.pop(block_id).result() if block_id in images else reader.read(run.grid[block_id].outer)
 
             for number, block_id in enumerate(todo):
-                if is_leaving.is_set():
+                if is_leaving():
                     left = todo[number:]
                     break
                 try:
