@@ -85,5 +85,5 @@ def cancel_orphans(names: list[str], note: Callable[[str], None]) -> list[slurm.
     jobs = slurm.cancel_jobs(names)
     if jobs:
         ids = ", ".join(job.id for job in jobs)
-        note(f"cancelled {len(jobs)} jobs that a killed run had left: {ids}")
+        note(f"cancelled {len(jobs)} job{'s' if len(jobs) > 1 else ''} that a killed run had left: {ids}")
     return jobs

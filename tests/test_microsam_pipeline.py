@@ -16,14 +16,15 @@ from skimage.data import immunohistochemistry
 
 from slidesam.tasks.block_results import BlockResults
 from slidesam.tasks.config import make_settings
-from tests.microsam_fixtures import AMG_OPTIONS, MICROSAM_MARKS
+from tests.microsam_fixtures import MICROSAM_MARKS
 from tests.prefect_fixtures import THIRD_PARTY_WARNINGS
 
 pytestmark = [*MICROSAM_MARKS, *(pytest.mark.filterwarnings(warning) for warning in THIRD_PARTY_WARNINGS)]
 
 REFERENCE = Path(__file__).with_name("microsam_reference.py")
 BLOCK, HALO, THREADS = 256, 32, 2
-CASES = {"ais": ("tile", {}), "amg": ("slide", AMG_OPTIONS)}
+# One, for it takes a minute and a half: tests/test_microsam.py compares the others without the pipeline around them.
+CASES: dict[str, tuple[str, dict]] = {"ais": ("slide", {})}
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import threading
@@ -216,7 +217,8 @@ def test_a_killed_flow_leaves_jobs_that_end_and_the_same_command_finishes(
     before = len(lines(log))
     again = subprocess.run(**command, capture_output=True, timeout=200, check=False)
     assert again.returncode == 0, again.stderr
-    assert "cancelled 2 jobs that a killed run had left" in again.stderr
+    # A worker that had nothing to do may have left by itself.
+    assert re.search(r"cancelled (1 job|2 jobs) that a killed run had left", again.stderr)
     assert before < 36
     done = counts(log)
     assert len(done) == 36
