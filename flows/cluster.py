@@ -100,6 +100,16 @@ class Cluster:
         return stage if has_two else "cpu"
 
     @property
+    def most_workers(self) -> int | None:
+        """How many workers a stage can have at most; None where that isn't known."""
+        profile = self.profile
+        if isinstance(profile, LocalProfile):
+            return profile.n_workers
+        if isinstance(profile, SlurmProfile | QueueProfile):
+            return max(jobs.maximum_jobs * jobs.workers for jobs in (profile.cpu, profile.gpu) if jobs is not None)
+        return None
+
+    @property
     def job_names(self) -> list[str]:
         """Names of the jobs that are, or will be, in the queue for this cluster; none where it has no jobs."""
         if not isinstance(self.profile, SlurmProfile | QueueProfile):

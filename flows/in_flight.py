@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextvars import ContextVar
 from itertools import chain
 from queue import Empty, SimpleQueue
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from distributed.scheduler import KilledWorker
 from prefect.futures import PrefectFuture
@@ -27,6 +27,10 @@ from slidesam.flows.progress import current
 from slidesam.tasks.errors import BlockFailures, BlockLostError, ClusterError
 
 MAX_IN_FLIGHT = 256
+# Where the number of workers is known: so many for each, but no fewer than these.
+_PER_WORKER, _FEW_IN_FLIGHT = 3, 16
+# What a batch of short blocks takes together.
+_BATCH_SECONDS = 5.0
 # How often one looks whether the cluster is in trouble, and how long nobody computes before that is said.
 _LOOK_SECONDS, _SAY_SECONDS = 2.0, 60.0
 # How often a task whose workers died is handed in again: it may only have waited beside the one that killed them.
@@ -59,32 +63,54 @@ class _Running(NamedTuple):
     future: PrefectFuture[Any]
 
 
-class Refillable(Generic[T]):
-    """Jobs of which some may be put back while the others are at work.
+class Batches:
+    """Block ids in batches, some of which may be put back while others are at work.
+
+    Short blocks go together, up to some seconds of work, as soon as it is known how long they take: a task costs a tenth of a
+    second, and one that takes minutes would keep whoever watches waiting.
 
     Args:
-        jobs: The first of them.
+        ids: The blocks.
+        size: How many a batch holds at first.
+        largest: How many it may hold at most.
+        workers: Who share them, if that is known: towards the end batches shrink, so that all are done at about the same time.
     """
 
-    def __init__(self, jobs: Iterable[T]) -> None:
-        self._jobs = deque(jobs)
+    def __init__(self, ids: Iterable[int], size: int, largest: int, workers: int | None = None) -> None:
+        self._ids, self._size, self._largest, self._workers = deque(ids), size, largest, workers
+        self._done, self._seconds = 0, 0.0
 
-    def __iter__(self) -> Iterator[T]:
+    def __iter__(self) -> Iterator[tuple[int, ...]]:
         return self
 
-    def __next__(self) -> T:
-        """The next job, if there is one now."""
-        if not self._jobs:
+    def __next__(self) -> tuple[int, ...]:
+        """The next batch, if there is one now."""
+        if not self._ids:
             raise StopIteration
-        return self._jobs.popleft()
+        return tuple(self._ids.popleft() for _ in range(min(self.size, len(self._ids))))
 
-    def put_back(self, job: T) -> None:
-        """Adds a job, to be taken after those that wait."""
-        self._jobs.append(job)
+    @property
+    def size(self) -> int:
+        """How many blocks a batch holds now."""
+        if not self._done:
+            return self._size
+        fitting = min(self._largest, round(_BATCH_SECONDS * self._done / max(self._seconds, 1e-9)))
+        if self._workers is not None:
+            fitting = min(fitting, -(-len(self._ids) // (2 * self._workers)))
+        return max(self._size, fitting)
+
+    def learn(self, blocks: int, seconds: float) -> None:
+        """Takes note of how long a batch took."""
+        self._done += blocks
+        self._seconds += seconds
+
+    def put_back(self, ids: Iterable[int]) -> None:
+        """Adds blocks, to be taken after those that wait."""
+        self._ids.extend(ids)
 
 
 def in_flight(
-    jobs: Iterable[T], submit: Callable[[T], PrefectFuture[Any]], limit: int = MAX_IN_FLIGHT
+    jobs: Iterable[T], submit: Callable[[T], PrefectFuture[Any]], limit: int | None = None
 ) -> Generator[tuple[T, Any, Exception | None], None, None]:
     """Submits jobs, at most `limit` at once, and hands out each as it ends.
 
@@ -93,7 +119,7 @@ def in_flight(
     Args:
         jobs: What to submit.
         submit: Submits one of them.
-        limit: How many may be unfinished at once.
+        limit: How many may be unfinished at once; None = as many as keep all workers busy that there may be.
 
     Yields:
         The job, what its task returned, and what it raised (None if nothing).
@@ -105,6 +131,7 @@ def in_flight(
     running: dict[Any, _Running] = {}
     again: deque[tuple[T, int]] = deque()
     waiting, checked = iter(jobs), time.monotonic()
+    limit = limit or _enough()
     try:
         while True:
             for job, tries in chain(_drained(again), ((job, 1) for job in waiting)):
@@ -183,6 +210,13 @@ def _next(ended: SimpleQueue[PrefectFuture[Any]], running: dict[Any, _Running]) 
                     f"{len(running)} tasks wait for a worker: {standing or 'the cluster has none, see its log'}"
                 )
                 said = True
+
+
+def _enough() -> int:
+    """Tasks that keep the cluster busy while others are submitted, and show it how much there is to do."""
+    cluster = opened()
+    workers = None if cluster is None else cluster.most_workers
+    return MAX_IN_FLIGHT if workers is None else min(MAX_IN_FLIGHT, max(_FEW_IN_FLIGHT, _PER_WORKER * workers))
 
 
 def _has_workers(running: dict[Any, _Running]) -> bool:

@@ -24,9 +24,9 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect_dask.task_runners import DaskTaskRunner
 
-from slidesam.flows.cluster import Cluster, ClusterProfile, LocalProfile, open_cluster, ssh_line
+from slidesam.flows.cluster import Cluster, ClusterProfile, LocalProfile, open_cluster, opened, ssh_line
 from slidesam.flows.endings import end_children
-from slidesam.flows.in_flight import Refillable, alone, checking, in_flight
+from slidesam.flows.in_flight import Batches, alone, checking, in_flight
 from slidesam.flows.leftovers import end_leftovers
 from slidesam.flows.profile import Stage
 from slidesam.flows.progress import current, stage
@@ -201,7 +201,7 @@ def segment_blocks(run: Run, block_ids: Sequence[int] | None = None) -> dict[str
         current().note(f"{run.name}: {len(kept)} of {len(run.grid)} blocks hold tissue")
     todo = [block_id for block_id in wanted if block_facts(run, block_id) is None]
     segment, go = with_retries(steps.segment_blocks, run.settings.run), uuid.uuid4().hex
-    jobs = Refillable(batches(todo, _blocks_per_task(run, len(todo))))
+    jobs = _batches(run, todo)
     failures: dict[int, str] = {}
     tried = in_a_row = 0
     with stage("segmenting blocks", len(wanted), len(wanted) - len(todo)) as progress:
@@ -213,11 +213,11 @@ def segment_blocks(run: Run, block_ids: Sequence[int] | None = None) -> dict[str
                 failed = {} if error is None else _failed_blocks(run, ids, error)
                 # A worker whose job ends leaves what it hasn't begun.
                 left = facts["left"] if error is None else _untouched(run, ids, error)
-                if left:
-                    jobs.put_back(tuple(left))
+                jobs.put_back(left)
                 progress.advance(len(ids) - len(left))
                 tried += len(ids) - len(left)
                 if error is None:
+                    jobs.learn(len(ids) - len(left), facts["seconds"])
                     in_a_row = 0
                     continue
                 failures |= failed
@@ -230,9 +230,14 @@ def segment_blocks(run: Run, block_ids: Sequence[int] | None = None) -> dict[str
     return {"prepare": known["seconds"], "segment": spent}
 
 
-def _blocks_per_task(run: Run, todo: int) -> int:
+def _batches(run: Run, todo: Sequence[int]) -> Batches:
+    """The blocks of each task: one, unless there are very many."""
     wanted = run.settings.blocks.blocks_per_task
-    return wanted if wanted != "auto" else max(1, min(-(-todo // _SINGLE_BLOCKS), _MOST_PER_TASK))
+    if wanted != "auto":
+        return Batches(todo, wanted, wanted)
+    size = max(1, min(-(-len(todo) // _SINGLE_BLOCKS), _MOST_PER_TASK))
+    cluster = opened()
+    return Batches(todo, size, _MOST_PER_TASK if size > 1 else 1, cluster.most_workers if cluster is not None else None)
 
 
 def _untouched(run: Run, ids: Sequence[int], error: Exception) -> list[int]:
