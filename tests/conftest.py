@@ -51,6 +51,7 @@ _GROUPS = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Says which tests go to one process where several run (`pytest -n 3 --dist loadgroup`)."""
     order = [*_GROUPS, ""]
