@@ -39,11 +39,13 @@ KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=34359738368 MALLOC_TRIM_THRESHOLD_=3435973
 demo: install  ## make a 4096 x 4096 px slide and segment it, about a minute; look at the picture that it names
 	@$(BIN)/slidesam demo --output $(DEMO)
 
-# More processes than cores: many tests wait, for servers, jobs and workers to come or to end.
-PROCESSES ?= 3
+# These mostly wait, for jobs and for workers to come or to end, so they run beside the others.
+WAITING := $(addprefix tests/test_,slurm.py doctor.py interactive.py device_workers.py container.py)
 
-test: lint  ## lint, types and all tests (about 20 minutes on two cores; fast ones alone: make test-fast)
-	@$(KEEP_MEMORY) $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup
+test: lint  ## lint, types and all tests (about 25 minutes on two cores; fast ones alone: make test-fast)
+	@said=$$(mktemp); $(BIN)/python -m pytest $(WAITING) >$$said 2>&1 & waiting=$$!; \
+	$(KEEP_MEMORY) $(BIN)/python -m pytest $(addprefix --ignore=,$(WAITING)); others=$$?; \
+	wait $$waiting; waited=$$?; cat $$said; rm -f $$said; test $$others -eq 0 -a $$waited -eq 0
 
 test-fast: install  ## the tests that take seconds
 	@$(BIN)/python -m pytest -m "not slow"

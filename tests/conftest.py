@@ -41,25 +41,3 @@ def pytest_runtest_makereport(item, call):
         report.outcome = "failed"
         report.longrepr = f"skipped where no test may be: {report.longrepr}"
     return report
-
-
-# What shares something costly, or the one Slurm, runs in one process; the longest first, so that none is left alone with them.
-_GROUPS = {
-    "slurm": ("test_slurm", "test_doctor", "test_interactive"),
-    "microsam": ("test_microsam", "test_microsam_pipeline"),
-    "flows": ("test_flows", "test_faults"),
-}
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Says which tests go to one process where several run (`pytest -n 3 --dist loadgroup`)."""
-    order = [*_GROUPS, ""]
-    group_of = {file: group for group, files in _GROUPS.items() for file in files}
-
-    def group(item: pytest.Item) -> str:
-        return group_of.get(item.path.stem, item.path.stem)
-
-    items.sort(key=lambda item: order.index(group(item)) if group(item) in _GROUPS else len(order))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
