@@ -57,12 +57,10 @@ def run_slides(slides: Sequence[Path], output: Path, settings: Settings, profile
     return 1 if failed else 0
 
 
-# SIGHUP is a connection that was lost; where it is ignored (nohup) it stays so.
-_ENDINGS = [
-    number
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    if signal.getsignal(number) is not signal.SIG_IGN
-]
+_ENDINGS = [signal.SIGINT, signal.SIGTERM]
+# A connection that was lost; where that is to be ignored (nohup) it stays so.
+if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+    _ENDINGS.append(signal.SIGHUP)
 
 
 @contextmanager
