@@ -18,7 +18,6 @@ import pytest
 
 from slidesam.flows.device_workers import DeviceWorker, divided
 from tests.prefect_fixtures import THIRD_PARTY_WARNINGS
-from tests.slurm_fixtures import until
 
 LISTS = Path(__file__).parent / "nvidia_smi"
 LAUNCHER = [sys.executable, "-m", "slidesam.flows.device_workers"]
@@ -225,7 +224,7 @@ def end(launcher: subprocess.Popen[bytes], client: Any) -> int:
     launcher.terminate()
     code = launcher.wait(30)
     # multiprocessing's resource tracker ends a moment after the worker that it tracked for.
-    until(lambda: session(launcher.pid) == [], 15)
+    wait_until(lambda: session(launcher.pid) == [], 15)
     wait_until(lambda: not client.scheduler_info(n_workers=-1)["workers"], 20)
     return code
 
