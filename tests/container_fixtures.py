@@ -87,11 +87,11 @@ def _build(root: Path, log: Path, **arguments: str) -> None:
     environment.write_text(parts["environment"])
 
     settings = {name: value for name, value in os.environ.items() if _REGISTRY.fullmatch(name)}
-    lent = [root / "root" / "certificates.pem", root / "etc" / "pip.conf"]
+    lent = [root / "certificates.pem", root / "etc" / "pip.conf"]
     certificates = Path(os.environ.get("PIP_CERT") or os.environ.get("SSL_CERT_FILE") or _CERTIFICATES)
     if certificates.is_file():
         shutil.copy(certificates, lent[0])
-        settings["PIP_CERT"] = "/root/certificates.pem"
+        settings["PIP_CERT"] = "/certificates.pem"
     if Path("/etc/pip.conf").is_file():
         shutil.copy("/etc/pip.conf", lent[1])
     settings |= {"HOME": "/root", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}

@@ -101,7 +101,7 @@ def test_the_image_is_read_only_and_clean(container: Exec, debian_root: Path):
     assert done.returncode != 0
     assert done.stderr.count("Read-only file system") == 2
     left = container(
-        "sh", "-c", "ls -A /opt /var/lib/apt/lists /root/.cache; ls /etc/pip.conf", env={"HOME": "/nowhere", **_path()}
+        "sh", "-c", "ls -A /opt /var/lib/apt/lists ~root/.cache; ls /etc/pip.conf", env={"HOME": "/nowhere", **_path()}
     )
     assert left.stdout.split() == ["/opt:", "slidesam", "/var/lib/apt/lists:"]
     assert list(Path(debian_root.read_text().strip(), "tmp").iterdir()) == []

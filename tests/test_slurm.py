@@ -201,15 +201,18 @@ def test_a_queue_that_refuses_jobs_is_given_up_with_its_words(slurm, tmp_path: P
         run_on(where, slide, tmp_path / "out here", faulty(tmp_path / "log"))
 
 
+def a_command(folder: Path, name: str, api: str, **changes: object) -> tuple[Path, Path, dict]:
+    """The command for a slide of 36 blocks of half a second: its segmenter's log, its output folder, and how to run it."""
+    log, slide, output = folder / "log", write_numbered_slide(folder / f"{name}.tif", 6, 6), folder / "out"
+    settings = [part for key, value in faulty(log, seconds=0.5).items() for part in ("--set", f"{key}={value}")]
+    arguments = ["segment", slide, "-o", output, *settings, "--cluster", "slurm-cpu", *options(**changes)]
+    return log, output, called(folder / "home", *arguments, PREFECT_API_URL=api)
+
+
 def test_a_killed_flow_leaves_jobs_that_end_and_the_same_command_finishes(
     slurm, prefect_server, tmp_path: Path
 ) -> None:
-    log, slide, output = tmp_path / "log", write_numbered_slide(tmp_path / "flow.tif", 6, 6), tmp_path / "out"
-    settings = [part for key, value in faulty(log, seconds=0.5).items() for part in ("--set", f"{key}={value}")]
-    command = called(
-        tmp_path / "home", "segment", slide, "-o", output, *settings, "--cluster", "slurm-cpu",
-        *options(cpu__maximum_jobs=2), PREFECT_API_URL=prefect_server,
-    )  # fmt: skip
+    log, _, command = a_command(tmp_path, "flow", prefect_server, cpu__maximum_jobs=2)
     flow = subprocess.Popen(**command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until(lambda: len(lines(log)) >= 6 and len(queue()) == 2)
     flow.kill()
@@ -239,13 +242,8 @@ def test_a_killed_flow_leaves_jobs_that_end_and_the_same_command_finishes(
 def test_jobs_of_a_killed_flow_end_by_themselves_and_clean_cancels_those_that_wait(
     slurm, prefect_server, tmp_path: Path
 ) -> None:
-    log, slide, output = tmp_path / "log", write_numbered_slide(tmp_path / "orphan.tif", 6, 6), tmp_path / "out"
-    settings = [part for key, value in faulty(log, seconds=0.5).items() for part in ("--set", f"{key}={value}")]
-    command = called(
-        tmp_path / "home", "segment", slide, "-o", output, *settings, "--cluster", "slurm-cpu",
-        # Of the second job there is no room: it waits.
-        *options(cpu__maximum_jobs=5, cpu__memory=30), PREFECT_API_URL=prefect_server,
-    )  # fmt: skip
+    # Of the second job there is no room: it waits.
+    log, output, command = a_command(tmp_path, "orphan", prefect_server, cpu__maximum_jobs=5, cpu__memory=30)
     flow = subprocess.Popen(**command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until(lambda: len(lines(log)) >= 6)
     until(lambda: {job[2] for job in queue()} >= {"RUNNING", "PENDING"})
@@ -265,12 +263,7 @@ def test_jobs_of_a_killed_flow_end_by_themselves_and_clean_cancels_those_that_wa
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_frees_the_queue_at_once(slurm, prefect_server, tmp_path: Path, number: signal.Signals) -> None:
-    log, slide, output = tmp_path / "log", write_numbered_slide(tmp_path / "stop.tif", 6, 6), tmp_path / "out"
-    settings = [part for key, value in faulty(log, seconds=0.5).items() for part in ("--set", f"{key}={value}")]
-    command = called(
-        tmp_path / "home", "segment", slide, "-o", output, *settings, "--cluster", "slurm-cpu",
-        *options(cpu__maximum_jobs=2), PREFECT_API_URL=prefect_server,
-    )  # fmt: skip
+    log, _, command = a_command(tmp_path, "stop", prefect_server, cpu__maximum_jobs=2)
     flow = subprocess.Popen(**command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     until(lambda: len(lines(log)) >= 4)
     flow.send_signal(number)
