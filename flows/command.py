@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import signal
-import threading
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -38,7 +38,7 @@ def run_slides(slides: Sequence[Path], output: Path, settings: Settings, profile
     """
     names = Counter(slide_name(slide) for slide in slides)
     failed = 0
-    with interrupts() as stopped, prefect_api(api_host(profile)), open_cluster(profile, jobs_folder(output)):
+    with interrupts() as stops, prefect_api(api_host(profile)), open_cluster(profile, jobs_folder(output)):
         for slide in slides:
             name = slide_name(slide)
             if names[name] > 1:
@@ -49,8 +49,8 @@ def run_slides(slides: Sequence[Path], output: Path, settings: Settings, profile
                 )
                 failed += 1
             else:
-                failed += not _run_slide(slide, name, output, settings, profile, stopped)
-            if stopped.is_set():
+                failed += not _run_slide(slide, name, output, settings, profile, stops)
+            if stops.is_set():
                 raise KeyboardInterrupt
     if len(slides) > 1:
         out.print(f"{len(slides) - failed} of {len(slides)} slides finished")
@@ -63,33 +63,59 @@ if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
     _ENDINGS.append(signal.SIGHUP)
 
 
-@contextmanager
-def interrupts() -> Iterator[threading.Event]:
-    """Remembers Ctrl-C and SIGTERM: raised inside a library's callback they can come back as an error of that library.
+class Stops:
+    """Whether a signal to end has arrived, whoever handles it.
 
-    SIGTERM ends a run as Ctrl-C does, so that jobs of a run that is itself a job don't outlive it.
+    A handler raises wherever the program is. Inside a library's callback (pydantic's serializers, for one) that comes back
+    as an error of the library, and while a flow runs SIGTERM is Prefect's to handle. So the interpreter itself is asked
+    (`signal.set_wakeup_fd`) to note each signal's number.
     """
-    stopped = threading.Event()
+
+    def __init__(self) -> None:
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        self._before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        self._arrived: set[int] = set()
+
+    def is_set(self) -> bool:
+        """True once one of the signals that end a run has arrived."""
+        with suppress(BlockingIOError):
+            self._arrived.update(self._reader.recv(4096))
+        return not self._arrived.isdisjoint(_ENDINGS)
+
+    def close(self) -> None:
+        """Leaves the interpreter as it was."""
+        signal.set_wakeup_fd(self._before)
+        self._reader.close()
+        self._writer.close()
+
+
+@contextmanager
+def interrupts() -> Iterator[Stops]:
+    """Takes SIGTERM and a lost connection as Ctrl-C, so that jobs of a run that is itself a job don't outlive it.
+
+    An error that is only such a signal in a library's words becomes the interrupt again.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        stopped.set()
         raise KeyboardInterrupt
 
+    stops = Stops()
     before = {number: signal.signal(number, stop) for number in _ENDINGS}
     try:
-        yield stopped
+        yield stops
     except Exception:
-        if stopped.is_set():
+        if stops.is_set():
             raise KeyboardInterrupt from None
         raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        stops.close()
 
 
-def _run_slide(
-    slide: Path, name: str, output: Path, settings: Settings, profile: ClusterProfile, stopped: threading.Event
-) -> bool:
+def _run_slide(slide: Path, name: str, output: Path, settings: Settings, profile: ClusterProfile, stops: Stops) -> bool:
     """Runs one slide's flow with bars, and says how it ended."""
     from slidesam.flows.progress import BarReporter, showing
     from slidesam.flows.segment_slide import segment_slide
@@ -101,7 +127,7 @@ def _run_slide(
             facts = segment_slide(slide, output, settings, profile)
     except Exception as error:  # noqa: BLE001
         reporter.bars.stop()
-        if not stopped.is_set():
+        if not stops.is_set():
             say_failed(error)
         return False
     finally:

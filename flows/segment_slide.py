@@ -12,6 +12,7 @@ The stages are child flows because they can need different machines: segmenting 
 from __future__ import annotations
 
 import contextlib
+import re
 import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -355,7 +356,8 @@ def _is_running(output: Path, slide: Path, settings: Settings) -> bool:
 
 def _note_end(noted: Callable[..., None], error: BaseException) -> None:
     """Leaves a word for `slidesam status`; where even that can't be written the error itself says enough."""
-    # Raised inside a library's callback, Ctrl-C comes back as an error of that library.
-    stopped = not isinstance(error, Exception) or str(error).endswith("KeyboardInterrupt: ")
+    # Raised inside a library's callback, Ctrl-C and SIGTERM (Prefect's handler) come back as an error of that library.
+    ending = re.search(r"\b(KeyboardInterrupt|TerminationSignal)(: )?$", str(error))
+    stopped = not isinstance(error, Exception) or ending is not None
     with contextlib.suppress(SlidesamError, OSError):
         noted("stopped") if stopped else noted("failed", error=in_one_line(error))

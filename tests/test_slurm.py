@@ -268,7 +268,7 @@ def test_a_stopped_run_frees_the_queue_at_once(slurm, prefect_server, tmp_path: 
     until(lambda: len(lines(log)) >= 4)
     flow.send_signal(number)
     _, said = flow.communicate(timeout=60)
-    assert flow.returncode == 130
+    assert flow.returncode == 130, said
     assert "the same command goes on" in said
     assert until(lambda: queue() == [], 10)
 
