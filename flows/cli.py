@@ -80,7 +80,14 @@ def root(
 
 @app.command()
 def segment(
-    slides: Annotated[list[Path], typer.Argument(metavar="SLIDE...", help="Slide files or OME-Zarr folders.")],
+    slides: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SLIDE...",
+            help="Slide files, OME-Zarr folders, folders of slides, quoted patterns, or CSV manifests with a column path "
+            "and, where wanted, name and settings such as blocks.halo.",
+        ),
+    ],
     output: Output,
     settings: SettingsFile = None,
     segmenter: SegmenterKind = None,
@@ -96,6 +103,27 @@ def segment(
     from slidesam.flows.command import run_or_stop
 
     raise typer.Exit(run_or_stop(slides, output, chosen, profile))
+
+
+@app.command()
+def retry(
+    output: Annotated[Path, typer.Argument(help="A folder that slidesam writes to.")],
+    cluster: ClusterName = None,
+    cluster_changes: ClusterChanges = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+) -> None:
+    """Try slides again that failed or were stopped, with the settings that they had; only missing blocks are computed.
+
+    Runs that a deployment made are put back, for its worker to do. A slide whose file was at fault waits until that changes.
+    """
+    if not output.is_dir():
+        raise SettingsError(f"{output} is no folder: give the one that was named with --output")
+    named = any(option is not None for option in (cluster, cluster_changes, workers, scheduler))
+    profile = choose_profile(cluster, cluster_changes, workers, scheduler) if named else None
+    from slidesam.flows.command import retry_or_stop
+
+    raise typer.Exit(retry_or_stop(output, profile))
 
 
 @app.command()
@@ -122,7 +150,7 @@ def status(
 ) -> None:
     """Show how the slides of an output folder stand."""
     from slidesam.flows.tables import status_table
-    from slidesam.tasks.plan import read_states
+    from slidesam.tasks.states import read_states
 
     if not output.is_dir():
         raise SettingsError(f"{output} is no folder: give the one that was named with --output")
@@ -247,7 +275,7 @@ def demo(
     if not slide.exists():
         say("making", str(slide))
         make_demo_slide(slide)
-    raise typer.Exit(run_or_stop([slide], output, demo_settings(), LocalProfile(workers=workers)))
+    raise typer.Exit(run_or_stop([str(slide)], output, demo_settings(), LocalProfile(workers=workers)))
 
 
 def load_settings(path: Path | None, segmenter: str | None, overrides: Sequence[str] | None) -> Settings:

@@ -5,56 +5,119 @@ from __future__ import annotations
 import signal
 import socket
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from itertools import groupby
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from slidesam.flows.cluster import ClusterProfile, api_host, open_cluster
 from slidesam.flows.console import err, out, say, say_failed
+from slidesam.flows.profile import make_profile
 from slidesam.flows.server import prefect_api
-from slidesam.tasks.config import Settings
-from slidesam.tasks.errors import SettingsError
-from slidesam.tasks.slide import slide_name
+from slidesam.tasks.config import Settings, make_settings
+from slidesam.tasks.errors import CohortFailures, SettingsError
+from slidesam.tasks.slide_list import Listed, list_slides
+from slidesam.tasks.states import unchanged_since_refused, unfinished
 from slidesam.tasks.work import jobs_folder
 
 
-def run_or_stop(slides: Sequence[Path], output: Path, settings: Settings, profile: ClusterProfile) -> int:
+def run_or_stop(slides: Sequence[str], output: Path, settings: Settings, profile: ClusterProfile) -> int:
     """`run_slides`, or 130 after Ctrl-C or a signal to end."""
+    return _or_stopped(lambda: run_slides(slides, output, settings, profile))
+
+
+def retry_or_stop(output: Path, profile: ClusterProfile | None) -> int:
+    """`retry_slides`, or 130 after Ctrl-C or a signal to end."""
+    return _or_stopped(lambda: retry_slides(output, profile))
+
+
+def _or_stopped(run: Callable[[], int]) -> int:
     try:
-        return run_slides(slides, output, settings, profile)
+        return run()
     except KeyboardInterrupt:
         err.print("\nstopped: the same command goes on from here")
         return 130
 
 
-def run_slides(slides: Sequence[Path], output: Path, settings: Settings, profile: ClusterProfile) -> int:
+def run_slides(slides: Sequence[str], output: Path, settings: Settings, profile: ClusterProfile) -> int:
     """Segments slides one after the other on one cluster; a bad one doesn't cost the others.
+
+    Args:
+        slides: Files, folders, patterns or manifests.
+        output: Folder for the results.
+        settings: What to compute.
+        profile: Where to compute it.
 
     Returns:
         Exit code: 0, or 1 if a slide failed.
     """
-    names = Counter(slide_name(slide) for slide in slides)
-    failed = 0
+    listed = list_slides(slides, settings)
     with interrupts() as stops, prefect_api(api_host(profile)), open_cluster(profile, jobs_folder(output)):
-        for slide in slides:
-            name = slide_name(slide)
-            if names[name] > 1:
-                say_failed(
-                    SettingsError(
-                        f"{slide}: {names[name]} slides of this command are named {name}: run them into different folders"
-                    )
-                )
-                failed += 1
-            else:
-                failed += not _run_slide(slide, name, output, settings, profile, stops)
-            if stops.is_set():
-                raise KeyboardInterrupt
-    if len(slides) > 1:
-        out.print(f"{len(slides) - failed} of {len(slides)} slides finished")
+        each = _Each(output, profile, stops)
+        if len(listed) == 1:
+            each.tried(listed[0])
+        else:
+            from slidesam.flows.cohort import each_by, segment_cohort
+
+            with suppress(CohortFailures), each_by(each):
+                segment_cohort(list(slides), output, settings, profile)
+            out.print(f"{len(listed) - each.failed} of {len(listed)} slides finished")
+    return 1 if each.failed else 0
+
+
+def retry_slides(output: Path, profile: ClusterProfile | None) -> int:
+    """Runs the slides of an output folder that failed, were stopped or were killed, with the settings that they had.
+
+    Runs that a deployment made are put back instead, if the server has them: whoever takes its runs does them, and their rows
+    turn green.
+
+    Args:
+        output: The output folder.
+        profile: Where to compute; None = where each was computed.
+
+    Returns:
+        Exit code: 0, or 1 if a slide failed once more or can't be tried.
+    """
+    left = unfinished(output)
+    here = [state for state in left if not _is_refused(state)]
+    failed = len(left) - len(here)
+    with interrupts() as stops:
+        for key, states in groupby(
+            here, lambda state: profile or make_profile(state.get("cluster") or {"kind": "local"})
+        ):
+            with prefect_api(api_host(key)), open_cluster(key, jobs_folder(output)):
+                each = _Each(output, key, stops)
+                for state in states:
+                    if not _is_put_back(state):
+                        each.tried(Listed(Path(state["slide_path"]), make_settings(state["settings"])))
+                failed += each.failed
+    if not left:
+        out.print(f"{output}: no slide failed")
     return 1 if failed else 0
+
+
+def _is_refused(state: dict[str, Any]) -> bool:
+    """Whether a slide isn't tried again, and says why."""
+    why = unchanged_since_refused(state, Path(state.get("slide_path", "")))
+    if why is None and "settings" not in state:
+        why = "it was made by a version of slidesam that didn't note its settings: use `slidesam segment`"
+    elif why is not None:
+        why = f"not tried again, since its file hasn't changed: {why}"
+    if why is not None:
+        say("[yellow]note:[/]", f"{state['slide']}: {why}")
+    return why is not None
+
+
+def _is_put_back(state: dict[str, Any]) -> bool:
+    """Puts the slide's run back if a deployment made it, and says so."""
+    from slidesam.flows.deployed import put_back_deployed
+
+    link = put_back_deployed(state.get("flow_run_id"), "tried again by `slidesam retry`")
+    if link is not None:
+        say("[green]↻[/]", f"{state['slide']}: its run is put back, a worker takes it: {link}")
+    return link is not None
 
 
 _ENDINGS = [signal.SIGINT, signal.SIGTERM]
@@ -115,30 +178,59 @@ def interrupts() -> Iterator[Stops]:
         stops.close()
 
 
-def _run_slide(slide: Path, name: str, output: Path, settings: Settings, profile: ClusterProfile, stops: Stops) -> bool:
-    """Runs one slide's flow with bars, and says how it ended."""
-    from slidesam.flows.progress import BarReporter, showing
-    from slidesam.flows.segment_slide import segment_slide
+class _Each:
+    """Runs slides one at a time, with bars, and says how each ended.
 
-    started = time.monotonic()
-    reporter = BarReporter(err, name)
-    try:
-        with showing(reporter):
-            facts = segment_slide(slide, output, settings, profile)
-    except Exception as error:  # noqa: BLE001
-        reporter.bars.stop()
-        if not stops.is_set():
+    Args:
+        output: Folder for the results.
+        profile: Where to compute.
+        stops: Whether one has been told to end.
+    """
+
+    def __init__(self, output: Path, profile: ClusterProfile, stops: Stops) -> None:
+        self.output, self.profile, self.stops = output, profile, stops
+        self.failed = 0
+
+    def tried(self, slide: Listed) -> None:
+        """Runs a slide; what it fails with has been said."""
+        with suppress(Exception):
+            self(slide)
+
+    def __call__(self, slide: Listed) -> None:
+        """Runs a slide.
+
+        Raises:
+            Exception: What it fails with, after it was said.
+            KeyboardInterrupt: One has been told to end.
+        """
+        from slidesam.flows.progress import BarReporter, showing
+        from slidesam.flows.segment_slide import segment_slide
+
+        started = time.monotonic()
+        reporter = BarReporter(err, slide.name)
+        try:
+            if slide.error is not None:
+                raise SettingsError(slide.error)
+            with showing(reporter):
+                facts = segment_slide(slide.path, self.output, slide.settings, self.profile)
+        except Exception as error:
+            reporter.bars.stop()
+            if self.stops.is_set():
+                raise KeyboardInterrupt from None
+            self.failed += 1
             say_failed(error)
-        return False
-    finally:
-        reporter.bars.stop()
-    seconds = time.monotonic() - started
-    for warning in facts["slide"]["warnings"]:
-        say("[yellow]note:[/]", f"{name}: {warning}")
-    say("[green]✓[/]", f"{name}: {facts['objects']:,} {facts['label']} in {_blocks(facts)}, {seconds:.1f} s")
-    say(" ", f"{output / name}.ome.zarr")
-    say(" ", f"{output / name}.{facts['label']}.overlay.png")
-    return True
+            raise
+        finally:
+            reporter.bars.stop()
+        self._say_finished(slide, facts, time.monotonic() - started)
+
+    def _say_finished(self, slide: Listed, facts: dict[str, Any], seconds: float) -> None:
+        name = slide.name
+        for warning in facts["slide"]["warnings"]:
+            say("[yellow]note:[/]", f"{name}: {warning}")
+        say("[green]✓[/]", f"{name}: {facts['objects']:,} {facts['label']} in {_blocks(facts)}, {seconds:.1f} s")
+        say(" ", f"{self.output / name}.ome.zarr")
+        say(" ", f"{self.output / name}.{facts['label']}.overlay.png")
 
 
 def _blocks(facts: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ that was killed with all its children would be shown as running, or pending, for
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 from uuid import UUID
@@ -79,6 +79,18 @@ def end_flow_run(flow_run_id: UUID, why: str) -> None:
             client.set_flow_run_state(flow_run_id, Crashed(message=why), force=True)
 
 
+def add_tags(flow_run_id: str, tags: Iterable[str]) -> None:
+    """Adds tags to a flow run.
+
+    Args:
+        flow_run_id: The flow run.
+        tags: By which the UI is to find it.
+    """
+    with _quietly(), get_client(sync_client=True) as client:
+        there = client.read_flow_run(UUID(flow_run_id)).tags
+        client.update_flow_run(UUID(flow_run_id), tags=sorted({*there, *tags}))
+
+
 def _end_children(client: SyncPrefectClient, flow_run_id: UUID, why: str) -> None:
     for child in _unfinished_flows(client, flow_run_id):
         _end_children(client, child.id, why)
@@ -119,5 +131,5 @@ class _quietly:  # noqa: N801
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
         if not isinstance(error, Exception):
             return False
-        get_logger("slidesam").warning("states of ended runs could not be set: %s", error)
+        get_logger("slidesam").warning("states of ended runs or their tags could not be set: %s", error)
         return True

@@ -17,12 +17,13 @@ from slidesam.tasks.lock import LockedError, locked
 from slidesam.tasks.work import read_json, write_json
 
 
-def end_leftovers(state: Mapping[str, Any], note: Callable[[str], None]) -> None:
+def end_leftovers(state: Mapping[str, Any], note: Callable[[str], None], own_id: UUID | None = None) -> None:
     """Ends what the last run of a result left, if it was killed.
 
     Args:
         state: What `state.json` says, from before this run.
         note: Is told what was ended.
+        own_id: The flow run that asks: one that was killed and begins once more is ended but for itself.
 
     Raises:
         ClusterError: Jobs of it are there and can't be cancelled.
@@ -35,10 +36,11 @@ def end_leftovers(state: Mapping[str, Any], note: Callable[[str], None]) -> None
         # Here, so that `slidesam clean` needs no Prefect where nothing was left.
         from prefect.settings import PREFECT_API_URL
 
-        from slidesam.flows.endings import end_flow_run
+        from slidesam.flows.endings import end_children, end_flow_run
 
         if PREFECT_API_URL.value():
-            end_flow_run(flow_run_id, "its process was killed; the same command goes on from where it was")
+            end = end_children if flow_run_id == own_id else end_flow_run
+            end(flow_run_id, "its process was killed; the same command goes on from where it was")
 
 
 def end_all_leftovers(output: Path, note: Callable[[str], None]) -> None:

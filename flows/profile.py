@@ -22,7 +22,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from slidesam.tasks.errors import SettingsError
 
@@ -254,6 +264,12 @@ class QueueProfile(_QueueProfile):
 JobProfile = SlurmProfile | QueueProfile
 ClusterProfile = Annotated[
     LocalProfile | LocalGpuProfile | SlurmProfile | QueueProfile | AttachProfile, Field(discriminator="kind")
+]
+# As a parameter of a flow it may also be given by its name or file; a form shows it as that.
+ProfileChoice = Annotated[
+    ClusterProfile,
+    BeforeValidator(lambda value: load_profile(value) if isinstance(value, str) else value),
+    WithJsonSchema({"type": "string", "title": "Cluster"}),
 ]
 _ADAPTER: TypeAdapter[Any] = TypeAdapter(ClusterProfile)
 _SHIPPED = Path(__file__).parent / "profiles"

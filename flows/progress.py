@@ -70,8 +70,8 @@ class _Rate(ProgressColumn):
         return Text(words, style="progress.data.speed", no_wrap=True)
 
 
-class BarReporter(LogReporter):
-    """Bars with rate and time left on a terminal, beside the log lines.
+class BarReporter:
+    """Bars with rate and time left on a terminal.
 
     Args:
         console: Where to draw.
@@ -93,13 +93,11 @@ class BarReporter(LogReporter):
         self._task: int | None = None
 
     def note(self, words: str) -> None:
-        """Prints it above the bars too."""
-        super().note(words)
+        """Prints it above the bars."""
         self.bars.console.print(Text(words, style="dim"))
 
     def begin(self, stage: str, total: int, done: int) -> None:
         """Starts a bar."""
-        super().begin(stage, total, done)
         self.bars.start()
         self._task = self.bars.add_task(f"{self.slide}  {stage}", total=total, completed=done)
 
@@ -121,6 +119,11 @@ _current: ContextVar[Reporter | None] = ContextVar("slidesam_progress", default=
 def current() -> Reporter:
     """Who is told; the run's log by default."""
     return _current.get() or LogReporter()
+
+
+def watching() -> Reporter | None:
+    """Who was put there with `showing`, if anyone."""
+    return _current.get()
 
 
 @contextmanager

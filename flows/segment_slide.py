@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import signal
 import uuid
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,30 +22,34 @@ from typing import Any
 
 from prefect import Task, flow
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.exceptions import TerminationSignal
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect_dask.task_runners import DaskTaskRunner
 
-from slidesam.flows.cluster import Cluster, ClusterProfile, LocalProfile, open_cluster, opened, ssh_line
-from slidesam.flows.endings import end_children
+from slidesam.flows.cluster import Cluster, open_cluster, opened, ssh_line
+from slidesam.flows.endings import add_tags, end_children
 from slidesam.flows.in_flight import Batches, alone, checking, in_flight
 from slidesam.flows.leftovers import end_leftovers
-from slidesam.flows.profile import Stage
-from slidesam.flows.progress import current, stage
+from slidesam.flows.profile import ProfileChoice, Stage
+from slidesam.flows.progress import current, showing, stage, watching
+from slidesam.flows.run_page import RunPage, show_failure, show_result
 from slidesam.tasks import convert, steps, stitch
 from slidesam.tasks.config import RunSettings, Settings
 from slidesam.tasks.errors import (
     HOPELESS,
     BlockFailures,
     OutputError,
+    SlideError,
     SlideGoneError,
     SlidesamError,
     in_one_line,
 )
 from slidesam.tasks.image_plan import PIECE_BYTES
 from slidesam.tasks.lock import holder, locked
-from slidesam.tasks.plan import explain, finished_facts, note_finished, pieced_levels, plan_run, write_state
+from slidesam.tasks.plan import explain, finished_facts, pieced_levels, plan_run
 from slidesam.tasks.slide import slide_name
+from slidesam.tasks.states import file_facts, note_finished, read_state, unchanged_since_refused, write_state
 from slidesam.tasks.work import Run, batches, block_facts, is_segmented, jobs_folder, read_json, work_folder
 
 Facts = dict[str, Any]
@@ -55,23 +60,32 @@ _HOPELESS_ROW = 24
 # Levels of so few pieces are written along with the image's end.
 _FEW_PIECES = 4
 _WAIT_FOR_IMAGE = 7 * 86400.0
-_DEFAULTS, _LOCAL = Settings(), LocalProfile()
+_DEFAULTS = Settings()
+# By name, as a form shows it; Prefect makes the profile of it.
+_LOCAL: Any = "local"
+
+
+def run_name(slide: Path, settings: Settings) -> str:
+    """Name of a slide's flow run: the slide, and what segments it."""
+    segmenter = settings.segmenter
+    model = getattr(segmenter, "model", "auto")
+    return f"{slide_name(slide, settings.slide.name)} · {segmenter.kind}{'' if model == 'auto' else f' {model}'}"
 
 
 def _run_name() -> str:
     parameters = flow_run.parameters
-    return f"{slide_name(Path(parameters['slide']))} · {parameters['settings'].segmenter.kind}"
+    return run_name(Path(parameters["slide"]), Settings.model_validate(parameters["settings"]))
 
 
 @flow(name="segment slide", flow_run_name=_run_name, persist_result=False)
-def segment_slide(slide: Path, output: Path, settings: Settings = _DEFAULTS, cluster: ClusterProfile = _LOCAL) -> Facts:
+def segment_slide(slide: Path, output: Path, settings: Settings = _DEFAULTS, cluster: ProfileChoice = _LOCAL) -> Facts:
     """Segments one slide; what is there from an earlier call under the same settings is used, not done again.
 
     Args:
-        slide: Slide file or OME-Zarr folder.
+        slide: Slide file or OME-Zarr folder, as the machines that compute see it.
         output: Folder for the results.
-        settings: What to compute.
-        cluster: Where to compute it.
+        settings: What to compute; all have defaults.
+        cluster: Where to compute it: the name of a cluster profile, or its file.
 
     Returns:
         The provenance, as in `<name>.<label>.run.json`.
@@ -81,41 +95,78 @@ def segment_slide(slide: Path, output: Path, settings: Settings = _DEFAULTS, clu
             work on the same result.
     """
     log = get_run_logger()
-    noted = partial(write_state, output, slide_name(slide), settings.output.label, slide_path=str(slide))
-    is_ours = False
+    name, own_id = slide_name(slide, settings.slide.name), uuid.UUID(flow_run.id)
+    noted = partial(
+        write_state,
+        output,
+        name,
+        settings.output.label,
+        slide_path=str(slide),
+        flow_run_id=str(own_id),
+        # So that `slidesam retry` knows what was asked for.
+        settings=settings.model_dump(mode="json"),
+        cluster=cluster.model_dump(mode="json"),
+    )
+    is_ours, run = False, None
     try:
-        run = plan_run(slide, output, settings)
-        if (facts := finished_facts(run)) is not None:
-            current().note(f"{run.name}: finished before with these settings, nothing to do")
-            note_finished(run, facts)
-            return facts
-        for warning in run.slide.warnings:
-            log.warning("%s: %s", run.name, warning)
-        noted = partial(noted, blocks=len(run.grid), segment_folder=run.segment_folder.name)
-        owner = f'flow run "{flow_run.name}"'
-        what = f"{run.name} ({run.label}) in {run.output}"
-        with locked(run.work / "lock.json", owner, what=what, on_wait=current().note) as lock:
-            # Before this run is noted: where it can't be done, the next has to know what there was.
-            if (left := read_json(run.work / "state.json")) is not None:
-                end_leftovers(left, current().note)
-            is_ours = True
-            noted = partial(noted, flow_run_id=flow_run.id)
-            noted("running")
-            for line in explain(run):
-                current().note(f"{run.name}: {line}")
-            with open_cluster(cluster, jobs_folder(output)) as workers, checking(lock.check):
-                noted = partial(noted, jobs=workers.job_names)
+        with RunPage(watching(), name, settings.output.label) as page, showing(page):
+            _tag(name, settings)
+            if flow_run.run_count > 1:
+                _refuse_unchanged(read_state(output, name, settings.output.label), slide)
+            run = plan_run(slide, output, settings)
+            if (facts := finished_facts(run)) is not None:
+                current().note(f"{run.name}: finished before with these settings, nothing to do")
+                note_finished(run, facts)
+                show_result(run, facts)
+                return facts
+            for warning in run.slide.warnings:
+                log.warning("%s: %s", run.name, warning)
+            noted = partial(noted, blocks=len(run.grid), segment_folder=run.segment_folder.name)
+            owner = f'flow run "{flow_run.name}"'
+            what = f"{run.name} ({run.label}) in {run.output}"
+            with locked(run.work / "lock.json", owner, what=what, on_wait=current().note) as lock:
+                # Before this run is noted: where it can't be done, the next has to know what there was.
+                if (left := read_json(run.work / "state.json")) is not None:
+                    end_leftovers(left, current().note, own_id)
+                is_ours = True
                 noted("running")
-                facts = _stages(run, workers, owner, lock.check, noted)
-            lock.check()
-            noted("finished", objects=facts["objects"])
-        return facts
+                for line in explain(run):
+                    current().note(f"{run.name}: {line}")
+                with open_cluster(cluster, jobs_folder(output)) as workers, checking(lock.check):
+                    noted = partial(noted, jobs=workers.job_names)
+                    noted("running")
+                    facts = _stages(run, workers, owner, lock.check, noted)
+                lock.check()
+                noted("finished", objects=facts["objects"])
+            show_result(run, facts)
+            return facts
     except BaseException as error:
         # Where another run is at work, or one that was killed left jobs, what is noted is that one's.
         if is_ours or not _is_running(output, slide, settings):
-            _note_end(noted, error)
-        end_children(uuid.UUID(flow_run.id), f'flow run "{flow_run.name}" ended: {in_one_line(error)}')
+            _note_end(noted, error, slide)
+        if _AN_ENDING.search(str(error)) is None:
+            show_failure(run, slide, error, output=output, name=name, label=settings.output.label)
+        end_children(own_id, f'flow run "{flow_run.name}" ended: {in_one_line(error)}')
+        _raise_ending(error)
         raise
+
+
+def _tag(name: str, settings: Settings) -> None:
+    """Tags this run with its slide and its model, by which the UI finds all runs of either."""
+    segmenter = settings.segmenter
+    add_tags(flow_run.id, [name, getattr(segmenter, "model", segmenter.kind)])
+
+
+def _refuse_unchanged(state: dict[str, Any], slide: Path) -> None:
+    """Doesn't try a slide again whose file was at fault and is as it was.
+
+    Raises:
+        SlideError: It is.
+    """
+    why = unchanged_since_refused(state, slide)
+    if why is not None:
+        again = "; not tried again, since the file hasn't changed"
+        raise SlideError(f"{why.removesuffix(again)}{again}")
 
 
 def _stages(run: Run, workers: Cluster, owner: str, check: Callable[[], None], noted: Callable[..., None]) -> Facts:
@@ -346,7 +397,7 @@ def blocks_name(run: Run, block_ids: Sequence[int]) -> str:
 
 def _is_running(output: Path, slide: Path, settings: Settings) -> bool:
     """Whether a run of this result is noted as running."""
-    work = work_folder(output, slide_name(slide), settings.output.label)
+    work = work_folder(output, slide_name(slide, settings.slide.name), settings.output.label)
     with contextlib.suppress(OSError):
         return (read_json(work / "state.json") or {}).get("status") == "running" or holder(
             work / "lock.json"
@@ -354,10 +405,28 @@ def _is_running(output: Path, slide: Path, settings: Settings) -> bool:
     return False
 
 
-def _note_end(noted: Callable[..., None], error: BaseException) -> None:
+# How a signal that was raised inside a library's callback ends that library's error: Ctrl-C, or SIGTERM as Prefect has it.
+_AN_ENDING = re.compile(r"\b(KeyboardInterrupt|TerminationSignal)(: )?$")
+
+
+def _raise_ending(error: BaseException) -> None:
+    """Makes a signal of a library's error that is one, so that the run is shown as stopped, not as failed.
+
+    Raises:
+        KeyboardInterrupt: It was Ctrl-C.
+        TerminationSignal: It was SIGTERM.
+    """
+    found = _AN_ENDING.search(str(error)) if isinstance(error, Exception) else None
+    if found is not None:
+        raise (KeyboardInterrupt if found[1] == "KeyboardInterrupt" else TerminationSignal(signal.SIGTERM)) from error
+
+
+def _note_end(noted: Callable[..., None], error: BaseException, slide: Path) -> None:
     """Leaves a word for `slidesam status`; where even that can't be written the error itself says enough."""
-    # Raised inside a library's callback, Ctrl-C and SIGTERM (Prefect's handler) come back as an error of that library.
-    ending = re.search(r"\b(KeyboardInterrupt|TerminationSignal)(: )?$", str(error))
-    stopped = not isinstance(error, Exception) or ending is not None
+    stopped = not isinstance(error, Exception) or _AN_ENDING.search(str(error)) is not None
+    at_fault = isinstance(error, SlideError) and not isinstance(error, SlideGoneError)
     with contextlib.suppress(SlidesamError, OSError):
-        noted("stopped") if stopped else noted("failed", error=in_one_line(error))
+        if stopped:
+            noted("stopped")
+        else:
+            noted("failed", error=in_one_line(error), file=file_facts(slide) if at_fault else None)

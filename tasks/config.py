@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic.fields import ComputedFieldInfo, FieldInfo
 
 from slidesam.tasks.errors import SettingsError
 
@@ -38,13 +39,43 @@ Duration = Annotated[str, BeforeValidator(_with_unit), Field(pattern=r"^\d+(\.\d
 SEGMENTER_KINDS = ("micro-sam", "watershed", "function")
 
 
+# How a form shows a setting's name; what it means is in its description.
+_SHOWN_NAMES = {
+    "t": "Time point",
+    "z": "Focal plane",
+    "mpp": "Pixel size",
+    "ome_zarr": "OME-Zarr version",
+    "min_iou": "Minimal IoU",
+    "keep_work": "Keep intermediate results",
+}
+_SHOWN_UNITS = {
+    **dict.fromkeys(("block_shape", "halo", "chunk_shape", "tile_shape", "tile_halo"), "px"),
+    **dict.fromkeys(("mpp", "diameter"), "µm"),
+    "retry_delay": "s",
+}
+
+
+def _title(name: str, field: FieldInfo | ComputedFieldInfo) -> str:
+    """A setting's name as a form shows it.
+
+    Example:
+        >>> _title("block_shape", BlockSettings.model_fields["block_shape"])
+        'Block shape (px)'
+    """
+    words = _SHOWN_NAMES.get(name) or name.replace("_", " ").capitalize()
+    unit = _SHOWN_UNITS.get(name)
+    return f"{words} ({unit})" if unit else words
+
+
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, field_title_generator=_title)
 
 
 class SlideSettings(_Section):
     """Which pixels of the file are the slide."""
 
+    name: Annotated[str, Field(pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,199}$")] | None = None
+    """Name that the results bear; none = that of the file without its extension."""
     series: Annotated[int, Field(ge=0)] = 0
     """Image inside the file, counted from 0 (an SVS holds thumbnail, label and macro as further series)."""
     t: Literal["first"] | Annotated[int, Field(ge=0)] = "first"
@@ -111,6 +142,8 @@ class BlockSettings(_Section):
 class MicroSam(_Section):
     """micro-sam's automatic segmentation."""
 
+    model_config = ConfigDict(title="micro-sam")
+
     kind: Literal["micro-sam"] = "micro-sam"
     """Segmentation method: micro-sam, watershed or function."""
     model: str = "auto"
@@ -139,6 +172,8 @@ class MicroSam(_Section):
 class Watershed(_Section):
     """Nuclei by a slide-wide threshold and a watershed on the distance transform (scikit-image); needs no weights."""
 
+    model_config = ConfigDict(title="watershed")
+
     kind: Literal["watershed"]
     """Segmentation method: micro-sam, watershed or function."""
     signal: Literal["auto", "hematoxylin", "bright", "dark"] = "auto"
@@ -151,6 +186,8 @@ class Watershed(_Section):
 
 class Function(_Section):
     """A Python function `image -> labels`, or a segmenter class."""
+
+    model_config = ConfigDict(title="function")
 
     kind: Literal["function"]
     """Segmentation method: micro-sam, watershed or function."""

@@ -10,6 +10,7 @@
     ├── ClusterError     (ConnectionError)  the Dask scheduler can't be reached
     ├── DeviceError      (RuntimeError)  a worker was given one device and would compute on another
     ├── BlockLostError   (RuntimeError)  a block ended its worker, or took too long, too often
+    ├── CohortFailures   (RuntimeError)  some slides of a cohort failed; carries `.failures`
     └── BlockFailures    (RuntimeError)  some blocks failed after all retries; carries `.block_ids`
 
 A message names the slide, block or setting, the value, and what to do next. The command line prints it on one line.
@@ -125,6 +126,24 @@ class BlockFailures(SlidesamError, RuntimeError):  # noqa: N818
             f"{self.slide}: {len(self.failures)} of {self.n_blocks} blocks failed ({shown}{more}){untried}. "
             "The others are kept: run the same command again to try only these"
         )
+
+
+class CohortFailures(SlidesamError, RuntimeError):  # noqa: N818
+    """Slides of a cohort that failed; all others are finished.
+
+    Args:
+        failures: The slide's name → what happened, on one line.
+        n_slides: Number of slides of the cohort.
+    """
+
+    def __init__(self, failures: Mapping[str, str], n_slides: int) -> None:
+        self.failures, self.n_slides = dict(failures), n_slides
+        shown = "; ".join(f"{name}: {what}" for name, what in list(self.failures.items())[:3])
+        more = f"; and {len(self.failures) - 3} more" if len(self.failures) > 3 else ""
+        super().__init__(f"{len(self.failures)} of {n_slides} slides failed ({shown}{more}). The others are finished")
+
+    def __reduce__(self) -> tuple[type[CohortFailures], tuple[dict[str, str], int]]:
+        return type(self), (self.failures, self.n_slides)
 
 
 # What trying again won't mend.

@@ -14,7 +14,7 @@ from slidesam.tasks.errors import OutputError
 from slidesam.tasks.segmenters import package_version, segmenter_identity
 from slidesam.tasks.slide import open_slide
 from slidesam.tasks.tissue import mask_identity
-from slidesam.tasks.work import Marks, Run, block_facts, kept_blocks, read_json, work_folder, write_json
+from slidesam.tasks.work import Marks, Run, block_facts, kept_blocks, read_json
 
 # Packages whose version can change a pixel.
 _PACKAGES = (
@@ -151,38 +151,6 @@ def finished_facts(run: Run) -> dict[str, Any] | None:
     if facts is None or facts.get("fingerprints") != run.fingerprints:
         return None
     return facts if omezarr.is_finished(run.store, run.label) else None
-
-
-def note_finished(run: Run, facts: dict[str, Any]) -> None:
-    """Sets right what `slidesam status` would show of a run that is finished: a later call may have failed early."""
-    state = read_json(run.work / "state.json") or {}
-    if state.get("status") != "finished":
-        started = {
-            "blocks": len(run.grid),
-            "segment_folder": run.segment_folder.name,
-            "slide_path": str(run.slide.path),
-        }
-        write_state(run.output, run.name, run.label, "finished", objects=facts["objects"], **started)
-
-
-def write_state(output: Path, name: str, label: str, status: str, **facts: Any) -> None:
-    """Notes for `slidesam status` how a run stands: running, stopped, failed or finished."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(work_folder(output, name, label) / "state.json", {"status": status, "updated": now, **facts})
-
-
-def read_states(output: Path) -> list[dict[str, Any]]:
-    """The noted states of all runs of an output folder, by name and label; blocks done are counted anew."""
-    states = []
-    for path in sorted((output / ".slidesam").glob("*/*/state.json")):
-        state = read_json(path) or {"status": "unreadable"}
-        segment = state.get("segment_folder")
-        done = len(list((path.parent / segment / "marks").glob("[0-9]*.json"))) if segment else 0
-        kept = (read_json(path.parent / segment / "params.json") or {}).get("blocks") if segment else None
-        if kept is not None:
-            state["blocks"] = len(kept)
-        states.append({"slide": path.parents[1].name, "label": path.parent.name, "blocks_done": done, **state})
-    return states
 
 
 def provenance(run: Run, *, objects: int, seams: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:

@@ -40,7 +40,7 @@ from slidesam.tasks.slide_source import (
 from slidesam.tasks.slide_tiff import TiffSource
 from slidesam.tasks.slide_zarr import ZarrSource
 
-_EXTENSIONS = (
+EXTENSIONS = (
     "zarr", "zip", "svs", "tif", "tiff", "btf", "tf2", "tf8", "ndpi", "scn", "bif", "qptiff", "lsm", "stk", "avs", "ome",
 )  # fmt: skip
 _NUCLEAR_STAIN = re.compile(r"dapi|hoechst|nucle|draq", re.IGNORECASE)
@@ -129,8 +129,8 @@ class Slide(BaseModel):
         return self.levels[0].shape
 
 
-def slide_name(path: str | os.PathLike[str]) -> str:
-    """Name of a slide: its file's name without known extensions, fit to be a file's name itself.
+def slide_name(path: str | os.PathLike[str], given: str | None = None) -> str:
+    """Name of a slide: the given one, else its file's name without known extensions, fit to be a file's name itself.
 
     An image inside a Zarr store is named after the store too, since every store has an image called 0.
 
@@ -138,6 +138,8 @@ def slide_name(path: str | os.PathLike[str]) -> str:
         >>> slide_name("scans/CMU-1.svs"), slide_name("a.b.OME.TIF"), slide_name("plate.zarr/A/1/0")
         ('CMU-1', 'a.b', 'plate_A_1_0')
     """
+    if given is not None:
+        return given
     parts = Path(os.path.abspath(path)).parts  # noqa: PTH100 (resolve() would follow links and change the name)
     stores = [at for at, part in enumerate(parts[:-1]) if part.lower().endswith(".zarr")]
     names = parts[stores[-1] :] if stores else parts[-1:]
@@ -151,7 +153,7 @@ def slide_name(path: str | os.PathLike[str]) -> str:
 def _without_extensions(name: str) -> str:
     while True:
         stem, dot, extension = name.rpartition(".")
-        if not dot or extension.lower() not in _EXTENSIONS:
+        if not dot or extension.lower() not in EXTENSIONS:
             return name
         if not stem.strip("."):
             return extension
@@ -211,7 +213,7 @@ def _slide(path: Path, file: str, source: Source, settings: SlideSettings) -> Sl
         warnings.append("its pixel size isn't known; setting slide.mpp can state it")
     return Slide(
         path=path,
-        name=slide_name(path),
+        name=slide_name(path, settings.name),
         format=facts.format,
         kind="zarr" if isinstance(source, ZarrSource) else "tiff",
         series=settings.series,

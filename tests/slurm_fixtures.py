@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 HOST = "10.177.0.1"
 DEV_SLURM = ROOT / "infra" / "dev-slurm" / "slurm"
 # What the profiles that come with slidesam need to know of this Slurm. Small jobs, so that eight fit.
-HERE = {"scheduler.host": HOST, "death_timeout": 20, "give_back_after": 5}
+HERE = {"scheduler.host": HOST, "give_back_after": 5}
 SMALL = {"cores": 1, "memory": 2}
 
 

@@ -18,7 +18,8 @@ from slidesam.tasks.clean import clean, size_of
 from slidesam.tasks.config import make_settings
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.lock import Owner, locked
-from slidesam.tasks.plan import finished_facts, note_finished, plan_run, read_states, write_state
+from slidesam.tasks.plan import finished_facts, plan_run
+from slidesam.tasks.states import note_finished, read_states, write_state
 from tests.serial import segment_serially
 from tests.slides import write_numbered_slide
 

@@ -243,14 +243,15 @@ def test_jobs_of_a_killed_flow_end_by_themselves_and_clean_cancels_those_that_wa
     slurm, prefect_server, tmp_path: Path
 ) -> None:
     # Of the second job there is no room: it waits.
-    log, output, command = a_command(tmp_path, "orphan", prefect_server, cpu__maximum_jobs=5, cpu__memory=30)
+    changes = {"cpu__maximum_jobs": 5, "cpu__memory": 30, "death_timeout": 20}
+    log, output, command = a_command(tmp_path, "orphan", prefect_server, **changes)
     flow = subprocess.Popen(**command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until(lambda: len(lines(log)) >= 6)
     until(lambda: {job[2] for job in queue()} >= {"RUNNING", "PENDING"})
     flow.send_signal(signal.SIGKILL)
     flow.wait()
     running = {job[0] for job in queue() if job[2] == "RUNNING"}
-    # death_timeout is 20 s here: that, and what a block and an orderly end take.
+    # death_timeout, and what a block and an orderly end take.
     until(lambda: not running & {job[0] for job in queue()}, 60)
     assert queue()
     cleaned = subprocess.run(

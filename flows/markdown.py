@@ -1,0 +1,36 @@
+"""Markdown for pages of the Prefect UI: whatever stands in names and errors is shown as it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+
+def text(words: str) -> str:
+    r"""Words as they are, on one line: nothing in them is taken for markdown, HTML or the end of a cell.
+
+    Example:
+        >>> print(text("a|b <c> *d*"))
+        a\|b \<c\> \*d\*
+    """
+    return re.sub(r"([\\`*_{}\[\]<>|~#&$!])", r"\\\1", " ".join(words.split()))
+
+
+def code(words: str) -> str:
+    """Words as code on one line, outside a table, whatever backticks they hold."""
+    words = " ".join(words.split())
+    fence = "`" * (max(map(len, re.findall("`+", words)), default=0) + 1)
+    pad = " " if words.startswith("`") or words.endswith("`") else ""
+    return f"{fence}{pad}{words}{pad}{fence}"
+
+
+def block(words: str) -> str:
+    """Lines of code."""
+    fence = "`" * max(3, max(map(len, re.findall("`+", words)), default=0) + 1)
+    return f"{fence}\n{words}\n{fence}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str = "") -> str:
+    """A markdown table of cells that are escaped already."""
+    rules = ["---:" if side == "r" else "---" for side in align.ljust(len(head), "l")]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rules, *rows))
