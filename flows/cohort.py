@@ -38,7 +38,8 @@ from slidesam.tasks.slide_list import Listed, list_slides
 from slidesam.tasks.states import read_state
 from slidesam.tasks.work import jobs_folder, read_json
 
-_DEFAULTS = Settings()
+# As a form begins; Prefect makes settings of it.
+_DEFAULTS: Any = {}
 _LOCAL: Any = "local"
 _LOOK_SECONDS = 2.0
 _ERROR_LENGTH = 400

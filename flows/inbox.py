@@ -22,7 +22,8 @@ from slidesam.tasks.lock import locked
 from slidesam.tasks.plan import check_output
 from slidesam.tasks.slide_list import Listed
 
-_DEFAULTS = Settings()
+# As a form begins; Prefect makes settings of it.
+_DEFAULTS: Any = {}
 _LOCAL: Any = "local"
 
 

@@ -60,7 +60,8 @@ _HOPELESS_ROW = 24
 # Levels of so few pieces are written along with the image's end.
 _FEW_PIECES = 4
 _WAIT_FOR_IMAGE = 7 * 86400.0
-_DEFAULTS = Settings()
+# As a form begins; Prefect makes settings of it.
+_DEFAULTS: Any = {}
 # By name, as a form shows it; Prefect makes the profile of it.
 _LOCAL: Any = "local"
 

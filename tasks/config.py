@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, field_validator
 from pydantic.fields import ComputedFieldInfo, FieldInfo
 
 from slidesam.tasks.errors import SettingsError
@@ -55,6 +55,10 @@ _SHOWN_UNITS = {
 }
 
 
+# What a form begins with, as it is changed most often.
+_SHOWN_FIRST = {name: position for position, name in enumerate(("segmenter", "blocks", "output", "slide", "image"))}
+
+
 def _title(name: str, field: FieldInfo | ComputedFieldInfo) -> str:
     """A setting's name as a form shows it.
 
@@ -67,8 +71,21 @@ def _title(name: str, field: FieldInfo | ComputedFieldInfo) -> str:
     return f"{words} ({unit})" if unit else words
 
 
+def _in_order(schema: dict[str, Any]) -> None:
+    """Numbers the fields, for forms whose server forgets their order, as Prefect's does on PostgreSQL."""
+    names = list(schema.get("properties", {}))
+    for position, name in enumerate(sorted(names, key=lambda name: _SHOWN_FIRST.get(name, len(_SHOWN_FIRST)))):
+        schema["properties"][name]["position"] = position
+
+
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, field_title_generator=_title)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        field_title_generator=_title,
+        json_schema_extra=_in_order,
+    )
 
 
 class SlideSettings(_Section):
@@ -197,7 +214,49 @@ class Function(_Section):
     """Keyword arguments that it is called with (that the class is made with)."""
 
 
-SegmenterSettings = Annotated[MicroSam | Watershed | Function, Field(discriminator="kind")]
+def _of_form(value: object) -> object:
+    """What a form says of the segmenter: a kind, and a section for each kind, of which one counts.
+
+    Example:
+        >>> _of_form({"kind": "watershed", "watershed": {"diameter": 9}, "micro-sam": {"model": "vit_b"}})
+        {'kind': 'watershed', 'diameter': 9}
+    """
+    if not isinstance(value, Mapping) or not any(kind in value for kind in SEGMENTER_KINDS):
+        return value
+    kind = value.get("kind", SEGMENTER_KINDS[0])
+    return {"kind": kind, **(value.get(kind) or {})}
+
+
+def _as_form() -> dict[str, Any]:
+    """The schema of that. Prefect's form can't leave one branch of a choice for another: it keeps the values of both."""
+    sections = {}
+    models: tuple[type[BaseModel], ...] = (MicroSam, Watershed, Function)
+    for number, model in enumerate(models):
+        section = model.model_json_schema()
+        # What only one kind needs isn't needed of all forms.
+        section.pop("required", None)
+        del section["properties"]["kind"]
+        sections[SEGMENTER_KINDS[number]] = {
+            **section,
+            "title": f"If {SEGMENTER_KINDS[number]}",
+            "position": number + 1,
+        }
+    kind = {
+        "type": "string",
+        "enum": list(SEGMENTER_KINDS),
+        "default": SEGMENTER_KINDS[0],
+        "title": "Kind",
+        "position": 0,
+    }
+    kind["description"] = "Segmentation method; of the sections below only the one that is named like it counts."
+    return {"type": "object", "title": "Segmenter", "properties": {"kind": kind, **sections}}
+
+
+SegmenterSettings = Annotated[
+    Annotated[MicroSam | Watershed | Function, Field(discriminator="kind")],
+    BeforeValidator(_of_form),
+    WithJsonSchema(_as_form(), mode="validation"),
+]
 
 
 class StitchSettings(_Section):
@@ -237,8 +296,16 @@ class RunSettings(_Section):
     """How long `slidesam clean` keeps the intermediate results of a finished run, from which another stitching is made without segmenting."""  # noqa: E501
 
 
+def _as_settings_form(schema: dict[str, Any]) -> None:
+    """The schema of all settings: the segmenter's default isn't of the form's shape."""
+    _in_order(schema)
+    schema["properties"]["segmenter"].pop("default", None)
+
+
 class Settings(_Section):
     """What to compute. `Settings()` works for a slide without any metadata."""
+
+    model_config = ConfigDict(json_schema_extra=_as_settings_form)
 
     slide: SlideSettings = SlideSettings()
     image: ImageSettings = ImageSettings()

@@ -13,6 +13,7 @@ pytest_plugins = [
     "tests.microsam_fixtures",
     "tests.slurm_fixtures",
     "tests.prefect_fixtures",
+    "tests.ui_fixtures",
 ]
 
 # Where this is set (CI sets it), a skipped test is a failed one: nothing is left out unnoticed.

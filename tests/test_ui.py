@@ -2,44 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-from pathlib import Path
 
 import pytest
 
 from tests.prefect_fixtures import THIRD_PARTY_WARNINGS
 from tests.slides import write_numbered_slide
 from tests.test_flows import faulty, segment, task_runs
+from tests.ui_fixtures import keep
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser, *(pytest.mark.filterwarnings(w) for w in THIRD_PARTY_WARNINGS)]
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-# Nothing that looks for hosts outside: the page and its server are on this machine.
-OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-OPTIONS += ["--disable-component-update", "--disable-sync"]
-
-
-@pytest.fixture
-def page():
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not here: install it to see the pages")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        # The page's own analytics have nothing to look for outside.
-        page.route(re.compile(r"^https?://(?!127\.0\.0\.1|10\.177\.0\.1)"), lambda route: route.abort())
-        yield page
-        browser.close()
-
-
-def keep(page, name: str, tmp_path: Path) -> None:
-    folder = Path(os.environ.get("SLIDESAM_SCREENSHOTS", tmp_path))
-    folder.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=str(folder / f"{name}.png"))
 
 
 def flow_run_id(name: str) -> str:
