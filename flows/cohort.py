@@ -78,7 +78,8 @@ class Row:
 
 def _run_name() -> str:
     named = flow_run.parameters["slides"]
-    return f"cohort · {named[0]}{f' and {len(named) - 1} more' if len(named) > 1 else ''}"
+    more = f" and {len(named) - 1} more" if len(named) > 1 else ""
+    return f"cohort · {Path(named[0]).name if named else 'nothing'}{more}"
 
 
 @flow(name="segment cohort", flow_run_name=_run_name, persist_result=False)
