@@ -16,6 +16,9 @@ from tests.conftest import ROOT
 from tests.slurm_fixtures import until
 
 SCRIPT = ROOT / "infra" / "prefect-server" / "prefect-server"
+# A loaded machine of two cores takes its time to start processes.
+PATIENCE = 300.0
+ENDED = ("COMPLETED", "FAILED", "CANCELLED")
 HAS_POSTGRES = bool(list(Path("/usr/lib/postgresql").glob("*/bin/postgres")))
 
 
@@ -28,12 +31,13 @@ def free_port() -> int:
 class Server:
     """One installation in a folder of its own, driven by the script."""
 
-    def __init__(self, folder: Path) -> None:
-        self.data, self.config = folder / "data", folder / "server.env"
+    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
+        self.host, self.data, self.config = host, folder / "data", folder / "server.env"
         self.port, self.database_port = free_port(), free_port()
         self.config.write_text(
             "# the settings of a test\n"
             f"SLIDESAM_SERVER_DATA={self.data}\n"
+            f"SLIDESAM_SERVER_HOST={host}\n"
             f"SLIDESAM_SERVER_PORT={self.port}\n"
             f'SLIDESAM_DATABASE_PORT="{self.database_port}"\n'
             f"SLIDESAM_OUTPUT={folder / 'results'}\n"
@@ -54,8 +58,8 @@ class Server:
             check=False,
         )
 
-    def start(self) -> None:
-        done = self("start")
+    def start(self, **environment: str) -> None:
+        done = self("start", **environment)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def pids(self) -> dict[str, str]:
@@ -70,9 +74,10 @@ class Server:
     def api(self, path: str, body: object = None, method: str = "", password: str | None = None):
         word = b64encode(f"slidesam:{self.password if password is None else password}".encode()).decode()
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/api/{path}",
+            f"http://{self.host}:{self.port}/api/{path}",
             data=None if body is None else json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"} | ({"Authorization": f"Basic {word}"} if word else {}),
+            headers={"Content-Type": "application/json"}
+            | ({} if password == "" else {"Authorization": f"Basic {word}"}),
             method=method or None,
         )
         with urllib.request.urlopen(request, timeout=30) as answer:
@@ -97,6 +102,62 @@ class Server:
             with suppress(ProcessLookupError):
                 os.kill(int(line.split()[0]), signal.SIGKILL)
         until(lambda: not self.left(), 20)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a person's shell has to talk to it."""
+        return {
+            "PREFECT_API_URL": f"http://{self.host}:{self.port}/api",
+            "PREFECT_API_AUTH_STRING": f"slidesam:{self.password}",
+        }
+
+    def deployment(self, name: str) -> dict:
+        (found,) = self.api("deployments/filter", {"deployments": {"name": {"any_": [name]}}})
+        return found
+
+    def begin(self, name: str, **parameters: object) -> str:
+        """Starts a run of a deployment, as the form does."""
+        body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        return self.api(f"deployments/{self.deployment(name)['id']}/create_flow_run", body)["id"]
+
+    def run(self, run_id: str) -> dict:
+        return self.api(f"flow_runs/{run_id}")
+
+    def runs(self, **these: object) -> list[dict]:
+        return self.api("flow_runs/filter", {"flow_runs": these, "limit": 200})
+
+    def tagged(self, tag: str) -> dict[str, dict]:
+        """Runs by the slide's name."""
+        return {run["name"].partition(" · ")[0]: run for run in self.runs(tags={"all_": [tag]})}
+
+    def ended(self, run_id: str, count: int = 1) -> dict:
+        """A run, once it has ended for the how manieth time."""
+
+        def has_ended() -> dict | None:
+            run = self.run(run_id)
+            return run if run["state"]["type"] in ENDED and run["run_count"] >= count else None
+
+        return until(has_ended, PATIENCE)
+
+    def artifact(self, run_id: str, key: str) -> dict:
+        these = {"flow_run_id": {"any_": [run_id]}, "key": {"any_": [key]}}
+        return self.api("artifacts/filter", {"artifacts": these, "sort": "UPDATED_DESC"})[0]
+
+
+def settings(log: Path, **options: object) -> dict:
+    return {
+        "segmenter": {
+            "kind": "function",
+            "target": "tests.faults:bright_pieces",
+            "options": {"log": str(log), **options},
+        },
+        "blocks": {"block_shape": [64, 64], "halo": 0},
+        "run": {"retry_delay": 0.1},
+    }
+
+
+def blocks_done(log: Path) -> int:
+    return log.read_text().count("done") if log.exists() else 0
 
 
 def can_listen(port: int) -> bool:
