@@ -90,7 +90,7 @@ def main() -> None:
         checkpoint = arguments.checkpoint or Path(scratch) / "vit_b.pt"
         if not checkpoint.exists():
             subprocess.run(
-                [sys.executable, "-W", "ignore", "tests/microsam_checkpoint.py", str(checkpoint)], check=True
+                [sys.executable, "-W", "ignore", "-m", "tests.microsam_checkpoint", str(checkpoint)], check=True
             )
         table = Table(title=f"one block of {arguments.side} px, {arguments.threads} threads, CPU", box=None)
         for column in ("segmenter", "memory", "seconds", "ratio", "peak GiB", "objects"):

@@ -37,7 +37,7 @@ def converted(slide: Path, output: Path, address: str) -> tuple[float, float, Ru
     """Seconds of the pieces, of the whole image stage, and the run."""
     from prefect_dask.task_runners import DaskTaskRunner
 
-    from slidesam.flows.segment_slide import write_image
+    from slidesam.flows.stages import write_image
 
     shutil.rmtree(output, ignore_errors=True)
     run = plan_run(slide, output, make_settings(overrides={"segmenter.kind": "watershed"}))

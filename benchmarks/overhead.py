@@ -52,7 +52,7 @@ def seconds_of(slide: Path, output: Path, seconds: float, address: str, per_task
     """Wall time of the segmenting stage after `prepare`, and of the whole child flow."""
     from prefect_dask.task_runners import DaskTaskRunner
 
-    from slidesam.flows.segment_slide import segment_blocks, write_image
+    from slidesam.flows.stages import segment_blocks, write_image
     from slidesam.tasks.work import Marks
 
     shutil.rmtree(output, ignore_errors=True)

@@ -127,7 +127,7 @@ def test_same_bytes_with_one_worker_in_reverse_order(
     from prefect_dask.task_runners import DaskTaskRunner
 
     from slidesam.flows.cluster import LocalProfile, open_cluster
-    from slidesam.flows.segment_slide import segment_blocks, stitch_and_export, write_image
+    from slidesam.flows.stages import segment_blocks, stitch_and_export, write_image
     from slidesam.tasks.plan import plan_run
 
     run = plan_run(cmu1, tmp_path, make_settings(overrides=CMU1_SETTINGS | way))

@@ -52,7 +52,7 @@ def _flow(run: Run, address: str) -> dict[str, Any]:
     """Runs the flow and tells its seconds apart."""
     from prefect_dask.task_runners import DaskTaskRunner
 
-    from slidesam.flows.segment_slide import stitch_and_export
+    from slidesam.flows.stages import stitch_and_export
 
     started = time.perf_counter()
     facts = stitch_and_export.with_options(task_runner=DaskTaskRunner(address=address))(run, {})
