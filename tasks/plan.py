@@ -99,7 +99,8 @@ def _explain_image(run: Run) -> str:
     done, pieces = len(Marks(run.image_folder).names()), sum(len(plan.grid(n)) for n in pieced_levels(run))
     if done:
         return f"image: goes on where it stopped, {done} of {pieces} pieces are there"
-    return f"image: {verb} {pieces} piece{'' if pieces == 1 else 's'} ({_changed(run.slide_work, plan.mode, run.causes['image']) or plan.reason})"
+    why = _changed(run.slide_work, plan.mode, run.causes["image"]) or plan.reason
+    return f"image: {verb} {pieces} piece{'' if pieces == 1 else 's'} ({why})"
 
 
 def pieced_levels(run: Run) -> list[int]:

@@ -178,7 +178,7 @@ def test_what_is_reused_and_why_is_said_in_a_line_each(tmp_path: Path) -> None:
 
     slide, out = write_numbered_slide(tmp_path / "s.tif"), tmp_path / "out"
     assert explain(planned(slide, out)) == [
-        "image: converts 1 pieces (TIFF is converted unless image.convert is never)",
+        "image: converts 1 piece (TIFF is converted unless image.convert is never)",
         "segment: from the start (nothing is there yet)",
         "stitch: from the start (nothing is there yet)",
     ]
@@ -193,7 +193,7 @@ def test_what_is_reused_and_why_is_said_in_a_line_each(tmp_path: Path) -> None:
         "stitch: anew (the blocks' labels are others)",
     ]
     assert explain(planned(slide, out, image__codec="lz4"))[0] == (
-        "image: converts 1 pieces (image.codec was zstd, is lz4)"
+        "image: converts 1 piece (image.codec was zstd, is lz4)"
     )
     write_numbered_slide(slide, 3, 4)
     assert "slide changed" in explain(planned(slide, out))[0]
