@@ -7,6 +7,7 @@ server has already is left alone, because replacing an automation forgets what i
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -197,7 +198,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m slidesam.flows.automations", description=apply_automations.__doc__)
     parser.add_argument("file", type=Path, help="YAML with a list `automations`")
-    parser.add_argument("--notify", default="", help="a webhook's URL, or a notification block as type/name")
+    parser.add_argument(
+        "--notify",
+        default=os.environ.get("SLIDESAM_NOTIFY", ""),
+        help="a webhook's URL, or a notification block as type/name; by default SLIDESAM_NOTIFY's",
+    )
     options = parser.parse_args(arguments)
     try:
         _need_server()

@@ -7,6 +7,8 @@ process, on one cluster. Either way a slide is a run of `segment_slide`.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -27,10 +29,20 @@ from prefect.runtime import flow_run
 from prefect.utilities.urls import url_for
 
 from slidesam.flows.cluster import open_cluster
-from slidesam.flows.deployed import RED, deployment, named_cluster, not_worth_it, put_back, runs_of, start_slide
+from slidesam.flows.deployed import (
+    RED,
+    deployment,
+    named_cluster,
+    not_worth_it,
+    put_back,
+    refuse_relative,
+    runs_of,
+    start_slide,
+)
 from slidesam.flows.deployed import SLIDE as SLIDE_DEPLOYMENT
 from slidesam.flows.markdown import table, text
 from slidesam.flows.profile import ProfileChoice
+from slidesam.flows.run_page import harmless
 from slidesam.flows.segment_slide import run_name
 from slidesam.tasks.config import Settings
 from slidesam.tasks.errors import CohortFailures, SettingsError, in_one_line
@@ -45,6 +57,8 @@ _LOOK_SECONDS = 2.0
 _ERROR_LENGTH = 400
 # A crashed run may be put back by an automation: only one that stays crashed for so long has ended.
 _CRASHED_FOR = 90.0
+# What the automation's message has in it (deployments/automations.yaml).
+_BY_ITSELF = "by the automation"
 ENDED = [StateType.COMPLETED, StateType.FAILED, StateType.CRASHED, StateType.CANCELLED]
 
 
@@ -102,12 +116,14 @@ def segment_cohort(
         CohortFailures: Some slides failed; all others are finished.
         SettingsError: No slide is named.
     """
+    refuse_relative(settings, output=output, **{f"slides[{n}]": named for n, named in enumerate(slides)})
     listed = list_slides(slides, settings)
     get_run_logger().info("%d slides", len(listed))
     rows = _as_runs(listed, output) if own_deployment.id else _here(listed, output, cluster)
-    create_markdown_artifact(
-        as_markdown(rows), key="slidesam-cohort", description=f"{_counted(rows)} of {len(rows)} slides finished"
-    )
+    with harmless(get_run_logger(), "the table"):
+        create_markdown_artifact(
+            as_markdown(rows), key="slidesam-cohort", description=f"{_counted(rows)} of {len(rows)} slides finished"
+        )
     failed = {row.slide: row.error or row.state for row in rows if not row.is_finished}
     if failed:
         raise CohortFailures(failed, len(rows))
@@ -175,14 +191,20 @@ def _as_runs(listed: Sequence[Listed], output: Path) -> list[Row]:
         deployed, cluster = deployment(client, SLIDE_DEPLOYMENT).id, named_cluster(client, own_id)
         again = _was_retried(client.read_flow_run_states(UUID(own_id)))
         started: dict[UUID, Listed] = {}
+        refused: list[Row] = []
         for slide in listed:
-            if slide.error is not None:
+            try:
+                if slide.error is not None:
+                    raise SettingsError(slide.error)
+                refuse_relative(slide.settings)
+                run = start_slide(
+                    client, deployed, slide, output, cluster,
+                    name=run_name(slide.path, slide.settings), key=_key(own_id, slide, output, cluster),
+                    tags=[cohort_tag(own_id)],
+                )  # fmt: skip
+            except Exception as error:  # noqa: BLE001 (a slide that can't even be started costs no other)
+                refused.append(Row(slide.name, "Failed", error=in_one_line(error)))
                 continue
-            run = start_slide(
-                client, deployed, slide, output, cluster,
-                name=run_name(slide.path, slide.settings), key=f"{own_id}:{slide.name}:{slide.settings.output.label}",
-                tags=[cohort_tag(own_id)],
-            )  # fmt: skip
             started[run.id] = slide
             if again and run.state is not None and run.state.type in [*RED, StateType.CANCELLED]:
                 if (why := not_worth_it(run)) is None:
@@ -190,16 +212,26 @@ def _as_runs(listed: Sequence[Listed], output: Path) -> list[Row]:
                 else:
                     kept[run.id] = why
     for run_id, why in kept.items():
-        get_run_logger().warning("%s: not tried again, its file hasn't changed: %s", started[run_id].name, why)
-    refused = [Row(slide.name, "Failed", error=slide.error) for slide in listed if slide.error is not None]
+        get_run_logger().warning("%s: not tried again, %s", started[run_id].name, why)
     with _progress(len(listed)) as ended:
         return _watched(started, output, refused, ended)
 
 
 def _was_retried(states: Sequence[Any]) -> bool:
-    """Whether somebody wants this cohort tried again: its last end was a failure, not the death of its process."""
-    ends = [state for state in states if state.type in ENDED]
-    return bool(ends) and ends[-1].type != StateType.CRASHED
+    """Whether somebody wants this cohort tried again: not if an automation only brought it back after its process died."""
+    ends = [number for number, state in enumerate(states) if state.type in ENDED]
+    if not ends:
+        return False
+    back = next((state for state in states[ends[-1] + 1 :] if state.type == StateType.SCHEDULED), None)
+    by_itself = back is not None and _BY_ITSELF in (back.message or "")
+    return not (states[ends[-1]].type == StateType.CRASHED and by_itself)
+
+
+def _key(own_id: str, slide: Listed, output: Path, cluster: str) -> str:
+    """The same for the same request of the same cohort; a manifest that was mended asks for another run."""
+    asked = [str(slide.path), str(output), cluster, slide.settings.model_dump(mode="json")]
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode(errors="surrogateescape")).hexdigest()
+    return f"{own_id}:{digest}"
 
 
 def cohort_tag(flow_run_id: str) -> str:
@@ -227,8 +259,19 @@ def _watched(
                 continue
             ended([*refused, *rows.values()])
         if len(rows) == len(started):
+            # Somebody may have tried a failed one again meanwhile, on its own page.
+            for run_id in _begun_again(rows):
+                del rows[run_id]
+        if len(rows) == len(started):
             return [*refused, *(rows[run_id] for run_id in started)]
         time.sleep(_LOOK_SECONDS)
+
+
+def _begun_again(rows: dict[UUID, Row]) -> list[UUID]:
+    """Those that aren't finished, and don't stand any more as their row says."""
+    with get_client(sync_client=True) as client:
+        runs = runs_of(client, [run_id for run_id, row in rows.items() if not row.is_finished])
+    return [run_id for run_id, run in runs.items() if run.state is not None and run.state.name != rows[run_id].state]
 
 
 def _has_ended(run: FlowRun, crashed: dict[UUID, float]) -> bool:
@@ -245,7 +288,8 @@ def _row_of(run: FlowRun, slide: Listed, output: Path) -> Row:
     assert run.state is not None
     finished = run.state.type == StateType.COMPLETED
     state = read_state(output, slide.name, slide.settings.output.label)
-    error = "" if finished else str(state.get("error") or run.state.message or run.state.name)
+    noted = state.get("error") if state.get("flow_run_id") == str(run.id) else None
+    error = "" if finished else str(noted or run.state.message or run.state.name)
     return Row(
         slide.name,
         str(run.state.name),
@@ -277,17 +321,23 @@ def _progress(total: int) -> Iterator[Callable[[list[Row]], None]]:
     """A bar on the cohort's page, and a line in its log per slide that ends."""
     log = get_run_logger()
     words = "{} of {} slides have ended, {} failed"
-    artifact: Any = create_progress_artifact(0.0, key="slidesam-cohort-progress", description=words.format(0, total, 0))
-    said = 0
+    artifact: Any = None
+    with harmless(log, "progress"):
+        artifact = create_progress_artifact(0.0, key="slidesam-cohort-progress", description=words.format(0, total, 0))
+    said: set[tuple[str, str]] = set()
 
     def ended(rows: list[Row]) -> None:
-        nonlocal said
-        for row in rows[said:]:
-            what = f"{row.objects:,} objects" if row.objects is not None else row.error
-            log.info("%s: %s%s", row.slide, row.state.lower(), f", {what}" if what else "")
-        said = len(rows)
-        failed = len(rows) - _counted(rows)
-        update_progress_artifact(artifact, 100.0 * said / total, description=words.format(said, total, failed))
+        for row in rows:
+            if (row.slide, row.state) not in said:
+                what = f"{row.objects:,} objects" if row.objects is not None else row.error
+                log.info("%s: %s%s", row.slide, row.state.lower(), f", {what}" if what else "")
+                said.add((row.slide, row.state))
+        if artifact is not None:
+            with harmless(log, "progress"):
+                failed = len(rows) - _counted(rows)
+                update_progress_artifact(
+                    artifact, 100.0 * len(rows) / total, description=words.format(len(rows), total, failed)
+                )
 
     yield ended
 

@@ -90,7 +90,7 @@ def retry_slides(output: Path, profile: ClusterProfile | None) -> int:
             with prefect_api(api_host(key)), open_cluster(key, jobs_folder(output)):
                 each = _Each(output, key, stops)
                 for state in states:
-                    if not _is_put_back(state):
+                    if not _is_deployed(state):
                         each.tried(Listed(Path(state["slide_path"]), make_settings(state["settings"])))
                 failed += each.failed
     if not left:
@@ -101,8 +101,14 @@ def retry_slides(output: Path, profile: ClusterProfile | None) -> int:
 def _is_refused(state: dict[str, Any]) -> bool:
     """Whether a slide isn't tried again, and says why."""
     why = unchanged_since_refused(state, Path(state.get("slide_path", "")))
-    if why is None and "settings" not in state:
-        why = "it was made by a version of slidesam that didn't note its settings: use `slidesam segment`"
+    if why is None:
+        try:
+            make_settings(state["settings"])
+            make_profile(state["cluster"])
+        except KeyError:
+            why = "it was made by a version of slidesam that didn't note its settings: use `slidesam segment`"
+        except SettingsError as error:
+            why = f"its settings are of another version of slidesam, use `slidesam segment`: {error}"
     elif why is not None:
         why = f"not tried again, since its file hasn't changed: {why}"
     if why is not None:
@@ -110,14 +116,19 @@ def _is_refused(state: dict[str, Any]) -> bool:
     return why is not None
 
 
-def _is_put_back(state: dict[str, Any]) -> bool:
-    """Puts the slide's run back if a deployment made it, and says so."""
+def _is_deployed(state: dict[str, Any]) -> bool:
+    """Puts the slide's run back if a deployment made it, and says so; False if it is one's own to do."""
     from slidesam.flows.deployed import put_back_deployed
 
-    link = put_back_deployed(state.get("flow_run_id"), "tried again by `slidesam retry`")
-    if link is not None:
+    found = put_back_deployed(state.get("flow_run_id"), "tried again by `slidesam retry`")
+    if found is None:
+        return False
+    link, is_back = found
+    if is_back:
         say("[green]↻[/]", f"{state['slide']}: its run is put back, a worker takes it: {link}")
-    return link is not None
+    else:
+        say("[yellow]note:[/]", f"{state['slide']}: the server takes its run for unfinished, see there: {link}")
+    return True
 
 
 _ENDINGS = [signal.SIGINT, signal.SIGTERM]

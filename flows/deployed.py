@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -18,6 +19,7 @@ from prefect.client.schemas.filters import (
     FlowFilterName,
     FlowRunFilter,
     FlowRunFilterDeploymentId,
+    FlowRunFilterExpectedStartTime,
     FlowRunFilterId,
     FlowRunFilterStartTime,
     FlowRunFilterState,
@@ -25,13 +27,16 @@ from prefect.client.schemas.filters import (
     FlowRunFilterTags,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.client.schemas.responses import DeploymentResponse
+from prefect.client.schemas.responses import DeploymentResponse, OrchestrationResult, SetStateStatus
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
+from prefect.runtime import deployment as own_deployment
 from prefect.states import AwaitingRetry
 from prefect.utilities.urls import url_for
 
-from slidesam.tasks.errors import ServerError
+from slidesam.tasks.config import Settings
+from slidesam.tasks.errors import ServerError, SettingsError
+from slidesam.tasks.slide import slide_name
 from slidesam.tasks.slide_list import Listed
 from slidesam.tasks.states import read_state, unchanged_since_refused
 
@@ -95,20 +100,61 @@ def named_cluster(client: SyncPrefectClient, flow_run_id: str) -> str:
     return str(client.read_flow_run(UUID(flow_run_id)).parameters.get("cluster", "local"))
 
 
-def put_back(client: SyncPrefectClient, run: FlowRun, why: str) -> None:
-    """Has a run that has ended done again, by whoever takes its deployment's runs."""
-    client.set_flow_run_state(run.id, AwaitingRetry(scheduled_time=datetime.now(UTC), message=why))
+def refuse_relative(settings: Settings, **paths: str | Path) -> None:
+    """Refuses paths that say nothing to whoever runs a deployment, in a folder of its own that is removed afterwards.
+
+    Args:
+        settings: May name a mask image and a checkpoint.
+        paths: By the parameter's name.
+
+    Raises:
+        SettingsError: This is a run of a deployment, and one is relative.
+    """
+    if not own_deployment.id:
+        return
+    tissue, checkpoint = settings.blocks.tissue, getattr(settings.segmenter, "checkpoint", None)
+    named = {
+        **paths,
+        "segmenter.checkpoint": checkpoint,
+        "blocks.tissue": None if tissue in ("auto", "off") else tissue,
+    }
+    for name, path in named.items():
+        if path is not None and not Path(path).is_absolute() and not str(path).startswith("~"):
+            raise SettingsError(f"{name}: give the whole path, beginning with /, not {str(path)!r}")
+
+
+def put_back(client: SyncPrefectClient, run: FlowRun, why: str) -> bool:
+    """Has a run that has ended done again, by whoever takes its deployment's runs.
+
+    Returns:
+        Whether it will be: not if it is at work by now, or its deployment is gone.
+    """
+    now = client.read_flow_run(run.id).state
+    if now is None or not now.is_final():
+        return False
+    result: OrchestrationResult[Any] = client.set_flow_run_state(
+        run.id, AwaitingRetry(scheduled_time=datetime.now(UTC), message=why)
+    )
+    return result.status == SetStateStatus.ACCEPT
 
 
 def not_worth_it(run: FlowRun) -> str | None:
-    """Why a slide's run need not be tried again: its file was at fault and is as it was; None if it may be."""
-    from slidesam.tasks.config import Settings
-    from slidesam.tasks.slide import slide_name
+    """Why a slide's run need not be tried again: its file is as it was when it was at fault, or the slide is another run's.
 
-    slide, output = Path(run.parameters["slide"]), Path(run.parameters["output"])
-    settings = Settings.model_validate(run.parameters.get("settings") or {})
+    Returns:
+        The reason in words; None if it may be tried.
+    """
+    try:
+        slide, output = Path(run.parameters["slide"]), Path(run.parameters["output"])
+        settings = Settings.model_validate(run.parameters.get("settings") or {})
+    except (KeyError, ValueError):
+        # What is wrong with them the run itself says best.
+        return None
     state = read_state(output, slide_name(slide, settings.slide.name), settings.output.label)
-    return unchanged_since_refused(state, slide)
+    if state.get("status") == "finished" or state.get("flow_run_id", str(run.id)) != str(run.id):
+        return "a later run took this slide over"
+    why = unchanged_since_refused(state, slide)
+    return None if why is None else f"its file hasn't changed: {why}"
 
 
 def runs_of(client: SyncPrefectClient, ids: Iterable[UUID]) -> dict[UUID, FlowRun]:
@@ -126,12 +172,13 @@ def tagged(client: SyncPrefectClient, tag: str) -> list[FlowRun]:
 
 
 def red_runs(client: SyncPrefectClient, name: str, days: float) -> list[FlowRun]:
-    """Failed and crashed runs of a deployment that began in the last days, newest first."""
+    """Failed and crashed runs of a deployment of the last days, newest first."""
     since = datetime.now(UTC) - timedelta(days=days)
     these = FlowRunFilter(
         deployment_id=FlowRunFilterDeploymentId(any_=[deployment(client, name).id]),
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=RED)),
-        start_time=FlowRunFilterStartTime(after_=since),
+        # Not when it began: some never do.
+        expected_start_time=FlowRunFilterExpectedStartTime(after_=since),
     )
     return _all(client, these)
 
@@ -160,7 +207,7 @@ def _all(client: SyncPrefectClient, these: FlowRunFilter) -> list[FlowRun]:
             return found
 
 
-def put_back_deployed(flow_run_id: str | None, why: str) -> str | None:
+def put_back_deployed(flow_run_id: str | None, why: str) -> tuple[str, bool] | None:
     """Puts a run back if the server knows it and a deployment made it.
 
     Args:
@@ -168,7 +215,8 @@ def put_back_deployed(flow_run_id: str | None, why: str) -> str | None:
         why: What is shown with its state.
 
     Returns:
-        Its page in the UI; None if it is nobody's but one's own to do.
+        Its page in the UI, and whether it is put back: not if the server takes it for unfinished. None if the slide is nobody's
+        but one's own to do.
     """
     if flow_run_id is None:
         return None
@@ -179,6 +227,4 @@ def put_back_deployed(flow_run_id: str | None, why: str) -> str | None:
             return None
         if run.deployment_id is None:
             return None
-        if run.state is not None and run.state.is_final():
-            put_back(client, run, why)
-        return url_for("flow-run", obj_id=run.id) or str(run.id)
+        return url_for("flow-run", obj_id=run.id) or str(run.id), put_back(client, run, why)

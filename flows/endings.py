@@ -75,7 +75,8 @@ def end_flow_run(flow_run_id: UUID, why: str) -> None:
     with _quietly(), suppress(ObjectNotFound), get_client(sync_client=True) as client:
         state = client.read_flow_run(flow_run_id).state
         _end_children(client, flow_run_id, why)
-        if state is None or not state.is_final():
+        # One that waits to be tried again is left to whoever put it back.
+        if state is None or not (state.is_final() or state.is_scheduled()):
             client.set_flow_run_state(flow_run_id, Crashed(message=why), force=True)
 
 

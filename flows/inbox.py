@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,17 @@ from prefect.client.orchestration import get_client
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
-from slidesam.flows.deployed import SLIDE, deployment, named_cluster, start_slide
+from slidesam.flows.deployed import SLIDE, deployment, named_cluster, refuse_relative, start_slide
 from slidesam.flows.profile import ProfileChoice
 from slidesam.flows.segment_slide import run_name
 from slidesam.tasks.config import Duration, Settings, seconds_of
-from slidesam.tasks.errors import SettingsError
+from slidesam.tasks.errors import SettingsError, in_one_line
 from slidesam.tasks.inbox import Arrival, has_result, look, note_started
-from slidesam.tasks.lock import locked
+from slidesam.tasks.lock import holder, locked
 from slidesam.tasks.plan import check_output
+from slidesam.tasks.slide import slide_name
 from slidesam.tasks.slide_list import Listed
+from slidesam.tasks.work import work_folder
 
 # As a form begins; Prefect makes settings of it.
 _DEFAULTS: Any = {}
@@ -50,29 +53,53 @@ def inbox(
         Names of the slides whose runs were started now.
 
     Raises:
-        SettingsError: There is no such folder.
+        SettingsError: There is no such folder, or some of its slides can't be started; all others are.
         OutputError: The output folder can't be written.
         ServerError: The deployment `slide` isn't registered.
     """
     log = get_run_logger()
+    refuse_relative(settings, folder=folder, output=output)
     if not folder.is_dir():
         raise SettingsError(f"inbox {folder} is no folder: make it, or name another in the deployment's parameters")
     check_output(output)
     work = output.resolve() / ".slidesam" / ".inbox"
     memory = work / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]}.json"
+    failed: list[str] = []
+    started: list[str] = []
     # Two looks at once would each forget what the other saw.
     with locked(memory.with_suffix(".lock.json"), f'flow run "{flow_run.name}"', what=f"inbox {folder}"):
         whole, growing = look(folder, memory, seconds_of(quiet), time.time())
-        new = [slide for slide in whole if not slide.is_started and not has_result(slide.path, output, settings)]
-        for slide in new:
-            _start(slide, output, settings)
-            note_started(memory, slide)
-    started = [slide.path.name for slide in new]
+        for slide in whole:
+            try:
+                if _is_wanted(slide, whole, output, settings):
+                    _start(slide, output, settings)
+                    note_started(memory, slide)
+                    started.append(slide.path.name)
+            except Exception as error:  # noqa: BLE001 (one bad slide costs no other)
+                failed.append(f"{slide.path.name}: {in_one_line(error)}")
     log.info(
-        "%s: %d slides, %d still arriving, %d without a result, %d started now: %s",
-        folder, len(whole) + len(growing), len(growing), len(new), len(started), ", ".join(started) or "none",
+        "%s: %d slides, %d of them still arriving; started now: %s",
+        folder, len(whole) + len(growing), len(growing), in_one_line(", ".join(started)) or "none",
     )  # fmt: skip
+    if failed:
+        raise SettingsError(f"{len(failed)} slides can't be started: {'; '.join(failed[:5])}")
     return started
+
+
+def _is_wanted(slide: Arrival, arrived: Sequence[Arrival], output: Path, settings: Settings) -> bool:
+    """Whether to start a slide now: once, if it has no result and no run is at work on it.
+
+    Raises:
+        SettingsError: Its results would bear the name of another's.
+    """
+    if slide.is_started or has_result(slide.path, output, settings):
+        return False
+    name, label = slide_name(slide.path), settings.output.label
+    twins = [each.path.name for each in arrived if slide_name(each.path) == name]
+    if len(twins) > 1:
+        raise SettingsError(f"{' and '.join(twins)} would write the same results: rename all but one")
+    # A run of what the file was before: the next look starts what it is now.
+    return holder(work_folder(output, name, label) / "lock.json") is None
 
 
 def _start(slide: Arrival, output: Path, settings: Settings) -> None:

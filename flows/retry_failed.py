@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Annotated
 from uuid import UUID
 
@@ -12,6 +13,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_run_logger
 from prefect.utilities.urls import url_for
 from pydantic import Field
@@ -35,7 +37,7 @@ def retry_failed(
         days: Instead of one cohort's: all slides and cohorts that failed in so many last days.
 
     Returns:
-        What was done with each failed slide, by the name of its run.
+        What was done with each failed slide, by the id of its run.
 
     Raises:
         SettingsError: There is no such cohort, or both are given.
@@ -52,14 +54,14 @@ def retry_failed(
             slides = [run for run in tagged(client, cohort_tag(str(chosen.id))) if _is_red(run)]
         # A cohort puts its slides back itself as it begins once more.
         by_cohort = {cohort_tag(str(run.id)): run for run in cohorts}
-        done = {run.name: _again(client, run, by_cohort) for run in slides}
+        done = {run.id: _again(client, run, by_cohort) for run in slides}
         for run in cohorts:
-            if any(done[slide.name] == _BACK for slide in slides if cohort_tag(str(run.id)) in slide.tags):
+            if any(done[slide.id] == _BACK for slide in slides if cohort_tag(str(run.id)) in slide.tags):
                 put_back(client, run, "its failed slides are tried again")
-    for name, what in done.items():
-        get_run_logger().info("%s: %s", name, what)
+    for run in slides:
+        get_run_logger().info("%s: %s", run.name, done[run.id])
     create_markdown_artifact(_markdown(done, slides), key="slidesam-retry-failed")
-    return done
+    return {str(run_id): what for run_id, what in done.items()}
 
 
 _BACK = "put back"
@@ -68,9 +70,9 @@ _BACK = "put back"
 def _again(client: SyncPrefectClient, run: FlowRun, cohorts: Mapping[str, FlowRun]) -> str:
     """Puts a slide's run back where that can help and no cohort does it, and says what is done."""
     if (why := not_worth_it(run)) is not None:
-        return f"not tried again, its file hasn't changed: {why}"
-    if not cohorts.keys() & set(run.tags):
-        put_back(client, run, "tried again by retry-failed")
+        return f"not tried again, {why}"
+    if not cohorts.keys() & set(run.tags) and not put_back(client, run, "tried again by retry-failed"):
+        return "not put back: it is at work again, or its deployment is gone"
     return _BACK
 
 
@@ -89,20 +91,18 @@ def _cohort(client: SyncPrefectClient, named: str | None) -> FlowRun:
         if found is None:
             raise SettingsError("there is no cohort yet; give `days` to try all failed slides again")
         return found
-    try:
+    with suppress(ValueError, ObjectNotFound):
         return client.read_flow_run(UUID(named))
-    except ValueError:
-        these = FlowRunFilter(name=FlowRunFilterName(any_=[named]))
-        runs = client.read_flow_runs(flow_run_filter=these, sort=FlowRunSort.START_TIME_DESC, limit=1)
-        if not runs:
-            raise SettingsError(f"there is no cohort {named!r}: give the name or the id of its flow run") from None
-        return runs[0]
+    these = FlowRunFilter(name=FlowRunFilterName(any_=[named]))
+    runs = client.read_flow_runs(flow_run_filter=these, sort=FlowRunSort.START_TIME_DESC, limit=1)
+    if not runs:
+        raise SettingsError(f"there is no cohort {named!r}: give the name or the id of its flow run")
+    return runs[0]
 
 
-def _markdown(done: dict[str, str], slides: list[FlowRun]) -> str:
+def _markdown(done: Mapping[UUID, str], slides: Sequence[FlowRun]) -> str:
     if not done:
         return "# No failed slides"
-    links = {run.name: run.id for run in slides}
-    rows = [(f"[{text(name)}]({url_for('flow-run', obj_id=links[name])})", text(what)) for name, what in done.items()]
+    rows = [(f"[{text(run.name)}]({url_for('flow-run', obj_id=run.id)})", text(done[run.id])) for run in slides]
     back = sum(what == _BACK for what in done.values())
     return f"# {back} of {len(done)} failed slides put back\n\n{table(('slide', 'what was done'), rows)}"

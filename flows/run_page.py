@@ -226,7 +226,7 @@ class _Bar:
 
     def close(self) -> None:
         """Shows nothing any more."""
-        with _harmless(self._log, "progress"):
+        with harmless(self._log, "progress"):
             self._context.run(self._open.close)
 
 
@@ -238,9 +238,9 @@ def show_result(run: Run, facts: Mapping[str, Any]) -> None:
         facts: Its provenance.
     """
     log = _log()
-    with _harmless(log, "the result"):
+    with harmless(log, "the result"):
         picture = None
-        with _harmless(log, "the picture"):
+        with harmless(log, "the picture"):
             picture = picture_uri(run.overlay)
         words = text(f"{facts['objects']:,} {run.label} in {run.name}")
         _put(artifact_key(run.name, run.label, "result"), result_markdown(run, facts, picture), words)
@@ -267,7 +267,7 @@ def show_failure(
     """
     if not isinstance(error, Exception):
         return
-    with _harmless(_log(), "what failed"):
+    with harmless(_log(), "what failed"):
         if run is not None:
             name, label = run.name, run.label
         can_retry = deployment.id is not None
@@ -305,7 +305,7 @@ def _log() -> Log:
 
 
 @contextmanager
-def _harmless(log: Log, what: str) -> Iterator[None]:
+def harmless(log: Log, what: str) -> Iterator[None]:
     """Whatever fails inside is only logged."""
     try:
         yield

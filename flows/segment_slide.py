@@ -26,6 +26,7 @@ from prefect.runtime import flow_run
 from prefect_dask.task_runners import DaskTaskRunner
 
 from slidesam.flows.cluster import Cluster, open_cluster, ssh_line
+from slidesam.flows.deployed import refuse_relative
 from slidesam.flows.endings import add_tags, end_children
 from slidesam.flows.in_flight import checking
 from slidesam.flows.leftovers import end_leftovers
@@ -36,6 +37,7 @@ from slidesam.flows.stages import segment_blocks, stitch_and_export, write_image
 from slidesam.tasks import convert
 from slidesam.tasks.config import Settings
 from slidesam.tasks.errors import (
+    SlideAwayError,
     SlideError,
     SlideGoneError,
     SlidesamError,
@@ -129,6 +131,7 @@ class _Going:
 
     def facts(self) -> Facts:
         """Runs the slide, or finds that it is finished."""
+        refuse_relative(self.settings, slide=self.slide, output=self.output)
         _tag(self.name, self.settings)
         if flow_run.run_count > 1:
             _refuse_unchanged(read_state(self.output, self.name, self.label), self.slide)
@@ -168,7 +171,9 @@ class _Going:
             self._note_end(error)
         if _AN_ENDING.search(str(error)) is None:
             show_failure(self.run, self.slide, error, output=self.output, name=self.name, label=self.label)
-        end_children(self.own_id, f'flow run "{flow_run.name}" ended: {in_one_line(error)}')
+        # Where another process of this very run is at work, they are that one's.
+        if self.is_ours or holder(work_folder(self.output, self.name, self.label) / "lock.json") is None:
+            end_children(self.own_id, f'flow run "{flow_run.name}" ended: {in_one_line(error)}')
 
     def _is_anothers(self) -> bool:
         """Whether a run of this result is noted as running."""
@@ -182,7 +187,7 @@ class _Going:
     def _note_end(self, error: BaseException) -> None:
         """Leaves a word for `slidesam status`; where even that can't be written the error itself says enough."""
         stopped = not isinstance(error, Exception) or _AN_ENDING.search(str(error)) is not None
-        at_fault = isinstance(error, SlideError) and not isinstance(error, SlideGoneError)
+        at_fault = isinstance(error, SlideError) and not isinstance(error, SlideGoneError | SlideAwayError)
         with contextlib.suppress(SlidesamError, OSError):
             if stopped:
                 self.noted("stopped")

@@ -224,7 +224,16 @@ def _of_form(value: object) -> object:
     if not isinstance(value, Mapping) or not any(kind in value for kind in SEGMENTER_KINDS):
         return value
     kind = value.get("kind", SEGMENTER_KINDS[0])
-    return {"kind": kind, **(value.get(kind) or {})}
+    sections = {name: value[name] for name in SEGMENTER_KINDS if value.get(name) is not None}
+    if not all(isinstance(section, Mapping) for section in sections.values()):
+        return value
+    # A run that is copied in the UI may have the values beside the sections, too: those of another kind don't count.
+    models: dict[str, type[BaseModel]] = {"micro-sam": MicroSam, "watershed": Watershed, "function": Function}
+    others = {name for model in models.values() for name in model.model_fields} - set(
+        models[kind].model_fields if kind in models else ()
+    )
+    beside = {name: each for name, each in value.items() if name not in others and name not in SEGMENTER_KINDS}
+    return {**beside, "kind": kind, **sections.get(kind, {})}
 
 
 def _as_form() -> dict[str, Any]:

@@ -3,7 +3,8 @@
     SlidesamError
     ├── SettingsError    (ValueError)    a setting is unknown, or its value is of no use; nothing was run
     ├── SlideError       (OSError)       a slide can't be read, or isn't an image
-    │   └── SlideGoneError               it can't be opened any more, or has changed, while a run was at work on it
+    │   ├── SlideGoneError               it can't be opened any more, or has changed, while a run was at work on it
+    │   └── SlideAwayError               it can't be read now: not the file's fault
     ├── OutputError      (OSError)       the output folder can't be used, or holds something else
     ├── SegmenterError   (RuntimeError)  the segmenter can't be made, or returned what is no label image
     ├── ServerError      (ConnectionError)  Prefect's API doesn't answer
@@ -35,6 +36,10 @@ class SlideError(SlidesamError, OSError):
 
 class SlideGoneError(SlideError):
     """A slide that was planned can't be opened any more, or isn't the same: no block of it can be computed."""
+
+
+class SlideAwayError(SlideError):
+    """A slide can't be read now, for want of memory, of a codec, of a file server that answers: trying again can help."""
 
 
 class OutputError(SlidesamError, OSError):

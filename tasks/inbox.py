@@ -16,6 +16,9 @@ from slidesam.tasks.slide_list import slides_in
 from slidesam.tasks.states import file_facts
 from slidesam.tasks.work import read_json, write_json
 
+# Seconds for which a slide that is gone is remembered.
+_REMEMBERED = 30 * 86400.0
+
 
 class Arrival(NamedTuple):
     """A slide that is whole.
@@ -47,7 +50,8 @@ def look(folder: Path, memory: Path, quiet: float, now: float) -> tuple[list[Arr
         OutputError: The memory can't be written.
     """
     before: dict[str, Any] = (read_json(memory) or {}).get("seen", {})
-    seen: dict[str, Any] = {}
+    # A folder that is away for a while, as when it isn't mounted, comes back as it was.
+    seen: dict[str, Any] = {name: known for name, known in before.items() if now - known.get("last", now) < _REMEMBERED}
     whole, growing = [], []
     for path in slides_in(folder):
         facts = file_facts(path)
@@ -57,7 +61,7 @@ def look(folder: Path, memory: Path, quiet: float, now: float) -> tuple[list[Arr
         known = before.get(path.name, {})
         since = known["since"] if known.get("facts") == facts else now
         version = f"{facts['files']}-{facts['size']}-{facts['modified']}"
-        seen[path.name] = {"facts": facts, "since": since, "started": known.get("started")}
+        seen[path.name] = {"facts": facts, "since": since, "last": now, "started": known.get("started")}
         if facts["size"] > 0 and now - since >= quiet:
             whole.append(Arrival(path, version, known.get("started") == version))
         else:

@@ -6,6 +6,7 @@ import csv
 import glob
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,11 +58,12 @@ def list_slides(named: Sequence[str], settings: Settings) -> list[Listed]:
     """
     if not any(text.strip() for text in named):
         raise SettingsError("no slides are named: give files, a folder, a pattern or a CSV manifest")
-    found: dict[tuple[Path, str], Listed] = {}
+    found: list[Listed] = []
     for text in named:
         for slide in _meant(text.strip(), settings) if text.strip() else ():
-            found.setdefault((slide.path.absolute(), slide.name), slide)
-    return _without_twins(list(found.values()))
+            if slide not in found:
+                found.append(slide)
+    return _without_twins(found)
 
 
 def slides_in(folder: Path) -> list[Path]:
@@ -79,7 +81,7 @@ def _looks_like_slide(path: Path) -> bool:
 
 def _meant(text: str, settings: Settings) -> Iterator[Listed]:
     """The slides that one text names."""
-    path = Path(text).expanduser()
+    path = _path(text)
     if path.suffix.lower() == ".csv" and not path.is_dir():
         yield from _from_manifest(path, settings)
     elif path.is_dir() and not _is_zarr(path):
@@ -99,6 +101,14 @@ def _meant(text: str, settings: Settings) -> Iterator[Listed]:
             yield Listed(path, settings, f"{text} matches no slide")
     else:
         yield Listed(path, settings)
+
+
+def _path(text: str) -> Path:
+    """A path as a person writes it, made absolute; a name that only looks like somebody's home is a name."""
+    path = Path(text)
+    with suppress(RuntimeError):
+        path = path.expanduser()
+    return path.absolute()
 
 
 def _is_zarr(path: Path) -> bool:
@@ -121,10 +131,14 @@ def _from_manifest(path: Path, settings: Settings) -> Iterator[Listed]:
             path, settings, f"manifest {path} has no column `path` in its first line: {', '.join(header) or 'empty'}"
         )
         return
+    slides = 0
     for number, row in enumerate(rows, start=2):
         cells = {name: cell.strip() for name, cell in zip(header, row, strict=False) if cell.strip()}
         if cells:
+            slides += 1
             yield _of_row(path, number, cells, settings)
+    if not slides:
+        yield Listed(path, settings, f"manifest {path} names no slide below its first line")
 
 
 def _delimiter(text: str) -> str:
@@ -137,7 +151,7 @@ def _of_row(manifest: Path, number: int, cells: Mapping[str, str], settings: Set
     where = f"manifest {manifest}, line {number}"
     if "path" not in cells:
         return Listed(manifest, settings, f"{where}: there is no path")
-    slide = manifest.parent / Path(cells["path"]).expanduser()
+    slide = _path(cells["path"]) if cells["path"].startswith("~") else (manifest.parent / cells["path"]).absolute()
     changes: dict[str, Any] = {"slide.name": cells["name"]} if "name" in cells else {}
     try:
         changes |= {name: yaml.safe_load(cell) for name, cell in cells.items() if name not in _MANIFEST_COLUMNS}

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from slidesam.tasks.errors import SlideError, SlidesamError, in_one_line
+from slidesam.tasks.errors import SlideAwayError, SlideError, SlidesamError, in_one_line
 from slidesam.tasks.grid import Region
 
 MAX_PIXELS = 2**40  # of one level; the largest slides have some 2**37
@@ -188,9 +189,25 @@ def errors_as_slide_errors(file: str, what: str, advice: str) -> Iterator[None]:
     except SlidesamError:
         raise
     except PermissionError as error:
-        raise SlideError(f"{file}: may not be read by this user; ask its owner for permission to read it") from error
+        # Whom its folders let in isn't to be seen on the file.
+        raise SlideAwayError(
+            f"{file}: may not be read by this user; ask its owner for permission to read it"
+        ) from error
     except Exception as error:
-        raise SlideError(f"{file}: {what} ({in_one_line(error, _WORDS_OF_LIBRARIES)}); {advice}") from error
+        kind = SlideAwayError if _is_passing(error) else SlideError
+        raise kind(f"{file}: {what} ({in_one_line(error, _WORDS_OF_LIBRARIES)}); {advice}") from error
+
+
+# Of a file server that doesn't answer, or a process that has too much open.
+_PASSING = {
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR,
+    errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ECONNRESET, errno.ENOTCONN,
+}  # fmt: skip
+
+
+def _is_passing(error: Exception) -> bool:
+    """Whether the same file may be read another time, or elsewhere."""
+    return isinstance(error, MemoryError | ImportError) or (isinstance(error, OSError) and error.errno in _PASSING)
 
 
 def one_line_name(path: Path) -> str:

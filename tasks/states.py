@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,13 @@ def file_facts(path: Path) -> dict[str, int] | None:
 
     Times of a folder say nothing of what lies deeper in it, so a folder is as changed as its newest file.
     """
-    try:
-        files = [path] if not path.is_dir() else [path, *path.rglob("*")]
-        known = [file.stat() for file in files]
-    except OSError:
+    known = []
+    with suppress(OSError):
+        for file in [path, *(path.rglob("*") if path.is_dir() else ())]:
+            # A link to nowhere, or a file that goes while one looks, is no file of it.
+            with suppress(OSError):
+                known.append(file.stat())
+    if not known or not path.exists():
         return None
     return {
         "files": len(known),

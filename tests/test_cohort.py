@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
+from tests.conftest import ROOT
 from tests.prefect_fixtures import THIRD_PARTY_WARNINGS
 from tests.slides import write_numbered_slide
 from tests.test_cli import slidesam
@@ -59,7 +61,14 @@ def test_only_a_cohort_that_failed_is_tried_again_not_one_whose_process_died() -
 
     assert not _was_retried([Running()])
     assert _was_retried([Running(), Failed(), AwaitingRetry(), Running()])
-    assert not _was_retried([Running(), Failed(), AwaitingRetry(), Running(), Crashed(), AwaitingRetry(), Running()])
+    by_itself = next(
+        automation["actions"][0]["message"]
+        for automation in yaml.safe_load((ROOT / "deployments" / "automations.yaml").read_text())["automations"]
+        if "crashed runs" in automation["name"]
+    )
+    before = [Running(), Failed(), AwaitingRetry(), Running(), Crashed()]
+    assert not _was_retried([*before, AwaitingRetry(message=by_itself), Running()])
+    assert _was_retried([*before, AwaitingRetry(message="Retry from the UI"), Running()])
 
 
 @pytest.mark.slow

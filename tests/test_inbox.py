@@ -85,7 +85,28 @@ def test_a_content_is_started_once_and_another_once_more(inbox: Path) -> None:
     assert second.version != first.version
 
 
-def test_what_is_gone_is_forgotten(inbox: Path) -> None:
+def test_a_folder_that_is_away_comes_back_as_it_was(inbox: Path, tmp_path: Path) -> None:
+    (inbox / "a.svs").write_bytes(b"1")
+    seen(inbox, 0)
+    (first,), _ = look(inbox, tmp_path / "memory.json", QUIET, 100)
+    note_started(tmp_path / "memory.json", first)
+    inbox.rename(tmp_path / "mounted")
+    inbox.mkdir()
+    assert seen(inbox, 200) == ({}, set())
+    inbox.rmdir()
+    (tmp_path / "mounted").rename(inbox)
+    assert seen(inbox, 300) == ({"a.svs": True}, set())
+
+
+def test_a_link_to_nowhere_in_a_folder_costs_nothing(inbox: Path) -> None:
+    (inbox / "a.zarr").mkdir()
+    (inbox / "a.zarr" / "zarr.json").write_text("{}")
+    (inbox / "a.zarr" / "link").symlink_to(inbox / "nowhere")
+    seen(inbox, 0)
+    assert seen(inbox, 100) == ({"a.zarr": False}, set())
+
+
+def test_another_file_under_its_name_is_another_slide(inbox: Path) -> None:
     (inbox / "a.svs").write_bytes(b"1")
     seen(inbox, 0)
     (inbox / "a.svs").unlink()

@@ -184,6 +184,7 @@ def test_a_taken_port_is_named(tmp_path: Path):
         ("SLIDESAM_SERVER_PORT=many", "SLIDESAM_SERVER_PORT must be a number"),
         ("just words", "line 2"),
         ("PATH=/", "no setting"),
+        ("SLIDESAM_OUTPUT=results", "SLIDESAM_OUTPUT must be a whole path"),
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path: Path, line: str, said: str):

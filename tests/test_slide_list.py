@@ -95,6 +95,7 @@ def test_a_bad_line_of_a_manifest_is_named_and_costs_no_other(scans: Path) -> No
     [
         ("file,halo\na.tif,3\n", "no column `path` in its first line: file, halo"),
         ("", "no column `path` in its first line: empty"),
+        ("path\n\n", "names no slide below its first line"),
         (None, "can't be read"),
         (b"path\n\xff\xfe", "no text in UTF-8"),
     ],
@@ -117,6 +118,22 @@ def test_slides_whose_results_would_bear_one_name_are_refused_unless_they_are_gi
     (scans / "list.csv").write_text("path,name\na.tif,a\ndeeper/a.tif,deep a\n")
     assert [slide.name for slide in list_slides([str(scans / "list.csv")], SETTINGS)] == ["a", "deep a"]
     assert all(slide.error is None for slide in list_slides([str(scans / "list.csv")], SETTINGS))
+
+
+def test_two_labels_of_a_slide_are_two_and_two_settings_for_one_label_are_refused(scans: Path) -> None:
+    manifest = scans / "list.csv"
+    manifest.write_text("path,output.label\na.tif,cells\na.tif,nuclei\n")
+    assert [slide.error for slide in list_slides([str(manifest)], SETTINGS)] == [None, None]
+    manifest.write_text("path,blocks.halo\na.tif,16\na.tif,32\na.tif,16\n")
+    assert ["2 slides are named a" in slide.error for slide in list_slides([str(manifest)], SETTINGS)] == [True, True]
+
+
+def test_a_name_that_looks_like_a_home_is_a_name(scans: Path) -> None:
+    (scans / "~$a.tif").write_bytes(b"x")
+    (scans / "list.csv").write_text("path\n~$a.tif\n")
+    for named in ("list.csv", "~$a.tif"):
+        (slide,) = list_slides([str(scans / named)], SETTINGS)
+        assert slide.error is None
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", ".hidden", "", "x" * 300])
