@@ -32,6 +32,9 @@ lock:  ## resolve pyproject.toml anew into requirements.lock (names and versions
 
 TYPED := $(VENV)/typed
 
+# Where this is set, each of the tests' hundreds of processes compiles anew all that it imports: 3 s of its 5.
+unexport PYTHONDONTWRITEBYTECODE
+
 # micro-sam on the CPU is much faster if the process keeps its memory instead of fetching it anew for each array:
 # benchmarks/block.py.
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=34359738368 MALLOC_TRIM_THRESHOLD_=34359738368
@@ -40,7 +43,7 @@ demo: install  ## make a 4096 x 4096 px slide and segment it, about a minute; lo
 	@$(BIN)/slidesam demo --output $(DEMO)
 
 # These mostly wait, for jobs and for workers to come or to end, so they run beside the others.
-WAITING := $(addprefix tests/test_,slurm.py doctor.py interactive.py device_workers.py container.py)
+WAITING := $(addprefix tests/test_,slurm.py operations_slurm.py doctor.py interactive.py device_workers.py container.py)
 
 test: lint  ## lint, types and all tests (about 25 minutes on two cores; fast ones alone: make test-fast)
 	@said=$$(mktemp); $(BIN)/python -m pytest $(WAITING) >$$said 2>&1 & waiting=$$!; \

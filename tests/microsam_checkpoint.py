@@ -8,7 +8,7 @@ set by hand so that a block of 256-512 px has tens of objects:
    on prompts at random places, turns that into a mask around the prompt (amg, apg).
 3. The predicted IoU is about 0.9, so that default thresholds let masks through.
 
-    python tests/microsam_checkpoint.py PATH [--encoder-only]
+    python -m tests.microsam_checkpoint PATH [--encoder-only] [--small]
 """
 
 from __future__ import annotations
@@ -25,34 +25,43 @@ from segment_anything import sam_model_registry
 from torch.nn.functional import interpolate
 
 # Medians of the decoder's logits (foreground, centre and boundary distance) for seed 0, on scikit-image's
-# immunohistochemistry(), and where they are put instead.
-_MEDIANS = (0.082, 0.027, 0.172)
+# immunohistochemistry(), and how much steeper they are made: of the networks as they are, and of the small ones.
+_MEDIANS, _STEEPNESS = (0.082, 0.027, 0.172), 4.0
+_SMALL_MEDIANS, _SMALL_STEEPNESS = (0.355, 0.163, 0.235), 8.0
+# Where medians are put instead.
 _CENTRES = (0.5, -1.0, 0.5)
-_STEEPNESS = 4.0
 # Radii of the masks of the mask decoder's four outputs, in SAM's pixels (1024 per side).
 _RADII = (70.0, 50.0, 70.0, 95.0)
 # On how many images of random features, with how many prompts each, the readout is solved.
 _N_IMAGES, _N_PROMPTS = 8, 8
 
 
-def make_checkpoint(path: str | os.PathLike[str], *, seed: int = 0, encoder_only: bool = False) -> Path:
+def make_checkpoint(
+    path: str | os.PathLike[str], *, seed: int = 0, encoder_only: bool = False, small: bool = False
+) -> Path:
     """Writes the checkpoint in torch_em's layout, whole or not at all.
 
     Args:
         path: File to write, about 410 MB.
         seed: Of torch's generator; the constants above are for 0.
         encoder_only: Leave out the decoder, so that only amg works.
+        small: For the networks of microsam_small.py, which this process then has.
 
     Returns:
         The path.
     """
     path = Path(path)
+    if small:
+        from tests.microsam_small import use_small_networks
+
+        use_small_networks()
+    medians, steepness = (_SMALL_MEDIANS, _SMALL_STEEPNESS) if small else (_MEDIANS, _STEEPNESS)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         sam = sam_model_registry["vit_b"]().eval()
         unetr = get_unetr(sam.image_encoder, device="cpu")
-        unetr.out_conv.bias.copy_(_STEEPNESS * (unetr.out_conv.bias - torch.tensor(_MEDIANS)) + torch.tensor(_CENTRES))
-        unetr.out_conv.weight.mul_(_STEEPNESS)
+        unetr.out_conv.bias.copy_(steepness * (unetr.out_conv.bias - torch.tensor(medians)) + torch.tensor(_CENTRES))
+        unetr.out_conv.weight.mul_(steepness)
         _look_near_prompts(sam)
         _read_out_masks(sam)
     content = {"model_state": sam.state_dict()}
@@ -135,5 +144,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("path")
     parser.add_argument("--encoder-only", action="store_true")
+    parser.add_argument("--small", action="store_true")
     arguments = parser.parse_args()
-    make_checkpoint(arguments.path, encoder_only=arguments.encoder_only)
+    make_checkpoint(arguments.path, encoder_only=arguments.encoder_only, small=arguments.small)

@@ -1,4 +1,4 @@
-"""Fixtures and marks for tests that run the real micro-sam, with random weights made on the spot."""
+"""Fixtures and marks for tests that run the real micro-sam, on small networks with random weights made on the spot."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ import importlib.util
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 
-_SCRIPT = Path(__file__).with_name("microsam_checkpoint.py")
+from tests.microsam_small import use_small_networks
+
+ROOT = Path(__file__).resolve().parents[1]
+
+_MAKES = [Path(__file__).with_name(f"microsam_{name}.py") for name in ("checkpoint", "small")]
 
 # For `pytestmark`. torch and micro_sam import packages whose deprecation warnings are none of ours.
 MICROSAM_MARKS = [
@@ -34,12 +39,21 @@ APG_OPTIONS = {"foreground_threshold": 0.8, "center_distance_threshold": 0.15, "
 
 @pytest.fixture(scope="session")
 def microsam_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ViT-B with decoder, 410 MB; kept between sessions where SLIDESAM_TEST_CHECKPOINT_DIR is set."""
+    """Small ViT-B with decoder, which this process then has; kept between sessions where SLIDESAM_TEST_CHECKPOINT_DIR is set."""
     if importlib.util.find_spec("micro_sam") is None:
         pytest.skip("micro_sam is not installed")
     folder = os.environ.get("SLIDESAM_TEST_CHECKPOINT_DIR")
-    version = hashlib.sha256(_SCRIPT.read_bytes()).hexdigest()[:8]
+    version = hashlib.sha256(b"".join(path.read_bytes() for path in _MAKES)).hexdigest()[:8]
     path = Path(folder or tmp_path_factory.mktemp("checkpoint")) / f"random_vit_b_{version}.pt"
     if not path.exists():
-        subprocess.run([sys.executable, "-W", "ignore", str(_SCRIPT), str(path)], check=True, timeout=600)
+        alone("checkpoint", "--small", path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        use_small_networks()
     return path
+
+
+def alone(script: str, *arguments: object, threads: int = 1) -> None:
+    """Runs one of the scripts beside this file to its end, in a process of its own."""
+    command = [sys.executable, "-W", "ignore", "-m", f"tests.microsam_{script}", *map(str, arguments)]
+    subprocess.run(command, check=True, timeout=800, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": str(threads)})

@@ -2,7 +2,7 @@
 
 Runs in a process of its own and imports micro_sam, NumPy and the standard library only, never slidesam.
 
-    python tests/microsam_reference.py CASES.json
+    python -m tests.microsam_reference CASES.json
 
 CASES.json is a list of objects with the keys `checkpoint`, `mode`, `image` and `labels` (.npy files, read and written),
 and optionally `tile_shape`, `halo`, `init_options` and `generate_options` (for the generator's class and for its
@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from micro_sam import util
 from micro_sam.automatic_segmentation import automatic_instance_segmentation, get_predictor_and_segmenter
+
+from tests.microsam_small import use_small_networks
 
 _STRETCH = util._to_image
 
@@ -57,6 +59,7 @@ def by_range(low: list[float], high: list[float]) -> Any:
 
 
 if __name__ == "__main__":
+    use_small_networks()
     for case in json.loads(Path(sys.argv[1]).read_text()):
         util._to_image = by_range(**case["range"]) if case.get("range") else _STRETCH
         np.save(case["labels"], segment(case))

@@ -41,7 +41,7 @@ def queue() -> list[list[str]]:
     return [line.split("|") for line in text.splitlines()]
 
 
-def until(what: Callable[[], object], seconds: float = 60.0) -> object:
+def until(what: Callable[[], object], seconds: float = 180.0) -> object:
     """Waits until something is so, and says what it then is."""
     deadline = time.monotonic() + seconds
     while not (value := what()):
@@ -67,7 +67,7 @@ def slurm_up() -> None:
 @pytest.fixture
 def slurm(slurm_up: None, prefect_server: str) -> Iterator[None]:
     """Slurm with an empty queue, which it must be again afterwards."""
-    until(lambda: queue() == [], 30)
+    until(lambda: queue() == [], 60)
     yield
     left = queue()
     subprocess.run(["scancel", "--me"], check=False)

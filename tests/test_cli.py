@@ -101,7 +101,7 @@ def test_inspect_says_what_it_is_and_what_would_be_done(home, tmp_path) -> None:
         "9 (3 × 3) of 64 × 64 px",
         "unknown",
         "segment: from the start (nothing is there yet)",
-        "converts 1 pieces",
+        "converts 1 piece",
     ):
         assert words in result.stdout
 
@@ -162,8 +162,10 @@ def test_an_api_that_does_not_answer_is_named(home, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("number", "code", "shown"), [(signal.SIGINT, 130, "stopped"), (signal.SIGKILL, -9, "running")]
 )
-def test_a_stopped_run_leaves_no_process_and_the_same_command_finishes_it(number, code, shown, home, tmp_path) -> None:
-    slide, log, output = write_numbered_slide(tmp_path / "long.tif", 6, 6), tmp_path / "log", tmp_path / "out"
+def test_a_stopped_run_leaves_no_process_and_the_same_command_finishes_it(
+    number, code, shown, home, prefect_server, tmp_path
+) -> None:
+    slide, log, output = write_numbered_slide(tmp_path / "long.tif", 5, 5), tmp_path / "log", tmp_path / "out"
     options = f"{{log: {log}, seconds: 0.3}}"
     command = called(
         home, "segment", slide, "-o", output, "--segmenter", "function", "--set", "segmenter.target=tests.faults:bright_pieces",
@@ -179,17 +181,19 @@ def test_a_stopped_run_leaves_no_process_and_the_same_command_finishes_it(number
         assert len(family) >= 2
         # Ctrl-C reaches all processes of the terminal, kill -9 the one that it names.
         os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-        words, _ = process.communicate(timeout=60)
+        words, _ = process.communicate(timeout=120)
     assert process.returncode == code
     if number == signal.SIGINT:  # after kill -9 the workers are alone, and Dask may say at length that they lost touch
         assert "Traceback" not in words
-    assert psutil.wait_procs(family, timeout=60)[1] == []
+    assert psutil.wait_procs(family, timeout=120)[1] == []
     assert shown in slidesam("status", output, home=home).stdout
 
     done = len(list(output.glob(".slidesam/long/cells/segment-*/marks/*.json")))
+    # Its own server was among what ended; the tests' is as good for the rest, and runs already.
+    command["env"] |= {"PREFECT_API_URL": prefect_server}
     finished = subprocess.run(**command, capture_output=True, timeout=240, check=False)
     assert finished.returncode == 0, finished.stderr
-    assert "36 cells" in finished.stdout
-    # What had its mark was not done again: besides 36 blocks, the log holds at most the two that were under way.
+    assert "25 cells" in finished.stdout
+    # What had its mark was not done again: besides 25 blocks, the log holds at most the two that were under way.
     assert done >= 5
-    assert 36 <= len(log.read_text().splitlines()) <= 38
+    assert 25 <= len(log.read_text().splitlines()) <= 27

@@ -39,7 +39,7 @@ def environment(folder: Path, smi: str | None = None, **variables: str) -> dict[
 def launch(arguments: list[str], variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """A launcher that is expected to end by itself."""
     return subprocess.run(
-        [*LAUNCHER, *arguments], env=variables, capture_output=True, text=True, timeout=60, check=False
+        [*LAUNCHER, *arguments], env=variables, capture_output=True, text=True, timeout=120, check=False
     )
 
 
@@ -222,10 +222,10 @@ def seen_by(client: Any, workers: int) -> dict[str, dict[str, str | None]]:
 def end(launcher: subprocess.Popen[bytes], client: Any) -> int:
     """Ends workers as Slurm does, and returns the exit code, when no process and no worker is left."""
     launcher.terminate()
-    code = launcher.wait(30)
+    code = launcher.wait(60)
     # multiprocessing's resource tracker ends a moment after the worker that it tracked for.
-    wait_until(lambda: session(launcher.pid) == [], 15)
-    wait_until(lambda: not client.scheduler_info(n_workers=-1)["workers"], 20)
+    wait_until(lambda: session(launcher.pid) == [], 60)
+    wait_until(lambda: not client.scheduler_info(n_workers=-1)["workers"], 60)
     return code
 
 
@@ -267,8 +267,8 @@ def test_two_gpus_have_a_worker_each_and_end_with_a_killed_launcher(started, cli
     assert list(found) == [f"{socket.gethostname()}-{launcher.pid}-{i}" for i in (0, 1)]
     launcher.kill()
     launcher.wait()
-    wait_until(lambda: session(launcher.pid) == [], 20)
-    wait_until(lambda: not client.scheduler_info(n_workers=-1)["workers"], 20)
+    wait_until(lambda: session(launcher.pid) == [], 60)
+    wait_until(lambda: not client.scheduler_info(n_workers=-1)["workers"], 60)
 
 
 @pytest.mark.slow
@@ -288,5 +288,5 @@ def test_the_worst_exit_code_is_the_launchers(started, client) -> None:
     first, second = psutil.Process(launcher.pid).children()
     first.send_signal(signal.SIGKILL)
     second.terminate()
-    assert launcher.wait(30) == 128 + signal.SIGKILL
-    wait_until(lambda: session(launcher.pid) == [], 10)
+    assert launcher.wait(60) == 128 + signal.SIGKILL
+    wait_until(lambda: session(launcher.pid) == [], 60)

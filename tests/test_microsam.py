@@ -25,10 +25,9 @@ from slidesam.tasks.segmenters.microsam import (
     model_name,
     to_rgb8,
 )
-from tests.microsam_fixtures import APG_OPTIONS, MICROSAM_MARKS
+from tests.microsam_fixtures import AMG_OPTIONS, APG_OPTIONS, MICROSAM_MARKS, alone
 
 microsam = [*MICROSAM_MARKS]
-REFERENCE = Path(__file__).with_name("microsam_reference.py")
 # Of micro-sam's AMG, what its class takes and not its generate().
 INIT_OPTIONS = {"points_per_side"}
 
@@ -63,13 +62,14 @@ class Case:
         )
 
 
-# Untiled AIS, and AMG with the slide's range, run in test_microsam_pipeline.py; each case more costs CI a minute.
+# Untiled AIS runs in test_microsam_pipeline.py.
 RGB_RANGE = {"low": [0.0] * 3, "high": [240.0] * 3}
 CASES = {
     "ais tiled slide": Case(
         "ais", "slide", dim_block, {"min_size": 10}, (256, 256), {"low": [900.0], "high": [16000.0]}
     ),
     "apg slide": Case("apg", "slide", rgb_block, APG_OPTIONS, None, RGB_RANGE),
+    "amg slide": Case("amg", "slide", rgb_block, AMG_OPTIONS, None, RGB_RANGE),
 }
 
 
@@ -96,9 +96,7 @@ def reference(microsam_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
             }
         )
     (folder / "cases.json").write_text(json.dumps(listed))
-    subprocess.run(
-        [sys.executable, "-W", "ignore", str(REFERENCE), str(folder / "cases.json")], check=True, timeout=800
-    )
+    alone("reference", folder / "cases.json")
     return {name: np.load(folder / f"{name} labels.npy") for name in CASES}
 
 
@@ -107,8 +105,14 @@ class TestAgainstMicroSam:
 
     @pytest.mark.parametrize("name", CASES)
     def test_labels_are_micro_sams(
-        self, name: str, reference: dict[str, np.ndarray], microsam_checkpoint: Path, capfd: pytest.CaptureFixture[str]
+        self,
+        name: str,
+        reference: dict[str, np.ndarray],
+        microsam_checkpoint: Path,
+        capfd: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")  # two threads take half as much CPU again, and CI has no more
         case = CASES[name]
         segmenter = MicroSamSegmenter(case.settings(microsam_checkpoint), is_rgb=False)
         if name == "apg slide":
@@ -128,7 +132,7 @@ class TestAgainstMicroSam:
         options = {"points_per_side": 2, "pred_iou_thresh": 2.0} if mode == "amg" else {}
         settings = MicroSam(checkpoint=str(microsam_checkpoint), mode=mode, tile_shape=tile_shape, options=options)
         segmenter = MicroSamSegmenter(settings, is_rgb=False)
-        # Encoder and decoder, which take 20 s, are stood in for.
+        # Encoder and decoder are stood in for.
         monkeypatch.setattr(segmenter, "_encode", encode_blank)
         if mode != "amg":
             monkeypatch.setattr(segmenter._segmenter, "_decoder", BlankDecoder())

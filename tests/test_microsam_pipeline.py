@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import fastremap
@@ -16,14 +13,14 @@ from skimage.data import immunohistochemistry
 
 from slidesam.tasks.block_results import BlockResults
 from slidesam.tasks.config import make_settings
-from tests.microsam_fixtures import MICROSAM_MARKS
+from tests.microsam_fixtures import MICROSAM_MARKS, alone
+from tests.microsam_small import use_small_networks
 from tests.prefect_fixtures import THIRD_PARTY_WARNINGS
 
 pytestmark = [*MICROSAM_MARKS, *(pytest.mark.filterwarnings(warning) for warning in THIRD_PARTY_WARNINGS)]
 
-REFERENCE = Path(__file__).with_name("microsam_reference.py")
 BLOCK, HALO, THREADS = 256, 32, 2
-# One, for it takes a minute and a half: tests/test_microsam.py compares the others without the pipeline around them.
+# One: tests/test_microsam.py compares the others without the pipeline around them.
 CASES: dict[str, tuple[str, dict]] = {"ais": ("slide", {})}
 
 
@@ -64,8 +61,7 @@ def reference(image, microsam_checkpoint: Path, tmp_path_factory) -> dict[str, l
                 case["range"] = {"low": [0.0] * 3, "high": [top] * 3}
             listed.append(case)
     (folder / "cases.json").write_text(json.dumps(listed))
-    command = [sys.executable, "-W", "ignore", str(REFERENCE), str(folder / "cases.json")]
-    subprocess.run(command, check=True, timeout=800, env={**os.environ, "OMP_NUM_THREADS": str(THREADS)})
+    alone("reference", folder / "cases.json", threads=THREADS)
     return {mode: [np.load(folder / f"{mode}{number}.npy.labels.npy") for number in range(2)] for mode in CASES}
 
 
@@ -73,7 +69,9 @@ def reference(image, microsam_checkpoint: Path, tmp_path_factory) -> dict[str, l
 def test_each_blocks_labels_are_micro_sams(
     mode, image, reference, microsam_checkpoint, prefect_server, tmp_path
 ) -> None:
-    from slidesam.flows.cluster import LocalProfile
+    from dask.distributed import Client
+
+    from slidesam.flows.cluster import LocalProfile, open_cluster
     from slidesam.flows.segment_slide import segment_slide
     from slidesam.tasks.plan import plan_run
 
@@ -91,12 +89,16 @@ def test_each_blocks_labels_are_micro_sams(
         overrides={f"segmenter.{key}": value for key, value in overrides.items()}
         | {"blocks.block_shape": BLOCK, "blocks.halo": HALO}
     )
-    facts = segment_slide(slide, tmp_path / "out", settings, LocalProfile(workers=1, threads=THREADS))
+    where = LocalProfile(workers=1, threads=THREADS)
+    with open_cluster(where) as cluster:
+        with Client(cluster.address, set_as_default=False) as client:
+            client.run(use_small_networks)
+        facts = segment_slide(slide, tmp_path / "out", settings, where)
     assert (facts["segmenter"]["devices"], facts["segmenter"]["threads"]) == (["cpu"], [str(THREADS)])
     run = plan_run(slide, tmp_path / "out", settings)
-    for block, alone in zip(run.grid, reference[mode], strict=True):
+    for block, theirs in zip(run.grid, reference[mode], strict=True):
         ours = BlockResults.of(run).read(block, block.outer)
-        on_slide = np.ascontiguousarray(alone[block.outer.relative_to(run.grid.window(block)).slices])
+        on_slide = np.ascontiguousarray(theirs[block.outer.relative_to(run.grid.window(block)).slices])
         expected, _ = fastremap.renumber(on_slide, preserve_zero=True)
         print(f"{mode}, {scaling}: block {block.block_id} has {ours.max()} objects")
         assert ours.max() >= 10

@@ -98,6 +98,24 @@ def arriving(site: Site) -> Iterator[Path]:
     thread.join()
 
 
+@pytest.fixture(scope="module")
+def killed(site: Site) -> Iterator[tuple[str, Path]]:
+    """A slide's run whose process is killed while it segments, and its log; it comes back while all else goes on."""
+    slide, log = write_numbered_slide(site.folder / "killed.tif", 6, 6), site.folder / "killed.log"
+    # Its own workers die with it.
+    run = site.begin("slide", slide=str(slide), settings=settings(log, seconds=0.5), cluster="local")
+
+    def kill() -> None:
+        until(lambda: blocks_done(log) >= 6, PATIENCE)
+        for process in flow_processes(run):
+            os.kill(process, signal.SIGKILL)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    yield run, log
+    thread.join()
+
+
 def truncated(path: Path) -> Path:
     whole = write_numbered_slide(path).read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
@@ -114,7 +132,9 @@ def log_in(page, site: Site) -> str:
     return pages
 
 
-def test_a_slide_is_started_by_the_form_and_its_page_shows_the_result(arriving, site, page, cmu1, tmp_path) -> None:
+def test_a_slide_is_started_by_the_form_and_its_page_shows_the_result(
+    arriving, killed, site, page, cmu1, tmp_path
+) -> None:
     pages = log_in(page, site)
     page.get_by_role("link", name="slide", exact=True).first.click()
     page.get_by_role("button", name="Run", exact=True).click()
@@ -237,26 +257,6 @@ def test_failed_slides_are_put_back_by_retry_failed_and_by_the_command(site, tmp
     assert blocks_done(log) == 18
 
 
-def test_a_killed_slide_is_brought_back_and_nothing_is_computed_twice(site, tmp_path) -> None:
-    slide, log = write_numbered_slide(tmp_path / "killed.tif", 6, 6), tmp_path / "log"
-    # Its own workers die with it.
-    run = site.begin("slide", slide=str(slide), settings=settings(log, seconds=0.5), cluster="local")
-    until(lambda: blocks_done(log) >= 6, PATIENCE)
-    (process,) = flow_processes(run)
-    os.kill(process, signal.SIGKILL)
-    ended = site.ended(run, 2)
-    assert ended["state"]["type"] == "COMPLETED"
-    assert ended["run_count"] == 2
-    states = [state["name"] for state in site.api(f"flow_run_states/?flow_run_id={run}")]
-    assert "Crashed" in states
-    assert "AwaitingRetry" in states
-    # Two workers, so two blocks may have been under way.
-    assert 36 <= blocks_done(log) <= 38
-    # Its child flows tell the truth too.
-    children = site.runs(parent_flow_run_id={"any_": [run]})
-    assert {child["state"]["type"] for child in children} <= {"COMPLETED", "CRASHED"}
-
-
 def flow_processes(run_id: str) -> list[int]:
     """The processes that run a flow."""
     found = []
@@ -268,6 +268,21 @@ def flow_processes(run_id: str) -> list[int]:
         if f"PREFECT__FLOW_RUN_ID={run_id}".encode() in words[0] and b"prefect.engine" in words[1]:
             found.append(int(process.name))
     return found
+
+
+def test_a_killed_slide_is_brought_back_and_nothing_is_computed_twice(site, killed) -> None:
+    run, log = killed
+    ended = site.ended(run, 2)
+    assert ended["state"]["type"] == "COMPLETED"
+    assert ended["run_count"] == 2
+    states = [state["name"] for state in site.api(f"flow_run_states/?flow_run_id={run}")]
+    assert "Crashed" in states
+    assert "AwaitingRetry" in states
+    # Two workers, so two blocks may have been under way.
+    assert 36 <= blocks_done(log) <= 38
+    # Its child flows tell the truth too.
+    children = site.runs(parent_flow_run_id={"any_": [run]})
+    assert {child["state"]["type"] for child in children} <= {"COMPLETED", "CRASHED"}
 
 
 def test_a_slide_that_arrives_slowly_is_started_once_and_whole(arriving, site) -> None:

@@ -59,14 +59,12 @@ class meanwhile:  # noqa: N801
             self.error = error
 
     def __exit__(self, *_: object) -> None:
-        self.thread.join(120)
+        self.thread.join(240)
         if self.error is not None:
             raise self.error
 
 
-def test_a_real_slide_in_four_jobs_gives_the_bytes_of_a_local_run(
-    slurm, cmu1: Path, cmu1_result: Path, tmp_path: Path
-) -> None:
+def test_a_real_slide_in_four_jobs_gives_the_bytes_of_a_local_run(slurm, cmu1: Path, tmp_path: Path) -> None:
     seen = set()
     stop = threading.Event()
 
@@ -81,12 +79,13 @@ def test_a_real_slide_in_four_jobs_gives_the_bytes_of_a_local_run(
     run_on(profile("slurm-cpu", cpu__maximum_jobs=4), cmu1, output, CMU1_SETTINGS)
     stop.set()
     thread.join()
-    np.testing.assert_array_equal(labels_of(output, NAME), labels_of(cmu1_result, NAME))
+    here = segment_serially(cmu1, tmp_path / "here", CMU1_SETTINGS)
+    np.testing.assert_array_equal(labels_of(output, NAME), here)
     assert len(list((output / ".slidesam/.jobs").glob("*.log"))) == 4
     running = {job[0]: job[3] for job in seen if job[2] == "RUNNING"}
     assert len(running) == 4
     assert set(running.values()) <= {"node1", "node2"}
-    assert until(lambda: queue() == [], 10)
+    assert until(lambda: queue() == [], 30)
 
 
 def test_gpu_jobs_see_one_gpu_each_the_third_waits_and_they_are_given_back_before_stitching(
@@ -94,7 +93,7 @@ def test_gpu_jobs_see_one_gpu_each_the_third_waits_and_they_are_given_back_befor
 ) -> None:
     from slidesam.flows import segment_slide as module
 
-    log, slide = tmp_path / "log", write_numbered_slide(tmp_path / "gpus.tif", 4, 5)
+    log, slide = tmp_path / "log", write_numbered_slide(tmp_path / "gpus.tif", 4, 4)
     settings = faulty(log) | {
         "segmenter.target": "tests.faults:devices_seen", "segmenter.options": {"log": str(log), "seconds": 1.0}
     }  # fmt: skip
@@ -117,16 +116,16 @@ def test_gpu_jobs_see_one_gpu_each_the_third_waits_and_they_are_given_back_befor
         run_on(profile("slurm-gpu", gpu__maximum_jobs=3), slide, tmp_path / "out", settings)
     assert Counter(job[2] for job in at_once[0] if job[1].endswith("-gpu")) == {"RUNNING": 2, "PENDING": 1}
     seen = {tuple(line.split()) for line in lines(log)}
-    assert len(lines(log)) == 20
+    assert len(lines(log)) == 16
     assert {device for _, _, device in seen} == {"0", "1"}
     # A job is a process is a device.
     assert len(seen) == len({job for job, _, _ in seen}) == len({process for _, process, _ in seen})
     assert not any(name.endswith("-gpu") for name in at_stitching)
-    assert until(lambda: queue() == [], 10)
+    assert until(lambda: queue() == [], 30)
 
 
 def test_a_killed_worker_and_a_cancelled_job_cost_the_blocks_in_flight_only(slurm, tmp_path: Path) -> None:
-    log, slide = tmp_path / "log", write_numbered_slide(tmp_path / "kills.tif", 8, 8)
+    log, slide = tmp_path / "log", write_numbered_slide(tmp_path / "kills.tif", 6, 6)
     settings = faulty(log, seconds=0.5) | {"blocks.blocks_per_task": 2}
 
     def kill() -> None:
@@ -135,21 +134,21 @@ def test_a_killed_worker_and_a_cancelled_job_cost_the_blocks_in_flight_only(slur
         # The worker process itself, not its nanny, which starts another.
         node = next(job[3] for job in queue() if job[0] == jobs[0])
         _kill_workers(jobs[0], node)
-        until(lambda: len(lines(log)) >= 24)
+        until(lambda: len(lines(log)) >= 20)
         subprocess.run(
             ["scancel", next(job[0] for job in queue() if job[2] == "RUNNING" and job[0] != jobs[0])], check=True
         )
 
     with meanwhile(kill):
         facts = run_on(profile("slurm-cpu", cpu__maximum_jobs=3), slide, tmp_path / "out", settings)
-    assert facts["objects"] == 64
+    assert facts["objects"] == 36
     done = counts(log)
-    assert len(done) == 64
+    assert len(done) == 36
     # Two workers ended, each with one block, which has a line at most if it was between that and its mark.
-    assert sum(done.values()) <= 64 + 2
+    assert sum(done.values()) <= 36 + 2
     expected = segment_serially(slide, tmp_path / "serial", faulty(tmp_path / "other"))
     np.testing.assert_array_equal(labels_of(tmp_path / "out", "kills"), expected)
-    assert set(task_runs("kills", 32).values()) == {("Completed", 1)}
+    assert set(task_runs("kills", 18).values()) == {("Completed", 1)}
 
 
 def _kill_workers(job: str, node: str) -> None:
@@ -163,15 +162,15 @@ def _kill_workers(job: str, node: str) -> None:
 
 
 def test_jobs_that_reach_their_walltime_lose_nothing(slurm, tmp_path: Path) -> None:
-    log, slide = tmp_path / "log", write_numbered_slide(tmp_path / "walltime.tif", 9, 9)
+    log, slide = tmp_path / "log", write_numbered_slide(tmp_path / "walltime.tif", 7, 7)
     where = profile(
-        "slurm-cpu", cpu__maximum_jobs=2, cpu__walltime="00:01:00", cpu__lifetime=25, cpu__lifetime_stagger=3
+        "slurm-cpu", cpu__maximum_jobs=2, cpu__walltime="00:01:00", cpu__lifetime=18, cpu__lifetime_stagger=2
     )
     facts = run_on(where, slide, tmp_path / "out", faulty(log, seconds=0.9))
-    assert facts["objects"] == 81
+    assert facts["objects"] == 49
     done = counts(log)
     # Each worker finished its block before it left: no block was done twice.
-    assert len(done) == sum(done.values()) == 81
+    assert len(done) == sum(done.values()) == 49
     logs = [path.read_text() for path in (tmp_path / "out/.slidesam/.jobs").glob("*.log")]
     assert len(logs) >= 4
     assert sum("its job ends soon" in log for log in logs) >= 2
@@ -226,7 +225,7 @@ def test_a_killed_flow_leaves_jobs_that_end_and_the_same_command_finishes(
     done = counts(log)
     assert len(done) == 36
     assert sum(done.values()) <= 36 + 2
-    assert until(lambda: queue() == [], 10)
+    assert until(lambda: queue() == [], 30)
     # Nothing of the killed run is shown as running.
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
@@ -255,11 +254,11 @@ def test_jobs_of_a_killed_flow_end_by_themselves_and_clean_cancels_those_that_wa
     until(lambda: not running & {job[0] for job in queue()}, 60)
     assert queue()
     cleaned = subprocess.run(
-        **called(tmp_path / "home", "clean", output), capture_output=True, timeout=100, check=False
+        **called(tmp_path / "home", "clean", output), capture_output=True, timeout=200, check=False
     )
     assert cleaned.returncode == 0, cleaned.stderr
     assert "cancelled" in cleaned.stdout
-    assert until(lambda: queue() == [], 10)
+    assert until(lambda: queue() == [], 30)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -268,10 +267,10 @@ def test_a_stopped_run_frees_the_queue_at_once(slurm, prefect_server, tmp_path: 
     flow = subprocess.Popen(**command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     until(lambda: len(lines(log)) >= 4)
     flow.send_signal(number)
-    _, said = flow.communicate(timeout=60)
+    _, said = flow.communicate(timeout=120)
     assert flow.returncode == 130, said
     assert "the same command goes on" in said
-    assert until(lambda: queue() == [], 10)
+    assert until(lambda: queue() == [], 30)
 
 
 def test_a_block_that_always_kills_its_worker_is_named_and_the_others_finish(slurm, tmp_path: Path) -> None:
@@ -288,11 +287,11 @@ def test_a_block_that_always_kills_its_worker_is_named_and_the_others_finish(slu
     states = task_runs("killer")
     assert states.pop("block 4 (row 1, column 1)")[0] == "Crashed"
     assert {state for state, _ in states.values()} == {"Completed"}
-    assert until(lambda: queue() == [], 10)
+    assert until(lambda: queue() == [], 30)
 
 
 def test_a_node_that_vanishes_costs_the_blocks_in_flight_only(slurm, tmp_path: Path) -> None:
-    log, slide = tmp_path / "log", write_numbered_slide(tmp_path / "node.tif", 8, 8)
+    log, slide = tmp_path / "log", write_numbered_slide(tmp_path / "node.tif", 6, 6)
 
     def vanish() -> None:
         until(lambda: len(lines(log)) >= 8 and {"node1", "node2"} <= {job[3] for job in queue()})
@@ -302,13 +301,13 @@ def test_a_node_that_vanishes_costs_the_blocks_in_flight_only(slurm, tmp_path: P
     where = profile("slurm-cpu", cpu__maximum_jobs=2, cpu__memory=40)
     try:
         with meanwhile(vanish):
-            assert run_on(where, slide, tmp_path / "out", faulty(log, seconds=0.6))["objects"] == 64
+            assert run_on(where, slide, tmp_path / "out", faulty(log, seconds=0.6))["objects"] == 36
     finally:
         subprocess.run(["scancel", "--me"], check=False)
         subprocess.run([DEV_SLURM, "start"], check=True, capture_output=True)
     done = counts(log)
-    assert len(done) == 64
-    assert sum(done.values()) <= 65
+    assert len(done) == 36
+    assert sum(done.values()) <= 37
     until(lambda: queue() == [], 60)
 
 
@@ -319,4 +318,4 @@ def test_jobs_without_the_gpu_they_asked_for_refuse_to_work_and_are_given_up(slu
         ClusterError, match=r"jobs in a row ended.*1 GPUs.*expected and 0 are there.*request as many.*doctor"
     ):
         run_on(where, slide, tmp_path / "out", faulty(tmp_path / "log"))
-    assert until(lambda: queue() == [], 10)
+    assert until(lambda: queue() == [], 30)
