@@ -172,16 +172,19 @@ class _Going:
         if _AN_ENDING.search(str(error)) is None:
             show_failure(self.run, self.slide, error, output=self.output, name=self.name, label=self.label)
         # Where another process of this very run is at work, they are that one's.
-        if self.is_ours or holder(work_folder(self.output, self.name, self.label) / "lock.json") is None:
+        if self.is_ours or not self._is_held():
             end_children(self.own_id, f'flow run "{flow_run.name}" ended: {in_one_line(error)}')
 
     def _is_anothers(self) -> bool:
         """Whether a run of this result is noted as running."""
-        work = work_folder(self.output, self.name, self.label)
         with contextlib.suppress(OSError):
-            return (read_json(work / "state.json") or {}).get("status") == "running" or holder(
-                work / "lock.json"
-            ) is not None
+            return read_state(self.output, self.name, self.label).get("status") == "running" or self._is_held()
+        return False
+
+    def _is_held(self) -> bool:
+        """Whether a process is at work on this result."""
+        with contextlib.suppress(OSError):
+            return holder(work_folder(self.output, self.name, self.label) / "lock.json") is not None
         return False
 
     def _note_end(self, error: BaseException) -> None:
