@@ -19,7 +19,8 @@ from tests.prefect_fixtures import THIRD_PARTY_WARNINGS
 
 pytestmark = [*MICROSAM_MARKS, *(pytest.mark.filterwarnings(warning) for warning in THIRD_PARTY_WARNINGS)]
 
-BLOCK, HALO, THREADS = 256, 32, 2
+# One thread: with two, on a loaded machine, torch was seen to differ by a pixel in 73 728.
+BLOCK, HALO, THREADS = 256, 32, 1
 # One: tests/test_microsam.py compares the others without the pipeline around them.
 CASES: dict[str, tuple[str, dict]] = {"ais": ("slide", {})}
 
