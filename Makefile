@@ -42,13 +42,14 @@ KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=34359738368 MALLOC_TRIM_THRESHOLD_=3435973
 demo: install  ## make a 4096 x 4096 px slide and segment it, about a minute; look at the picture that it names
 	@$(BIN)/slidesam demo --output $(DEMO)
 
-# These mostly wait, for jobs and for workers to come or to end, so they run beside the others.
-WAITING := $(addprefix tests/test_,slurm.py operations_slurm.py doctor.py interactive.py device_workers.py container.py)
+# All that uses Slurm, since a job of another's would be in its way, and as much more as makes both halves take as long.
+HALF := $(addprefix tests/test_,slurm.py operations_slurm.py doctor.py interactive.py device_workers.py container.py \
+    cli.py prefect_server.py)
 
-test: lint  ## lint, types and all tests (about 25 minutes on two cores; fast ones alone: make test-fast)
-	@said=$$(mktemp); $(BIN)/python -m pytest $(WAITING) >$$said 2>&1 & waiting=$$!; \
-	$(KEEP_MEMORY) $(BIN)/python -m pytest $(addprefix --ignore=,$(WAITING)); others=$$?; \
-	wait $$waiting; waited=$$?; cat $$said; rm -f $$said; test $$others -eq 0 -a $$waited -eq 0
+test: lint  ## lint, types and all tests (about 20 minutes on two cores; fast ones alone: make test-fast)
+	@said=$$(mktemp); $(BIN)/python -m pytest $(HALF) >$$said 2>&1 & half=$$!; \
+	$(KEEP_MEMORY) $(BIN)/python -m pytest $(addprefix --ignore=,$(HALF)); others=$$?; \
+	wait $$half; first=$$?; cat $$said; rm -f $$said; test $$others -eq 0 -a $$first -eq 0
 
 test-fast: install  ## the tests that take seconds
 	@$(BIN)/python -m pytest -m "not slow"
