@@ -46,7 +46,7 @@ demo: install  ## make a 4096 x 4096 px slide and segment it, about a minute; lo
 HALF := $(addprefix tests/test_,slurm.py operations_slurm.py doctor.py interactive.py device_workers.py container.py \
     cli.py prefect_server.py)
 
-test: lint  ## lint, types and all tests (about 20 minutes on two cores; fast ones alone: make test-fast)
+test: lint  ## lint, types and all tests (about 22 minutes on two cores; fast ones alone: make test-fast)
 	@said=$$(mktemp); $(BIN)/python -m pytest $(HALF) >$$said 2>&1 & half=$$!; \
 	$(KEEP_MEMORY) $(BIN)/python -m pytest $(addprefix --ignore=,$(HALF)); others=$$?; \
 	wait $$half; first=$$?; cat $$said; rm -f $$said; test $$others -eq 0 -a $$first -eq 0
