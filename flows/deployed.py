@@ -119,7 +119,7 @@ def refuse_relative(settings: Settings, **paths: str | Path) -> None:
         "blocks.tissue": None if tissue in ("auto", "off") else tissue,
     }
     for name, path in named.items():
-        if path is not None and not Path(path).is_absolute() and not str(path).startswith("~"):
+        if path is not None and not Path(path).is_absolute():
             raise SettingsError(f"{name}: give the whole path, beginning with /, not {str(path)!r}")
 
 

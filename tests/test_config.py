@@ -56,3 +56,27 @@ def test_one_channel_needs_no_list(given: object, kept: object) -> None:
 
 def test_one_number_is_a_square_block() -> None:
     assert make_settings(overrides={"blocks.block_shape": 512}).blocks.block_shape == (512, 512)
+
+
+class TestForm:
+    """A form gives the segmenter as a kind and a section for each kind."""
+
+    def test_only_the_section_of_the_kind_counts(self) -> None:
+        form = {"kind": "watershed", "watershed": {"diameter": 9}, "micro-sam": {"model": "vit_b"}, "function": {}}
+        assert Settings.model_validate({"segmenter": form}).segmenter.model_dump() == {
+            "kind": "watershed", "signal": "auto", "threshold": None, "diameter": 9.0,
+        }  # fmt: skip
+
+    def test_values_beside_the_sections_are_kept_if_they_are_the_kinds(self) -> None:
+        form = {"kind": "watershed", "diameter": 30, "model": "vit_l", "watershed": {}, "micro-sam": {}}
+        assert Settings.model_validate({"segmenter": form}).segmenter.diameter == 30
+
+    def test_a_section_that_is_none_is_an_error(self) -> None:
+        with pytest.raises(SettingsError, match="segmenter"):
+            make_settings({"segmenter": {"kind": "watershed", "watershed": 5}})
+
+    def test_what_the_form_may_send_is_what_its_schema_allows(self) -> None:
+        section = Settings.model_json_schema()["properties"]["segmenter"]
+        assert list(section["properties"]) == ["kind", "micro-sam", "watershed", "function"]
+        assert not any("required" in each for each in section["properties"].values())
+        assert "default" not in section
