@@ -179,6 +179,7 @@ def interrupts() -> Iterator[Stops]:
     before = {number: signal.signal(number, stop) for number in _ENDINGS}
     try:
         yield stops
+    # Whichever error: what is asked is only whether a signal is behind it.
     except Exception:
         if stops.is_set():
             raise KeyboardInterrupt from None

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, field_validator
-from pydantic.fields import ComputedFieldInfo, FieldInfo
 
+from slidesam.tasks import form
 from slidesam.tasks.errors import SettingsError
 
 Pair = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
@@ -39,52 +40,13 @@ Duration = Annotated[str, BeforeValidator(_with_unit), Field(pattern=r"^\d+(\.\d
 SEGMENTER_KINDS = ("micro-sam", "watershed", "function")
 
 
-# How a form shows a setting's name; what it means is in its description.
-_SHOWN_NAMES = {
-    "t": "Time point",
-    "z": "Focal plane",
-    "mpp": "Pixel size",
-    "ome_zarr": "OME-Zarr version",
-    "min_iou": "Minimal IoU",
-    "keep_work": "Keep intermediate results",
-}
-_SHOWN_UNITS = {
-    **dict.fromkeys(("block_shape", "halo", "chunk_shape", "tile_shape", "tile_halo"), "px"),
-    **dict.fromkeys(("mpp", "diameter"), "µm"),
-    "retry_delay": "s",
-}
-
-
-# What a form begins with, as it is changed most often.
-_SHOWN_FIRST = {name: position for position, name in enumerate(("segmenter", "blocks", "output", "slide", "image"))}
-
-
-def _title(name: str, field: FieldInfo | ComputedFieldInfo) -> str:
-    """A setting's name as a form shows it.
-
-    Example:
-        >>> _title("block_shape", BlockSettings.model_fields["block_shape"])
-        'Block shape (px)'
-    """
-    words = _SHOWN_NAMES.get(name) or name.replace("_", " ").capitalize()
-    unit = _SHOWN_UNITS.get(name)
-    return f"{words} ({unit})" if unit else words
-
-
-def _in_order(schema: dict[str, Any]) -> None:
-    """Numbers the fields, for forms whose server forgets their order, as Prefect's does on PostgreSQL."""
-    names = list(schema.get("properties", {}))
-    for position, name in enumerate(sorted(names, key=lambda name: _SHOWN_FIRST.get(name, len(_SHOWN_FIRST)))):
-        schema["properties"][name]["position"] = position
-
-
 class _Section(BaseModel):
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
         use_attribute_docstrings=True,
-        field_title_generator=_title,
-        json_schema_extra=_in_order,
+        field_title_generator=form.title,
+        json_schema_extra=form.in_order,
     )
 
 
@@ -214,57 +176,13 @@ class Function(_Section):
     """Keyword arguments that it is called with (that the class is made with)."""
 
 
-def _of_form(value: object) -> object:
-    """What a form says of the segmenter: a kind, and a section for each kind, of which one counts.
-
-    Example:
-        >>> _of_form({"kind": "watershed", "watershed": {"diameter": 9}, "micro-sam": {"model": "vit_b"}})
-        {'kind': 'watershed', 'diameter': 9}
-    """
-    if not isinstance(value, Mapping) or not any(kind in value for kind in SEGMENTER_KINDS):
-        return value
-    kind = value.get("kind", SEGMENTER_KINDS[0])
-    sections = {name: value[name] for name in SEGMENTER_KINDS if value.get(name) is not None}
-    if not all(isinstance(section, Mapping) for section in sections.values()):
-        return value
-    # A run that is copied in the UI may have the values beside the sections, too: those of another kind don't count.
-    models: dict[str, type[BaseModel]] = {"micro-sam": MicroSam, "watershed": Watershed, "function": Function}
-    others = {name for model in models.values() for name in model.model_fields} - set(
-        models[kind].model_fields if kind in models else ()
-    )
-    beside = {name: each for name, each in value.items() if name not in others and name not in SEGMENTER_KINDS}
-    return {**beside, "kind": kind, **sections.get(kind, {})}
-
-
-def _as_form() -> dict[str, Any]:
-    """The schema of that. Prefect's form can't leave one branch of a choice for another: it keeps the values of both."""
-    sections = {}
-    models: tuple[type[BaseModel], ...] = (MicroSam, Watershed, Function)
-    for number, model in enumerate(models):
-        section = model.model_json_schema()
-        # What only one kind needs isn't needed of all forms.
-        section.pop("required", None)
-        del section["properties"]["kind"]
-        sections[SEGMENTER_KINDS[number]] = {
-            **section,
-            "title": f"If {SEGMENTER_KINDS[number]}",
-            "position": number + 1,
-        }
-    kind = {
-        "type": "string",
-        "enum": list(SEGMENTER_KINDS),
-        "default": SEGMENTER_KINDS[0],
-        "title": "Kind",
-        "position": 0,
-    }
-    kind["description"] = "Segmentation method; of the sections below only the one that is named like it counts."
-    return {"type": "object", "title": "Segmenter", "properties": {"kind": kind, **sections}}
-
-
+# In the order of SEGMENTER_KINDS.
+_KINDS: tuple[type[_Section], ...] = (MicroSam, Watershed, Function)
+_CHOICE = dict(zip(SEGMENTER_KINDS, _KINDS, strict=True))
 SegmenterSettings = Annotated[
     Annotated[MicroSam | Watershed | Function, Field(discriminator="kind")],
-    BeforeValidator(_of_form),
-    WithJsonSchema(_as_form(), mode="validation"),
+    BeforeValidator(partial(form.chosen, _CHOICE)),
+    WithJsonSchema(form.choice(_CHOICE), mode="validation"),
 ]
 
 
@@ -307,7 +225,7 @@ class RunSettings(_Section):
 
 def _as_settings_form(schema: dict[str, Any]) -> None:
     """The schema of all settings: the segmenter's default isn't of the form's shape."""
-    _in_order(schema)
+    form.in_order(schema)
     schema["properties"]["segmenter"].pop("default", None)
 
 
@@ -403,9 +321,6 @@ def _suggestion(name: str, kind: str | None) -> str:
         return f"it belongs to segmenter.kind {owners[0]}, and the kind is {kind}"
     close = difflib.get_close_matches(name, _descriptions(), n=1, cutoff=0.6)
     return f"did you mean {close[0]}?" if close else "`slidesam settings` lists all"
-
-
-_KINDS: tuple[type[_Section], ...] = (MicroSam, Watershed, Function)
 
 
 def _kind_of(model: type[_Section]) -> str:

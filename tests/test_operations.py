@@ -8,11 +8,9 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -25,7 +23,7 @@ import yaml
 from slidesam.tasks.states import read_state
 from tests.conftest import ROOT
 from tests.prefect_fixtures import THIRD_PARTY_WARNINGS
-from tests.prefect_server_fixtures import ENDED, HAS_POSTGRES, PATIENCE, Server, blocks_done, settings
+from tests.prefect_server_fixtures import ENDED, HAS_POSTGRES, PATIENCE, Server, blocks_done, server_folder, settings
 from tests.slides import write_numbered_slide
 from tests.slurm_fixtures import until
 from tests.ui_fixtures import keep
@@ -57,25 +55,20 @@ class Site(Server):
 def site() -> Iterator[Site]:
     from slidesam.flows.cluster import LocalProfile, open_cluster
 
-    # As root the database is user postgres's, who can't enter pytest's folders.
-    folder = Path(tempfile.mkdtemp(prefix="slidesam-site-"))
-    folder.chmod(0o711)
-    site = Site(folder)
-    try:
-        with open_cluster(LocalProfile(workers=2)) as cluster:
+    with server_folder() as folder, open_cluster(LocalProfile(workers=2)) as cluster:
+        site = Site(folder)
+        try:
             site.attached.write_text(yaml.safe_dump({"kind": "attach", "address": cluster.address}))
             # Flows call the segmenters of the tests.
             site.start(PYTHONPATH=str(ROOT))
             inbox = site.deployment("inbox")
-            site.api(
-                f"deployments/{inbox['id']}", {"parameters": inbox["parameters"] | {"quiet": f"{QUIET}s"}}, "PATCH"
-            )
+            quiet = {"parameters": inbox["parameters"] | {"quiet": f"{QUIET}s"}}
+            site.api(f"deployments/{inbox['id']}", quiet, "PATCH")
             yield site
             assert site("stop").returncode == 0
             assert site.left() == []
-    finally:
-        site.kill()
-        shutil.rmtree(folder)
+        finally:
+            site.kill()
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import urllib.error
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +12,7 @@ import yaml
 
 from tests.conftest import ROOT
 from tests.prefect_fixtures import THIRD_PARTY_WARNINGS
-from tests.prefect_server_fixtures import HAS_POSTGRES, PATIENCE, Server, blocks_done, settings
+from tests.prefect_server_fixtures import HAS_POSTGRES, PATIENCE, Server, blocks_done, server_folder, settings
 from tests.slides import write_numbered_slide
 from tests.slurm_fixtures import HOST, profile, queue, until
 
@@ -28,16 +26,14 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def server(slurm_up: None) -> Iterator[Server]:
-    folder = Path(tempfile.mkdtemp(prefix="slidesam-server-"))
-    folder.chmod(0o711)
-    server = Server(folder, host=HOST)
-    try:
-        server.start(PYTHONPATH=str(ROOT))
-        yield server
-        assert server("stop").returncode == 0
-    finally:
-        server.kill()
-        shutil.rmtree(folder)
+    with server_folder() as folder:
+        server = Server(folder, host=HOST)
+        try:
+            server.start(PYTHONPATH=str(ROOT))
+            yield server
+            assert server("stop").returncode == 0
+        finally:
+            server.kill()
 
 
 def test_jobs_report_to_a_server_with_a_password_and_a_cancelled_run_frees_the_queue(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import stat
 import subprocess
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -19,7 +17,7 @@ import yaml
 from slidesam.tasks.errors import ServerError, SettingsError
 from tests.conftest import ROOT
 from tests.prefect_fixtures import THIRD_PARTY_WARNINGS
-from tests.prefect_server_fixtures import HAS_POSTGRES, SCRIPT, Server, can_listen, free_port
+from tests.prefect_server_fixtures import HAS_POSTGRES, SCRIPT, Server, can_listen, free_port, server_folder
 from tests.slides import write_numbered_slide
 from tests.slurm_fixtures import until
 
@@ -57,25 +55,22 @@ def ended(server: Server, run: str) -> dict | None:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    # As root the database is user postgres's, who can't enter pytest's folders.
-    folder = Path(tempfile.mkdtemp(prefix="slidesam-server-"))
-    folder.chmod(0o711)
-    server = Server(folder)
-    try:
-        assert server("status").returncode == 3
-        server.start()
-        yield server
-        # In their order: what the tests below leave behind is stopped here, twice.
-        for _ in range(2):
-            done = server("stop")
-            assert done.returncode == 0, done.stdout + done.stderr
-            assert server.left() == []
-            assert can_listen(server.port)
-            assert can_listen(server.database_port)
-        assert server("status").returncode == 3
-    finally:
-        server.kill()
-        shutil.rmtree(folder)
+    with server_folder() as folder:
+        server = Server(folder)
+        try:
+            assert server("status").returncode == 3
+            server.start()
+            yield server
+            # In their order: what the tests below leave behind is stopped here, twice.
+            for _ in range(2):
+                done = server("stop")
+                assert done.returncode == 0, done.stdout + done.stderr
+                assert server.left() == []
+                assert can_listen(server.port)
+                assert can_listen(server.database_port)
+            assert server("status").returncode == 3
+        finally:
+            server.kill()
 
 
 def test_a_password_is_wanted(server: Server):

@@ -4,8 +4,7 @@
 #   EXTRAS="micro-sam dashboard" install.sh    the default; EXTRAS= for neither torch nor micro-sam
 #
 # The sources are those around this file. Versions come from requirements.lock. Running it again makes the environment anew.
-# Where packages come from is the caller's affair (PIP_INDEX_URL, /etc/pip.conf, UV_DEFAULT_INDEX, PIP_CERT, SSL_CERT_FILE,
-# proxies); nothing of it is kept in the image.
+# Where packages come from is the caller's affair (pip's settings, PIP_CERT, SSL_CERT_FILE, proxies); nothing of it is kept in the image.
 set -euo pipefail
 
 read -ra extras <<<"${EXTRAS-micro-sam dashboard}"
@@ -17,7 +16,7 @@ export DEBIAN_FRONTEND=noninteractive LC_ALL=C.UTF-8
 apt-get update -qq
 apt-get install -y -qq --no-install-recommends ca-certificates python3 python3-venv
 
-# pip and uv carry certificates of their own; the image's can be added to by whoever builds it.
+# pip carries certificates of its own; the image's can be added to by whoever builds it.
 export SSL_CERT_FILE=${SSL_CERT_FILE:-${PIP_CERT:-/etc/ssl/certs/ca-certificates.crt}}
 export PIP_CERT=${PIP_CERT:-$SSL_CERT_FILE}
 
@@ -33,31 +32,20 @@ if unknown:
     sys.exit(f"EXTRAS: slidesam has no {', '.join(unknown)}; it has {', '.join(known)}")
 PYTHON
 
-# Beside the target and not in /tmp: uv then links files instead of copying them. Building leaves files in the sources, so
-# that a copy is built.
+# Beside the target, where there is room for it. Building leaves files in the sources, so that a copy is built.
 work=$(mktemp -d /opt/.slidesam-build.XXXXXX)
 trap 'rm -rf "$work"' EXIT
 export TMPDIR="$work"
 mkdir "$work/source"
 cp -r "$source"/{pyproject.toml,README.md,LICENSE,requirements.lock,flows,tasks} "$work/source"
 
+# requirements.lock names more than is wanted here (all extras, tests, linters): it bounds versions, of what builds too;
+# pyproject.toml selects. Compiled to bytecode as it is installed, since the image can't be written to later.
 python3 -m venv "$work/tools"
-pip=("$work/tools/bin/python" -m pip --disable-pip-version-check --no-cache-dir)
-"${pip[@]}" install --quiet "uv>=0.9"
-
-# uv doesn't read pip's settings. Without pip's index it would ask the public one.
-if [ -z "${UV_DEFAULT_INDEX-}" ]; then
-    index=${PIP_INDEX_URL:-$("${pip[@]}" config get global.index-url 2>/dev/null || true)}
-    [ -z "$index" ] || export UV_DEFAULT_INDEX="$index"
-fi
-
-# requirements.lock names more than is wanted here (all extras, tests, linters): it bounds versions, pyproject.toml selects.
-# Compiled to bytecode now, since the image can't be written to later.
 python3 -m venv --clear --without-pip "$target"
 chosen=$(IFS=,; echo "${extras[*]}")
-UV_CACHE_DIR="$work/cache" "$work/tools/bin/uv" pip install --quiet --compile-bytecode --python "$target/bin/python" \
-    --constraints "$work/source/requirements.lock" --build-constraints "$work/source/requirements.lock" \
-    "$work/source${chosen:+[$chosen]}"
+PIP_CONSTRAINT="$work/source/requirements.lock" "$work/tools/bin/python" -m pip --python "$target/bin/python" \
+    --disable-pip-version-check --no-cache-dir install --quiet "$work/source${chosen:+[$chosen]}"
 
 apt-get clean
 rm -rf /var/lib/apt/lists/*
