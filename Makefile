@@ -11,7 +11,7 @@ DEMO   ?= demo-output
 .DEFAULT_GOAL := help
 STITCHING := stitching-accuracy stitching-speed stitching-memory
 BENCHMARKS := accuracy block conversion empty kills memory overhead rechunk tissue
-.PHONY: help install lock demo test test-fast screenshots slurm-overhead $(BENCHMARKS) $(STITCHING) peers lint format typecheck clean
+.PHONY: help install lock demo test test-fast many-slides screenshots slurm-overhead $(BENCHMARKS) $(STITCHING) peers lint format typecheck clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -42,17 +42,17 @@ KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=34359738368 MALLOC_TRIM_THRESHOLD_=3435973
 demo: install  ## make a 4096 x 4096 px slide and segment it, about a minute; look at the picture that it names
 	@$(BIN)/slidesam demo --output $(DEMO)
 
-# All that uses Slurm, since a job of another's would be in its way, and as much more as makes both halves take as long.
-HALF := $(addprefix tests/test_,slurm.py operations_slurm.py doctor.py interactive.py device_workers.py container.py \
-    cli.py prefect_server.py)
+# Processes that tests run in: most of the time they wait for others. tests/conftest.py says which tests stay together.
+AT_ONCE ?= 3
 
-test: lint  ## lint, types and all tests (about 22 minutes on two cores; fast ones alone: make test-fast)
-	@said=$$(mktemp); $(BIN)/python -m pytest $(HALF) >$$said 2>&1 & half=$$!; \
-	$(KEEP_MEMORY) $(BIN)/python -m pytest $(addprefix --ignore=,$(HALF)); others=$$?; \
-	wait $$half; first=$$?; cat $$said; rm -f $$said; test $$others -eq 0 -a $$first -eq 0
+test: lint  ## lint, types and all tests (about 20 minutes on two cores; fast ones alone: make test-fast)
+	@$(KEEP_MEMORY) $(BIN)/python -m pytest -n $(AT_ONCE) --dist loadgroup --no-loadscope-reorder
 
 test-fast: install  ## the tests that take seconds
 	@$(BIN)/python -m pytest -m "not slow"
+
+many-slides: install  ## thirty slides at once on a server with PostgreSQL, 4 minutes
+	@SLIDESAM_TEST_SLIDES=30 $(BIN)/python -m pytest -s tests/test_operations.py -k many_slides
 
 screenshots: install  ## the browser test, keeping its pictures in screenshots/
 	@SLIDESAM_SCREENSHOTS=screenshots $(BIN)/python -m pytest -m browser

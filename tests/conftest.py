@@ -19,6 +19,19 @@ pytest_plugins = [
 # Where this is set (CI sets it), a skipped test is a failed one: nothing is left out unnoticed.
 NO_SKIPS = bool(os.environ.get("SLIDESAM_NO_SKIPS"))
 
+# Files whose tests run one after the other, in one process, where pytest runs in several: jobs of two would wait for each
+# other, and what is started once (a server, a checkpoint) serves all of them. Any other file is a group of its own.
+# The groups that take longest begin.
+GROUPS = {
+    "slurm": ("slurm", "operations_slurm", "container", "device_workers", "interactive", "doctor"),
+    "operations": ("operations", "prefect_server"),
+    "cli": ("cli",),
+    "flows": ("flows", "cohort", "run_page", "ui"),
+    "faults": ("faults",),
+    "microsam": ("microsam", "microsam_pipeline"),
+}
+GROUP_OF = {f"test_{file}": group for group, files in GROUPS.items() for file in files}
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
@@ -42,3 +55,11 @@ def pytest_runtest_makereport(item, call):
         report.outcome = "failed"
         report.longrepr = f"skipped where no test may be: {report.longrepr}"
     return report
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = list(GROUP_OF)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(GROUP_OF.get(item.path.stem, item.path.stem)))
+    items.sort(key=lambda item: order.index(item.path.stem) if item.path.stem in GROUP_OF else len(order))

@@ -6,6 +6,7 @@ Everything is real: PostgreSQL, the server with its password, the worker, the au
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
@@ -36,6 +37,8 @@ pytestmark = [
     *(pytest.mark.filterwarnings(warning) for warning in THIRD_PARTY_WARNINGS),
 ]
 QUIET = 20
+# How many slides at once: `make many-slides` takes thirty, which needs four minutes.
+MANY = int(os.environ.get("SLIDESAM_TEST_SLIDES", "10"))
 
 
 class Site(Server):
@@ -55,6 +58,8 @@ class Site(Server):
 def site() -> Iterator[Site]:
     from slidesam.flows.cluster import LocalProfile, open_cluster
 
+    # Of a failed test one would read little else.
+    logging.getLogger("distributed").setLevel(logging.WARNING)
     with server_folder() as folder, open_cluster(LocalProfile(workers=2)) as cluster:
         site = Site(folder)
         try:
@@ -278,30 +283,32 @@ def test_a_killed_slide_is_brought_back_and_nothing_is_computed_twice(site, kill
     assert {child["state"]["type"] for child in children} <= {"COMPLETED", "CRASHED"}
 
 
-def test_thirty_slides_at_once_four_at_a_time(site, tmp_path) -> None:
-    for number in range(30):
+def test_many_slides_at_once_four_at_a_time(site, tmp_path) -> None:
+    for number in range(MANY):
         write_numbered_slide(tmp_path / f"s{number:02d}.tif", 1, 1)
     began = time.monotonic()
     cohort = site.begin("cohort", slides=[str(tmp_path)], settings=settings(tmp_path / "log"))
     most, slowest = 0, 0.0
     while site.run(cohort)["state"]["type"] not in ENDED:
-        assert time.monotonic() - began < 3 * PATIENCE
+        assert time.monotonic() - began < 90 + 30 * MANY
         asked = time.monotonic()
         running = site.runs(tags={"all_": [f"cohort-{cohort[:8]}"]}, state={"type": {"any_": ["RUNNING", "PENDING"]}})
         slowest = max(slowest, time.monotonic() - asked)
         most = max(most, len(running))
         time.sleep(1)
     seconds = time.monotonic() - began
-    print(f"\n30 slides in {seconds:.0f} s, at most {most} at once; slowest answer {slowest:.1f} s")
-    assert site.run(cohort)["state"]["type"] == "COMPLETED"
+    print(f"\n{MANY} slides in {seconds:.0f} s, at most {most} at once; slowest answer {slowest:.1f} s")
+    ended = site.run(cohort)
+    assert ended["state"]["type"] == "COMPLETED", (ended["state"]["message"], ended["run_count"])
     assert 1 < most <= 4
     assert slowest < 20
     slides = site.tagged(f"cohort-{cohort[:8]}")
-    assert len(slides) == 30
+    assert len(slides) == MANY
     # What the UI says is so.
-    assert {(run["state"]["name"], run["run_count"]) for run in slides.values()} == {("Completed", 1)}
+    said = {name: (run["state"]["name"], run["run_count"], run["state"]["message"]) for name, run in slides.items()}
+    assert {each[:2] for each in said.values()} == {("Completed", 1)}, said
     assert all(read_state(site.results, name, "cells")["objects"] == 1 for name in slides)
-    assert blocks_done(tmp_path / "log") == 30
+    assert blocks_done(tmp_path / "log") == MANY
     left = site.runs(state={"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}})
     assert not [run["name"] for run in left if re.search(r"\bs\d\d\b", run["name"])]
     logs = "".join(path.read_text(errors="replace") for path in (site.data / "log").glob("*.log"))
