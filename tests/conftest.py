@@ -57,9 +57,11 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+# Before pytest-xdist looks at the groups.
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]):
     order = list(GROUP_OF)
     for item in items:
         item.add_marker(pytest.mark.xdist_group(GROUP_OF.get(item.path.stem, item.path.stem)))
     items.sort(key=lambda item: order.index(item.path.stem) if item.path.stem in GROUP_OF else len(order))
+    return (yield)
