@@ -46,7 +46,7 @@ demo: install  ## make a 4096 x 4096 px slide and segment it, about a minute; lo
 AT_ONCE ?= 3
 
 test: lint  ## lint, types and all tests (about 20 minutes on two cores; fast ones alone: make test-fast)
-	@$(KEEP_MEMORY) $(BIN)/python -m pytest -n $(AT_ONCE) --dist loadgroup --no-loadscope-reorder
+	@$(KEEP_MEMORY) $(BIN)/python -m pytest -n $(AT_ONCE) --dist loadscope --no-loadscope-reorder
 
 test-fast: install  ## the tests that take seconds
 	@$(BIN)/python -m pytest -m "not slow"

@@ -57,11 +57,17 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
-# Before pytest-xdist looks at the groups.
-@pytest.hookimpl(wrapper=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]):
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = list(GROUP_OF)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(GROUP_OF.get(item.path.stem, item.path.stem)))
     items.sort(key=lambda item: order.index(item.path.stem) if item.path.stem in GROUP_OF else len(order))
-    return (yield)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = Path(nodeid.partition("::")[0]).stem
+            return GROUP_OF.get(file, file)
+
+    return ByGroup(config, log)
