@@ -65,6 +65,8 @@ class SlideSettings(_Section):
     """Channels that the segmenter sees, by index or name; auto = red, green and blue, else the one named like a nuclear stain, else the first."""  # noqa: E501
     mpp: Annotated[float, Field(gt=0, lt=1000)] | None = None
     """Pixel size in µm, where the file states none or a wrong one."""
+    target_mpp: Annotated[float, Field(gt=0, lt=1000)] | None = None
+    """Pixel size in µm at which to segment, so that a model sees objects at the size that it knows; none = the slide's. Blocks and halo are in pixels of that size; labels are the slide's size all the same."""  # noqa: E501
 
     @field_validator("channels", mode="before")
     @classmethod
@@ -133,19 +135,42 @@ class MicroSam(_Section):
     """Automatic mask generation, instance segmentation by the decoder, or prompts from the decoder; auto = ais with a decoder, else amg."""  # noqa: E501
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the model runs; auto = the first at hand of CUDA, Apple's MPS, the CPU."""
-    tile_shape: Pair | None = None
-    """micro-sam's tiles inside a block, in pixels; none = the whole block at once, scaled to SAM's 1024 px."""
-    tile_halo: Pair | None = None
-    """Overlap of those tiles per side, in pixels; none = a quarter of the tile."""
+    tile_shape: Literal["auto", "off"] | Pair = "auto"
+    """micro-sam's tiles inside a block, in pixels; off = the whole block at once, scaled to SAM's 1024 px; auto = with their overlap 1024 px, off for blocks that aren't larger."""  # noqa: E501
+    tile_halo: Literal["auto"] | Pair = "auto"
+    """Overlap of those tiles per side, in pixels; auto = the blocks' halo, 256 px at most, or a quarter of a tile whose shape is given."""  # noqa: E501
+    batch_size: Annotated[int, Field(ge=1, le=256)] = 1
+    """Tiles that the encoder takes at once, halved where memory doesn't suffice; more is faster on a GPU. docs/segmentation.md says what it does to labels."""  # noqa: E501
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Numbers that the encoder computes with; auto = bfloat16 on a GPU that has it, which is faster and changes some pixels."""  # noqa: E501
     scaling: Literal["slide", "tile"] = "slide"
     """Intensities to 8 bit by percentiles of the whole slide, or by each tile's minimum and maximum as micro-sam does."""
     options: dict[str, Any] = Field(default_factory=dict)
     """micro-sam's own generator options by their names (points_per_side, pred_iou_thresh, min_size, ...)."""
 
+    inputs: tuple[str, ...] = ()
+    """What SAM sees as red, green and blue, one to three of the slide's chosen channels by name, several joined by + (the brightest counts), or stains of a bright-field slide (hematoxylin, eosin, dab); none = the channels as they come."""  # noqa: E501
+    stains: dict[str, tuple[float, float, float]] = Field(default_factory=dict)
+    """Stain vectors of one's own: name and optical density in red, green and blue."""
+
     @field_validator("tile_shape", "tile_halo", mode="before")
     @classmethod
     def _square(cls, value: object) -> object:
+        # YAML reads off as false.
+        value = "off" if value is False or value is None else value
         return (value, value) if isinstance(value, int) else value
+
+    @field_validator("inputs", mode="before")
+    @classmethod
+    def _one_input(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("inputs")
+    @classmethod
+    def _three_inputs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(value) > 3:
+            raise ValueError("SAM sees three channels: join several by +")
+        return value
 
 
 class Watershed(_Section):

@@ -12,13 +12,14 @@ _SHOWN_NAMES = {
     "t": "Time point",
     "z": "Focal plane",
     "mpp": "Pixel size",
+    "target_mpp": "Pixel size to segment at",
     "ome_zarr": "OME-Zarr version",
     "min_iou": "Minimal IoU",
     "keep_work": "Keep intermediate results",
 }
 _SHOWN_UNITS = {
     **dict.fromkeys(("block_shape", "halo", "chunk_shape", "tile_shape", "tile_halo"), "px"),
-    **dict.fromkeys(("mpp", "diameter"), "µm"),
+    **dict.fromkeys(("mpp", "target_mpp", "diameter"), "µm"),
     "retry_delay": "s",
 }
 

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slidesam.tasks.config import MicroSam
+from slidesam.tasks.config import MicroSam, Pair
 from slidesam.tasks.errors import SegmenterError, in_one_line
 from slidesam.tasks.segmenters.microsam_weights import Weights, find_weights, model_identity, model_name, no_decoder
 
@@ -163,7 +163,7 @@ class MicroSamSegmenter:
                 predictor.model_name,
                 device=device,
                 segmentation_mode=mode,
-                is_tiled=settings.tile_shape is not None,
+                is_tiled=_is_tiled(settings),
                 predictor=predictor,
                 state=state,
                 **made_with,
@@ -172,16 +172,13 @@ class MicroSamSegmenter:
             raise SegmenterError(f"micro-sam can't make its {mode} generator: {in_one_line(error, 300)}") from error
         self._settings = settings
         self._is_rgb = is_rgb
-        self._tile_shape = settings.tile_shape
-        self._tile_halo = settings.tile_halo
-        if settings.tile_shape is not None and settings.tile_halo is None:
-            self._tile_halo = (settings.tile_shape[0] // 4, settings.tile_shape[1] // 4)
-        if mode == "ais" and settings.tile_shape is not None:
+        self._tile_shape, self._tile_halo = tiling(settings)
+        if mode == "ais" and self._tile_shape is not None:
             # As automatic_instance_segmentation does, but with one thread: python-elf smooths the maps in place, tile by
             # tile, and threads read each other's half-smoothed borders, so that labels differ from run to run.
             self._generate_with |= {"tile_shape": self._tile_shape, "halo": self._tile_halo, "n_threads": 1}
         # It draws its progress bar whatever `verbose` says.
-        self._is_chatty = mode == "apg" and settings.tile_shape is not None
+        self._is_chatty = mode == "apg" and self._tile_shape is not None
         # The predictor holds the current image: threads of one worker must take turns.
         self._lock = threading.Lock()
 
@@ -263,6 +260,18 @@ class MicroSamSegmenter:
         }
 
 
+def tiling(settings: MicroSam) -> tuple[Pair | None, Pair | None]:
+    """Tiles and their halo, or nothing; `auto` that wasn't made numbers (`sizes.with_sizes`) counts as off."""
+    shape, halo = settings.tile_shape, settings.tile_halo
+    if isinstance(shape, str):
+        return None, None
+    return shape, (shape[0] // 4, shape[1] // 4) if isinstance(halo, str) else halo
+
+
+def _is_tiled(settings: MicroSam) -> bool:
+    return tiling(settings)[0] is not None
+
+
 def _device(wanted: str) -> str:
     import torch
 
@@ -321,7 +330,7 @@ def _split_options(settings: MicroSam, mode: str) -> tuple[dict[str, Any], dict[
     """The options that make the generator, and those of each call of its `generate`."""
     from micro_sam import instance_segmentation
 
-    tiled = "Tiled" if settings.tile_shape is not None else ""
+    tiled = "Tiled" if _is_tiled(settings) else ""
     generator = getattr(instance_segmentation, tiled + _GENERATORS[mode])
     of_init = inspect.signature(generator.__init__).parameters.keys() - _OURS
     of_generate = inspect.signature(generator.generate).parameters.keys() - _OURS
