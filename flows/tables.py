@@ -15,7 +15,7 @@ from slidesam.flows.cluster import ssh_line
 from slidesam.tasks.config import Settings
 from slidesam.tasks.errors import SegmenterError
 from slidesam.tasks.grid import BlockGrid
-from slidesam.tasks.plan import explain, finished_facts
+from slidesam.tasks.plan import explain, finished_facts, with_sizes
 from slidesam.tasks.seam_report import COLUMNS
 from slidesam.tasks.segmenters import segmenter_identity
 from slidesam.tasks.slide import Slide
@@ -69,10 +69,11 @@ def _slide_rows(slide: Slide) -> list[tuple[str, str]]:
 
 
 def _plan_rows(slide: Slide, settings: Settings, output: Path | None) -> list[tuple[str, str]]:
+    settings = with_sizes(slide, settings)
     blocks, segmenter = settings.blocks, settings.segmenter
     run = Run(slide=slide, output=(output or Path()).resolve(), settings=settings, segmenter_identity="")
     rows, columns = run.grid.grid_shape
-    outer = " × ".join(map(str, reversed(run.grid.outer_shape)))
+    outer = " × ".join(map(str, reversed(run.segmented_grid.outer_shape)))
     plan = [
         ("pixels", f"{run.image_plan.mode}: {run.image_plan.reason}"),
         ("blocks", f"{len(run.grid)} ({columns} × {rows}) of {blocks.block_shape[1]} × {blocks.block_shape[0]} px; "

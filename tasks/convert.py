@@ -24,6 +24,7 @@ from slidesam.tasks.image_plan import shard_region
 from slidesam.tasks.omezarr import create_plane_array, open_level, write_shards
 from slidesam.tasks.overview import is_filling, is_shown, note_filling, ready_store, show_image
 from slidesam.tasks.pyramid import halve, halve_region
+from slidesam.tasks.scale import LevelReader, ScaledReader
 from slidesam.tasks.slide import PixelReader, SlideReader
 from slidesam.tasks.work import Marks, Run, read_json, write_json
 
@@ -53,7 +54,27 @@ class ArrayReader:
 
 
 def open_pixels(run: Run) -> PixelReader:
-    """What the blocks are read from: the converted or rechunked pixels, or the slide itself. They hold the same."""
+    """What the blocks are read from, in the pixels that are segmented.
+
+    The converted or rechunked pixels, or the slide itself: on level 0 they hold the same.
+    """
+    if run.scale.is_one:
+        return _open_level0(run)
+    level = run.segmented_level
+    if run.image_plan.mode == "convert":
+        shape, steps = run.image_plan.levels[level].shape, (2.0**level, 2.0**level)
+        reader = _converted(run, run.slide.channels, level)
+    elif level == 0:
+        shape, steps, reader = run.slide.shape, (1.0, 1.0), _open_level0(run)
+    else:
+        slide = SlideReader(run.slide)
+        shape, steps = run.slide.levels[level].shape, run.slide.levels[level].downsample
+        reader = LevelReader(slide.read, level, slide.close)
+    factor = run.scale.factor
+    return ScaledReader(reader, shape, (factor[0] / steps[0], factor[1] / steps[1]))
+
+
+def _open_level0(run: Run) -> PixelReader:
     match run.image_plan.mode:
         case "convert":
             return _converted(run, run.slide.channels)
@@ -71,10 +92,10 @@ def open_display(run: Run, channels: tuple[int, ...]) -> PixelReader:
     return SlideReader(run.slide.model_copy(update={"channels": channels}))
 
 
-def _converted(run: Run, channels: tuple[int, ...]) -> PixelReader:
+def _converted(run: Run, channels: tuple[int, ...], level: int = 0) -> PixelReader:
     if not is_shown(run):
         raise OutputError(f"{run.store}: its image was taken away or replaced: run the same command again")
-    return ArrayReader(zarr.open_array(run.store / "0", mode="r"), channels)
+    return ArrayReader(zarr.open_array(run.store / str(level), mode="r"), channels)
 
 
 def is_ready(run: Run) -> bool:

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from slidesam.tasks import convert, omezarr
-from slidesam.tasks.config import Settings
+from slidesam.tasks.config import MicroSam, Settings
 from slidesam.tasks.errors import OutputError
+from slidesam.tasks.scale import grids, make_scale
 from slidesam.tasks.segmenters import package_version, segmenter_identity
-from slidesam.tasks.slide import open_slide
+from slidesam.tasks.sizes import explain_sizes, with_tiles
+from slidesam.tasks.slide import Slide, open_slide
 from slidesam.tasks.tissue import mask_identity
 from slidesam.tasks.work import Marks, Run, block_facts, kept_blocks, read_json
 
@@ -47,6 +49,7 @@ def plan_run(slide: Path, output: Path, settings: Settings) -> Run:
     """
     facts = open_slide(slide, settings.slide)
     settings, mask = _with_mask(settings)
+    settings = with_sizes(facts, settings)
     run = Run(
         slide=facts,
         output=output.resolve(),
@@ -56,6 +59,20 @@ def plan_run(slide: Path, output: Path, settings: Settings) -> Run:
     )
     check_output(run.output)
     return run
+
+
+def with_sizes(slide: Slide, settings: Settings) -> Settings:
+    """Settings with numbers for the sizes that are found out from others.
+
+    Raises:
+        SettingsError: They can't be had on this slide.
+    """
+    scale = make_scale(slide.mpp, settings.slide.target_mpp, settings.blocks.block_shape)
+    _, seen = grids(slide.shape, scale, settings.blocks.halo)
+    if not isinstance(settings.segmenter, MicroSam):
+        return settings
+    tiled = with_tiles(settings.segmenter, settings.blocks, seen.outer_shape)
+    return settings.model_copy(update={"segmenter": tiled})
 
 
 def _with_mask(settings: Settings) -> tuple[Settings, str | None]:
@@ -84,8 +101,22 @@ def check_output(output: Path) -> None:
 
 
 def explain(run: Run) -> list[str]:
-    """One line per stage: what it will do, what it uses of what is there, and why."""
-    return [_explain_image(run), _explain_segmenting(run), _explain_stitching(run)]
+    """What the segmenter sees; then one line per stage: what it will do, what it uses of what is there, and why."""
+    return [*_explain_sight(run), _explain_image(run), _explain_segmenting(run), _explain_stitching(run)]
+
+
+def _explain_sight(run: Run) -> list[str]:
+    """Model, sizes and warnings about them, where there is anything to choose."""
+    lines = []
+    if not run.scale.is_one and run.segmented_slide.mpp is not None:
+        y, x = run.segmented_slide.mpp
+        level = f", read from level {run.segmented_level}" if run.segmented_level else ""
+        lines.append(f"segment: at {x:.4g} × {y:.4g} µm{level}")
+    if isinstance(run.settings.segmenter, MicroSam):
+        sight, warning = explain_sizes(run.settings.segmenter, run.segmented_grid.outer_shape)
+        model = run.segmenter_identity.partition(" ")[0]
+        lines.append(f"segment: {model} of micro-sam; {sight}" + (f" ({warning})" if warning else ""))
+    return lines
 
 
 def _explain_image(run: Run) -> str:

@@ -1,4 +1,4 @@
-"""A sample of a slide at full resolution: what slide-wide parameters are found on.
+"""A sample of the pixels that are segmented: what slide-wide parameters are found on.
 
 Not a coarse level, although that is one read: averaging pales small objects, so that on a large slide thresholds and intensity
 ranges would come out too low.
@@ -12,19 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slidesam.tasks.grid import BlockGrid, Region
-from slidesam.tasks.slide import PixelReader, Slide
+from slidesam.tasks.slide import PixelReader
 
 _PLACE_SIDE = 256
 _PLACES = 144
 
 
-def sample_slide(slide: Slide, overview: NDArray[Any], reader: PixelReader) -> NDArray[Any]:
+def sample_slide(shape: tuple[int, int], overview: NDArray[Any], reader: PixelReader) -> NDArray[Any]:
     """The whole slide if it is small, else places spread over what isn't empty, put together.
 
     Args:
-        slide: The slide.
+        shape: Height and width of the slide, in the pixels that are segmented.
         overview: (y, x, c) coarse image of it, by which places are chosen.
-        reader: Reads its channels to segment.
+        reader: Reads its channels to segment, in those pixels.
 
     Returns:
         (y, x, c) of at most 144 places of 256 × 256 px, in the slide's dtype; the same for the same slide.
@@ -32,10 +32,10 @@ def sample_slide(slide: Slide, overview: NDArray[Any], reader: PixelReader) -> N
     Raises:
         SlideError: Its pixels can't be read.
     """
-    height, width = slide.shape
+    height, width = shape
     if height * width <= _PLACES * _PLACE_SIDE**2:
         return reader.read(Region(0, 0, height, width))
-    places = [reader.read(region) for region in choose_places(slide.shape, overview)]
+    places = [reader.read(region) for region in choose_places(shape, overview)]
     columns = int(np.sqrt(len(places)))
     rows = [np.concatenate(places[at : at + columns], axis=1) for at in range(0, len(places) - columns + 1, columns)]
     return np.concatenate(rows)

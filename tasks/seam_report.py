@@ -26,13 +26,22 @@ _WORTH_A_WORD, _STEP = 0.01, 16
 _FEW = 3
 
 
-def make_report(grid: BlockGrid, instances: Instances, pairs: Pairs, resolution: Resolution) -> dict[str, Any]:
+def make_report(
+    grid: BlockGrid, instances: Instances, pairs: Pairs, resolution: Resolution, factor: float = 1.0
+) -> dict[str, Any]:
     """The report, as JSON.
+
+    Args:
+        grid: The blocks on level 0.
+        instances: All labels of all blocks.
+        pairs: Their overlaps.
+        resolution: What was made of them.
+        factor: Pixels of level 0 per pixel in which `blocks.halo` is given.
 
     Returns:
         `totals` for the slide, each object counted once; `columns` and `rows`, a row per seam at which anything lies, with
-        the ids of its two blocks first; `wide`, how many objects are wider than the halo; `halo` and `advised_halo` in
-        pixels, the latter None where there is nothing to advise; `warnings`, sentences.
+        the ids of its two blocks first; `wide`, how many objects are wider than the halo; `halo` in pixels of level 0;
+        `advised_halo` as the setting has it, None where there is nothing to advise; `warnings`, sentences.
     """
     facts = resolution.facts
     crossing, seam, group = _crossings(grid, instances, pairs, facts.group)
@@ -64,7 +73,7 @@ def make_report(grid: BlockGrid, instances: Instances, pairs: Pairs, resolution:
         "wide": int(wide.size),
         "halo": grid.halo,
     }
-    return report | _advice(grid, totals["objects"], int(wide.size), halo)
+    return report | _advice(grid, totals["objects"], int(wide.size), halo, factor)
 
 
 def _crossings(grid: BlockGrid, instances: Instances, pairs: Pairs, groups: Ints) -> tuple[Ints, Ints, Ints]:
@@ -155,7 +164,7 @@ def _needed_halo(grid: BlockGrid, instances: Instances, groups: Ints, wide: Ints
     return needed + EDGE
 
 
-def _advice(grid: BlockGrid, objects: int, wide: int, needed: Ints) -> dict[str, Any]:
+def _advice(grid: BlockGrid, objects: int, wide: int, needed: Ints, factor: float) -> dict[str, Any]:
     """A wider halo, where enough objects need one, and the sentence that says so."""
     if grid.halo == 0 and len(grid) > 1:
         words = "with a halo of 0 px every object at a seam stays cut: set blocks.halo to the width of an object"
@@ -163,9 +172,12 @@ def _advice(grid: BlockGrid, objects: int, wide: int, needed: Ints) -> dict[str,
     if wide < _FEW or wide < _WORTH_A_WORD * objects:
         return {"advised_halo": None, "warnings": []}
     # Most of them, so that one freak doesn't set the halo for all.
-    halo = -(-int(np.percentile(needed, 95, method="higher")) // _STEP) * _STEP
-    what = f"{100 * wide / objects:.0f} % of the {objects:,} objects at seams are wider than the halo of {grid.halo} px"
-    if halo > min(grid.block_shape):
+    halo = -(-int(np.percentile(needed, 95, method="higher") / factor) // _STEP) * _STEP
+    what = (
+        f"{100 * wide / objects:.0f} % of the {objects:,} objects at seams are wider than the halo of "
+        f"{grid.halo / factor:.0f} px"
+    )
+    if halo > min(grid.block_shape) / factor:
         words = f"{what}, and many longer than a block: they are put together from pieces; larger blocks would help"
         return {"advised_halo": None, "warnings": [words]}
     return {"advised_halo": halo, "warnings": [f"{what}: raise it to {halo} (blocks.halo)"]}

@@ -41,9 +41,13 @@ def segment_outer(
     window = grid.window(block)
     padded = pad_to(image, grid.outer_shape, (block.outer.y0 - window.y0, block.outer.x0 - window.x0), fill)
     labels = checked_labels(segmenter.segment(_squeezed(padded), params), grid.outer_shape)
-    on_slide = labels[block.outer.relative_to(window).slices]
-    renumbered, _ = fastremap.renumber(np.ascontiguousarray(on_slide), preserve_zero=True, in_place=False)
-    return np.asarray(renumbered, LABEL_DTYPE)
+    return renumbered(labels[block.outer.relative_to(window).slices])
+
+
+def renumbered(labels: NDArray[Any]) -> NDArray[np.uint32]:
+    """The same (y, x) objects with ids 1..n in order of appearance."""
+    in_order, _ = fastremap.renumber(np.ascontiguousarray(labels), preserve_zero=True, in_place=False)
+    return np.asarray(in_order, LABEL_DTYPE)
 
 
 def pad_to(image: NDArray[Any], shape: tuple[int, int], offset: tuple[int, int], fill: NDArray[Any]) -> NDArray[Any]:

@@ -45,7 +45,8 @@ from slidesam.tasks.overview import publish_image, slide_overview
 from slidesam.tasks.plan import provenance
 from slidesam.tasks.pyramid import halve_labels, region_below, shard_regions
 from slidesam.tasks.sample import sample_slide
-from slidesam.tasks.segment import background_of, segment_outer
+from slidesam.tasks.scale import to_level0
+from slidesam.tasks.segment import background_of, renumbered, segment_outer
 from slidesam.tasks.segmenters import Segmenter, jsonable_params, load_segmenter
 from slidesam.tasks.slide import SlideReader
 from slidesam.tasks.work import (
@@ -112,8 +113,10 @@ def prepare_slide(run: Run) -> Facts:
     if known is None:
         overview = slide_overview(run)
         with closing(open_pixels(run)) as reader:
-            sample = sample_slide(run.slide, overview, reader)
-        params = jsonable_params(segmenter.prepare(sample[..., 0] if sample.shape[2] == 1 else sample, run.slide))
+            sample = sample_slide(run.segmented_grid.shape, overview, reader)
+        params = jsonable_params(
+            segmenter.prepare(sample[..., 0] if sample.shape[2] == 1 else sample, run.segmented_slide)
+        )
         fill = background_of(overview, is_rgb=run.slide.is_rgb)
         blocks = _blocks_to_segment(run, overview)
         known = {"params": params, "fill": fill.tolist(), "blocks": blocks, "seconds": time.perf_counter() - started}
@@ -153,12 +156,15 @@ def segment_blocks(run: Run, block_ids: Sequence[int], go: str = "") -> Facts:
         with closing(open_pixels(run)) as reader, ThreadPoolExecutor(1) as ahead:
             with attempts.before(todo[0]):
                 # A model takes seconds to load the first time: meanwhile the first pixels are read.
-                images = {todo[0]: ahead.submit(reader.read, run.grid[todo[0]].outer)}
+                images = {todo[0]: ahead.submit(reader.read, run.segmented_grid[todo[0]].outer)}
                 segmenter, known, results = _segmenter(run), prepared(run), BlockResults.of(run)
                 wait(images.values())
 
-            def read(block_id: int) -> NDArray[Any]:
-                return images.pop(block_id).result() if block_id in images else reader.read(run.grid[block_id].outer)
+            def read(number: int) -> NDArray[Any]:
+                """A block's pixels; while it is segmented, those of the next are read."""
+                for block_id in todo[number + 1 : number + 2]:
+                    images[block_id] = ahead.submit(reader.read, run.segmented_grid[block_id].outer)
+                return images.pop(todo[number]).result()
 
             for number, block_id in enumerate(todo):
                 if is_leaving():
@@ -166,8 +172,8 @@ def segment_blocks(run: Run, block_ids: Sequence[int], go: str = "") -> Facts:
                     break
                 try:
                     with attempts.at(block_id):
-                        # Read in the call, so that nothing here holds the pixels while the next are read.
-                        _segment_block(run, block_id, read(block_id), segmenter, known, results)
+                        # Read in the call, so that nothing here holds the pixels longer than it takes.
+                        _segment_block(run, block_id, read(number), segmenter, known, results)
                 except (OutputError, SlideGoneError):
                     raise
                 except Exception as error:  # noqa: BLE001
@@ -184,7 +190,10 @@ def _segment_block(
     started = time.perf_counter()
     block = run.grid[block_id]
     fill = np.asarray(known["fill"], image.dtype)
-    labels = segment_outer(image, block, run.grid, segmenter, known["params"], fill)
+    seen = run.segmented_grid[block_id]
+    labels = segment_outer(image, seen, run.segmented_grid, segmenter, known["params"], fill)
+    if not run.scale.is_one:
+        labels = renumbered(to_level0(labels, seen.outer, block.outer, run.scale))
     marks = Marks(run.segment_folder)
     # An old mark must not vouch for a mixture of old and new.
     marks.remove(block_id)

@@ -159,7 +159,7 @@ def resolve_run(run: Run) -> dict[str, Any]:
         return resolved
     instances, pairs = load_instances(run)
     result = resolve(instances, pairs, run.settings.stitch)
-    report = seam_report.make_report(run.grid, instances, pairs, result)
+    report = seam_report.make_report(run.grid, instances, pairs, result, min(run.scale.factor))
     save_array(run.stitch_folder / "offsets.npy", instances.offsets)
     save_array(run.stitch_folder / "relabelling.npy", result.relabelling)
     save_array(run.stitch_folder / "sizes.npy", result.size)

@@ -41,6 +41,7 @@ from slidesam.tasks.config import Settings
 from slidesam.tasks.errors import OutputError, SlidesamError, in_one_line
 from slidesam.tasks.grid import BlockGrid
 from slidesam.tasks.image_plan import ImagePlan, plan_image
+from slidesam.tasks.scale import Scale, best_level, grids, make_scale
 from slidesam.tasks.slide import Slide
 
 _INTEGERS = re.compile(r"\[\n\s+((?:-?\d+,\n\s+)*-?\d+)\n\s+\]")
@@ -98,9 +99,39 @@ class Run(BaseModel):
         return work_folder(self.output, self.name, self.label)
 
     @cached_property
+    def scale(self) -> Scale:
+        """How many pixels of level 0 a pixel that is segmented takes.
+
+        Raises:
+            SettingsError: The wanted pixel size can't be had.
+        """
+        return make_scale(self.slide.mpp, self.settings.slide.target_mpp, self.settings.blocks.block_shape)
+
+    @cached_property
     def grid(self) -> BlockGrid:
-        """The blocks of level 0."""
-        return BlockGrid(self.slide.shape, self.settings.blocks.block_shape, self.settings.blocks.halo)
+        """The blocks on level 0."""
+        return grids(self.slide.shape, self.scale, self.settings.blocks.halo)[0]
+
+    @cached_property
+    def segmented_grid(self) -> BlockGrid:
+        """The same blocks, in the pixels that are segmented."""
+        return grids(self.slide.shape, self.scale, self.settings.blocks.halo)[1]
+
+    @cached_property
+    def segmented_slide(self) -> Slide:
+        """Facts on the slide for its segmenter: its pixel size is that of the pixels that are segmented."""
+        mpp = None if self.slide.mpp is None else self.scale.mpp(self.slide.mpp)
+        return self.slide if self.scale.is_one else self.slide.model_copy(update={"mpp": mpp})
+
+    @cached_property
+    def segmented_level(self) -> int:
+        """The level that blocks are read from: of the store where the slide is converted, else of the slide."""
+        plan = self.image_plan
+        if plan.mode == "rechunk":
+            return 0
+        own = [level.downsample for level in self.slide.levels]
+        made = [(2.0**level, 2.0**level) for level in range(len(plan.levels))]
+        return best_level(made if plan.mode == "convert" else own, self.scale)
 
     @cached_property
     def image_plan(self) -> ImagePlan:
@@ -129,6 +160,10 @@ class Run(BaseModel):
             **{f"segmenter.{key}": value for key, value in settings.segmenter.model_dump(mode="json").items()},
             "the segmenter's weights, code or versions": self.segmenter_identity,
         }
+        if not self.scale.is_one:
+            # Coarser levels of a slide and of the store are made in different ways.
+            level = (plan.mode, self.segmented_level) if self.segmented_level else 0
+            segment |= {"slide.target_mpp": self.scale, "the level that is read": level}
         stitch = {"segment": _digest(segment)} | {f"stitch.{key}": value for key, value in settings.stitch}
         export = arrays | {"stitch": _digest(stitch), "output.label": settings.output.label}
         return {"image": image, "segment": segment, "stitch": stitch, "export": export}

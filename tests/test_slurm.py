@@ -81,9 +81,10 @@ def test_a_real_slide_in_four_jobs_gives_the_bytes_of_a_local_run(slurm, cmu1: P
     thread.join()
     here = segment_serially(cmu1, tmp_path / "here", CMU1_SETTINGS)
     np.testing.assert_array_equal(labels_of(output, NAME), here)
-    assert len(list((output / ".slidesam/.jobs").glob("*.log"))) == 4
+    # More than four where the machine is slow: a job that has nothing to do is given back, and asked for again later.
+    assert len(list((output / ".slidesam/.jobs").glob("*.log"))) >= 4
     running = {job[0]: job[3] for job in seen if job[2] == "RUNNING"}
-    assert len(running) == 4
+    assert len(running) >= 4
     assert set(running.values()) <= {"node1", "node2"}
     assert until(lambda: queue() == [], 30)
 

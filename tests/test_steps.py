@@ -172,7 +172,7 @@ class TestLargeSlides:
         coarse = pyramid.read_overview(slide, (0,))
         assert coarse.shape == (80, 80, 1)
         with SlideReader(slide) as reader:
-            found, again = (sample.sample_slide(slide, coarse, reader) for _ in range(2))
+            found, again = (sample.sample_slide(slide.shape, coarse, reader) for _ in range(2))
         assert found.shape == (96, 96, 1)
         assert found.max() == 5000
         assert coarse.max() < 4500
