@@ -10,8 +10,8 @@ DEMO   ?= demo-output
 
 .DEFAULT_GOAL := help
 STITCHING := stitching-accuracy stitching-speed stitching-memory
-BENCHMARKS := accuracy block conversion empty kills memory overhead rechunk tissue
-.PHONY: help install lock demo test test-fast many-slides screenshots slurm-overhead $(BENCHMARKS) $(STITCHING) peers lint format typecheck clean
+BENCHMARKS := accuracy block conversion empty guide kills memory overhead rechunk tissue
+.PHONY: help install lock demo test test-fast many-slides screenshots slurm-overhead stardist $(BENCHMARKS) $(STITCHING) peers lint format typecheck clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -69,6 +69,9 @@ SLURM ?= --set scheduler.host=10.177.0.1 --set cpu.cores=1 --set cpu.memory=2
 slurm-overhead: install  ## what Prefect, Dask and Slurm take (needs a Slurm: infra/dev-slurm/slurm install, then start)
 	@$(BIN)/python -m benchmarks.slurm_overhead $(SLURM)
 
+stardist: install  ## the StarDist segmenter against StarDist itself, in an environment of its own, .venv-stardist (2 GB), 3 minutes
+	@$(BIN)/python -m benchmarks.stardist_adapter
+
 peers: $(PEERS)/.installed  ## an environment with the tools that stitching is compared with, in .venv-peers
 
 $(PEERS)/.installed: benchmarks/stitching/peers.txt | install
@@ -80,6 +83,7 @@ accuracy:    ## how well `watershed` finds nuclei, in blocks and as a whole (nee
 block:       ## seconds and peak memory of one block, per segmenter
 conversion:  ## converting a slide of 20 000 px beside what this machine can do at best
 empty:       ## what leaving out background saves on a nearly empty slide
+guide:       ## the guide's figures 1 to 4 again, and false objects at chunk edges; hours on two cores (python -m benchmarks.guide --small: one)
 kills:       ## kill -9 of everything at 20 random moments: equal files, nothing finished done twice
 stitching-accuracy:  ## stitching: found, exact, merged, split, beside peers (make peers first), 20 minutes
 stitching-memory:  ## stitching: peak memory of slides of 8192, 16 384 and 32 768 px
@@ -90,7 +94,7 @@ rechunk:     ## slides that are costly to read block by block, as they are and r
 tissue:      ## blocks left out and objects lost on real images (needs ../shared/data)
 
 clean:  ## remove .venv and what was made
-	@rm -rf $(VENV) $(PEERS) $(DEMO) build screenshots .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(PEERS) .venv-stardist $(DEMO) build screenshots .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 lint: install  ## ruff, the rule that keeps the layers apart, mypy
 	@$(BIN)/ruff check .

@@ -14,7 +14,7 @@ import typer
 import yaml
 from rich.text import Text
 
-from slidesam.flows import cli_cluster
+from slidesam.flows import cli_cluster, cli_models
 from slidesam.flows.cli_cluster import ClusterChanges, ClusterName, choose_profile
 from slidesam.flows.console import out, say, say_failed
 from slidesam.tasks.config import SEGMENTER_KINDS, Settings, make_settings, seconds_of
@@ -54,6 +54,7 @@ Scheduler = Annotated[
     ),
 ]
 cli_cluster.add_to(app)
+cli_models.add_to(app)
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
 # What the names of a store and of the file on its making end with, after the slide's name and the label.
 _STORE, _PROVENANCE = ".ome.zarr", ".run.json"

@@ -34,7 +34,7 @@ from prefect.runtime import deployment as own_deployment
 from prefect.states import AwaitingRetry
 from prefect.utilities.urls import url_for
 
-from slidesam.tasks.config import Settings
+from slidesam.tasks.config import Cellpose, Settings, StarDist
 from slidesam.tasks.errors import ServerError, SettingsError
 from slidesam.tasks.slide import slide_name
 from slidesam.tasks.slide_list import Listed
@@ -104,7 +104,7 @@ def refuse_relative(settings: Settings, **paths: str | Path) -> None:
     """Refuses paths that say nothing to whoever runs a deployment, in a folder of its own that is removed afterwards.
 
     Args:
-        settings: May name a mask image and a checkpoint.
+        settings: May name a mask image, and weights.
         paths: By the parameter's name.
 
     Raises:
@@ -112,10 +112,11 @@ def refuse_relative(settings: Settings, **paths: str | Path) -> None:
     """
     if not own_deployment.id:
         return
-    tissue, checkpoint = settings.blocks.tissue, getattr(settings.segmenter, "checkpoint", None)
+    tissue, segmenter = settings.blocks.tissue, settings.segmenter
     named = {
         **paths,
-        "segmenter.checkpoint": checkpoint,
+        "segmenter.checkpoint": getattr(segmenter, "checkpoint", None),
+        "segmenter.model": segmenter.model if isinstance(segmenter, Cellpose | StarDist) else None,
         "blocks.tissue": None if tissue in ("auto", "off") else tissue,
     }
     for name, path in named.items():

@@ -157,12 +157,13 @@ def _judge_device(expected: Expected, facts: Mapping[str, Any]) -> Finding | Non
     device, name = facts["device"], f"{expected.part}: device"
     if device["error"]:
         return from_words(name, device["error"].removeprefix(f"{facts['host']}: "), "see the job script")
-    segments = expected.segmenter is not None and json.loads(expected.segmenter)["kind"] == "micro-sam"
+    kind = None if expected.segmenter is None else json.loads(expected.segmenter)["kind"]
+    segments = kind in ("micro-sam", "cellpose", "stardist")
     if device["given"] in (None, devices.CPU):
         if not segments:
             return None
         return Finding(
-            name, "warning", "no GPU was given to this worker: micro-sam computes on the CPU, minutes per block",
+            name, "warning", f"no GPU was given to this worker: {kind} computes on the CPU, minutes per block",
             "choose a profile with GPUs, such as --cluster slurm-gpu or local-gpu, or leave it so and wait",
         )  # fmt: skip
     torch = f", torch {device['torch']} computes on it" if device["torch"] else ""

@@ -60,8 +60,14 @@ _LOCAL: Any = "local"
 def run_name(slide: Path, settings: Settings) -> str:
     """Name of a slide's flow run: the slide, and what segments it."""
     segmenter = settings.segmenter
-    model = getattr(segmenter, "model", "auto")
-    return f"{slide_name(slide, settings.slide.name)} · {segmenter.kind}{'' if model == 'auto' else f' {model}'}"
+    model = _model(segmenter)
+    return f"{slide_name(slide, settings.slide.name)} · {segmenter.kind}{'' if model in (None, 'auto') else f' {model}'}"
+
+
+def _model(segmenter: object) -> str | None:
+    """A registry's name, or the name of one's own file."""
+    model = getattr(segmenter, "model", None)
+    return None if model is None else Path(model).name
 
 
 def _run_name() -> str:
@@ -201,7 +207,7 @@ class _Going:
 def _tag(name: str, settings: Settings) -> None:
     """Tags this run with its slide and its model, by which the UI finds all runs of either."""
     segmenter = settings.segmenter
-    add_tags(flow_run.id, [name, getattr(segmenter, "model", segmenter.kind)])
+    add_tags(flow_run.id, [name, _model(segmenter) or segmenter.kind])
 
 
 def _refuse_unchanged(state: dict[str, Any], slide: Path) -> None:

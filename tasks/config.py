@@ -10,12 +10,31 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+)
 
 from slidesam.tasks import form
 from slidesam.tasks.errors import SettingsError
 
 Pair = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+_Percent = Annotated[float, Field(ge=0, le=100)]
+
+
+def _rising(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] >= value[1]:
+        raise ValueError("the first must be the smaller one")
+    return value
+
+
+Percentiles = Annotated[tuple[_Percent, _Percent], AfterValidator(_rising)]
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -37,7 +56,7 @@ def _with_unit(value: object) -> object:
 
 
 Duration = Annotated[str, BeforeValidator(_with_unit), Field(pattern=r"^\d+(\.\d+)?[smhdw]$")]
-SEGMENTER_KINDS = ("micro-sam", "watershed", "function")
+SEGMENTER_KINDS = ("micro-sam", "watershed", "cellpose", "stardist", "function")
 
 
 class _Section(BaseModel):
@@ -126,7 +145,7 @@ class MicroSam(_Section):
     model_config = ConfigDict(title="micro-sam")
 
     kind: Literal["micro-sam"] = "micro-sam"
-    """Segmentation method: micro-sam, watershed or function."""
+    """Segmentation method: micro-sam, watershed, cellpose, stardist or function."""
     model: str = "auto"
     """Name in micro-sam's registry; auto = vit_b_histopathology for red, green, blue and vit_b_lm for all else."""
     checkpoint: str | None = None
@@ -142,7 +161,7 @@ class MicroSam(_Section):
     batch_size: Annotated[int, Field(ge=1, le=256)] = 1
     """Tiles that the encoder takes at once, halved where memory doesn't suffice; more is faster on a GPU. docs/segmentation.md says what it does to labels."""  # noqa: E501
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Numbers that the encoder computes with; auto = bfloat16 on a GPU that has it, which is faster and changes some pixels."""  # noqa: E501
+    """Numbers that the encoder computes with; auto = bfloat16 on a GPU that has it, which is faster and changes some pixels."""
     scaling: Literal["slide", "tile"] = "slide"
     """Intensities to 8 bit by percentiles of the whole slide, or by each tile's minimum and maximum as micro-sam does."""
     options: dict[str, Any] = Field(default_factory=dict)
@@ -179,7 +198,7 @@ class Watershed(_Section):
     model_config = ConfigDict(title="watershed")
 
     kind: Literal["watershed"]
-    """Segmentation method: micro-sam, watershed or function."""
+    """Segmentation method: micro-sam, watershed, cellpose, stardist or function."""
     signal: Literal["auto", "hematoxylin", "bright", "dark"] = "auto"
     """What objects are: stained by hematoxylin, brighter or darker than background; auto = hematoxylin for red, green, blue, else bright."""  # noqa: E501
     threshold: float | None = None
@@ -188,13 +207,72 @@ class Watershed(_Section):
     """Typical diameter of an object in µm (in pixels where the pixel size is unknown)."""
 
 
+class Cellpose(_Section):
+    """Cellpose 4 with weights from a file; its options by Cellpose's own names."""
+
+    model_config = ConfigDict(title="cellpose")
+
+    kind: Literal["cellpose"]
+    """Segmentation method: micro-sam, watershed, cellpose, stardist or function."""
+    model: str | None = None
+    """File with weights for Cellpose 4, one's own or its cpsam_v2; has to be given, as nothing is downloaded."""
+    diameter: float | None = Field(default=None, gt=0, title="Diameter (px)")
+    """Diameter of the objects in pixels: a block is scaled so that it becomes 30 px; none = as it is."""
+    flow_threshold: Annotated[float, Field(ge=0)] = 0.4
+    """Largest error of an object's flows with which it is kept; 0 = keep all."""
+    cellprob_threshold: float = 0.0
+    """What a pixel of an object must exceed, from about -6 to 6; less finds more and larger objects."""
+    min_size: Annotated[int, Field(ge=-1)] = 15
+    """Pixels below which an object is dropped; -1 = none."""
+    niter: Annotated[int, Field(ge=1)] | None = None
+    """Steps that a pixel follows the flows; none = 200, in proportion to the diameter where that is given."""
+    percentiles: Percentiles = (1.0, 99.0)
+    """Percentiles of each channel over the whole slide that become 0 and 1; Cellpose alone takes them from each image."""
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Tiles that the network takes at once."""
+    use_bfloat16: bool = True
+    """Whether the network computes with 16 bits instead of 32."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the model runs; auto = the first at hand of CUDA, Apple's MPS, the CPU."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of Cellpose's eval by their names (resample, augment, tile_overlap, bsize, max_size_fraction)."""
+
+
+class StarDist(_Section):
+    """StarDist's 2D models, from a folder; its options by StarDist's own names."""
+
+    model_config = ConfigDict(title="stardist")
+
+    kind: Literal["stardist"]
+    """Segmentation method: micro-sam, watershed, cellpose, stardist or function."""
+    model: str | None = None
+    """Folder of a model: config.json, weights (.h5) and, if it has them, thresholds.json; has to be given, as nothing is downloaded."""  # noqa: E501
+    prob_thresh: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Probability that an object's centre must exceed; none = the model's own threshold."""
+    nms_thresh: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Overlap from which on two objects count as one; none = the model's own threshold."""
+    n_tiles: Pair | None = None
+    """Tiles, down and across, that a block is computed in where memory doesn't suffice; one number for both, none = the block at once."""  # noqa: E501
+    percentiles: Percentiles = (1.0, 99.8)
+    """Percentiles over the whole slide that become 0 and 1."""
+    normalize_channels: Literal["auto", "jointly", "independently"] = "auto"
+    """Whether channels have percentiles of their own; auto = jointly for red, green and blue, else independently."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs; auto = on a GPU where TensorFlow finds one."""
+
+    @field_validator("n_tiles", mode="before")
+    @classmethod
+    def _square(cls, value: object) -> object:
+        return (value, value) if isinstance(value, int) else value
+
+
 class Function(_Section):
     """A Python function `image -> labels`, or a segmenter class."""
 
     model_config = ConfigDict(title="function")
 
     kind: Literal["function"]
-    """Segmentation method: micro-sam, watershed or function."""
+    """Segmentation method: micro-sam, watershed, cellpose, stardist or function."""
     target: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
     """Where it is, as package.module:name, importable on every worker."""
     options: dict[str, Any] = Field(default_factory=dict)
@@ -202,10 +280,10 @@ class Function(_Section):
 
 
 # In the order of SEGMENTER_KINDS.
-_KINDS: tuple[type[_Section], ...] = (MicroSam, Watershed, Function)
+_KINDS: tuple[type[_Section], ...] = (MicroSam, Watershed, Cellpose, StarDist, Function)
 _CHOICE = dict(zip(SEGMENTER_KINDS, _KINDS, strict=True))
 SegmenterSettings = Annotated[
-    Annotated[MicroSam | Watershed | Function, Field(discriminator="kind")],
+    Annotated[MicroSam | Watershed | Cellpose | StarDist | Function, Field(discriminator="kind")],
     BeforeValidator(partial(form.chosen, _CHOICE)),
     WithJsonSchema(form.choice(_CHOICE), mode="validation"),
 ]
@@ -332,7 +410,7 @@ def _in_words(error: ValidationError) -> str:
             return f"setting {name} is needed: `slidesam settings --segmenter {kind}` explains it"
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"setting {name}: must be settings of its own (`{name}: {{...}}`), not {given!r}"
-    description = _descriptions().get(name, "").split(";")[0].rstrip(".")
+    description = _descriptions(kind).get(name, "").split(";")[0].rstrip(".")
     return f"setting {name}: {first['msg'].removeprefix('Value error, ')}, not {given!r}" + (
         f" ({description})" if description else ""
     )
@@ -343,7 +421,7 @@ def _suggestion(name: str, kind: str | None) -> str:
     key = name.rpartition(".")[2]
     owners = [_kind_of(model) for model in _KINDS if kind is not None and key in model.model_fields]
     if owners:
-        return f"it belongs to segmenter.kind {owners[0]}, and the kind is {kind}"
+        return f"it belongs to segmenter.kind {' or '.join(owners)}, and the kind is {kind}"
     close = difflib.get_close_matches(name, _descriptions(), n=1, cutoff=0.6)
     return f"did you mean {close[0]}?" if close else "`slidesam settings` lists all"
 
@@ -352,9 +430,10 @@ def _kind_of(model: type[_Section]) -> str:
     return str(get_args(model.model_fields["kind"].annotation)[0])
 
 
-def _descriptions() -> dict[str, str]:
-    """Dotted name of every setting → its explanation."""
-    sections: list[tuple[str, type[BaseModel]]] = [("segmenter", kind) for kind in _KINDS]
+def _descriptions(kind: str | None = None) -> dict[str, str]:
+    """Dotted name of every setting → its explanation, by this kind of segmenter where several have the name."""
+    kinds = sorted(_KINDS, key=lambda model: _kind_of(model) == kind)
+    sections: list[tuple[str, type[BaseModel]]] = [("segmenter", model) for model in kinds]
     for name, field in Settings.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             sections.append((name, field.annotation))

@@ -32,7 +32,7 @@ from slidesam.tasks.segmenters import package_version, segmenter_identity
 
 State = Literal["ok", "warning", "failed", "skipped"]
 PACKAGES = ("slidesam", "dask", "distributed", "prefect", "zarr", "numpy")
-OPTIONAL = ("micro-sam", "torch")
+OPTIONAL = ("micro-sam", "torch", "cellpose", "stardist", "tensorflow")
 # Set in workers by slidesam.flows.on_worker.
 _IS_WORKER = "SLIDESAM_WORKER"
 _API_SECONDS = 10.0

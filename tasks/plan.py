@@ -13,6 +13,7 @@ from slidesam.tasks.config import MicroSam, Settings
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.scale import grids, make_scale
 from slidesam.tasks.segmenters import package_version, segmenter_identity
+from slidesam.tasks.segmenters.inputs import check_inputs
 from slidesam.tasks.sizes import explain_sizes, with_tiles
 from slidesam.tasks.slide import Slide, open_slide
 from slidesam.tasks.tissue import mask_identity
@@ -30,6 +31,9 @@ _PACKAGES = (
     "fastremap",
     "torch",
     "micro-sam",
+    "cellpose",
+    "stardist",
+    "tensorflow",
 )
 
 
@@ -66,11 +70,13 @@ def with_sizes(slide: Slide, settings: Settings) -> Settings:
 
     Raises:
         SettingsError: They can't be had on this slide.
+        SegmenterError: The segmenter is to see channels that the slide doesn't have.
     """
     scale = make_scale(slide.mpp, settings.slide.target_mpp, settings.blocks.block_shape)
     _, seen = grids(slide.shape, scale, settings.blocks.halo)
     if not isinstance(settings.segmenter, MicroSam):
         return settings
+    check_inputs(settings.segmenter, slide)
     tiled = with_tiles(settings.segmenter, settings.blocks, seen.outer_shape)
     return settings.model_copy(update={"segmenter": tiled})
 
@@ -219,6 +225,10 @@ def provenance(run: Run, *, objects: int, seams: dict[str, Any], seconds: dict[s
             # More than one of either: a run that was resumed elsewhere.
             "devices": sorted({str(mark.get("device")) for mark in marks}),
             "threads": sorted({str(mark.get("threads")) for mark in marks}),
+            **{
+                name: sorted({str(mark[name]) for mark in marks if name in mark})
+                for name in ("precision", "batch_size")
+            },
         },
         "fingerprints": run.fingerprints,
         "task_seconds": {stage: round(value, 3) for stage, value in seconds.items()},

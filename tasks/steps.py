@@ -209,6 +209,7 @@ def _segment_block(
         # Part of what makes results equal, so the provenance has them.
         "device": getattr(segmenter, "device", "cpu"),
         "threads": os.environ.get("OMP_NUM_THREADS"),
+        **getattr(segmenter, "computing", {}),
     }
     marks.put(block_id, facts)
 

@@ -28,7 +28,7 @@ GROUPS = {
     "cli": ("cli",),
     "flows": ("flows", "cohort", "run_page", "ui"),
     "faults": ("faults",),
-    "microsam": ("microsam", "microsam_pipeline"),
+    "microsam": ("microsam", "microsam_pipeline", "models"),
 }
 GROUP_OF = {f"test_{file}": group for group, files in GROUPS.items() for file in files}
 

@@ -62,7 +62,7 @@ def test_help_is_quick_because_it_loads_no_prefect() -> None:
         (["segment", "a.svs", "--output", "o", "--set", "blocks.halo"], 2, "a.b=c"),
         (["segment", "a.svs", "--output", "o", "--set", "blocks.hallo=3"], 1, "blocks.hallo: did you mean blocks.halo?"),
         (["segment", "a.svs", "--output", "o", "--set", "blocks.halo=wide"], 1, "setting blocks.halo"),
-        (["segment", "a.svs", "--output", "o", "--segmenter", "cellpose"], 1, "segmenter.kind"),
+        (["segment", "a.svs", "--output", "o", "--segmenter", "ilastik"], 1, "segmenter.kind"),
         (["segment", "a.svs", "--output", "o", "--settings", "none.yaml"], 1, "none.yaml"),
         (["inspect", "no-such.svs"], 1, "no-such.svs"),
         (["status", "no-such-folder"], 1, "no-such-folder"),

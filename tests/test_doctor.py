@@ -180,7 +180,7 @@ def test_output_weights_and_functions_that_cannot_be_had(monkeypatch, tmp_path: 
     monkeypatch.setenv("MICROSAM_CACHEDIR", str(tmp_path))
     found = named(examine_here(local(), MICROSAM, None))["segmenter"]
     assert found.state == "failed"
-    assert "get_sam_model" in found.cure or "pip install" in found.cure
+    assert "slidesam models fetch" in found.cure or "pip install" in found.cure
     unknown = make_settings(overrides={"segmenter.kind": "function", "segmenter.target": "not_there.at_all:f"})
     found = named(examine_here(local(), unknown, None))["segmenter"]
     assert found.state == "failed"
@@ -355,7 +355,7 @@ def test_all_that_nodes_lack_is_named_with_its_cure(slurm_up, tmp_path: Path) ->
     assert "Traceback" not in done.stdout + done.stderr
     cures = shown_cures(done.stdout)
     assert set(cures) == {"segmenter", "cpu: job log", "cpu: Prefect API", "cpu: output folder", "cpu: segmenter"}
-    assert "get_sam_model" in cures["segmenter"] or "pip install" in cures["segmenter"]
+    assert "slidesam models fetch" in cures["segmenter"] or "pip install" in cures["segmenter"]
     assert cures["cpu: segmenter"] == cures["segmenter"]
     assert "--output" in cures["cpu: job log"]
     assert "firewall" in cures["cpu: Prefect API"]

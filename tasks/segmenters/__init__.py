@@ -6,7 +6,8 @@ read the same pixels agree on them.
     prepare(sample, slide)   -> params      once per slide, from a sample of it: a JSON mapping (thresholds, ranges, ...)
     segment(image, params)   -> labels      per block: (y, x[, c]) of the grid's `outer_shape` -> (y, x) integers, 0 = background
 
-This module must stay light: torch and micro_sam are imported by the worker that segments, when it makes its segmenter.
+This module must stay light: torch, TensorFlow and what runs on them are imported by the worker that segments, when it makes
+its segmenter.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from slidesam.tasks.config import Function, MicroSam, SegmenterSettings, Watershed
+from slidesam.tasks.config import Cellpose, Function, MicroSam, SegmenterSettings, StarDist, Watershed
 from slidesam.tasks.errors import SegmenterError
 
 if TYPE_CHECKING:
@@ -85,6 +86,14 @@ def load_segmenter(settings_json: str, is_rgb: bool, identity: str) -> Segmenter
             from slidesam.tasks.segmenters.watershed import WatershedSegmenter
 
             return WatershedSegmenter(settings, is_rgb)
+        case Cellpose():
+            from slidesam.tasks.segmenters.cellpose import CellposeSegmenter
+
+            return CellposeSegmenter(settings)
+        case StarDist():
+            from slidesam.tasks.segmenters.stardist import StarDistSegmenter
+
+            return StarDistSegmenter(settings, is_rgb)
         case Function():
             from slidesam.tasks.segmenters.function import load_function
 
@@ -94,7 +103,7 @@ def load_segmenter(settings_json: str, is_rgb: bool, identity: str) -> Segmenter
 def segmenter_identity(settings: SegmenterSettings, is_rgb: bool) -> str:
     """What pixels depend on beside the settings: weights or source by their hash, and the versions of what computes.
 
-    Light: neither torch nor micro_sam is imported.
+    Light: neither torch nor TensorFlow nor the method itself is imported.
 
     Raises:
         SegmenterError: The weights or the function aren't there; the message says how to get them.
@@ -107,13 +116,27 @@ def segmenter_identity(settings: SegmenterSettings, is_rgb: bool) -> str:
             identity, packages = model_identity(settings, is_rgb), ("micro-sam", "torch")
         case Watershed():
             identity, packages = "watershed", ("scikit-image", "scipy")
+        case Cellpose():
+            from slidesam.tasks.segmenters import cellpose
+
+            identity, packages = cellpose.model_identity(settings), ("cellpose", "torch")
+        case StarDist():
+            from slidesam.tasks.segmenters import stardist
+
+            identity, packages = stardist.model_identity(settings), stardist.packages()
         case Function():
             from slidesam.tasks.segmenters.function import source_identity
 
-            identity, packages = source_identity(settings), ("numpy",)
+            identity, packages = source_identity(settings), ("numpy", *_package_of(settings))
     # imagecodecs decides what a compressed tile's pixels are.
     versions = (f"{name} {package_version(name)}" for name in (*packages, "imagecodecs", "slidesam"))
     return ", ".join((identity, *versions))
+
+
+def _package_of(settings: Function) -> tuple[str, ...]:
+    """The package that a function is from, if one is installed that is named like its module."""
+    name = settings.target.partition(":")[0].partition(".")[0]
+    return (name,) if package_version(name) else ()
 
 
 def jsonable_params(params: object) -> dict[str, Any]:

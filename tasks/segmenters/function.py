@@ -74,9 +74,7 @@ def _made(target: type, settings: Function) -> Segmenter:
             f"{_where(settings)} can't be made with segmenter.options ({in_one_line(error)}): mend the options or the class"
         ) from error
     if not all(callable(getattr(segmenter, method, None)) for method in ("prepare", "segment")):
-        raise SegmenterError(
-            f"{_where(settings)} is a class without prepare and segment: see docs/design.md, section 5"
-        )
+        raise SegmenterError(f"{_where(settings)} is a class without prepare and segment: see docs/own-segmenter.md")
     return cast("Segmenter", segmenter)
 
 

@@ -3,7 +3,7 @@
 Importing this module loads neither torch nor micro_sam; making a `MicroSamSegmenter` does, and takes about 15 s.
 
 1. `MicroSamSegmenter(...)` loads model, decoder and generator once per process and checks every option's name.
-2. `prepare` chooses the slide's intensity range.
+2. `prepare` finds the channels or stains that SAM is to see, and the slide's range of each (`inputs`).
 3. `segment` computes embeddings, then micro-sam's generator makes labels of them.
 
 With `scaling: tile` the labels are those of micro-sam's `automatic_instance_segmentation(..., ndim=2)`. With `scaling:
@@ -24,7 +24,7 @@ import io
 import os
 import pickle
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +32,8 @@ from numpy.typing import NDArray
 
 from slidesam.tasks.config import MicroSam, Pair
 from slidesam.tasks.errors import SegmenterError, in_one_line
+from slidesam.tasks.segmenters.embeddings import Encoder
+from slidesam.tasks.segmenters.inputs import check_inputs, compose, intensity_range, pick, ranges, to_rgb8
 from slidesam.tasks.segmenters.microsam_weights import Weights, find_weights, model_identity, model_name, no_decoder
 
 if TYPE_CHECKING:
@@ -51,7 +53,6 @@ _OURS = frozenset(
         *("segmentation", "optimize_memory", "prompt_function", "point_grids"),
     ]
 )
-_PERCENTILES = (0.1, 99.9)
 _UNLOADABLE = (
     *(
         ArithmeticError,
@@ -66,68 +67,6 @@ _UNLOADABLE = (
     ),
     pickle.UnpicklingError,
 )
-
-
-def intensity_range(sample: NDArray[Any], is_rgb: bool) -> dict[str, list[float]]:
-    """The intensities that become 0 and 255 on the whole slide.
-
-    - 8 bit red, green and blue: 0 and the 99.9th percentile of the brightest channel, one range for all three. Such
-      pixels were made for the eye, and micro-sam's own training takes 8 bit as it is (`training.util.require_8bit`); a
-      range per channel would shift the stains' colours.
-    - All else: percentiles 0.1 and 99.9 of each channel, so that a few hot or dead pixels don't decide.
-
-    Args:
-        sample: (y, x[, c]) pixels of the slide, any numeric dtype; NaN and infinity are left out.
-        is_rgb: Whether the channels are red, green and blue.
-
-    Returns:
-        {"low": [...], "high": [...]}, one number for each of the first three channels; high > low on a blank slide too.
-
-    Example:
-        >>> intensity_range(np.full((4, 4), 7), is_rgb=False)
-        {'low': [7.0], 'high': [8.0]}
-    """
-    low, high = [], []
-    for channel in np.moveaxis(_planes(sample), -1, 0):
-        numbers = channel[np.isfinite(channel)]
-        ends = np.percentile(numbers, _PERCENTILES) if numbers.size else (0.0, 1.0)
-        low.append(float(ends[0]))
-        high.append(float(ends[1]))
-    if is_rgb and sample.dtype == np.uint8:
-        low, high = [0.0] * len(low), [max(high)] * len(high)
-    high = [top if top > bottom else bottom + 1.0 for bottom, top in zip(low, high, strict=True)]
-    return {"low": low, "high": high}
-
-
-def to_rgb8(image: NDArray[Any], params: Mapping[str, Any]) -> NDArray[np.uint8]:
-    """Pixels as SAM's encoder takes them, by a fixed range; channels are filled up to three as micro-sam does.
-
-    Args:
-        image: (y, x[, c]) any numeric dtype. One channel is repeated, after two comes a zero one, only three are used.
-        params: "low" and "high" as `intensity_range` returns them.
-
-    Returns:
-        (y, x, 3) uint8: low and below become 0, high and above 255, NaN 0.
-
-    Raises:
-        SegmenterError: The range is for another number of channels.
-
-    Example:
-        >>> to_rgb8(np.array([[0, 100, 150, 300]]), {"low": [100.0], "high": [200.0]})[0, :, 0].tolist()
-        [0, 0, 128, 255]
-    """
-    planes = _planes(image)
-    low, high = params.get("low", ()), params.get("high", ())
-    n_channels = planes.shape[-1]
-    if not len(low) == len(high) == n_channels:
-        raise SegmenterError(f"the slide's intensity range is for {len(low)} channels, but the block has {n_channels}")
-    rgb = np.zeros((*planes.shape[:2], 3), np.uint8)
-    for channel, (bottom, top) in enumerate(zip(low, high, strict=True)):
-        scaled = np.clip((planes[..., channel].astype(np.float64) - bottom) / (top - bottom), 0, 1)
-        rgb[..., channel] = np.rint(np.nan_to_num(scaled) * 255)
-    if n_channels == 1:
-        rgb[..., 1:] = rgb[..., :1]
-    return rgb
 
 
 class MicroSamSegmenter:
@@ -179,26 +118,35 @@ class MicroSamSegmenter:
             self._generate_with |= {"tile_shape": self._tile_shape, "halo": self._tile_halo, "n_threads": 1}
         # It draws its progress bar whatever `verbose` says.
         self._is_chatty = mode == "apg" and self._tile_shape is not None
+        self._encoder = Encoder(self._predictor, settings.batch_size, settings.precision)
         # The predictor holds the current image: threads of one worker must take turns.
         self._lock = threading.Lock()
 
     def prepare(self, sample: NDArray[Any], slide: Slide) -> dict[str, Any]:
-        """The slide's intensity range, or nothing where each tile is scaled by itself.
+        """The slide's intensity range, or nothing where each tile is scaled by itself; and what `inputs` names.
 
         Args:
             sample: (y, x[, c]) pixels of the slide, any numeric dtype.
-            slide: Not needed: what counts is in the sample.
+            slide: Its channels, of which `inputs` names some; not looked at where it names none.
 
         Returns:
-            {"low": [...], "high": [...]} as `intensity_range` has it; {} for `scaling: tile`.
+            {"low": [...], "high": [...]} as `intensity_range` has it, {} for `scaling: tile`. Where `inputs` names
+            something: what `ranges` returns, what `resolve` returns for `scaling: tile`.
+
+        Raises:
+            SegmenterError: `inputs` names what the slide doesn't have.
         """
-        return {} if self._settings.scaling == "tile" else intensity_range(sample, self._is_rgb)
+        is_by_tile = self._settings.scaling == "tile"
+        if self._settings.inputs:
+            plan = check_inputs(self._settings, slide)
+            return plan if is_by_tile else ranges(sample, plan)
+        return {} if is_by_tile else intensity_range(sample, self._is_rgb)
 
     def segment(self, image: NDArray[Any], params: Mapping[str, Any]) -> NDArray[np.integer[Any]]:
         """Labels of one block; threads that call it take turns.
 
         Args:
-            image: (y, x[, c]) any numeric dtype; micro-sam uses the first three channels.
+            image: (y, x[, c]) any numeric dtype; without `inputs` the first three channels are used.
             params: What `prepare` returned.
 
         Returns:
@@ -209,13 +157,12 @@ class MicroSamSegmenter:
         """
         import torch
 
-        with self._lock, torch.no_grad():
+        with self._lock, torch.inference_mode():
             if self._settings.scaling == "tile":
-                pixels = _finite(image if image.ndim == 2 else image[..., :3])
-                embeddings = self._embeddings_stretched(pixels)
+                pixels, seen = _finite(pick(image, params)), _stretched
             else:
-                pixels = to_rgb8(image, params)
-                embeddings = self._embeddings(pixels)
+                pixels, seen = compose(image, params), _as_it_is
+            embeddings = self._embeddings(pixels, seen)
             # From here on micro-sam's generators look at the image's shape only.
             self._segmenter.initialize(image=pixels, image_embeddings=embeddings, verbose=False)
             with contextlib.redirect_stderr(io.StringIO()) if self._is_chatty else contextlib.nullcontext():
@@ -224,40 +171,29 @@ class MicroSamSegmenter:
             self._predictor.reset_image()
         return labels if isinstance(labels, np.ndarray) else np.zeros(image.shape[:2], np.uint32)
 
-    def _embeddings_stretched(self, image: NDArray[Any]) -> dict[str, Any]:
-        from micro_sam.util import precompute_image_embeddings
+    @property
+    def computing(self) -> dict[str, Any]:
+        """What else labels may hang on: `precision`, and `batch_size` as far as memory sufficed."""
+        return {"precision": self._encoder.precision, "batch_size": self._encoder.batch_size}
 
-        embeddings: dict[str, Any] = precompute_image_embeddings(
-            self._predictor, image, ndim=2, tile_shape=self._tile_shape, halo=self._tile_halo, verbose=False
-        )
-        return embeddings
-
-    def _embeddings(self, rgb: NDArray[np.uint8]) -> dict[str, Any]:
-        """What `precompute_image_embeddings` returns, for pixels that are 8 bit already and stay as they are."""
+    def _embeddings(self, pixels: NDArray[Any], seen: Callable[[NDArray[Any]], NDArray[np.uint8]]) -> dict[str, Any]:
+        """What SAM's encoder makes of an image, whole or in tiles; `seen` makes 8 bit of what it is given."""
         if self._tile_shape is None or self._tile_halo is None:
-            return self._encode(rgb)
-        import zarr
-        from micro_sam.util import Blocking
+            return self._encoder.whole(seen(pixels))
+        shape = (pixels.shape[0], pixels.shape[1])
+        return self._encoder.tiled(shape, self._tile_shape, self._tile_halo, lambda place: seen(pixels[place]))
 
-        features = zarr.group().require_group("features")
-        features.attrs.update({"shape": rgb.shape[:2], "tile_shape": self._tile_shape, "halo": self._tile_halo})
-        tiling = Blocking([0, 0], rgb.shape[:2], self._tile_shape)
-        for tile_id in range(tiling.number_of_blocks):
-            tile = tiling.get_block_with_halo(tile_id, list(self._tile_halo)).outer_block
-            encoded = self._encode(rgb[tile.begin[0] : tile.end[0], tile.begin[1] : tile.end[1]])
-            data = encoded.pop("features")
-            array = features.create_array(str(tile_id), data=data, chunks=data.shape, compressors=None)
-            array.attrs.update(encoded)
-        return {"features": features, "input_size": None, "original_size": None}
 
-    def _encode(self, rgb: NDArray[np.uint8]) -> dict[str, Any]:
-        """One encoder pass: (y, x, 3) uint8 → (1, 256, 64, 64) float32, and the sizes that lead back to pixels."""
-        self._predictor.set_image(np.ascontiguousarray(rgb))
-        return {
-            "features": self._predictor.get_image_embedding().cpu().numpy(),
-            "input_size": self._predictor.input_size,
-            "original_size": self._predictor.original_size,
-        }
+def _stretched(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    """As micro-sam does it: each channel by its own minimum and maximum."""
+    from micro_sam.util import _to_image
+
+    rgb: NDArray[np.uint8] = _to_image(pixels)
+    return rgb
+
+
+def _as_it_is(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return pixels
 
 
 def tiling(settings: MicroSam) -> tuple[Pair | None, Pair | None]:
@@ -349,10 +285,6 @@ def _split_options(settings: MicroSam, mode: str) -> tuple[dict[str, Any], dict[
         )
     made_with = {key: value for key, value in settings.options.items() if key in of_init}
     return made_with, {key: value for key, value in settings.options.items() if key in of_generate}
-
-
-def _planes(image: NDArray[Any]) -> NDArray[Any]:
-    return image[..., None] if image.ndim == 2 else image[..., :3]
 
 
 def _finite(image: NDArray[Any]) -> NDArray[Any]:

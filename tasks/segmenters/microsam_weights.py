@@ -1,37 +1,35 @@
 """Which micro-sam model the settings mean, where its weights are, and what they are: all without torch or micro_sam.
 
-The submitting machine asks this before any job is queued. Nothing is ever downloaded: jobs run where there is no
-internet, and a hundred of them would fetch at once. The message says how to fetch.
+The submitting machine asks this before any job is queued, and each worker before it loads them: to load weights is to
+unpickle them, which runs what is in them, so a file of micro-sam's registry whose hash is another is refused. Nothing is
+ever downloaded: jobs run where there is no internet, and a hundred of them would fetch at once. The message says how to fetch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
+import logging
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from slidesam.tasks.config import MicroSam
 from slidesam.tasks.errors import SegmenterError
+from slidesam.tasks.segmenters.models import (
+    INSTALL,
+    MODELS,
+    Registered,
+    cache_folder,
+    can_hash,
+    files_of,
+    hash_file,
+    registry,
+    unreadable,
+)
 
-# micro-sam's registry without the vit_t family, which needs mobile_sam; the value says whether a decoder comes with it.
-MODELS = {
-    "vit_b": False,
-    "vit_l": False,
-    "vit_h": False,
-    "vit_b_lm": True,
-    "vit_l_lm": True,
-    "vit_b_em_organelles": True,
-    "vit_l_em_organelles": True,
-    "vit_b_histopathology": True,
-    "vit_l_histopathology": True,
-    "vit_h_histopathology": True,
-    "vit_b_medical_imaging": True,
-}
 _ARCHITECTURES = ("vit_b", "vit_l", "vit_h")
 _NO_WEIGHTS_NEEDED = "or use --segmenter watershed, which needs no weights"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,17 +72,37 @@ def model_identity(settings: MicroSam, is_rgb: bool) -> str:
         For example "vit_b_lm sha256:..."; "checkpoint sha256:..." for a file of one's own, whatever its name.
 
     Raises:
-        SegmenterError: micro-sam isn't installed, the model is unknown, or its weights aren't there.
+        SegmenterError: micro-sam isn't installed, the model is unknown, its weights aren't there, or a file of them isn't
+            the one of micro-sam's registry. A file of one's own can be any.
     """
     weights = find_weights(settings, is_rgb)
+    is_own = settings.checkpoint is not None
+    known = {} if is_own else registry()
     digest = hashlib.sha256()
     for path in filter(None, (weights.checkpoint, weights.decoder)):
-        try:
-            facts = path.stat()
-            digest.update(_file_hash(path, facts.st_size, facts.st_mtime_ns))
-        except OSError as error:
-            raise SegmenterError(f"weights {path} can't be read: {error.strerror or error}") from error
-    return f"{'checkpoint' if settings.checkpoint else model_name(settings, is_rgb)} sha256:{digest.hexdigest()}"
+        entry = known.get(path.name)
+        if entry is not None and not can_hash(entry.algorithm):
+            entry = None
+        if entry is None and not is_own:
+            _log.warning("slidesam finds no hash of %s that it can check in micro-sam's registry: taken as it is", path)
+        digest.update(_checked_hash(path, entry))
+    return f"{'checkpoint' if is_own else model_name(settings, is_rgb)} sha256:{digest.hexdigest()}"
+
+
+def _checked_hash(path: Path, entry: Registered | None) -> bytes:
+    """The file's sha256, from the same reading as the registry's kind of hash."""
+    try:
+        sha256, *others = hash_file(path, "sha256", *([entry.algorithm] if entry else []))
+    except OSError as error:
+        raise unreadable(path, error) from error
+    for found in others:
+        if entry is not None and found.hex() != entry.digest:
+            raise SegmenterError(
+                f"{path} is not the file of micro-sam's registry ({entry.algorithm}:{found.hex()}, not {entry.hash}), "
+                f"so it isn't loaded: run `slidesam models fetch {path.name.removesuffix('_decoder')}` where there is "
+                "internet, or name weights of your own by segmenter.checkpoint"
+            )
+    return sha256
 
 
 def find_weights(settings: MicroSam, is_rgb: bool) -> Weights:
@@ -107,8 +125,7 @@ def find_weights(settings: MicroSam, is_rgb: bool) -> Weights:
     for package in ("torch", "micro_sam"):
         if importlib.util.find_spec(package) is None:
             raise SegmenterError(
-                f"segmenter micro-sam needs {package}, which is not installed here: "
-                f'pip install "slidesam[micro-sam]", {_NO_WEIGHTS_NEEDED}'
+                f"segmenter micro-sam needs {package}, which is not installed here: {INSTALL}, {_NO_WEIGHTS_NEEDED}"
             )
     if settings.checkpoint is not None:
         checkpoint = Path(settings.checkpoint).expanduser()
@@ -133,22 +150,12 @@ def no_decoder(mode: str, what: str) -> SegmenterError:
 
 def _find_cached(name: str) -> Weights:
     """The files of a registry model where micro-sam's own download puts them."""
-    import pooch  # type: ignore[import-untyped]
-
-    folder = Path(os.environ.get("MICROSAM_CACHEDIR") or pooch.os_cache("micro_sam")).expanduser() / "models"
-    wanted = [name, f"{name}_decoder"] if MODELS[name] else [name]
+    folder, wanted = cache_folder(), files_of(name)
     missing = [part for part in wanted if not (folder / part).is_file()]
     if missing:
-        fetch = f"from micro_sam.util import get_sam_model; get_sam_model('{name}')"
         raise SegmenterError(
             f"weights of model {name} are not on this machine: {folder} has no {' and no '.join(missing)}. "
-            f'Where there is internet, run `MICROSAM_CACHEDIR=FOLDER python -c "{fetch}"` with a FOLDER that the '
+            f"Where there is internet, run `slidesam models fetch {name} --cache FOLDER` with a FOLDER that the "
             f"workers see, and set MICROSAM_CACHEDIR=FOLDER here and for the workers; {_NO_WEIGHTS_NEEDED}"
         )
-    return Weights(folder / name, folder / f"{name}_decoder" if MODELS[name] else None)
-
-
-@lru_cache(maxsize=8)
-def _file_hash(path: Path, size: int, mtime_ns: int) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
+    return Weights(folder / name, folder / wanted[1] if len(wanted) > 1 else None)
