@@ -61,7 +61,9 @@ def run_name(slide: Path, settings: Settings) -> str:
     """Name of a slide's flow run: the slide, and what segments it."""
     segmenter = settings.segmenter
     model = _model(segmenter)
-    return f"{slide_name(slide, settings.slide.name)} · {segmenter.kind}{'' if model in (None, 'auto') else f' {model}'}"
+    return (
+        f"{slide_name(slide, settings.slide.name)} · {segmenter.kind}{'' if model in (None, 'auto') else f' {model}'}"
+    )
 
 
 def _model(segmenter: object) -> str | None:
