@@ -11,7 +11,7 @@ DEMO   ?= demo-output
 .DEFAULT_GOAL := help
 STITCHING := stitching-accuracy stitching-speed stitching-memory
 BENCHMARKS := accuracy block conversion empty guide kills memory overhead rechunk tissue
-.PHONY: help install lock demo test test-fast many-slides screenshots slurm-overhead stardist $(BENCHMARKS) $(STITCHING) peers lint format typecheck clean
+.PHONY: help install lock demo test test-fast many-slides full-networks screenshots slurm-overhead stardist $(BENCHMARKS) $(STITCHING) peers lint format typecheck clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -53,6 +53,9 @@ test-fast: install  ## the tests that take seconds
 
 many-slides: install  ## thirty slides at once on a server with PostgreSQL, 4 minutes
 	@SLIDESAM_TEST_SLIDES=30 $(BIN)/python -m pytest -s tests/test_operations.py -k many_slides
+
+full-networks: install  ## labels beside micro-sam's with a ViT-B of full size instead of a small one, 10 minutes
+	@SLIDESAM_TEST_FULL_NETWORKS=1 $(KEEP_MEMORY) $(BIN)/python -m pytest tests/test_microsam.py -k "labels or any_batch"
 
 screenshots: install  ## the browser test, keeping its pictures in screenshots/
 	@SLIDESAM_SCREENSHOTS=screenshots $(BIN)/python -m pytest -m browser

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.microsam_small import use_small_networks
+from tests.microsam_small import FULL, use_small_networks
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -44,9 +44,9 @@ def microsam_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("micro_sam is not installed")
     folder = os.environ.get("SLIDESAM_TEST_CHECKPOINT_DIR")
     version = hashlib.sha256(b"".join(path.read_bytes() for path in _MAKES)).hexdigest()[:8]
-    path = Path(folder or tmp_path_factory.mktemp("checkpoint")) / f"random_vit_b_{version}.pt"
+    path = Path(folder or tmp_path_factory.mktemp("checkpoint")) / f"random_vit_b_{'full_' if FULL else ''}{version}.pt"
     if not path.exists():
-        alone("checkpoint", "--small", path)
+        alone("checkpoint", *([] if FULL else ["--small"]), path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         use_small_networks()

@@ -6,12 +6,18 @@ eighth. What reaches them, and what is made of what they say, is what slidesam's
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import partial
 
+# `make full-networks` sets it.
+FULL = bool(os.environ.get("SLIDESAM_TEST_FULL_NETWORKS"))
+
 
 def use_small_networks() -> None:
-    """From now on micro-sam makes small networks in this process."""
+    """From now on micro-sam makes small networks in this process; not where SLIDESAM_TEST_FULL_NETWORKS is set."""
+    if FULL:
+        return
     import micro_sam.instance_segmentation as generators
     from segment_anything import sam_model_registry
 

@@ -145,7 +145,7 @@ def _averages(report: Report, plan: Plan) -> str:
 def _second(report: Report, plan: Plan) -> Table:
     columns = (
         "chunk", "tile", "encoder passes", "segmenting s", "whole s", "objects", "of the whole image by micro-sam",
-        "the guide's way", "false objects there %", "here %", "the guide's way, one process s",
+        "the guide's way", "more objects there %", "slidesam %", "the guide's way, one process s",
     )  # fmt: skip
     rows: list[Sequence[Any]] = []
     for tile, chunk in plan.pairs():

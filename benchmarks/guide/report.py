@@ -17,7 +17,7 @@ from benchmarks.guide.about import caption
 Row = dict[str, Any]
 # What may differ between a run and the one that goes on from it.
 _VOLATILE = ("date", "command", "notes")
-_WIDTH = 150
+_WIDTH, _TABLE_WIDTH = 150, 175
 
 
 @dataclass
@@ -126,7 +126,7 @@ def _printed(table: Table) -> str:
         drawn.add_column(column, justify="left" if words else "right", overflow="fold")
     for row in texts:
         drawn.add_row(*row)
-    console = Console(record=True, width=_WIDTH)
+    console = Console(record=True, width=_TABLE_WIDTH)
     console.print()
     console.print(drawn)
     if table.below:
