@@ -23,12 +23,14 @@ NO_SKIPS = bool(os.environ.get("SLIDESAM_NO_SKIPS"))
 # other, and what is started once (a server, a checkpoint) serves all of them. Any other file is a group of its own.
 # The groups that take longest begin.
 GROUPS = {
-    "slurm": ("slurm", "operations_slurm", "container", "device_workers", "interactive", "doctor"),
+    "slurm": ("slurm", "operations_slurm", "interactive", "doctor"),
     "operations": ("operations", "prefect_server"),
+    "microsam": ("microsam", "microsam_pipeline", "models"),
     "cli": ("cli",),
     "flows": ("flows", "cohort", "run_page", "ui"),
+    "container": ("container",),
+    "device_workers": ("device_workers",),
     "faults": ("faults",),
-    "microsam": ("microsam", "microsam_pipeline", "models"),
 }
 GROUP_OF = {f"test_{file}": group for group, files in GROUPS.items() for file in files}
 
