@@ -37,7 +37,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 # micro-sam on the CPU is much faster if the process keeps its memory instead of fetching it anew for each array:
 # benchmarks/block.py.
-KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=34359738368 MALLOC_TRIM_THRESHOLD_=34359738368
+KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=34359738368 MALLOC_TRIM_THRESHOLD_=34359738368 MALLOC_ARENA_MAX=1
 
 demo: install  ## make a 4096 x 4096 px slide and segment it, about a minute; look at the picture that it names
 	@$(BIN)/slidesam demo --output $(DEMO)
@@ -45,7 +45,7 @@ demo: install  ## make a 4096 x 4096 px slide and segment it, about a minute; lo
 # Processes that tests run in: most of the time they wait for others. tests/conftest.py says which tests stay together.
 AT_ONCE ?= 3
 
-test: lint  ## lint, types and all tests (about 20 minutes on two cores; fast ones alone: make test-fast)
+test: lint  ## lint, types and all tests (about 25 minutes on two cores; fast ones alone: make test-fast)
 	@$(KEEP_MEMORY) $(BIN)/python -m pytest -n $(AT_ONCE) --dist loadscope --no-loadscope-reorder
 
 test-fast: install  ## the tests that take seconds

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from slidesam.flows.device_workers import KEEP_MEMORY
 from slidesam.flows.jobs import cluster_class, job_options, jobs_of, scheduler_host, scheduler_options
 from slidesam.flows.profile import (
     AttachProfile,
@@ -178,9 +179,8 @@ def _worker_environment(threads: int) -> dict[str, str]:
     # A nanny would set one thread; blocks run one at a time in a worker, on as many threads as the profile says.
     numbers = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS")}
     # It would also give memory back after each large array, to fetch it again for the next: micro-sam on the CPU takes
-    # 0.6 of the time if the process keeps it (benchmarks/block.py).
-    memory = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(2**35))
-    return numbers | memory
+    # 0.6 of the time if the process keeps it (benchmarks/block.py, benchmarks/guide).
+    return numbers | KEEP_MEMORY
 
 
 def _local(profile: LocalProfile) -> Workers:

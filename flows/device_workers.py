@@ -26,7 +26,11 @@ from slidesam.tasks.devices import CPU, GIVEN, nvidia_smi, share, visible_device
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # flows/cluster.py says why. What the environment holds goes before the settings of Dask's nanny.
-_MEMORY = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(2**35))
+KEEP_MEMORY = {
+    **dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(2**35)),
+    # Only the arena of the main thread can grow that far, and Dask calls tasks in another.
+    "MALLOC_ARENA_MAX": "1",
+}
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -64,7 +68,7 @@ class DeviceWorker:
         # Indices are nvidia-smi's; CUDA itself would give 0 to the fastest GPU.
         order = {} if on_cpu else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         pinned = {"CUDA_VISIBLE_DEVICES": "" if on_cpu else self.device, GIVEN: self.device}
-        return {**dict.fromkeys(_THREADS, str(self.threads)), **_MEMORY, **order, **around, **pinned}
+        return {**dict.fromkeys(_THREADS, str(self.threads)), **KEEP_MEMORY, **order, **around, **pinned}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

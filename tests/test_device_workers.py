@@ -121,6 +121,7 @@ def test_what_the_environment_says_of_threads_and_memory_holds() -> None:
         "OPENBLAS_NUM_THREADS": "4",
         "MALLOC_MMAP_THRESHOLD_": str(2**35),
         "MALLOC_TRIM_THRESHOLD_": "1",
+        "MALLOC_ARENA_MAX": "1",
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": "GPU-1",
         "SLIDESAM_DEVICE": "GPU-1",

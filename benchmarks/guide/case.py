@@ -19,7 +19,7 @@ _WHOLE_SLIDE = "whole-slide-example-image.tif"
 _LEAST_SIDE = 1024
 # So that a process keeps memory that it has freed: micro-sam on the CPU takes 0.6 of the time (benchmarks/block.py). slidesam's
 # local workers always do; sequential micro-sam is given the same.
-KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**35), "MALLOC_TRIM_THRESHOLD_": str(2**35)}
+KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**35), "MALLOC_TRIM_THRESHOLD_": str(2**35), "MALLOC_ARENA_MAX": "1"}
 # With random weights AMG's own thresholds let next to nothing through.
 RANDOM_AMG = {"stability_score_thresh": 0.3, "box_nms_thresh": 0.5}
 # Which of micro-sam's options make its generator; the others go to `generate`.
