@@ -54,7 +54,7 @@ test-fast: install  ## the tests that take seconds
 many-slides: install  ## thirty slides at once on a server with PostgreSQL, 4 minutes
 	@SLIDESAM_TEST_SLIDES=30 $(BIN)/python -m pytest -s tests/test_operations.py -k many_slides
 
-full-networks: install  ## labels beside micro-sam's with a ViT-B of full size instead of a small one, 10 minutes
+full-networks: install  ## labels beside micro-sam's with a ViT-B of full size instead of a small one
 	@SLIDESAM_TEST_FULL_NETWORKS=1 $(KEEP_MEMORY) $(BIN)/python -m pytest tests/test_microsam.py -k "labels or any_batch"
 
 screenshots: install  ## the browser test, keeping its pictures in screenshots/

@@ -161,7 +161,7 @@ class MicroSam(_Section):
     batch_size: Annotated[int, Field(ge=1, le=256)] = 1
     """Tiles that the encoder takes at once, halved where memory doesn't suffice; more is faster on a GPU. docs/segmentation.md says what it does to labels."""  # noqa: E501
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Numbers that the encoder computes with; auto = bfloat16 on a GPU that has it, which is faster and changes some pixels."""
+    """Numbers that the encoder computes with; auto = bfloat16 on a GPU that has it, which changes some pixels."""
     scaling: Literal["slide", "tile"] = "slide"
     """Intensities to 8 bit by percentiles of the whole slide, or by each tile's minimum and maximum as micro-sam does."""
     options: dict[str, Any] = Field(default_factory=dict)

@@ -21,7 +21,6 @@ import contextlib
 import importlib.util
 import inspect
 import io
-import os
 import pickle
 import threading
 from collections.abc import Callable, Mapping
@@ -35,6 +34,7 @@ from slidesam.tasks.errors import SegmenterError, in_one_line
 from slidesam.tasks.segmenters.embeddings import Encoder
 from slidesam.tasks.segmenters.inputs import check_inputs, compose, intensity_range, pick, ranges, to_rgb8
 from slidesam.tasks.segmenters.microsam_weights import Weights, find_weights, model_identity, model_name, no_decoder
+from slidesam.tasks.segmenters.on_torch import choose_device, keep_to_threads
 
 if TYPE_CHECKING:
     from slidesam.tasks.slide import Slide
@@ -87,13 +87,10 @@ class MicroSamSegmenter:
 
     def __init__(self, settings: MicroSam, is_rgb: bool) -> None:
         weights = find_weights(settings, is_rgb)
-        import torch
         from micro_sam.automatic_segmentation import get_predictor_and_segmenter
 
-        threads = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-        if threads.isdigit() and int(threads) > 0:
-            torch.set_num_threads(int(threads))
-        device = self.device = _device(settings.device)
+        keep_to_threads()
+        device = self.device = choose_device(settings.device)
         predictor, state = _load_model(settings, model_name(settings, is_rgb), weights, device)
         mode = _mode(settings, weights, "decoder_state" in state)
         made_with, self._generate_with = _split_options(settings, mode)
@@ -206,25 +203,6 @@ def tiling(settings: MicroSam) -> tuple[Pair | None, Pair | None]:
 
 def _is_tiled(settings: MicroSam) -> bool:
     return tiling(settings)[0] is not None
-
-
-def _device(wanted: str) -> str:
-    import torch
-
-    is_there = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available() and torch.backends.mps.is_built(),
-        "cpu": True,
-    }
-    here = [name for name in is_there if is_there[name]]
-    if wanted == "auto":
-        return here[0]
-    if wanted not in here:
-        raise SegmenterError(
-            f"segmenter.device is {wanted}, but torch {torch.__version__} only has {', '.join(here)} on this machine: "
-            "let the profile ask for a GPU, or set segmenter.device: auto"
-        )
-    return wanted
 
 
 def _load_model(settings: MicroSam, name: str, weights: Weights, device: str) -> tuple[Any, dict[str, Any]]:
