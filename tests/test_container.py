@@ -208,7 +208,7 @@ def test_a_jobs_workers_start_in_the_image(debian_root: Path, apptainer_folder: 
         "container_binds": [str(tmp_path)], "gpu.gpus": 1, "gpu.cores": 1, "gpu.memory": 2,
     }  # fmt: skip
     script = job_script(load_profile("slurm-gpu", way), "gpu", logs=tmp_path / "of jobs")
-    with LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster:
         text = script.replace("tcp://SCHEDULER:PORT", cluster.scheduler_address)
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "3", "HOME": str(tmp_path), "SLURM_JOB_ID": "17"}
         with subprocess.Popen(["bash", "-c", text], env=environment, cwd=tmp_path) as job, Client(cluster) as client:

@@ -237,7 +237,7 @@ def test_workers_of_a_cluster_that_runs_need_the_preload() -> None:
     with (
         api() as url,
         configured(url),
-        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0") as cluster,
     ):
         where = load_profile("attach", {"address": cluster.scheduler_address})
         host = "127.0.0.1" if "127.0.0.1" in cluster.scheduler_address else cluster.workers[0].ip
