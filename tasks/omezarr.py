@@ -34,6 +34,7 @@ from slidesam.tasks.config import ImageSettings
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.grid import Region
 from slidesam.tasks.image_plan import in_block_levels, largest_divisor, level_shapes
+from slidesam.tasks.zarr_ends import end_loop  # noqa: F401 (called at the process's end)
 
 AXES = ("t", "c", "z", "y", "x")
 _TYPES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
