@@ -163,15 +163,15 @@ def _kill_workers(job: str, node: str) -> None:
 
 
 def test_jobs_that_reach_their_walltime_lose_nothing(slurm, tmp_path: Path) -> None:
-    log, slide = tmp_path / "log", write_numbered_slide(tmp_path / "walltime.tif", 7, 7)
+    log, slide = tmp_path / "log", write_numbered_slide(tmp_path / "walltime.tif", 8, 8)
     where = profile(
-        "slurm-cpu", cpu__maximum_jobs=2, cpu__walltime="00:01:00", cpu__lifetime=18, cpu__lifetime_stagger=2
+        "slurm-cpu", cpu__maximum_jobs=2, cpu__walltime="00:01:00", cpu__lifetime=30, cpu__lifetime_stagger=2
     )
     facts = run_on(where, slide, tmp_path / "out", faulty(log, seconds=0.9))
-    assert facts["objects"] == 49
+    assert facts["objects"] == 64
     done = counts(log)
     # Each worker finished its block before it left: no block was done twice.
-    assert len(done) == sum(done.values()) == 49
+    assert len(done) == sum(done.values()) == 64
     logs = [path.read_text() for path in (tmp_path / "out/.slidesam/.jobs").glob("*.log")]
     assert len(logs) >= 4
     assert sum("its job ends soon" in log for log in logs) >= 2
