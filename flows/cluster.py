@@ -84,6 +84,7 @@ class Cluster:
         part = self.part(stage)
         if not self._started:
             import dask
+            import distributed  # noqa: F401 (its defaults come first: else they went with what is set here)
 
             self._settings.enter_context(dask.config.set(_SETTINGS))
         if part not in self._started:

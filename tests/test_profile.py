@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -231,3 +232,16 @@ def test_without_slurm_a_slurm_run_says_so(monkeypatch) -> None:
 
 def test_the_ssh_line_names_host_and_port() -> None:
     assert ssh_line("http://10.0.0.5:8787/status").startswith("ssh -N -L 8787:10.0.0.5:8787 ")
+
+
+@pytest.mark.slow
+def test_a_cluster_that_was_open_leaves_dasks_defaults() -> None:
+    """Where Dask's distributed part is first imported with the cluster: its defaults must not go with our settings."""
+    code = (
+        "import dask, sys; from slidesam.flows.cluster import LocalProfile, open_cluster\n"
+        "assert 'distributed' not in sys.modules\n"
+        "with open_cluster(LocalProfile(workers=1)) as cluster: cluster.address\n"
+        "print(dask.config.get('distributed.comm.require-encryption', 'gone'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "None"
