@@ -6,7 +6,6 @@ Everything is real: PostgreSQL, the server with its password, the worker, the au
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import signal
@@ -39,7 +38,7 @@ pytestmark = [
 ]
 QUIET = 20
 # How many slides at once: `make many-slides` takes thirty, which needs four minutes.
-MANY = int(os.environ.get("SLIDESAM_TEST_SLIDES", "10"))
+MANY = int(os.environ.get("SLIDESAM_TEST_SLIDES", "8"))
 
 
 class Site(Server):
@@ -55,16 +54,30 @@ class Site(Server):
         self.config.write_text(self.config.read_text().replace("AT_ONCE=7", "AT_ONCE=4") + ours)
 
 
+@contextmanager
+def running_cluster() -> Iterator[str]:
+    """The address of a cluster of two workers in processes of its own, as one that runs anyway has them."""
+    code = (
+        "import sys; from slidesam.flows.cluster import LocalProfile, open_cluster\n"
+        "with open_cluster(LocalProfile(workers=2)) as cluster: print(cluster.address, flush=True); sys.stdin.read()"
+    )
+    # Flows call the segmenters of the tests.
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.stdin.close()
+
+
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
-    from slidesam.flows.cluster import LocalProfile, open_cluster
-
-    # Of a failed test one would read little else.
-    logging.getLogger("distributed").setLevel(logging.WARNING)
-    with server_folder() as folder, open_cluster(LocalProfile(workers=2)) as cluster:
+    with server_folder() as folder, running_cluster() as address:
         site = Site(folder)
         try:
-            site.attached.write_text(yaml.safe_dump({"kind": "attach", "address": cluster.address}))
+            site.attached.write_text(yaml.safe_dump({"kind": "attach", "address": address}))
             # Flows call the segmenters of the tests.
             site.start(PYTHONPATH=str(ROOT))
             inbox = site.deployment("inbox")
@@ -313,8 +326,9 @@ def test_many_slides_at_once_four_at_a_time(site, tmp_path) -> None:
     print(f"\n{MANY} slides in {seconds:.0f} s, at most {most} at once; slowest answer {slowest:.1f} s")
     ended = site.run(cohort)
     assert ended["state"]["type"] == "COMPLETED", (ended["state"]["message"], ended["run_count"])
-    assert 1 < most <= 4
-    assert slowest < 20
+    assert 1 < most <= 4, most
+    # As long as anybody would wait for a page.
+    assert slowest < 30
     slides = site.tagged(f"cohort-{cohort[:8]}")
     assert len(slides) == MANY
     # What the UI says is so.
