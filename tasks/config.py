@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     WithJsonSchema,
     field_validator,
 )
@@ -189,6 +190,15 @@ class MicroSam(_Section):
     def _three_inputs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(value) > 3:
             raise ValueError("SAM sees three channels: join several by +")
+        return value
+
+    @field_validator("stains")
+    @classmethod
+    def _named(
+        cls, value: dict[str, tuple[float, float, float]], info: ValidationInfo
+    ) -> dict[str, tuple[float, float, float]]:
+        if value and not info.data.get("inputs"):
+            raise ValueError("they count where segmenter.inputs names them, and it names nothing")
         return value
 
 

@@ -31,6 +31,7 @@ WATERSHED, CELLPOSE, STARDIST = ({"segmenter.kind": kind} for kind in ("watershe
         (STARDIST | {"segmenter.prob_thresh": 1}, "segmenter.prob_thresh: .*less than 1"),
         ({"slide.z": 3.5}, "^setting slide.z: "),
         ({"slide.channels": 3.5}, "^setting slide.channels: "),
+        ({"segmenter.stains": {"a": [1, 0, 0]}}, "segmenter.stains: they count where segmenter.inputs names them"),
         ({"stitch.min_iou": 0}, "setting stitch.min_iou"),
     ],
 )  # fmt: skip
