@@ -125,6 +125,28 @@ class Server:
             "PREFECT_API_AUTH_STRING": f"slidesam:{self.password}",
         }
 
+    @contextmanager
+    def database_transaction(self, command: str) -> Iterator[None]:
+        """A transaction of the server's database that has done this, and is open."""
+        script = f"begin; {command};\n\\echo open\n"
+        psql = max(Path("/usr/lib/postgresql").glob("*/bin/psql"))
+        address = ["-h", "127.0.0.1", "-p", str(self.database_port), "-U", "slidesam", "-d", "prefect"]
+        environment = os.environ | {"PGPASSWORD": (self.data / "database.password").read_text().strip()}
+        with subprocess.Popen(
+            [psql, *address, "-wqX", "-v", "ON_ERROR_STOP=1"],
+            env=environment,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(script)
+            process.stdin.flush()
+            assert process.stdout.readline() == "open\n"
+            yield
+            process.stdin.close()
+
     def deployment(self, name: str) -> dict:
         (found,) = self.api("deployments/filter", {"deployments": {"name": {"any_": [name]}}})
         return found
