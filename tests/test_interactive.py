@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -66,8 +66,17 @@ class Cluster:
                 found.append(process)
         return found
 
-    def pid(self, name: str) -> int:
-        return int((self.state / f"{name}.pid").read_text().split()[0])
+    def kill(self, name: str) -> None:
+        """SIGKILL its first process, and wait until that is gone: a big one takes a moment to give its memory back."""
+        pid = int((self.state / f"{name}.pid").read_text().split()[0])
+        os.kill(pid, signal.SIGKILL)
+        self.wait_while(lambda: pid in {process.pid for process in self.processes()})
+
+    def wait_while(self, condition: Callable[[], bool], seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
+        while condition():
+            assert time.monotonic() < deadline, self.processes()
+            time.sleep(0.1)
 
 
 @pytest.fixture
@@ -181,7 +190,7 @@ def test_started_twice_killed_started_again_and_stopped_twice(cluster: Cluster) 
     assert {process.pid for process in cluster.processes()} == before
     assert "with 2 workers" in cluster("status")
 
-    os.kill(cluster.pid("scheduler"), signal.SIGKILL)
+    cluster.kill("scheduler")
     # Dask's workers may try for a while to reach it: what counts is that nobody takes the rest for a cluster.
     assert "not whole: only processes of the workers are left" in cluster("status", code=1)
     text = cluster("start", *options)
@@ -189,10 +198,8 @@ def test_started_twice_killed_started_again_and_stopped_twice(cluster: Cluster) 
     assert not before & {process.pid for process in cluster.processes()}
     assert len(seen_at(address_in(text))) == 2
 
-    os.kill(cluster.pid("workers"), signal.SIGKILL)
-    deadline = time.monotonic() + 60
-    while len(cluster.processes()) > 1 and time.monotonic() < deadline:
-        time.sleep(0.1)
+    cluster.kill("workers")
+    cluster.wait_while(lambda: len(cluster.processes()) > 1)
     assert "only processes of the scheduler are left" in cluster("status", code=1)
     assert cluster("stop").endswith("no process is left\n")
     assert cluster.processes() == []
