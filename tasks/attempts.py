@@ -172,5 +172,7 @@ def _give_up(path: Path, facts: dict[str, Any]) -> None:
         with path.with_suffix(".trace.txt").open("w") as stream:
             faulthandler.dump_traceback(stream)
         write_json(path, {**facts, "state": "timed out"}, sync=False)
+        _at_work.pop(path, None)
+        excuse()
     finally:
         os._exit(_TIMED_OUT)

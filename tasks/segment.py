@@ -5,7 +5,7 @@ No Prefect, no Dask: the same function runs serially, in a local cluster and in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import fastremap
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from slidesam.tasks.errors import SegmenterError
 from slidesam.tasks.grid import Block, BlockGrid
-from slidesam.tasks.segmenters import Params, Segmenter
+from slidesam.tasks.segmenters import InTwoParts, Params, Segmenter
 
 LABEL_DTYPE = np.uint32
 
@@ -38,10 +38,28 @@ def segment_outer(
     Raises:
         SegmenterError: The segmenter returned no label image of its input's shape.
     """
+    return begin_outer(image, block, grid, segmenter, params, fill)()
+
+
+def begin_outer(
+    image: NDArray[Any], block: Block, grid: BlockGrid, segmenter: Segmenter, params: Params, fill: NDArray[Any]
+) -> Callable[[], NDArray[np.uint32]]:
+    """The part of `segment_outer` that wants the device, and a function for the rest, which any thread may call later.
+
+    Only a segmenter that is `InTwoParts` leaves a rest.
+    """
     window = grid.window(block)
-    padded = pad_to(image, grid.outer_shape, (block.outer.y0 - window.y0, block.outer.x0 - window.x0), fill)
-    labels = checked_labels(segmenter.segment(_squeezed(padded), params), grid.outer_shape)
-    return renumbered(labels[block.outer.relative_to(window).slices])
+    padded = _squeezed(pad_to(image, grid.outer_shape, (block.outer.y0 - window.y0, block.outer.x0 - window.x0), fill))
+    own = block.outer.relative_to(window).slices
+
+    def in_order(labels: object) -> NDArray[np.uint32]:
+        return renumbered(checked_labels(labels, grid.outer_shape)[own])
+
+    if isinstance(segmenter, InTwoParts):
+        rest = segmenter.begin(padded, params)
+        return lambda: in_order(rest())
+    labels = in_order(segmenter.segment(padded, params))
+    return lambda: labels
 
 
 def renumbered(labels: NDArray[Any]) -> NDArray[np.uint32]:

@@ -19,9 +19,10 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ from slidesam.tasks.block_results import BlockResults, save_frame, save_table
 from slidesam.tasks.config import seconds_of
 from slidesam.tasks.convert import open_pixels
 from slidesam.tasks.devices import check_given, check_torch
-from slidesam.tasks.errors import HOPELESS, BlockFailures, BlockLostError, OutputError, SlideGoneError, in_one_line
+from slidesam.tasks.errors import HOPELESS, BlockFailures, BlockLostError, in_one_line
+from slidesam.tasks.finisher import Finisher
 from slidesam.tasks.image_plan import in_block_levels
 from slidesam.tasks.objects import describe_block
 from slidesam.tasks.overlay import write_overlay
@@ -46,7 +48,7 @@ from slidesam.tasks.plan import provenance
 from slidesam.tasks.pyramid import halve_labels, region_below, shard_regions
 from slidesam.tasks.sample import sample_slide
 from slidesam.tasks.scale import to_level0
-from slidesam.tasks.segment import background_of, renumbered, segment_outer
+from slidesam.tasks.segment import background_of, begin_outer, renumbered
 from slidesam.tasks.segmenters import Segmenter, jsonable_params, load_segmenter
 from slidesam.tasks.slide import SlideReader
 from slidesam.tasks.work import (
@@ -153,12 +155,14 @@ def segment_blocks(run: Run, block_ids: Sequence[int], go: str = "") -> Facts:
         attempts = Attempts(run.segment_folder, go, 1 + retries, None if timeout is None else seconds_of(timeout))
         # Those that have cost a worker come last, so that they don't cost the others too.
         todo.sort(key=attempts.lost)
-        with closing(open_pixels(run)) as reader, ThreadPoolExecutor(1) as ahead:
+        with closing(open_pixels(run)) as reader, ThreadPoolExecutor(1) as ahead, Finisher(failures) as finisher:
             with attempts.before(todo[0]):
                 # A model takes seconds to load the first time: meanwhile the first pixels are read.
                 images = {todo[0]: ahead.submit(reader.read, run.segmented_grid[todo[0]].outer)}
                 segmenter, known, results = _segmenter(run), prepared(run), BlockResults.of(run)
                 wait(images.values())
+            # Where the CPU computes, it has no time to spare.
+            is_beside = getattr(segmenter, "device", "cpu") != "cpu" and attempts.allowed > 1
 
             def read(number: int) -> NDArray[Any]:
                 """A block's pixels; while it is segmented, those of the next are read."""
@@ -170,30 +174,54 @@ def segment_blocks(run: Run, block_ids: Sequence[int], go: str = "") -> Facts:
                 if is_leaving():
                     left = todo[number:]
                     break
-                try:
-                    with attempts.at(block_id):
-                        # Read in the call, so that nothing here holds the pixels longer than it takes.
-                        _segment_block(run, block_id, read(number), segmenter, known, results)
-                except (OutputError, SlideGoneError):
-                    raise
-                except Exception as error:  # noqa: BLE001
-                    failures[block_id] = error
+                # Of two blocks at once nobody could tell which one ended the worker.
+                alone = not is_beside or attempts.lost(block_id) > 0
+                if alone:
+                    finisher.wait()
+                with finisher.note(block_id), ExitStack() as marked:
+                    marked.enter_context(attempts.at(block_id))
+                    # In one expression, so that nothing here holds pixels or labels longer than it takes.
+                    begin = partial(_begin_block, run, block_id, segmenter, known, results)
+                    finisher.add(block_id, begin(read(number)), marked.pop_all())
+                if alone:
+                    finisher.wait()
+            finisher.wait()
     if failures:
         raise _failure(run, failures, alone=len(block_ids) == 1)
     return {"seconds": time.perf_counter() - started, "left": left}
 
 
-def _segment_block(
-    run: Run, block_id: int, image: NDArray[Any], segmenter: Segmenter, known: Facts, results: BlockResults
-) -> None:
-    """Segments one block's pixels and writes its labels, then its done-mark."""
+def _begin_block(
+    run: Run, block_id: int, segmenter: Segmenter, known: Facts, results: BlockResults, image: NDArray[Any]
+) -> Callable[[], None]:
+    """What one block wants of the device; the function that is returned writes its labels, then its done-mark."""
     started = time.perf_counter()
-    block = run.grid[block_id]
-    fill = np.asarray(known["fill"], image.dtype)
     seen = run.segmented_grid[block_id]
-    labels = segment_outer(image, seen, run.segmented_grid, segmenter, known["params"], fill)
+    fill = np.asarray(known["fill"], image.dtype)
+    labels = begin_outer(image, seen, run.segmented_grid, segmenter, known["params"], fill)
+    facts = {
+        # Part of what makes results equal, so the provenance has them.
+        "device": getattr(segmenter, "device", "cpu"),
+        "threads": os.environ.get("OMP_NUM_THREADS"),
+        **getattr(segmenter, "computing", {}),
+    }
+    seconds = time.perf_counter() - started
+    return lambda: _finish_block(run, block_id, labels, facts, seconds, results)
+
+
+def _finish_block(
+    run: Run,
+    block_id: int,
+    labelled: Callable[[], NDArray[np.uint32]],
+    facts: Facts,
+    seconds: float,
+    results: BlockResults,
+) -> None:
+    """Writes one block's labels, then its done-mark; `seconds` is what it took so far."""
+    started, block = time.perf_counter(), run.grid[block_id]
+    labels = labelled()
     if not run.scale.is_one:
-        labels = renumbered(to_level0(labels, seen.outer, block.outer, run.scale))
+        labels = renumbered(to_level0(labels, run.segmented_grid[block_id].outer, block.outer, run.scale))
     marks = Marks(run.segment_folder)
     # An old mark must not vouch for a mixture of old and new.
     marks.remove(block_id)
@@ -203,15 +231,8 @@ def _segment_block(
     if table.area.size:
         save_table(run, block_id, table)
         save_frame(run, block, labels)
-    facts = {
-        "count": table.area.size,
-        "seconds": round(time.perf_counter() - started, 3),
-        # Part of what makes results equal, so the provenance has them.
-        "device": getattr(segmenter, "device", "cpu"),
-        "threads": os.environ.get("OMP_NUM_THREADS"),
-        **getattr(segmenter, "computing", {}),
-    }
-    marks.put(block_id, facts)
+    seconds += time.perf_counter() - started
+    marks.put(block_id, {"count": table.area.size, "seconds": round(seconds, 3), **facts})
 
 
 def _forget_stitching(run: Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def bright_pieces(image, log=None, fail_on=None, times=10**9, seconds=0.0, deed=
 
 
 def _count(log, line):
+    if log is None:
+        return 0
     return Path(log).read_text().splitlines().count(line) if Path(log).exists() else 0
 
 
@@ -66,3 +69,37 @@ def devices_seen(image, log=None, seconds=0.0):
 def wrong_shape(image):
     """Labels of another shape than the image."""
     return np.zeros((3, 3), np.int32)
+
+
+class InTwoParts:
+    """As `bright_pieces`, of which a device does the beginning; a failure is of the rest, unless `fails_first`.
+
+    With `blocks` the rest of each but the last waits for the next one's beginning, `patience` seconds at most.
+    """
+
+    device = "cuda"
+
+    def __init__(self, log=None, fail_on=None, times=10**9, deed="fail", fails_first=False, blocks=0, patience=30):
+        self.log, self.fails_first, self.blocks, self.patience = log, fails_first, blocks, patience
+        self.begun = threading.Semaphore(0)
+        self.failing = {"log": log, "fail_on": fail_on, "times": times, "deed": deed}
+
+    def prepare(self, sample, slide):
+        return {}
+
+    def segment(self, image, params):
+        return self.begin(image, params)()
+
+    def begin(self, image, params):
+        here = int(image.max())
+        _note(self.log, f"{here} begun")
+        if here > 1:
+            self.begun.release()
+        if self.fails_first:
+            bright_pieces(image, **self.failing | {"log": None})
+        return lambda: self.rest(image, here)
+
+    def rest(self, image, here):
+        if here < self.blocks:
+            self.begun.acquire(timeout=self.patience)
+        return bright_pieces(image, **self.failing)

@@ -84,3 +84,21 @@ def test_of_a_log_only_what_says_something_is_shown(tmp_path: Path) -> None:
         "distributed.nanny - INFO - Worker process 3189 was killed by signal 9",
         "distributed.nanny - WARNING - Restarting worker",
     ]
+
+
+TWO_AT_ONCE = """
+import sys, time
+from pathlib import Path
+from slidesam.tasks.attempts import Attempts
+folder = Path(sys.argv[1])
+with Attempts(folder, "go", 2, timeout=0.3).at(7), Attempts(folder, "go", 2, timeout=60).at(8):
+    time.sleep(60)
+"""
+
+
+def test_a_block_that_takes_too_long_costs_the_one_beside_it_nothing(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-c", TWO_AT_ONCE, tmp_path], env=os.environ | {"SLIDESAM_WORKER": "1"}, check=False
+    )
+    attempts = Attempts(tmp_path, "go", 2)
+    assert [attempts.lost(block_id) for block_id in (7, 8)] == [1, 0]

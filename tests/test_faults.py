@@ -51,6 +51,20 @@ def test_a_block_that_ends_its_worker_is_named_and_costs_no_other(some_workers, 
     assert len(done(log)) == 9
 
 
+def test_a_block_that_ends_its_worker_beside_another_costs_the_other_nothing(some_workers, tmp_path: Path) -> None:
+    log, slide = tmp_path / "log", write_numbered_slide(tmp_path / "killer.tif")
+    options = {"fail_on": 5, "deed": "kill", "times": 2, "blocks": 9, "patience": 2}
+    settings = faulty(log, **options) | {"segmenter.target": "tests.faults:InTwoParts"}
+    settings |= {"run.retries": 1, "blocks.blocks_per_task": 9}
+    with pytest.raises(BlockFailures, match=r"1 of 9 blocks failed \(block 4: block 4 ended its worker 2 times"):
+        segment(slide, tmp_path / "out", settings)
+    lines = log.read_text().splitlines()
+    assert lines.count("5 failed") == 2
+    # Begun beside the fifth, and begun again by itself.
+    assert lines.count("6 begun") == 2
+    assert done(log) == sorted(f"{k} done" for k in range(1, 10) if k != 5)
+
+
 def test_a_block_that_hangs_is_ended_and_tried_again(some_workers, tmp_path: Path) -> None:
     log, slide = tmp_path / "log", write_numbered_slide(tmp_path / "hangs.tif")
     settings = faulty(log, fail_on=5, deed="hang", times=1) | {"run.block_timeout": 3, "blocks.blocks_per_task": 3}

@@ -19,6 +19,7 @@ from skimage.data import immunohistochemistry
 
 from slidesam.tasks.config import MicroSam
 from slidesam.tasks.errors import SegmenterError
+from slidesam.tasks.segmenters import InTwoParts
 from slidesam.tasks.segmenters.microsam import (
     MicroSamSegmenter,
     intensity_range,
@@ -65,14 +66,15 @@ class Case:
         )
 
 
-# Untiled AIS runs in test_microsam_pipeline.py.
-RGB_RANGE = {"low": [0.0] * 3, "high": [240.0] * 3}
+# `scaling: slide` differs in what the encoder sees (TestWhatTheEncoderSees); test_microsam_pipeline.py has it, untiled.
 CASES = {
+    "ais": Case("ais", "tile", rgb_block),
+    "ais tiled": Case("ais", "tile", dim_block, {"min_size": 10}, (256, 256)),
     "ais tiled slide": Case(
         "ais", "slide", dim_block, {"min_size": 10}, (256, 256), {"low": [900.0], "high": [16000.0]}
     ),
-    "apg slide": Case("apg", "slide", rgb_block, APG_OPTIONS, None, RGB_RANGE),
-    "amg slide": Case("amg", "slide", rgb_block, AMG_OPTIONS, None, RGB_RANGE),
+    "apg": Case("apg", "tile", rgb_block, APG_OPTIONS),
+    "amg": Case("amg", "tile", rgb_block, AMG_OPTIONS),
 }
 
 
@@ -118,7 +120,7 @@ class TestAgainstMicroSam:
         monkeypatch.setenv("OMP_NUM_THREADS", "1")  # two threads take half as much CPU again, and CI has no more
         case = CASES[name]
         segmenter = MicroSamSegmenter(case.settings(microsam_checkpoint), is_rgb=False)
-        if name == "apg slide":
+        if name == "apg":
             blank = segmenter.segment(np.full((256, 256, 3), 240, np.uint8), case.range or {})
             assert blank.shape == (256, 256)  # and leaves nothing behind that the next block could see
         labels = segmenter.segment(case.make_block(), case.range or {})
@@ -126,6 +128,19 @@ class TestAgainstMicroSam:
         assert labels.shape == case.make_block().shape[:2]
         np.testing.assert_array_equal(labels, reference[name])
         assert capfd.readouterr().out == ""
+
+    def test_the_rest_of_a_block_waits_while_others_begin(
+        self, reference: dict[str, np.ndarray], microsam_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        name, case = "ais tiled", CASES["ais tiled"]
+        segmenter = MicroSamSegmenter(case.settings(microsam_checkpoint), is_rgb=False)
+        assert isinstance(segmenter, InTwoParts)
+        block = case.make_block()
+        rest = segmenter.begin(block, case.range or {})
+        rest_of_other = segmenter.begin(block[::-1], case.range or {})
+        np.testing.assert_array_equal(rest(), reference[name])
+        assert not np.array_equal(rest_of_other(), reference[name])
 
     @pytest.mark.parametrize("tile_shape", [None, (128, 128)])
     @pytest.mark.parametrize("mode", ["ais", "apg", "amg"])

@@ -5,6 +5,7 @@ read the same pixels agree on them.
 
     prepare(sample, slide)   -> params      once per slide, from a sample of it: a JSON mapping (thresholds, ranges, ...)
     segment(image, params)   -> labels      per block: (y, x[, c]) of the grid's `outer_shape` -> (y, x) integers, 0 = background
+    begin(image, params)     -> rest        optional: the device's part of `segment`; rest() -> labels
 
 This module must stay light: torch, TensorFlow and what runs on them are imported by the worker that segments, when it makes
 its segmenter.
@@ -14,9 +15,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +56,23 @@ class Segmenter(Protocol):
 
         Returns:
             (y, x) integers, one positive number per object, 0 = background.
+        """
+
+
+@runtime_checkable
+class InTwoParts(Segmenter, Protocol):
+    """A method that computes on a device first and on the host then, so that the device can go on with the next block."""
+
+    def begin(self, image: NDArray[Any], params: Params) -> Callable[[], NDArray[np.integer[Any]]]:
+        """The device's part of `segment`.
+
+        Args:
+            image: As `segment` takes it.
+            params: What `prepare` returned.
+
+        Returns:
+            A function that returns the labels. It is called once, in another thread perhaps, while `begin` is at the next
+            block: so it keeps to itself what it needs.
         """
 
 

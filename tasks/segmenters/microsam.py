@@ -18,6 +18,8 @@ References:
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 import importlib.util
 import inspect
 import io
@@ -113,6 +115,7 @@ class MicroSamSegmenter:
             # As automatic_instance_segmentation does, but with one thread: python-elf smooths the maps in place, tile by
             # tile, and threads read each other's half-smoothed borders, so that labels differ from run to run.
             self._generate_with |= {"tile_shape": self._tile_shape, "halo": self._tile_halo, "n_threads": 1}
+        self._has_rest = mode == "ais"
         # It draws its progress bar whatever `verbose` says.
         self._is_chatty = mode == "apg" and self._tile_shape is not None
         self._encoder = Encoder(self._predictor, settings.batch_size, settings.precision)
@@ -152,6 +155,14 @@ class MicroSamSegmenter:
         Raises:
             SegmenterError: `params` are for another number of channels.
         """
+        return self.begin(image, params)()
+
+    def begin(self, image: NDArray[Any], params: Mapping[str, Any]) -> Callable[[], NDArray[np.integer[Any]]]:
+        """The part of `segment` that wants the device; the function that is returned does the rest.
+
+        For AIS the rest is the watershed of the decoder's maps, on the host. The other modes ask the model for masks as they
+        go, so that nothing is left of them.
+        """
         import torch
 
         with self._lock, torch.inference_mode():
@@ -162,11 +173,20 @@ class MicroSamSegmenter:
             embeddings = self._embeddings(pixels, seen)
             # From here on micro-sam's generators look at the image's shape only.
             self._segmenter.initialize(image=pixels, image_embeddings=embeddings, verbose=False)
-            with contextlib.redirect_stderr(io.StringIO()) if self._is_chatty else contextlib.nullcontext():
-                labels = self._segmenter.generate(**self._generate_with)
+            # A copy, which keeps the decoder's maps when the next block's replace them.
+            rest = functools.partial(self._generate, copy.copy(self._segmenter), image.shape[:2])
+            labels = None if self._has_rest else rest()
             self._segmenter.clear_state()
             self._predictor.reset_image()
-        return labels if isinstance(labels, np.ndarray) else np.zeros(image.shape[:2], np.uint32)
+        return rest if labels is None else lambda: labels
+
+    def _generate(self, generator: Any, shape: tuple[int, int]) -> NDArray[np.integer[Any]]:
+        """Labels of the block that a generator was initialised with."""
+        with contextlib.redirect_stderr(io.StringIO()) if self._is_chatty else contextlib.nullcontext():
+            labels = generator.generate(**self._generate_with)
+        # Whoever holds the function that did this need not hold the maps.
+        generator.clear_state()
+        return labels if isinstance(labels, np.ndarray) else np.zeros(shape, np.uint32)
 
     @property
     def computing(self) -> dict[str, Any]:
