@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from benchmarks.guide import plots, stopwatch
+from benchmarks.guide import figures, plots, stopwatch
 from benchmarks.guide.__main__ import main, parse
 from benchmarks.guide.about import about
 from benchmarks.guide.case import Case, default_image, tiling_of, write_image
@@ -72,6 +72,40 @@ def test_tiles_cover_the_window(chunk, tile, fitted) -> None:
 def test_encoder_passes_of_micro_sam() -> None:
     assert Job(256, 64).passes((1024, 600)) == 4 * 3
     assert Job(256, 64, chunk=512).passes((1024, 600)) == 2 * (4 + 2)
+
+
+def test_what_is_compared_is_measured_in_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order, times = [], iter([3.0, 1.0, 7.0, 2.0, 5.0, 6.0])
+
+    def facts(who: str) -> dict:
+        order.append(who)
+        return {
+            "import": 1.0,
+            "load": 0.0,
+            "segment": next(times),
+            "whole": 9.0,
+            "objects": 4,
+            "passes": 1,
+            "busy": 1.0,
+        }
+
+    def sequential(case, jobs, take) -> None:
+        for job in jobs:
+            take(job, facts("alone"))
+
+    monkeypatch.setattr(figures, "run_sequential", sequential)
+    monkeypatch.setattr(figures, "run_ours", lambda *_: facts("ours"))
+    case, plan = a_case(tmp_path, np.zeros((64, 64), np.uint8)), figures.Plan([64], [64], [1], 64, 1, True, rounds=3)
+    report = Report(tmp_path / "out", "figures", about(case))
+    figures.measure(case, plan, report)
+    assert order == ["alone", "ours"] * 3
+    assert [(row["method"], row["segment"]) for row in report.rows] == [(SEQUENTIAL, 5.0), (OURS, 2.0)]
+    below = figures.tables(report, plan)[0].below
+    assert below.endswith(
+        "medians of 3, in turns; segmenting took micro-sam alone 3.0 to 7.0 s; slidesam 1 × 2 1.0 to 6.0 s"
+    )
+    figures.measure(case, plan, report)
+    assert len(order) == 6
 
 
 def test_seams(tmp_path: Path) -> None:

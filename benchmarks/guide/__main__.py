@@ -65,6 +65,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     how.add_argument(
         "--small-networks", action="store_true", help="a smoke test: random small networks, times mean nothing"
     )
+    how.add_argument("--rounds", type=int, default=1, help="figure 1's times are medians of so many, taken in turns")
     profile = parser.add_argument_group("--profile")
     profile.add_argument("--peak-tflops", type=float, default=989.0, help="dense bf16; H100 and H200 by default")
     profile.add_argument("--modes", nargs="+", choices=("ais", "amg"), default=["ais", "amg"])
@@ -196,7 +197,9 @@ def _figures(chosen: argparse.Namespace, case: Case) -> Path:
     # Tiles are cut from a chunk, and nothing is gained by a chunk that is larger than the image.
     chunks = sorted({min(chunk, _rounded(max(case.shape))) for chunk in chosen.chunks})
     chunk = chosen.chunk or max(chosen.side // 4, *chosen.tiles)
-    plan = figures.Plan(chosen.tiles, chunks, chosen.workers, chunk, chosen.most, chosen.tiling == "fitted")
+    plan = figures.Plan(
+        chosen.tiles, chunks, chosen.workers, chunk, chosen.most, chosen.tiling == "fitted", chosen.rounds
+    )
     notes = [
         "micro-sam smooths AIS's maps on all cores, in an order that differs from run to run; slidesam on one thread per worker",
         "chunks overlap by a quarter of a tile with slidesam, "

@@ -3,13 +3,15 @@
 1, 2. Per shape of tile: micro-sam on the whole image, slidesam with some numbers of workers.
 3, 4. Per size of chunk and shape of tile: slidesam with one number of workers, and how many objects the guide's way counts on
       the same chunks.
+
+What figure 1 compares is measured several times, in turns, since a machine is faster at some times than at others; medians count.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 from benchmarks.guide.case import Case, tiling_of
@@ -31,6 +33,7 @@ class Plan:
         chunk: Side of chunks of figures 1 and 2.
         most: Number of workers of figures 3 and 4.
         fitted: See `case.tiling_of`.
+        rounds: How often what figure 1 compares is measured.
     """
 
     tiles: Sequence[int]
@@ -39,6 +42,7 @@ class Plan:
     chunk: int
     most: int
     fitted: bool
+    rounds: int = 1
 
     def ours(self) -> Iterator[tuple[int, int, int]]:
         """Tile, chunk and workers of each of slidesam's runs, each once."""
@@ -53,23 +57,53 @@ class Plan:
 
 def measure(case: Case, plan: Plan, report: Report) -> None:
     """Measures what the report hasn't yet."""
-    jobs = [Job(tile, tile // 4) for tile in plan.tiles]
+    whole = [Job(tile, tile // 4) for tile in plan.tiles]
     # A chunk as large as the image is the image.
-    jobs += [Job(tile, tile // 4, chunk) for tile, chunk in plan.pairs() if chunk < max(case.shape)]
-    todo = [job for job in jobs if report.find(method=_method(job), tile=job.tile, chunk=job.chunk) is None]
+    chunks = [Job(tile, tile // 4, chunk) for tile, chunk in plan.pairs() if chunk < max(case.shape)]
+    for turn in range(plan.rounds):
+        _measure_sequential(case, whole if turn else whole + chunks, report, turn)
+        for tile, chunk, workers in plan.ours():
+            key = {
+                "method": OURS,
+                "tile": tile,
+                "chunk": chunk,
+                "workers": workers,
+                "threads": threads_each(case, workers),
+            }
+            is_compared = chunk == plan.chunk and workers in plan.workers
+            if _is_due(report, key, turn if is_compared else 0):
+                tiling = tiling_of(chunk, tile, plan.fitted)
+                _keep(report, key, run_ours(case, tiling, workers, threads_each(case, workers)))
+
+
+def _measure_sequential(case: Case, jobs: Sequence[Job], report: Report, turn: int) -> None:
+    """Times micro-sam on the jobs that a round lacks, in one process."""
+
+    def key(job: Job) -> dict[str, Any]:
+        return {"method": _method(job), "tile": job.tile, "chunk": job.chunk, "workers": 1, "threads": case.threads}
 
     def take(job: Job, facts: dict[str, Any]) -> None:
-        key = {"method": _method(job), "tile": job.tile, "chunk": job.chunk, "workers": 1, "threads": case.threads}
-        facts["whole"] = facts["import"] + facts["load"] + facts["segment"]
-        _tell(report.add(key | facts))
+        _keep(report, key(job), facts | {"whole": facts["import"] + facts["load"] + facts["segment"]})
 
+    todo = [job for job in jobs if _is_due(report, key(job), turn)]
     if todo:
         run_sequential(case, todo, take)
-    for tile, chunk, workers in plan.ours():
-        key = {"method": OURS, "tile": tile, "chunk": chunk, "workers": workers, "threads": threads_each(case, workers)}
-        if report.find(**key) is None:
-            tiling = tiling_of(chunk, tile, plan.fitted)
-            _tell(report.add(key | run_ours(case, tiling, workers, key["threads"])))
+
+
+def _is_due(report: Report, key: dict[str, Any], turn: int) -> bool:
+    """Whether a round's measurement is still to be done."""
+    row = report.find(**key)
+    return row is None or len(row.get("runs", [])) <= turn
+
+
+def _keep(report: Report, key: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Adds a measurement to its row, which has medians of what was timed."""
+    row = report.find(**key) or report.add(key | {"runs": []})
+    row.setdefault("runs", []).append(facts)
+    timed = {name for name, value in facts.items() if isinstance(value, float)}
+    row |= facts | {name: median(run[name] for run in row["runs"]) for name in timed}
+    report.save()
+    _tell(row | facts)
 
 
 def _method(job: Job) -> str:
@@ -139,7 +173,21 @@ def _averages(report: Report, plan: Plan) -> str:
                 f"{workers} worker{'s' * (workers > 1)}, mean over tiles: {faster:.2f} × as fast "
                 f"({whole:.2f} × from start to end), {objects:+.1f} % objects"
             )
+    if plan.rounds > 1:
+        lines.append(f"medians of {plan.rounds}, in turns; segmenting took {_ranges(report, plan)}")
     return "\n".join(lines)
+
+
+def _ranges(report: Report, plan: Plan) -> str:
+    """From the fastest to the slowest of each row of figure 1."""
+    texts = []
+    for row in report.rows:
+        seconds = [run["segment"] for run in row.get("runs", [])]
+        if len(seconds) > 1:
+            who = row["method"] if row["method"] == SEQUENTIAL else f"{OURS} {row['workers']} × {row['threads']}"
+            tile = f", tile {row['tile']}" if len(plan.tiles) > 1 else ""
+            texts.append(f"{who}{tile} {min(seconds):.1f} to {max(seconds):.1f} s")
+    return "; ".join(texts)
 
 
 def _second(report: Report, plan: Plan) -> Table:
