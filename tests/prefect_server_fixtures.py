@@ -115,7 +115,7 @@ class Server:
         for line in self.left():
             with suppress(ProcessLookupError):
                 os.kill(int(line.split()[0]), signal.SIGKILL)
-        until(lambda: not self.left(), 20)
+        until(lambda: not self.left(), 60)
 
     @property
     def environment(self) -> dict[str, str]:

@@ -67,7 +67,7 @@ def slurm_up() -> None:
 @pytest.fixture
 def slurm(slurm_up: None, prefect_server: str) -> Iterator[None]:
     """Slurm with an empty queue, which it must be again afterwards."""
-    until(lambda: queue() == [], 60)
+    until(lambda: queue() == [], 90)
     yield
     left = queue()
     subprocess.run(["scancel", "--me"], check=False)

@@ -147,10 +147,10 @@ def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             stdout=log,
             stderr=log,
         )
-    wait_until(lambda: file.exists() and file.read_text().endswith("}"), 60)
+    wait_until(lambda: file.exists() and file.read_text().endswith("}"), 120)
     yield json.loads(file.read_text())["address"]
     process.terminate()
-    process.wait(20)
+    process.wait(120)
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def started(scheduler: str, tmp_path: Path) -> Iterator[Callable[..., subprocess
     for process in left:
         process.kill()
     for launcher in launchers:
-        launcher.wait(20)
+        launcher.wait(120)
 
 
 def session(leader: int) -> list[psutil.Process]:
@@ -223,10 +223,10 @@ def seen_by(client: Any, workers: int) -> dict[str, dict[str, str | None]]:
 def end(launcher: subprocess.Popen[bytes], client: Any) -> int:
     """Ends workers as Slurm does, and returns the exit code, when no process and no worker is left."""
     launcher.terminate()
-    code = launcher.wait(60)
+    code = launcher.wait(120)
     # multiprocessing's resource tracker ends a moment after the worker that it tracked for.
-    wait_until(lambda: session(launcher.pid) == [], 60)
-    wait_until(lambda: not client.scheduler_info(n_workers=-1)["workers"], 60)
+    wait_until(lambda: session(launcher.pid) == [], 120)
+    wait_until(lambda: not client.scheduler_info(n_workers=-1)["workers"], 120)
     return code
 
 
@@ -268,8 +268,8 @@ def test_two_gpus_have_a_worker_each_and_end_with_a_killed_launcher(started, cli
     assert list(found) == [f"{socket.gethostname()}-{launcher.pid}-{i}" for i in (0, 1)]
     launcher.kill()
     launcher.wait()
-    wait_until(lambda: session(launcher.pid) == [], 60)
-    wait_until(lambda: not client.scheduler_info(n_workers=-1)["workers"], 60)
+    wait_until(lambda: session(launcher.pid) == [], 120)
+    wait_until(lambda: not client.scheduler_info(n_workers=-1)["workers"], 120)
 
 
 @pytest.mark.slow
@@ -289,5 +289,5 @@ def test_the_worst_exit_code_is_the_launchers(started, client) -> None:
     first, second = psutil.Process(launcher.pid).children()
     first.send_signal(signal.SIGKILL)
     second.terminate()
-    assert launcher.wait(60) == 128 + signal.SIGKILL
-    wait_until(lambda: session(launcher.pid) == [], 60)
+    assert launcher.wait(120) == 128 + signal.SIGKILL
+    wait_until(lambda: session(launcher.pid) == [], 120)

@@ -408,7 +408,7 @@ def test_ctrl_c_leaves_no_job(slurm_up, tmp_path: Path) -> None:
         running = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         until(lambda: not no_jobs())
         os.kill(running.pid, signal.SIGINT)
-        _, said = running.communicate(timeout=60)
+        _, said = running.communicate(timeout=180)
     assert running.returncode == 130, said
     assert "stopped; no job is left" in said
     assert no_jobs()

@@ -53,7 +53,7 @@ def task_runs(slide: str, n_blocks: int = 9) -> dict[str, tuple[str, int]]:
     from prefect.client.schemas.sorting import TaskRunSort
 
     these = FlowRunFilter(name=FlowRunFilterName(any_=[f"segment blocks of {slide}"]))
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while True:
         with get_client(sync_client=True) as client:
             runs = [

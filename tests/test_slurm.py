@@ -86,7 +86,7 @@ def test_a_real_slide_in_four_jobs_gives_the_bytes_of_a_local_run(slurm, cmu1: P
     running = {job[0]: job[3] for job in seen if job[2] == "RUNNING"}
     assert len(running) >= 4
     assert set(running.values()) <= {"node1", "node2"}
-    assert until(lambda: queue() == [], 30)
+    assert until(lambda: queue() == [], 90)
 
 
 def test_gpu_jobs_see_one_gpu_each_the_third_waits_and_they_are_given_back_before_stitching(
@@ -122,7 +122,7 @@ def test_gpu_jobs_see_one_gpu_each_the_third_waits_and_they_are_given_back_befor
     # A job is a process is a device.
     assert len(seen) == len({job for job, _, _ in seen}) == len({process for _, process, _ in seen})
     assert not any(name.endswith("-gpu") for name in at_stitching)
-    assert until(lambda: queue() == [], 30)
+    assert until(lambda: queue() == [], 90)
 
 
 def test_a_killed_worker_and_a_cancelled_job_cost_the_blocks_in_flight_only(slurm, tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_killed_flow_leaves_jobs_that_end_and_the_same_command_finishes(
     done = counts(log)
     assert len(done) == 36
     assert sum(done.values()) <= 36 + 2
-    assert until(lambda: queue() == [], 30)
+    assert until(lambda: queue() == [], 90)
     # Nothing of the killed run is shown as running.
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
@@ -259,7 +259,7 @@ def test_jobs_of_a_killed_flow_end_by_themselves_and_clean_cancels_those_that_wa
     )
     assert cleaned.returncode == 0, cleaned.stderr
     assert "cancelled" in cleaned.stdout
-    assert until(lambda: queue() == [], 30)
+    assert until(lambda: queue() == [], 90)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -271,7 +271,7 @@ def test_a_stopped_run_frees_the_queue_at_once(slurm, prefect_server, tmp_path: 
     _, said = flow.communicate(timeout=120)
     assert flow.returncode == 130, said
     assert "the same command goes on" in said
-    assert until(lambda: queue() == [], 30)
+    assert until(lambda: queue() == [], 90)
 
 
 def test_a_block_that_always_kills_its_worker_is_named_and_the_others_finish(slurm, tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_a_block_that_always_kills_its_worker_is_named_and_the_others_finish(slu
     states = task_runs("killer")
     assert states.pop("block 4 (row 1, column 1)")[0] == "Crashed"
     assert {state for state, _ in states.values()} == {"Completed"}
-    assert until(lambda: queue() == [], 30)
+    assert until(lambda: queue() == [], 90)
 
 
 def test_a_node_that_vanishes_costs_the_blocks_in_flight_only(slurm, tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ def test_a_node_that_vanishes_costs_the_blocks_in_flight_only(slurm, tmp_path: P
     done = counts(log)
     assert len(done) == 36
     assert sum(done.values()) <= 37
-    until(lambda: queue() == [], 60)
+    until(lambda: queue() == [], 90)
 
 
 def test_jobs_without_the_gpu_they_asked_for_refuse_to_work_and_are_given_up(slurm, tmp_path: Path) -> None:
@@ -319,4 +319,4 @@ def test_jobs_without_the_gpu_they_asked_for_refuse_to_work_and_are_given_up(slu
         ClusterError, match=r"jobs in a row ended.*1 GPUs.*expected and 0 are there.*request as many.*doctor"
     ):
         run_on(where, slide, tmp_path / "out", faulty(tmp_path / "log"))
-    assert until(lambda: queue() == [], 30)
+    assert until(lambda: queue() == [], 90)

@@ -18,7 +18,7 @@ sync.loop[0].call_soon_threadsafe(time.sleep, 1.0)
 
 def ended(ours: str) -> str:
     code = BUSY.format(ours=ours)
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True).stderr
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180, check=True).stderr
 
 
 def test_nothing_is_said_where_zarrs_thread_takes_its_time() -> None:
