@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from skimage.io import imread
 
-from tests.same import score
-from tests.serial import segment_serially
+from tests.support.same import score
+from tests.support.serial import segment_serially
 
 HALO = 64
 # Pixel sizes are unknown for these images, so the diameter is in pixels: the truth's median one.

@@ -48,10 +48,10 @@ SEGMENTERS = {
 
 def measure(settings: dict, side: int) -> dict[str, float]:
     """Seconds and GiB of one block, in this process: what its segmenter sees, tiled as a run does it."""
-    from slidesam.tasks.config import MicroSam, make_settings
-    from slidesam.tasks.demo import demo_image
+    from slidesam.tasks.folder.demo import demo_image
     from slidesam.tasks.segmenters import load_segmenter, segmenter_identity
-    from slidesam.tasks.sizes import with_tiles
+    from slidesam.tasks.segmenters.microsam.sizes import with_tiles
+    from slidesam.tasks.settings.sections import MicroSam, make_settings
 
     whole = make_settings({"segmenter": settings})
     seen = side + 2 * whole.blocks.halo
@@ -105,7 +105,7 @@ def main() -> None:
         checkpoint = arguments.checkpoint or Path(scratch) / "vit_b.pt"
         if not checkpoint.exists():
             subprocess.run(
-                [sys.executable, "-W", "ignore", "-m", "tests.microsam_checkpoint", str(checkpoint)], check=True
+                [sys.executable, "-W", "ignore", "-m", "tests.support.microsam_checkpoint", str(checkpoint)], check=True
             )
         table = Table(title=f"one block, {arguments.threads} threads, CPU", box=None)
         for column in ("segmenter", "block px", "memory", "seconds", "ratio", "peak GiB", "objects"):

@@ -26,18 +26,18 @@ from rich.table import Table
 
 from benchmarks.big_slide import make_slide
 from benchmarks.raw_limit import raw_convert
-from slidesam.tasks.config import make_settings
-from slidesam.tasks.image_plan import plan_image
+from slidesam.tasks.pixels.plan import plan_image
 from slidesam.tasks.plan import plan_run
-from slidesam.tasks.slide import Level
-from slidesam.tasks.work import Run
+from slidesam.tasks.run.run import Run
+from slidesam.tasks.settings.sections import make_settings
+from slidesam.tasks.slides.slide import Level
 
 
 def converted(slide: Path, output: Path, address: str) -> tuple[float, float, Run]:
     """Seconds of the pieces, of the whole image stage, and the run."""
     from prefect_dask.task_runners import DaskTaskRunner
 
-    from slidesam.flows.stages import write_image
+    from slidesam.flows.slide.stages import write_image
 
     shutil.rmtree(output, ignore_errors=True)
     run = plan_run(slide, output, make_settings(overrides={"segmenter.kind": "watershed"}))
@@ -69,8 +69,8 @@ def main() -> None:
     chosen = parser.parse_args()
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("PREFECT_HOME", str(chosen.folder / "prefect"))
-    from slidesam.flows.cluster import LocalProfile, open_cluster
-    from slidesam.flows.server import prefect_api
+    from slidesam.flows.cluster.cluster import LocalProfile, open_cluster
+    from slidesam.flows.prefect_api.server import prefect_api
 
     console = Console()
     slide = make_slide(chosen.folder / f"slide-{chosen.side}.tif", chosen.side)

@@ -1,7 +1,8 @@
 """kill -9 of everything at random moments, the same command again each time: equal results, and nothing finished is done twice.
 
 The command, its server and its workers are killed together. What was computed is counted from a log that the segmenter writes,
-what was finished from the done-marks at each kill. tests/test_faults.py kills a single worker, and a Dask scheduler of its own.
+what was finished from the done-marks at each kill.
+tests/flows/slide/test_faults.py kills a single worker, and a Dask scheduler of its own.
 
     make kills        (or: .venv/bin/python -m benchmarks.kills --kills 20)
 """

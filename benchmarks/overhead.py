@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from slidesam.tasks.config import make_settings
 from slidesam.tasks.plan import plan_run
+from slidesam.tasks.settings.sections import make_settings
 
 BLOCK = 64
 # Blocks a side, seconds per block, the most that may be taken of the ideal.
@@ -52,8 +52,8 @@ def seconds_of(slide: Path, output: Path, seconds: float, address: str, per_task
     """Wall time of the segmenting stage after `prepare`, and of the whole child flow."""
     from prefect_dask.task_runners import DaskTaskRunner
 
-    from slidesam.flows.stages import segment_blocks, write_image
-    from slidesam.tasks.work import Marks
+    from slidesam.flows.slide.stages import segment_blocks, write_image
+    from slidesam.tasks.run.run import Marks
 
     shutil.rmtree(output, ignore_errors=True)
     settings = {
@@ -118,8 +118,8 @@ def main() -> None:
     chosen.folder.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("PREFECT_HOME", str(chosen.folder / "prefect"))
-    from slidesam.flows.cluster import LocalProfile, open_cluster
-    from slidesam.flows.server import prefect_api
+    from slidesam.flows.cluster.cluster import LocalProfile, open_cluster
+    from slidesam.flows.prefect_api.server import prefect_api
 
     table = Table(title=f"{chosen.workers} workers, {os.cpu_count()} cores")
     for column in (

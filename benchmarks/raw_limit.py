@@ -36,7 +36,7 @@ from rich.console import Console
 from rich.table import Table
 from zarr.codecs import BloscCodec
 
-from slidesam.tasks.omezarr import CODECS
+from slidesam.tasks.store.ome_zarr import CODECS
 
 # What a process has freed it keeps, instead of fetching it anew for each chunk: zarr takes 5 % less.
 _KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**35), "MALLOC_TRIM_THRESHOLD_": str(2**35)}
@@ -120,7 +120,7 @@ def raw_convert(
 
 
 def _level_count(shape: tuple[int, int], shard: int) -> int:
-    """As many as `slidesam.tasks.omezarr` has a block's task write."""
+    """As many as `slidesam.tasks.store.ome_zarr` has a block's task write."""
     count = 1
     while shard % 2**count == 0 and shard >> count >= _SMALLEST_SHARD and max(shape) > 512 << (count - 1):
         count += 1

@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.big_slide import make_channels_zarr, make_strips
-from slidesam.tasks.config import make_settings
-from slidesam.tasks.convert import open_pixels
-from slidesam.tasks.image_plan import amplification
+from slidesam.tasks.pixels.plan import amplification
 from slidesam.tasks.plan import plan_run
-from tests.serial import write_image_serially
+from slidesam.tasks.settings.sections import make_settings
+from slidesam.tasks.store.convert import open_pixels
+from tests.support.serial import write_image_serially
 
 
 def read_all(slide: Path, output: Path, rechunk: str, block: int) -> tuple[float, float, float, str, int]:

@@ -46,10 +46,10 @@ def main() -> None:
     chosen.folder.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("PREFECT_HOME", str(chosen.folder / "prefect"))
-    from slidesam.flows.cluster import api_host, open_cluster
-    from slidesam.flows.profile import load_profile
-    from slidesam.flows.server import prefect_api
-    from slidesam.tasks.work import jobs_folder
+    from slidesam.flows.cluster.cluster import api_host, open_cluster
+    from slidesam.flows.cluster.profile import load_profile
+    from slidesam.flows.prefect_api.server import prefect_api
+    from slidesam.tasks.run.run import jobs_folder
 
     changes: dict[str, Any] = {key: yaml.safe_load(value) for key, value in (each.split("=", 1) for each in chosen.set)}
     number = {"cpu.minimum_jobs": chosen.workers, "cpu.maximum_jobs": chosen.workers}

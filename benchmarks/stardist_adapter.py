@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from tests.discs import draw_discs
-from tests.same import score
+from tests.support.discs import draw_discs
+from tests.support.same import score
 
 ROOT = Path(__file__).resolve().parents[1]
 N_TRAINING, SIDE = 6, 192
@@ -71,8 +71,8 @@ def check_all() -> bool:
 
 
 def _checks(scratch: Path) -> Iterator[tuple[str, bool]]:
-    from slidesam.tasks.config import StarDist
     from slidesam.tasks.segmenters import segmenter_identity
+    from slidesam.tasks.settings.sections import StarDist
 
     for n_channels in (1, 3):
         folder = train(scratch / f"model{n_channels}", n_channels)
@@ -109,8 +109,8 @@ def _same_labels(folder: Path, n_channels: int) -> Iterator[tuple[str, bool]]:
     from csbdeep.utils import normalize
     from stardist.models import StarDist2D
 
-    from slidesam.tasks.config import StarDist
     from slidesam.tasks.segmenters.stardist import StarDistSegmenter
+    from slidesam.tasks.settings.sections import StarDist
 
     image, truth = draw_discs((250, 330), seed=1)
     image = _channels(image, n_channels)
@@ -133,9 +133,9 @@ def _same_labels(folder: Path, n_channels: int) -> Iterator[tuple[str, bool]]:
 
 
 def _refusals(folder: Path, bad: Path, n_channels: int) -> Iterator[tuple[str, bool]]:
-    from slidesam.tasks.config import StarDist
     from slidesam.tasks.errors import SegmenterError
     from slidesam.tasks.segmenters.stardist import StarDistSegmenter
+    from slidesam.tasks.settings.sections import StarDist
 
     def refused(words: str, model: Path, **options: Any) -> tuple[str, bool]:
         try:
@@ -160,7 +160,7 @@ def _blocks(folder: Path, scratch: Path, n_channels: int) -> Iterator[tuple[str,
     import tifffile
 
     from slidesam.tasks.segmenters import load_segmenter
-    from tests.serial import segment_serially
+    from tests.support.serial import segment_serially
 
     image, truth = draw_discs((400, 600), seed=3)
     slide = scratch / f"discs{n_channels}.ome.tif"

@@ -20,8 +20,8 @@ from rich.table import Table
 from skimage.io import imread
 
 from slidesam.tasks.grid import BlockGrid
-from slidesam.tasks.pyramid import halve
-from slidesam.tasks.tissue import blocks_with_tissue, find_tissue
+from slidesam.tasks.pixels.pyramid import halve
+from slidesam.tasks.pixels.tissue import blocks_with_tissue, find_tissue
 
 
 class Case(NamedTuple):

@@ -8,16 +8,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from slidesam.tasks import convert, omezarr
-from slidesam.tasks.config import MicroSam, Settings
 from slidesam.tasks.errors import OutputError
-from slidesam.tasks.scale import grids, make_scale
+from slidesam.tasks.pixels.resample import grids, make_scale
+from slidesam.tasks.pixels.tissue import mask_identity
+from slidesam.tasks.run.run import Marks, Run, block_facts, kept_blocks, read_json
 from slidesam.tasks.segmenters import package_version, segmenter_identity
-from slidesam.tasks.segmenters.inputs import check_inputs
-from slidesam.tasks.sizes import explain_sizes, with_tiles
-from slidesam.tasks.slide import Slide, open_slide
-from slidesam.tasks.tissue import mask_identity
-from slidesam.tasks.work import Marks, Run, block_facts, kept_blocks, read_json
+from slidesam.tasks.segmenters.microsam.inputs import check_inputs
+from slidesam.tasks.segmenters.microsam.sizes import explain_sizes, with_tiles
+from slidesam.tasks.settings.sections import MicroSam, Settings
+from slidesam.tasks.slides.slide import Slide, open_slide
+from slidesam.tasks.store import convert
+from slidesam.tasks.store import ome_zarr as omezarr
 
 # Packages whose version can change a pixel.
 _PACKAGES = (

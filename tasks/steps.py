@@ -32,26 +32,17 @@ from numpy.typing import NDArray
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from slidesam.tasks import convert, omezarr, stitch, tissue
-from slidesam.tasks.attempts import Attempts, is_leaving
-from slidesam.tasks.block_results import BlockResults, save_frame, save_table
-from slidesam.tasks.config import seconds_of
-from slidesam.tasks.convert import open_pixels
-from slidesam.tasks.devices import check_given, check_torch
 from slidesam.tasks.errors import HOPELESS, BlockFailures, BlockLostError, in_one_line
-from slidesam.tasks.finisher import Finisher
-from slidesam.tasks.image_plan import in_block_levels
-from slidesam.tasks.objects import describe_block
-from slidesam.tasks.overlay import write_overlay
-from slidesam.tasks.overview import publish_image, slide_overview
+from slidesam.tasks.labels.objects import describe_block
+from slidesam.tasks.labels.results import BlockResults, save_frame, save_table
+from slidesam.tasks.pixels import tissue
+from slidesam.tasks.pixels.plan import in_block_levels
+from slidesam.tasks.pixels.pyramid import halve_labels, region_below, shard_regions
+from slidesam.tasks.pixels.resample import to_level0
+from slidesam.tasks.pixels.sample import sample_slide
 from slidesam.tasks.plan import provenance
-from slidesam.tasks.pyramid import halve_labels, region_below, shard_regions
-from slidesam.tasks.sample import sample_slide
-from slidesam.tasks.scale import to_level0
-from slidesam.tasks.segment import background_of, begin_outer, renumbered
-from slidesam.tasks.segmenters import Segmenter, jsonable_params, load_segmenter
-from slidesam.tasks.slide import SlideReader
-from slidesam.tasks.work import (
+from slidesam.tasks.report.overlay import write_overlay
+from slidesam.tasks.run.run import (
     Marks,
     Run,
     block_facts,
@@ -64,6 +55,18 @@ from slidesam.tasks.work import (
     save_arrays,
     write_json,
 )
+from slidesam.tasks.segment.block import background_of, begin_outer, renumbered
+from slidesam.tasks.segment.devices import check_given, check_torch
+from slidesam.tasks.segment.finisher import Finisher
+from slidesam.tasks.segment.start_marks import Attempts, is_leaving
+from slidesam.tasks.segmenters import Segmenter, jsonable_params, load_segmenter
+from slidesam.tasks.settings.sections import seconds_of
+from slidesam.tasks.slides.slide import SlideReader
+from slidesam.tasks.stitch import groups as stitch
+from slidesam.tasks.store import convert
+from slidesam.tasks.store import ome_zarr as omezarr
+from slidesam.tasks.store.convert import open_pixels
+from slidesam.tasks.store.image import publish_image, slide_overview
 
 Facts = dict[str, Any]
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support import ROOT
+
 pytest_plugins = [
-    "tests.container_fixtures",
-    "tests.microsam_fixtures",
-    "tests.slurm_fixtures",
-    "tests.prefect_fixtures",
-    "tests.ui_fixtures",
+    "tests.support.container_fixtures",
+    "tests.support.microsam_fixtures",
+    "tests.support.slurm_fixtures",
+    "tests.support.prefect_fixtures",
+    "tests.support.ui_fixtures",
 ]
 
 # Where this is set (CI sets it), a skipped test is a failed one: nothing is left out unnoticed.
@@ -23,16 +24,26 @@ NO_SKIPS = bool(os.environ.get("SLIDESAM_NO_SKIPS"))
 # other, and what is started once (a server, a checkpoint) serves all of them. Any other file is a group of its own.
 # The groups that take longest begin.
 GROUPS = {
-    "slurm": ("slurm", "operations_slurm", "interactive", "doctor"),
-    "operations": ("operations", "prefect_server"),
-    "microsam": ("microsam", "microsam_pipeline", "models"),
-    "cli": ("cli",),
-    "flows": ("flows", "cohort", "run_page", "ui"),
-    "container": ("container",),
-    "device_workers": ("device_workers",),
-    "faults": ("faults",),
+    "slurm": (
+        "flows/cluster/test_slurm",
+        "flows/many/test_operations_slurm",
+        "infra/test_interactive",
+        "flows/doctor/test_doctor",
+    ),
+    "operations": ("flows/many/test_operations", "infra/test_prefect_server"),
+    "microsam": tuple(f"tasks/segmenters/microsam/test_{file}" for file in ("segmenter", "pipeline", "registry")),
+    "cli": ("flows/cli/test_app",),
+    "flows": (
+        "flows/slide/test_segment_slide",
+        "flows/many/test_cohort",
+        "flows/progress/test_run_page",
+        "flows/progress/test_ui",
+    ),
+    "container": ("infra/test_container",),
+    "device_workers": ("flows/cluster/test_device_workers",),
+    "faults": ("flows/slide/test_faults",),
 }
-GROUP_OF = {f"test_{file}": group for group, files in GROUPS.items() for file in files}
+GROUP_OF = {f"tests/{file}.py": group for group, files in GROUPS.items() for file in files}
 
 
 @pytest.fixture(scope="session")
@@ -60,8 +71,13 @@ def pytest_runtest_makereport(item, call):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    order = list(GROUP_OF)
-    items.sort(key=lambda item: order.index(item.path.stem) if item.path.stem in GROUP_OF else len(order))
+    order = list(GROUPS)
+
+    def place(item: pytest.Item) -> int:
+        group = GROUP_OF.get(item.nodeid.partition("::")[0])
+        return len(order) if group is None else order.index(group)
+
+    items.sort(key=place)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -70,7 +86,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object):
 
     class ByGroup(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = Path(nodeid.partition("::")[0]).stem
+            file = nodeid.partition("::")[0]
             return GROUP_OF.get(file, file)
 
     return ByGroup(config, log)

@@ -46,7 +46,7 @@ class Case:
         scaling: Intensities to 8 bit by tile, as micro-sam does, or by slide.
         options: micro-sam's generator options by their names.
         settings: Further settings of slidesam, by dotted name.
-        small: Whether micro-sam's networks are made small (tests/microsam_small.py): a smoke test, times mean nothing.
+        small: Whether micro-sam's networks are made small (tests/support/microsam_small.py): a smoke test, times mean nothing.
     """
 
     folder: Path
@@ -134,7 +134,7 @@ def default_image(side: int) -> tuple[NDArray[np.uint8], str]:
     if path is not None:
         image, _ = read_image(path, side)
         return image, "micro-sam's whole-slide example"
-    from slidesam.tasks.demo import demo_image
+    from slidesam.tasks.folder.demo import demo_image
 
     # A smaller one it can't make.
     image = np.ascontiguousarray(demo_image(max(side, _LEAST_SIDE))[:side, :side])
@@ -189,6 +189,14 @@ def write_image(folder: Path, image: NDArray[Any]) -> tuple[Path, Path]:
 def random_weights(path: Path, small: bool) -> Path:
     """A ViT-B with decoder and random weights, made unless it is there (400 MB; small networks: 40)."""
     if not path.exists():
-        command = [sys.executable, "-W", "ignore", "-m", "tests.microsam_checkpoint", str(path), *["--small"] * small]
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-m",
+            "tests.support.microsam_checkpoint",
+            str(path),
+            *["--small"] * small,
+        ]
         subprocess.run(command, check=True, cwd=ROOT)
     return path

@@ -61,12 +61,12 @@ def main() -> None:
     """The child: answers with the facts of the run."""
     began = time.time()
     case = json.load(sys.stdin)
-    from slidesam.flows.cluster import LocalProfile, open_cluster
-    from slidesam.flows.profile import LocalGpuProfile
-    from slidesam.flows.segment_slide import segment_slide
-    from slidesam.flows.server import prefect_api
-    from slidesam.tasks.config import make_settings
+    from slidesam.flows.cluster.cluster import LocalProfile, open_cluster
+    from slidesam.flows.cluster.profile import LocalGpuProfile
+    from slidesam.flows.prefect_api.server import prefect_api
+    from slidesam.flows.slide.segment_slide import segment_slide
     from slidesam.tasks.plan import plan_run
+    from slidesam.tasks.settings.sections import make_settings
 
     settings = make_settings(overrides=case["settings"])
     profile: Any = (
@@ -112,7 +112,7 @@ def _load_everywhere(address: str, run: Any, small: bool) -> None:
 def _load(settings: str, is_rgb: bool, identity: str, small: bool) -> int:
     """On a worker: its process keeps the segmenter; returns the process's id."""
     if small:
-        from tests.microsam_small import use_small_networks
+        from tests.support.microsam_small import use_small_networks
 
         use_small_networks()
     from slidesam.tasks.segmenters import load_segmenter
@@ -123,7 +123,7 @@ def _load(settings: str, is_rgb: bool, identity: str, small: bool) -> int:
 
 def _stages(run: Any, began: float) -> dict[str, float]:
     """Wall seconds of the stages, from when their files were written."""
-    from slidesam.tasks.work import Marks, read_json
+    from slidesam.tasks.run.run import Marks, read_json
 
     params = run.segment_folder / "params.json"
     known = read_json(params) or {}

@@ -28,7 +28,7 @@ from benchmarks.guide.case import RANDOM_AMG, Case, Tiling, ours_settings
 from benchmarks.guide.report import Report, Row, Table, say
 from benchmarks.guide.sequential import Job, run_sequential
 from benchmarks.guide.workers import Work, device_busy, run_workers, write_pixels
-from tests.same import score
+from tests.support.same import score
 
 VIEW, HALO = 1024, 128
 TILE = VIEW - 2 * HALO
@@ -108,7 +108,7 @@ def _work(case: Case, plan: Plan, image: np.ndarray) -> Work:
     channels = 1 if image.ndim == 2 else image.shape[2]
     params: dict[str, Any] = {}
     if case.scaling == "slide":
-        from slidesam.tasks.segmenters.microsam import intensity_range
+        from slidesam.tasks.segmenters.microsam.segmenter import intensity_range
 
         params = intensity_range(image, is_rgb=True)
     fill = np.percentile(image.reshape(-1, channels), 99, axis=0, method="nearest")
@@ -198,7 +198,7 @@ def _encode(case: Case, wanted: Sequence[tuple[str, int]], repeats: int) -> list
     from torch.utils.flop_counter import FlopCounterMode
 
     if case.small:
-        from tests.microsam_small import use_small_networks
+        from tests.support.microsam_small import use_small_networks
 
         use_small_networks()
     from micro_sam.util import get_sam_model

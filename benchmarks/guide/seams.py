@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.guide.report import Report, Table, percent, say
-from slidesam.tasks.config import make_settings
 from slidesam.tasks.plan import plan_run
+from slidesam.tasks.run.run import prepared
 from slidesam.tasks.segmenters import load_segmenter, segmenter_identity
-from slidesam.tasks.work import prepared
-from tests.same import score
-from tests.serial import segment_serially
+from slidesam.tasks.settings.sections import make_settings
+from tests.support.same import score
+from tests.support.serial import segment_serially
 
 Labels = NDArray[np.integer[Any]]
 # At most this many diameters: the widest that an object and what decides on it are.

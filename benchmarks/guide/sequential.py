@@ -87,7 +87,7 @@ def main() -> None:
     from micro_sam.automatic_segmentation import get_predictor_and_segmenter
 
     if case["small"]:
-        from tests.microsam_small import use_small_networks
+        from tests.support.microsam_small import use_small_networks
 
         use_small_networks()
     imported = time.perf_counter()

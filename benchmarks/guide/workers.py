@@ -23,10 +23,10 @@ import zarr
 from benchmarks.guide.case import KEPT
 from benchmarks.guide.children import peak_mib
 from benchmarks.guide.stopwatch import Stopwatch, synchronize
-from slidesam.tasks.config import make_settings
 from slidesam.tasks.grid import BlockGrid
-from slidesam.tasks.segment import segment_outer
+from slidesam.tasks.segment.block import segment_outer
 from slidesam.tasks.segmenters import load_segmenter, segmenter_identity
+from slidesam.tasks.settings.sections import make_settings
 
 _CHUNK = 512
 _START_SECONDS = 600
@@ -125,7 +125,7 @@ _here: dict[str, Any] = {}
 def _start(work: Work, barrier: Any, first: int) -> None:
     """Loads the segmenter and segments a block, which makes all that is made once."""
     if work.small:
-        from tests.microsam_small import use_small_networks
+        from tests.support.microsam_small import use_small_networks
 
         use_small_networks()
     settings = make_settings(overrides=work.settings).segmenter

@@ -15,8 +15,8 @@ from scipy.spatial import cKDTree
 
 from benchmarks.stitching.case import Case
 from benchmarks.stitching.scenes import SPACING
-from slidesam.tasks.block_results import create_results
 from slidesam.tasks.grid import BlockGrid
+from slidesam.tasks.labels.results import create_results
 
 # The scene repeats itself, so that a slide of any size costs one tile of it.
 _TILE = 2048

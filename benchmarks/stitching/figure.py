@@ -26,7 +26,7 @@ from benchmarks.stitching.case import Case
 from benchmarks.stitching.make import make_case
 from benchmarks.stitching.noise import Noise
 from slidesam.tasks.grid import BlockGrid
-from tests.blockwise import Stitched, stitched
+from tests.support.blockwise import Stitched, stitched
 
 Labels = NDArray[np.integer[Any]]
 _INK, _FALSE = "#1c1c1c", "#d60000"

@@ -11,8 +11,8 @@ import zarr
 from benchmarks.stitching.case import Case
 from benchmarks.stitching.noise import Noise, seen_by_block
 from benchmarks.stitching.scenes import SCENES
-from slidesam.tasks.block_results import create_results
 from slidesam.tasks.grid import BlockGrid
+from slidesam.tasks.labels.results import create_results
 
 
 def make_case(

@@ -20,11 +20,11 @@ import zarr
 import zarrs  # noqa: F401 (zarr finds it once it is imported)
 
 from benchmarks.stitching.case import Case
-from slidesam.tasks.config import ImageSettings
 from slidesam.tasks.grid import Region
-from slidesam.tasks.image_plan import in_block_levels, shard_region
-from slidesam.tasks.omezarr import create_label
-from slidesam.tasks.pyramid import halve_labels
+from slidesam.tasks.pixels.plan import in_block_levels, shard_region
+from slidesam.tasks.pixels.pyramid import halve_labels
+from slidesam.tasks.settings.sections import ImageSettings
+from slidesam.tasks.store.ome_zarr import create_label
 
 _LABEL = "labels"
 _PROCESSES = 2

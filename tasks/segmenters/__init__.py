@@ -23,11 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from slidesam.tasks.config import Cellpose, Function, MicroSam, SegmenterSettings, StarDist, Watershed
 from slidesam.tasks.errors import SegmenterError
+from slidesam.tasks.settings.sections import Cellpose, Function, MicroSam, SegmenterSettings, StarDist, Watershed
 
 if TYPE_CHECKING:
-    from slidesam.tasks.slide import Slide
+    from slidesam.tasks.slides.slide import Slide
 
 Params = Mapping[str, Any]
 
@@ -97,7 +97,7 @@ def load_segmenter(settings_json: str, is_rgb: bool, identity: str) -> Segmenter
         )
     match settings:
         case MicroSam():
-            from slidesam.tasks.segmenters.microsam import MicroSamSegmenter
+            from slidesam.tasks.segmenters.microsam.segmenter import MicroSamSegmenter
 
             return MicroSamSegmenter(settings, is_rgb)
         case Watershed():
@@ -129,7 +129,7 @@ def segmenter_identity(settings: SegmenterSettings, is_rgb: bool) -> str:
     packages: tuple[str, ...]
     match settings:
         case MicroSam():
-            from slidesam.tasks.segmenters.microsam import model_identity
+            from slidesam.tasks.segmenters.microsam.segmenter import model_identity
 
             identity, packages = model_identity(settings, is_rgb), ("micro-sam", "torch")
         case Watershed():

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from slidesam.tasks.config import Function
 from slidesam.tasks.errors import SegmenterError, in_one_line
+from slidesam.tasks.settings.sections import Function
 
 if TYPE_CHECKING:
     from slidesam.tasks.segmenters import Params, Segmenter
-    from slidesam.tasks.slide import Slide
+    from slidesam.tasks.slides.slide import Slide
 
 
 class PlainFunction:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from slidesam.tasks.errors import SegmenterError
-from slidesam.tasks.segmenters.models import hash_file, unreadable
+from slidesam.tasks.segmenters.microsam.registry import hash_file, unreadable
 
 
 def hash_of(files: Iterable[Path]) -> str:

@@ -20,13 +20,13 @@ import numpy as np
 import zarr
 
 from benchmarks.stitching.case import Case
-from slidesam.tasks import omezarr
-from slidesam.tasks import stitch as steps
-from slidesam.tasks.block_results import save_frame, save_table
-from slidesam.tasks.config import ImageSettings, make_settings
-from slidesam.tasks.objects import describe_block
+from slidesam.tasks.labels.objects import describe_block
+from slidesam.tasks.labels.results import save_frame, save_table
 from slidesam.tasks.plan import plan_run
-from slidesam.tasks.work import Marks, Run, write_json
+from slidesam.tasks.run.run import Marks, Run, write_json
+from slidesam.tasks.settings.sections import ImageSettings, make_settings
+from slidesam.tasks.stitch import groups as steps
+from slidesam.tasks.store import ome_zarr as omezarr
 
 DISTRIBUTION = "slidesam"
 PROCESSES = 2
@@ -145,8 +145,8 @@ def _warm_up(pool: ProcessPoolExecutor, folder: Path) -> None:
 
 def write_blocks(case: Case) -> None:
     """Labels of a few squares, over every seam."""
-    from slidesam.tasks.block_results import create_results
     from slidesam.tasks.grid import BlockGrid
+    from slidesam.tasks.labels.results import create_results
 
     create_results(case.folder / "blocks.zarr", BlockGrid(case.shape, case.block_shape, case.halo))
     y, x = np.ogrid[: case.shape[0], : case.shape[1]]

@@ -14,15 +14,15 @@ from typing import Any
 from benchmarks.stitching.adapters import slidesam
 from benchmarks.stitching.case import Case
 from slidesam.tasks import steps
-from slidesam.tasks.work import Run
+from slidesam.tasks.run.run import Run
 
 DISTRIBUTION = "slidesam"
 
 
 def stitch(case: Case, out: Path) -> dict[str, Any]:
     """Stitches a case; `slidesam.stitch` without Prefect and Dask."""
-    from slidesam.flows.cluster import LocalProfile, open_cluster
-    from slidesam.flows.server import prefect_api
+    from slidesam.flows.cluster.cluster import LocalProfile, open_cluster
+    from slidesam.flows.prefect_api.server import prefect_api
 
     folder = out.with_name(f"{out.name}.flow")
     shutil.rmtree(folder, ignore_errors=True)
@@ -52,7 +52,7 @@ def _flow(run: Run, address: str) -> dict[str, Any]:
     """Runs the flow and tells its seconds apart."""
     from prefect_dask.task_runners import DaskTaskRunner
 
-    from slidesam.flows.stages import stitch_and_export
+    from slidesam.flows.slide.stages import stitch_and_export
 
     started = time.perf_counter()
     facts = stitch_and_export.with_options(task_runner=DaskTaskRunner(address=address))(run, {})

@@ -13,12 +13,12 @@ import yaml
 from PIL import Image
 from scipy import ndimage
 
-from slidesam.tasks.block_results import BlockResults
-from slidesam.tasks.config import make_settings
+from slidesam.tasks.labels.results import BlockResults
 from slidesam.tasks.plan import plan_run
-from slidesam.tasks.slide import SlideReader
+from slidesam.tasks.run.run import kept_blocks, read_json
+from slidesam.tasks.settings.sections import make_settings
+from slidesam.tasks.slides.slide import SlideReader
 from slidesam.tasks.steps import prepare_slide, ready_image, segment_blocks
-from slidesam.tasks.work import kept_blocks, read_json
 
 
 def main():

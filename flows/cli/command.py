@@ -1,0 +1,250 @@
+"""Segmenting slides from the command line: one after the other on one cluster, with bars, Ctrl-C and a word on each."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import groupby
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from slidesam.flows.cluster.cluster import ClusterProfile, api_host, open_cluster
+from slidesam.flows.cluster.profile import make_profile
+from slidesam.flows.console import err, out, say, say_failed
+from slidesam.flows.prefect_api.server import prefect_api
+from slidesam.tasks.errors import CohortFailures, SettingsError
+from slidesam.tasks.run.run import jobs_folder
+from slidesam.tasks.run.status import unchanged_since_refused, unfinished
+from slidesam.tasks.settings.sections import Settings, make_settings
+from slidesam.tasks.slides.listing import Listed, list_slides
+
+
+def run_or_stop(slides: Sequence[str], output: Path, settings: Settings, profile: ClusterProfile) -> int:
+    """`run_slides`, or 130 after Ctrl-C or a signal to end."""
+    return _or_stopped(lambda: run_slides(slides, output, settings, profile))
+
+
+def retry_or_stop(output: Path, profile: ClusterProfile | None) -> int:
+    """`retry_slides`, or 130 after Ctrl-C or a signal to end."""
+    return _or_stopped(lambda: retry_slides(output, profile))
+
+
+def _or_stopped(run: Callable[[], int]) -> int:
+    try:
+        return run()
+    except KeyboardInterrupt:
+        err.print("\nstopped: the same command goes on from here")
+        return 130
+
+
+def run_slides(slides: Sequence[str], output: Path, settings: Settings, profile: ClusterProfile) -> int:
+    """Segments slides one after the other on one cluster; a bad one doesn't cost the others.
+
+    Args:
+        slides: Files, folders, patterns or manifests.
+        output: Folder for the results.
+        settings: What to compute.
+        profile: Where to compute it.
+
+    Returns:
+        Exit code: 0, or 1 if a slide failed.
+    """
+    listed = list_slides(slides, settings)
+    with interrupts() as stops, prefect_api(api_host(profile)), open_cluster(profile, jobs_folder(output)):
+        each = _Each(output, profile, stops)
+        if len(listed) == 1:
+            each.tried(listed[0])
+        else:
+            from slidesam.flows.many.cohort import each_by, segment_cohort
+
+            with suppress(CohortFailures), each_by(each):
+                segment_cohort(list(slides), output, settings, profile)
+            out.print(f"{len(listed) - each.failed} of {len(listed)} slides finished")
+    return 1 if each.failed else 0
+
+
+def retry_slides(output: Path, profile: ClusterProfile | None) -> int:
+    """Runs the slides of an output folder that failed, were stopped or were killed, with the settings that they had.
+
+    Runs that a deployment made are put back instead, if the server has them: whoever takes its runs does them, and their rows
+    turn green.
+
+    Args:
+        output: The output folder.
+        profile: Where to compute; None = where each was computed.
+
+    Returns:
+        Exit code: 0, or 1 if a slide failed once more or can't be tried.
+    """
+    left = unfinished(output)
+    here = [state for state in left if not _is_refused(state)]
+    failed = len(left) - len(here)
+    with interrupts() as stops:
+        for key, states in groupby(
+            here, lambda state: profile or make_profile(state.get("cluster") or {"kind": "local"})
+        ):
+            with prefect_api(api_host(key)), open_cluster(key, jobs_folder(output)):
+                each = _Each(output, key, stops)
+                for state in states:
+                    if not _is_deployed(state):
+                        each.tried(Listed(Path(state["slide_path"]), make_settings(state["settings"])))
+                failed += each.failed
+    if not left:
+        out.print(f"{output}: no slide failed")
+    return 1 if failed else 0
+
+
+def _is_refused(state: dict[str, Any]) -> bool:
+    """Whether a slide isn't tried again, and says why."""
+    why = unchanged_since_refused(state, Path(state.get("slide_path", "")))
+    if why is None:
+        try:
+            make_settings(state["settings"])
+            make_profile(state["cluster"])
+        except KeyError:
+            why = "it was made by a version of slidesam that didn't note its settings: use `slidesam segment`"
+        except SettingsError as error:
+            why = f"its settings are of another version of slidesam, use `slidesam segment`: {error}"
+    elif why is not None:
+        why = f"not tried again, since its file hasn't changed: {why}"
+    if why is not None:
+        say("[yellow]note:[/]", f"{state['slide']}: {why}")
+    return why is not None
+
+
+def _is_deployed(state: dict[str, Any]) -> bool:
+    """Puts the slide's run back if a deployment made it, and says so; False if it is one's own to do."""
+    from slidesam.flows.prefect_api.deployed import put_back_deployed
+
+    found = put_back_deployed(state.get("flow_run_id"), "tried again by `slidesam retry`")
+    if found is None:
+        return False
+    link, is_back = found
+    if is_back:
+        say("[green]↻[/]", f"{state['slide']}: its run is put back, a worker takes it: {link}")
+    else:
+        say("[yellow]note:[/]", f"{state['slide']}: the server takes its run for unfinished, see there: {link}")
+    return True
+
+
+_ENDINGS = [signal.SIGINT, signal.SIGTERM]
+# A connection that was lost; where that is to be ignored (nohup) it stays so.
+if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+    _ENDINGS.append(signal.SIGHUP)
+
+
+class Stops:
+    """Whether a signal to end has arrived, whoever handles it.
+
+    A handler raises wherever the program is. Inside a library's callback (pydantic's serializers, for one) that comes back
+    as an error of the library, and while a flow runs SIGTERM is Prefect's to handle. So the interpreter itself is asked
+    (`signal.set_wakeup_fd`) to note each signal's number.
+    """
+
+    def __init__(self) -> None:
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        self._before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        self._arrived: set[int] = set()
+
+    def is_set(self) -> bool:
+        """True once one of the signals that end a run has arrived."""
+        with suppress(BlockingIOError):
+            self._arrived.update(self._reader.recv(4096))
+        return not self._arrived.isdisjoint(_ENDINGS)
+
+    def close(self) -> None:
+        """Leaves the interpreter as it was."""
+        signal.set_wakeup_fd(self._before)
+        self._reader.close()
+        self._writer.close()
+
+
+@contextmanager
+def interrupts() -> Iterator[Stops]:
+    """Takes SIGTERM and a lost connection as Ctrl-C, so that jobs of a run that is itself a job don't outlive it.
+
+    An error that is only such a signal in a library's words becomes the interrupt again.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    stops = Stops()
+    before = {number: signal.signal(number, stop) for number in _ENDINGS}
+    try:
+        yield stops
+    # Whichever error: what is asked is only whether a signal is behind it.
+    except Exception:
+        if stops.is_set():
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        stops.close()
+
+
+class _Each:
+    """Runs slides one at a time, with bars, and says how each ended.
+
+    Args:
+        output: Folder for the results.
+        profile: Where to compute.
+        stops: Whether one has been told to end.
+    """
+
+    def __init__(self, output: Path, profile: ClusterProfile, stops: Stops) -> None:
+        self.output, self.profile, self.stops = output, profile, stops
+        self.failed = 0
+
+    def tried(self, slide: Listed) -> None:
+        """Runs a slide; what it fails with has been said."""
+        with suppress(Exception):
+            self(slide)
+
+    def __call__(self, slide: Listed) -> None:
+        """Runs a slide.
+
+        Raises:
+            Exception: What it fails with, after it was said.
+            KeyboardInterrupt: One has been told to end.
+        """
+        from slidesam.flows.progress.reporters import BarReporter, showing
+        from slidesam.flows.slide.segment_slide import segment_slide
+
+        started = time.monotonic()
+        reporter = BarReporter(err, slide.name)
+        try:
+            if slide.error is not None:
+                raise SettingsError(slide.error)
+            with showing(reporter):
+                facts = segment_slide(slide.path, self.output, slide.settings, self.profile)
+        except Exception as error:
+            reporter.bars.stop()
+            if self.stops.is_set():
+                raise KeyboardInterrupt from None
+            self.failed += 1
+            say_failed(error)
+            raise
+        finally:
+            reporter.bars.stop()
+        self._say_finished(slide, facts, time.monotonic() - started)
+
+    def _say_finished(self, slide: Listed, facts: dict[str, Any], seconds: float) -> None:
+        name = slide.name
+        for warning in facts["slide"]["warnings"]:
+            say("[yellow]note:[/]", f"{name}: {warning}")
+        say("[green]✓[/]", f"{name}: {facts['objects']:,} {facts['label']} in {_blocks(facts)}, {seconds:.1f} s")
+        say(" ", f"{self.output / name}.ome.zarr")
+        say(" ", f"{self.output / name}.{facts['label']}.overlay.png")
+
+
+def _blocks(facts: dict[str, Any]) -> str:
+    left_out = len(facts["blocks_without_tissue"])
+    return f"{facts['blocks'] - left_out} blocks" + (f" ({left_out} without tissue)" if left_out else "")

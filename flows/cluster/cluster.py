@@ -1,0 +1,362 @@
+"""Where blocks are computed: worker processes of this machine, jobs of a queue, or a Dask cluster that runs already.
+
+A profile says which. What it names starts when a stage first asks for its address, so that a run that finds everything done
+starts nothing; several slides of one command share it. Jobs are asked for as there is work for them, and those of the `gpu`
+part are given back when segmenting is over.
+"""
+
+from __future__ import annotations
+
+import getpass
+import socket
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from slidesam.flows.cluster.device_workers import KEEP_MEMORY
+from slidesam.flows.cluster.jobs import cluster_class, job_options, jobs_of, scheduler_host, scheduler_options
+from slidesam.flows.cluster.profile import (
+    AttachProfile,
+    ClusterProfile,
+    JobProfile,
+    LocalGpuProfile,
+    LocalProfile,
+    QueueProfile,
+    SlurmProfile,
+    Stage,
+)
+from slidesam.tasks.errors import ClusterError, in_one_line
+from slidesam.tasks.segment import devices
+
+_LOOPBACK = "127.0.0.1"
+_PRELOAD = "slidesam.flows.cluster.on_worker"
+# Of Dask, for as long as a cluster is open.
+_SETTINGS = {
+    # A nanny needs this long to put another worker in the place of one that was killed.
+    "distributed.deploy.lost-worker-timeout": "60s",
+}
+
+
+@dataclass
+class Workers:
+    """A Dask scheduler and whoever computes for it.
+
+    Attributes:
+        address: Of the scheduler.
+        dashboard: Of its web page; None where there is none.
+        close: Ends what was started.
+        keeper: Who keeps the number of jobs, where there are jobs.
+    """
+
+    address: str
+    dashboard: str | None
+    close: Callable[[], None]
+    keeper: Any = None
+
+
+class Cluster:
+    """What a profile names, started part by part when it is asked for.
+
+    Args:
+        profile: What to start.
+        logs: Folder for the logs of jobs, on a file system that all nodes share.
+    """
+
+    def __init__(self, profile: ClusterProfile, logs: Path | None = None) -> None:
+        self.profile, self.logs = profile, logs
+        self.name = f"slidesam-{uuid.uuid4().hex[:8]}"
+        self._started: dict[Stage, Workers] = {}
+        self._settings = ExitStack()
+
+    def workers(self, stage: Stage = "cpu") -> Workers:
+        """Those who compute a stage; started now if they aren't.
+
+        Raises:
+            ClusterError: They can't be had.
+        """
+        part = self.part(stage)
+        if not self._started:
+            import dask
+            import distributed  # noqa: F401 (its defaults come first: else they went with what is set here)
+
+            self._settings.enter_context(dask.config.set(_SETTINGS))
+        if part not in self._started:
+            self._started[part] = self._start(part)
+        return self._started[part]
+
+    @property
+    def address(self) -> str:
+        """Address of the scheduler of the stages that need no accelerator."""
+        return self.workers().address
+
+    def part(self, stage: Stage) -> Stage:
+        """The part of the profile that a stage uses: where there is one for all, that of the CPU."""
+        has_two = isinstance(self.profile, SlurmProfile | QueueProfile) and self.profile.gpu is not None
+        return stage if has_two else "cpu"
+
+    @property
+    def most_workers(self) -> int | None:
+        """How many workers a stage can have at most; None where that isn't known."""
+        profile = self.profile
+        if isinstance(profile, LocalProfile):
+            return profile.n_workers
+        if isinstance(profile, SlurmProfile | QueueProfile):
+            return max(jobs.maximum_jobs * jobs.workers for jobs in (profile.cpu, profile.gpu) if jobs is not None)
+        return None
+
+    @property
+    def job_names(self) -> list[str]:
+        """Names of the jobs that are, or will be, in the queue for this cluster; none where it has no jobs."""
+        if not isinstance(self.profile, SlurmProfile | QueueProfile):
+            return []
+        return [f"{self.name}-{part}" for part in ("cpu", "gpu") if self.part(part) == part]
+
+    @property
+    def dashboards(self) -> dict[str, str]:
+        """Web pages of the schedulers that run, by part."""
+        return {part: workers.dashboard for part, workers in self._started.items() if workers.dashboard is not None}
+
+    def give_back(self, stage: Stage) -> None:
+        """Ends the jobs of a stage that other stages don't use."""
+        if self.part(stage) == stage and stage != "cpu" and stage in self._started:
+            self._started.pop(stage).close()
+
+    def trouble(self) -> str | None:
+        """Why no worker will come any more, in words; None while one may."""
+        keepers = [workers.keeper for workers in self._started.values() if workers.keeper is not None]
+        return next((keeper.trouble for keeper in keepers if keeper.trouble is not None), None)
+
+    def standing(self) -> str:
+        """How it stands with the jobs, in words; empty where there are none."""
+        keepers = {part: workers.keeper for part, workers in self._started.items() if workers.keeper is not None}
+        return "; ".join(f"{part}: {keeper.standing()}" for part, keeper in keepers.items())
+
+    def close(self) -> None:
+        """Ends all that was started."""
+        with ExitStack() as ends:
+            ends.callback(self._settings.close)
+            for workers in self._started.values():
+                ends.callback(workers.close)
+            self._started = {}
+
+    def _start(self, part: Stage) -> Workers:
+        profile = self.profile
+        if isinstance(profile, AttachProfile):
+            return _attached(profile)
+        if isinstance(profile, LocalProfile):
+            return _local(profile)
+        if isinstance(profile, LocalGpuProfile):
+            return _local_gpu(profile)
+        return _jobs(profile, part, f"{self.name}-{part}", self.logs)
+
+
+def _attached(profile: AttachProfile) -> Workers:
+    """Somebody else's cluster, which is there already.
+
+    Raises:
+        ClusterError: It isn't.
+    """
+    from dask.distributed import Client
+
+    try:
+        with Client(profile.address, timeout="15s", set_as_default=False) as client:
+            return Workers(profile.address, _page(client.dashboard_link), lambda: None)
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"no Dask scheduler answers at {profile.address}: start it (`infra/interactive/cluster start` in an "
+            "allocation, or `dask scheduler`), or correct the address"
+        ) from error
+
+
+def _worker_environment(threads: int) -> dict[str, str]:
+    """What a worker process has to find as it starts."""
+    # A nanny would set one thread; blocks run one at a time in a worker, on as many threads as the profile says.
+    numbers = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS")}
+    # It would also give memory back after each large array, to fetch it again for the next: micro-sam on the CPU takes
+    # 0.6 of the time if the process keeps it (benchmarks/block.py, benchmarks/guide).
+    return numbers | KEEP_MEMORY
+
+
+def _local(profile: LocalProfile) -> Workers:
+    """New worker processes on this machine."""
+    import dask
+    from dask.distributed import LocalCluster
+
+    stack, environment = ExitStack(), _worker_environment(profile.threads)
+    # What is given to the cluster below comes too late for what a process must find as it starts.
+    stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": environment}))
+    cluster = stack.enter_context(
+        LocalCluster(
+            n_workers=profile.n_workers,
+            threads_per_worker=1,
+            host=_LOOPBACK,
+            dashboard_address=f"{_LOOPBACK}:0",
+            memory_limit=0,
+            preload=_PRELOAD,
+            env=environment,
+        )
+    )
+    return Workers(str(cluster.scheduler_address), _page(cluster.dashboard_link), stack.close)
+
+
+def _local_gpu(profile: LocalGpuProfile) -> Workers:
+    """New worker processes on this machine, each of which sees one device.
+
+    Raises:
+        ClusterError: There is no device.
+    """
+    import os
+
+    import dask
+    from dask.distributed import Nanny, Scheduler
+    from distributed.deploy.spec import SpecCluster
+
+    found = profile.devices if profile.devices != "auto" else devices.visible_devices(os.environ, devices.nvidia_smi())
+    if not found:
+        raise ClusterError(
+            f"no GPU was found on {socket.gethostname()} (CUDA_VISIBLE_DEVICES="
+            f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}, `nvidia-smi -L` lists none): use --cluster local"
+        )
+    stack, environment = ExitStack(), _worker_environment(profile.threads)
+    stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": environment}))
+    common = {"nthreads": 1, "host": _LOOPBACK, "memory_limit": 0, "preload": _PRELOAD, "dashboard": False}
+    specs = {}
+    for number, device in enumerate(device for device in found for _ in range(profile.workers_per_gpu)):
+        pinned = environment | {"CUDA_VISIBLE_DEVICES": device, devices.GIVEN: device}
+        specs[number] = {"cls": Nanny, "options": common | {"env": pinned}}
+    scheduler = {"cls": Scheduler, "options": {"host": _LOOPBACK, "port": 0, "dashboard_address": f"{_LOOPBACK}:0"}}
+    cluster = stack.enter_context(SpecCluster(workers=specs, scheduler=scheduler, silence_logs="error"))
+    return Workers(str(cluster.scheduler_address), _page(cluster.dashboard_link), stack.close)
+
+
+def _jobs(profile: JobProfile, part: Stage, name: str, logs: Path | None) -> Workers:
+    """A scheduler in this process, whose workers will come in jobs.
+
+    Raises:
+        ClusterError: The queue's commands aren't here, or the scheduler can't listen where the profile says.
+    """
+    from slidesam.flows.cluster import slurm
+    from slidesam.flows.cluster.keeper import JobKeeper, kept_job
+
+    jobs, is_slurm = jobs_of(profile, part), isinstance(profile, SlurmProfile)
+    if is_slurm and not slurm.has_slurm():
+        raise ClusterError(
+            f"Slurm's commands aren't here on {socket.gethostname()}: run this on a login or compute node"
+        )
+    if logs is not None:
+        logs.mkdir(parents=True, exist_ok=True)
+    stack, kind = ExitStack(), cluster_class(profile)
+    if is_slurm:
+        # Last of all: what was submitted just as the rest was cancelled.
+        stack.callback(_cancel, name)
+    try:
+        cluster = stack.enter_context(
+            kind(
+                n_workers=0,
+                name=name,
+                job_cls=kept_job(kind.job_cls),
+                scheduler_options=scheduler_options(profile, part),
+                **job_options(profile, part, name, logs),
+            )
+        )
+    except (OSError, RuntimeError, ValueError) as error:
+        stack.close()
+        raise ClusterError(
+            f"the Dask scheduler can't be started on {socket.gethostname()}: {in_one_line(error)}: see `scheduler` and "
+            "`interface` in the profile"
+        ) from error
+    listed = partial(_states, name) if is_slurm else None
+    # On its own loop, where it also runs.
+    keeper = cluster.adapt(
+        Adaptive=JobKeeper,
+        minimum=jobs.minimum_jobs,
+        maximum=jobs.maximum_jobs,
+        workers=jobs.workers,
+        give_back_after=profile.give_back_after,
+        listed=listed,
+        logs=logs,
+    )
+    return Workers(str(cluster.scheduler_address), _page(cluster.dashboard_link), stack.close, keeper)
+
+
+def _cancel(name: str) -> None:
+    """Cancels what is left of jobs of a name, if Slurm answers."""
+    from slidesam.flows.cluster import slurm
+
+    with suppress(ClusterError):
+        slurm.cancel_jobs([name], wait=0)
+
+
+def _states(name: str) -> dict[str, str]:
+    """State of each job of a name, by its number."""
+    from slidesam.flows.cluster import slurm
+
+    return {
+        job.id: f"{job.state.lower()}{f': {job.reason}' if job.state == 'PENDING' else ''}"
+        for job in slurm.jobs_named([name])
+    }
+
+
+def _page(link: Any) -> str | None:
+    """Address of the dashboard, which there is only where bokeh is."""
+    return str(link) if link and find_spec("bokeh") is not None else None
+
+
+def ssh_line(dashboard: str) -> str:
+    """What to type elsewhere to see a dashboard here in a browser, at http://localhost:PORT/status."""
+    address = urlsplit(dashboard)
+    port = address.port or 8787
+    return f"ssh -N -L {port}:{address.hostname}:{port} {getpass.getuser()}@{socket.gethostname()}"
+
+
+def api_host(profile: ClusterProfile) -> str:
+    """Address at which a Prefect server started here can be reached by all who compute."""
+    if isinstance(profile, AttachProfile):
+        return _way_to(profile.address)
+    return scheduler_host(profile) if isinstance(profile, SlurmProfile | QueueProfile) else _LOOPBACK
+
+
+def _way_to(address: str) -> str:
+    """This machine's address on the network of a scheduler; loopback where that is there."""
+    parts = urlsplit(address)
+    try:
+        # No packet is sent: what is asked is which way one would take.
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((parts.hostname or _LOOPBACK, parts.port or 8786))
+            return str(probe.getsockname()[0])
+    except OSError:
+        return _LOOPBACK
+
+
+_shared: ContextVar[Cluster | None] = ContextVar("slidesam_cluster", default=None)
+
+
+def opened() -> Cluster | None:
+    """The cluster that is open around this call."""
+    return _shared.get()
+
+
+@contextmanager
+def open_cluster(profile: ClusterProfile, logs: Path | None = None) -> Iterator[Cluster]:
+    """The cluster of a profile: the one that is open around this call if it is of the same profile, else a new one."""
+    around = _shared.get()
+    if around is not None and around.profile == profile:
+        yield around
+        return
+    cluster = Cluster(profile, logs)
+    token = _shared.set(cluster)
+    try:
+        yield cluster
+    finally:
+        _shared.reset(token)
+        cluster.close()
+
+
+__all__ = ["AttachProfile", "Cluster", "ClusterProfile", "LocalProfile", "open_cluster", "opened"]

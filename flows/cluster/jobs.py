@@ -1,0 +1,163 @@
+"""From a profile to what dask-jobqueue is told: the class of cluster, its options, and the job script that comes of them.
+
+dask-jobqueue writes and submits the script; its worker command is `slidesam.flows.cluster.device_workers`, which pins
+workers to the job's devices. Nothing here starts anything.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from slidesam.flows.cluster.profile import JobProfile, Jobs, QueueJobs, SlurmJobs, Stage
+
+LEAVE_AT, STAGGER, LOG = "SLIDESAM_LEAVE_AT", "SLIDESAM_LEAVE_STAGGER", "SLIDESAM_LOG"
+_WORKERS = "slidesam.flows.cluster.device_workers"
+_CLASSES = {
+    "slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster", "sge": "SGECluster",
+    "htcondor": "HTCondorCluster", "oar": "OARCluster", "moab": "MoabCluster",
+}  # fmt: skip
+
+
+def cluster_class(profile: JobProfile) -> Any:
+    """dask-jobqueue's class of cluster for a profile."""
+    # As it is imported it makes Ctrl-C end the process without a word (dask_jobqueue/runner.py).
+    before = signal.getsignal(signal.SIGINT)
+    import dask_jobqueue
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, before)
+    return getattr(dask_jobqueue, _CLASSES[profile.kind])
+
+
+def jobs_of(profile: JobProfile, stage: Stage) -> Jobs:
+    """The jobs that do a stage."""
+    return profile.gpu if stage == "gpu" and profile.gpu is not None else profile.cpu
+
+
+def job_options(profile: JobProfile, stage: Stage, name: str, logs: Path | None) -> dict[str, Any]:
+    """What a job of dask-jobqueue takes as keywords.
+
+    Args:
+        profile: The profile.
+        stage: Which of its jobs.
+        name: The jobs' name.
+        logs: Folder of the jobs' logs, on a file system that all nodes share.
+    """
+    jobs = jobs_of(profile, stage)
+    options: dict[str, Any] = {
+        "cores": jobs.cores,
+        # As one worker: there are no groups of workers in dask-jobqueue's books, which would never miss one that is gone.
+        "processes": 1,
+        # GiB: what is written as GB is rounded to less.
+        "memory": f"{jobs.memory:g}GiB",
+        "interface": profile.interface,
+        "local_directory": '"${TMPDIR:-/tmp}"'
+        if profile.local_directory is None
+        else shlex.quote(profile.local_directory),
+        "death_timeout": profile.death_timeout,
+        "worker_command": _WORKERS,
+        "worker_extra_args": ["--workers", str(jobs.workers), "--gpus", str(jobs.gpus)],
+        "python": _python(profile, jobs),
+        "job_name": name,
+        "job_script_prologue": [*jobs.prologue, *_exports(jobs, isinstance(jobs, SlurmJobs), name, logs)],
+        "job_extra_directives": list(jobs.directives),
+    }
+    if isinstance(jobs, SlurmJobs):
+        return options | _slurm_options(jobs, name, logs)
+    assert isinstance(jobs, QueueJobs)
+    options["log_directory"] = None if logs is None else str(logs)
+    return options | _queue_options(profile.kind, jobs) | dict(jobs.options)
+
+
+def job_script(profile: JobProfile, stage: Stage, name: str = "slidesam", logs: Path | None = None) -> str:
+    """The script that would be submitted, with stand-ins for what is known only then."""
+    job = cluster_class(profile).job_cls(
+        "tcp://SCHEDULER:PORT", name=f"{name}-0", **job_options(profile, stage, name, logs)
+    )
+    return str(job.job_script())
+
+
+def _slurm_options(jobs: SlurmJobs, name: str, logs: Path | None) -> dict[str, Any]:
+    directives = [
+        *([f"--qos={jobs.qos}"] if jobs.qos else []),
+        *([f"--gres={jobs.gres}"] if jobs.gres else []),
+        # One file for both streams, named so that who knows the job knows its log.
+        *([f'--output="{_pattern(logs)}/%x-%j.log"'] if logs is not None else []),
+        # A job that Slurm starts again by itself would be one that nobody knows.
+        "--no-requeue",
+        *jobs.directives,
+    ]
+    return {
+        # The worker's threads, which are one; the job's cores are `job_cpu`.
+        "cores": 1,
+        "job_cpu": jobs.cores,
+        "queue": jobs.partition,
+        "account": jobs.account,
+        "walltime": jobs.walltime,
+        "job_extra_directives": directives,
+    }
+
+
+def _pattern(folder: Path) -> str:
+    """A folder as sbatch's file name patterns take it between quotes: its own signs are doubled or escaped."""
+    return str(folder).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+
+
+def _queue_options(kind: str, jobs: QueueJobs) -> dict[str, Any]:
+    """Queue and walltime, in the words of a queue."""
+    if kind == "htcondor":
+        # It has neither, and wants to know of disk.
+        return {"disk": "4GiB"}
+    walltime = jobs.walltime
+    if kind == "lsf":
+        minutes = math.ceil(jobs.walltime_seconds / 60)
+        walltime = f"{minutes // 60:02d}:{minutes % 60:02d}"
+    return {"walltime": walltime, **({} if jobs.queue is None else {"queue": jobs.queue})}
+
+
+def _exports(jobs: Jobs, is_slurm: bool, name: str, logs: Path | None) -> list[str]:
+    """Environment of the workers: how they compute, when they stop taking blocks, where their log is."""
+    threads = [f"{library}_NUM_THREADS={jobs.threads}" for library in ("OMP", "MKL", "OPENBLAS")]
+    # From the job's start: a worker that takes the place of a killed one has what is left.
+    life = [f"{LEAVE_AT}=$(( $(date +%s) + {jobs.lifetime_seconds:.0f} ))", f"{STAGGER}={jobs.stagger_seconds:g}"]
+    lines = [f"export {' '.join(threads)}", f"export {' '.join(life)}"]
+    if is_slurm and logs is not None:
+        lines.append(f"export {LOG}={shlex.quote(str(logs))}/{name}-$SLURM_JOB_ID.log")
+    return lines
+
+
+def _python(profile: JobProfile, jobs: Jobs) -> str:
+    """The start of the command that runs Python on a node; in a container, what enters it."""
+    if profile.container is None:
+        return shlex.quote(profile.python or sys.executable)
+    binds = [part for folder in profile.container_binds for part in ("--bind", folder)]
+    command = [profile.container_command, "exec", *(["--nv"] if jobs.gpus else []), *binds, str(profile.container)]
+    return f"{shlex.join(command)} {profile.python or 'python3'}"
+
+
+def scheduler_options(profile: JobProfile, stage: Stage = "cpu") -> dict[str, Any]:
+    """What the scheduler of a part, in this process, is told.
+
+    It and its dashboard listen on one address: on 0.0.0.0 whoever reaches any of this host's could run code with them.
+    """
+    wanted, host = profile.scheduler, scheduler_host(profile)
+    # Both parts' schedulers live side by side.
+    port, page = (number + (stage == "gpu") if number else 0 for number in (wanted.port, wanted.dashboard_port))
+    return {"host": host, "port": port, "dashboard_address": f"{host}:{page}"}
+
+
+def scheduler_host(profile: JobProfile) -> str:
+    """Address of this host as the jobs' nodes see it."""
+    from distributed.utils import get_ip, get_ip_interface
+
+    wanted = profile.scheduler
+    if wanted.host:
+        return wanted.host
+    interface = wanted.interface or profile.interface
+    return str(get_ip_interface(interface) if interface else get_ip())

@@ -1,0 +1,95 @@
+"""What a Dask worker does as it starts, before its first task (`dask worker --preload slidesam.flows.cluster.on_worker`).
+
+And how it ends: a worker in a job takes no block any more some time before the job's end, finishes the one that it has, and
+leaves. Dask's own lifetime would hand that block to another worker at once, while it is still being computed here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from slidesam.flows.cluster.jobs import LEAVE_AT, STAGGER
+from slidesam.tasks.segment.devices import check_given
+
+_DIE_FIRST = "500"
+_ALMOST_FULL = 0.9
+_log = logging.getLogger("distributed.worker")
+
+
+def dask_setup(worker: Any) -> None:
+    """Leaves Ctrl-C to the command line, says that this process may be ended, and sees to it that it ends well.
+
+    Raises:
+        DeviceError: The worker would compute on another device than the one that it was given: it doesn't start.
+    """
+    check_given()
+    # What a task imports takes seconds: all workers do it at once, while the cluster starts. Here, because `dask worker` and
+    # its nanny import this module too.
+    import slidesam.tasks.steps  # noqa: F401
+    from slidesam.tasks.labels import kernels
+    from slidesam.tasks.segment.start_marks import DISPOSABLE
+
+    kernels.load()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ[DISPOSABLE] = "1"
+    # If memory runs out Linux shall end a worker, which is replaced, and not the flow.
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_DIE_FIRST)
+    ending = _Ending(worker)
+    signal.signal(signal.SIGTERM, ending.on_term)
+    if LEAVE_AT in os.environ:
+        stagger = float(os.environ.get(STAGGER, "0"))
+        seconds = float(os.environ[LEAVE_AT]) - time.time() + random.uniform(-stagger, stagger)  # noqa: S311
+        worker.loop.call_later(max(0.0, seconds), ending.begin)
+
+
+class _Ending:
+    """How a worker process ends before its run does.
+
+    Args:
+        worker: The worker.
+    """
+
+    def __init__(self, worker: Any) -> None:
+        self.worker, self.is_leaving = worker, False
+        self.task: asyncio.Task[None] | None = None
+
+    def begin(self) -> None:
+        """Takes no further block, and leaves when the last is done."""
+        from slidesam.tasks.segment.start_marks import leave
+
+        self.is_leaving = True
+        leave()
+        self.task = asyncio.ensure_future(self._leave())
+
+    async def _leave(self) -> None:
+        from distributed.core import Status
+
+        _log.info("takes no further block: its job ends soon")
+        # Dask's watch over memory would let it go on within a moment, as there is room.
+        self.worker.memory_manager.memory_pause_fraction = False
+        self.worker.status = Status.paused
+        while self.worker.state.executing_count:
+            await asyncio.sleep(0.2)
+        await self.worker.close_gracefully(reason="its job ends soon")
+
+    def on_term(self, number: int, frame: FrameType | None) -> None:
+        """Ends at once. A block isn't blamed for it, unless it had all the time, or took all the memory, that there was."""
+        import psutil
+
+        from slidesam.tasks.segment.start_marks import excuse
+
+        limit = self.worker.memory_manager.memory_limit
+        is_full = bool(limit) and psutil.Process().memory_info().rss > _ALMOST_FULL * limit
+        if not (self.is_leaving or is_full):
+            excuse()
+        os._exit(128 + number)

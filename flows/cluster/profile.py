@@ -1,0 +1,387 @@
+"""Cluster profiles: where to compute, as YAML files that say nothing of what is computed.
+
+    local        worker processes on this machine
+    local-gpu    the same, each pinned to a GPU or MIG instance of this machine
+    slurm        jobs on Slurm, by dask-jobqueue
+    pbs, lsf, sge, htcondor, oar, moab      jobs on another queue, by dask-jobqueue's class for it
+    attach       a Dask cluster that somebody else started, and that is never shut down
+
+`--cluster NAME|FILE` chooses one: a file, or the name of one in a folder of the site's own (`SLIDESAM_PROFILES`,
+`infra/profiles` here, `infra/profiles` of the checkout that is installed) or of those that come with slidesam.
+
+Of a queue, stages that want the accelerator and stages that never do can have different jobs: `gpu` and `cpu`. Where there is
+no `gpu`, the jobs of `cpu` do everything.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from slidesam.tasks.errors import SettingsError
+
+# A block of 2048 px takes micro-sam's AMG with ViT-B 7 GiB on the CPU, AIS 4.4, `watershed` 0.3 (benchmarks/block.py).
+_BYTES_PER_WORKER = 8 * 2**30
+_WALLTIME = re.compile(r"(?:(?:(\d+)-)?(\d{1,3}):)?(\d{1,2}):(\d{2})")
+# What a worker may still need, once it takes no further block, before its job is ended.
+_MARGIN, _MARGIN_SECONDS = 0.25, 900.0
+Stage = Literal["cpu", "gpu"]
+Queue = Literal["pbs", "lsf", "sge", "htcondor", "oar", "moab"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+
+class LocalProfile(_Part):
+    """Worker processes on this machine."""
+
+    kind: Literal["local"] = "local"
+    """Kind of cluster."""
+    workers: Annotated[int, Field(ge=1)] | None = None
+    """Worker processes; null = as many as this machine has cores and memory (8 GiB each) for."""
+    threads: Annotated[int, Field(ge=1)] = 1
+    """Threads that the computing of one block uses. It is part of what makes results equal: see the provenance."""
+
+    @property
+    def n_workers(self) -> int:
+        """Worker processes that will be started."""
+        if self.workers is not None:
+            return self.workers
+        from dask.system import CPU_COUNT
+        from distributed.system import MEMORY_LIMIT
+
+        return max(1, min(CPU_COUNT // self.threads, MEMORY_LIMIT // _BYTES_PER_WORKER))
+
+
+class LocalGpuProfile(_Part):
+    """Worker processes on this machine, each pinned to one of its GPUs or MIG instances."""
+
+    kind: Literal["local-gpu"] = "local-gpu"
+    """Kind of cluster."""
+    devices: Literal["auto"] | tuple[str, ...] = "auto"
+    """Indices or UUIDs of GPUs or MIG instances; auto = those of CUDA_VISIBLE_DEVICES, else all that `nvidia-smi -L` lists."""
+    workers_per_gpu: Annotated[int, Field(ge=1)] = 1
+    """Worker processes that share a device; each holds a model of its own."""
+    threads: Annotated[int, Field(ge=1)] = 1
+    """Threads that the computing of one block uses beside the device."""
+
+    @field_validator("devices", mode="before")
+    @classmethod
+    def _names(cls, value: object) -> object:
+        return tuple(map(str, value)) if isinstance(value, list | tuple) else value
+
+
+class AttachProfile(_Part):
+    """A Dask cluster that runs already; its workers need `--preload slidesam.flows.cluster.on_worker --nthreads 1`."""
+
+    kind: Literal["attach"] = "attach"
+    """Kind of cluster."""
+    address: str
+    """Address of its scheduler, such as tcp://10.0.0.5:8786."""
+
+
+class Scheduler(_Part):
+    """Where the Dask scheduler listens: in the process that runs slidesam, on a host that the jobs can reach."""
+
+    host: str | None = None
+    """Address of this host as the jobs' nodes see it; null = that of `interface`, or of the way out of this host."""
+    interface: str | None = None
+    """Network interface, such as ib0; null = the profile's."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Port; 0 = any that is free; the gpu part's is the next."""
+    dashboard_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Port of the Dask dashboard; 0 = any that is free; the gpu part's is the next."""
+
+
+class Jobs(_Part):
+    """One kind of job, and how many of it."""
+
+    cores: Annotated[int, Field(ge=1)] = 2
+    """CPU cores of a job; each of its workers computes with cores / workers threads, part of what makes results equal."""
+    memory: Annotated[float, Field(gt=0)] = 8
+    """Memory of a job in GiB, shared by its workers."""
+    gpus: Annotated[int, Field(ge=0)] = 0
+    """GPUs or MIG instances of a job; its workers are spread over them, and a job that finds another number refuses to work."""
+    workers: Annotated[int, Field(ge=1)] = 1
+    """Worker processes of a job; more than `gpus` share them."""
+    walltime: str = "04:00:00"
+    """Longest time of a job: [[days-]hours:]minutes:seconds."""
+    lifetime: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
+    """Seconds after which a worker takes no further block; auto = a quarter, or 15 minutes, less than the walltime."""
+    lifetime_stagger: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
+    """Seconds by which lifetimes differ, up and down, lest all jobs end at once; auto = a third of what lifetime leaves."""
+    minimum_jobs: Annotated[int, Field(ge=0)] = 0
+    """Jobs that are kept while a run is at work, even if there is nothing to do for them."""
+    maximum_jobs: Annotated[int, Field(ge=1)] = 4
+    """Jobs that are in the queue or running at once, at most."""
+    prologue: tuple[str, ...] = ()
+    """Lines of shell before the workers start, such as `module load cuda`."""
+    directives: tuple[str, ...] = ()
+    """Further directives of the queue, without `#SBATCH` or its like, such as --constraint=a100."""
+
+    @field_validator("walltime", mode="before")
+    @classmethod
+    def _text(cls, value: object) -> object:
+        # YAML reads 04:00:00 without quotes as a number of seconds.
+        return _clock(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Jobs:
+        if not _WALLTIME.fullmatch(self.walltime):
+            raise ValueError(f"walltime must be [[days-]hours:]minutes:seconds, not {self.walltime!r}")
+        if self.minimum_jobs > self.maximum_jobs:
+            raise ValueError(f"minimum_jobs ({self.minimum_jobs}) is more than maximum_jobs ({self.maximum_jobs})")
+        if self.workers > self.cores:
+            raise ValueError(f"a job of {self.cores} cores has none for each of {self.workers} workers")
+        if 0 < self.workers < self.gpus:
+            raise ValueError(
+                f"{self.workers} workers leave some of {self.gpus} gpus idle: give as many workers as gpus"
+            )
+        if self.lifetime_seconds + self.stagger_seconds >= self.walltime_seconds:
+            raise ValueError(
+                f"lifetime ({self.lifetime_seconds:g} s) with its stagger ({self.stagger_seconds:g} s) must be below the "
+                f"walltime ({self.walltime}), by as much as a block takes"
+            )
+        return self
+
+    @property
+    def walltime_seconds(self) -> float:
+        """The walltime in seconds."""
+        found = _WALLTIME.fullmatch(self.walltime)
+        assert found is not None
+        days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+        return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+    @property
+    def lifetime_seconds(self) -> float:
+        """Seconds after which a worker takes no further block."""
+        if self.lifetime != "auto":
+            return self.lifetime
+        return self.walltime_seconds - min(_MARGIN * self.walltime_seconds, _MARGIN_SECONDS)
+
+    @property
+    def stagger_seconds(self) -> float:
+        """Seconds by which lifetimes differ, up and down."""
+        if self.lifetime_stagger != "auto":
+            return self.lifetime_stagger
+        return max(0.0, self.walltime_seconds - self.lifetime_seconds) / 3
+
+    @property
+    def threads(self) -> int:
+        """Threads that the computing of one block uses."""
+        return self.cores // self.workers
+
+
+class SlurmJobs(Jobs):
+    """One kind of Slurm job, and how many of it."""
+
+    partition: str | None = None
+    """Partition; null = Slurm's default."""
+    qos: str | None = None
+    """Quality of service."""
+    account: str | None = None
+    """Account that is charged."""
+    gpu_type: str | None = None
+    """Type of GPU or MIG instance as the site's gres names it, such as a100 or 1g.10gb; null = any."""
+
+    @property
+    def gres(self) -> str | None:
+        """What the job asks for with --gres."""
+        if not self.gpus:
+            return None
+        return ":".join(["gpu", *([self.gpu_type] if self.gpu_type else []), str(self.gpus)])
+
+
+class QueueJobs(Jobs):
+    """One kind of job on another queue, and how many of it."""
+
+    queue: str | None = None
+    """Queue; null = the default."""
+    options: Mapping[str, Any] = Field(default_factory=dict)
+    """Whatever else dask-jobqueue's class for this queue takes, such as resource_spec or account."""
+
+
+class _QueueProfile(_Part):
+    scheduler: Scheduler = Scheduler()
+    """Where the Dask scheduler listens."""
+    interface: str | None = None
+    """Network interface of the workers, such as ib0; null = that of the way out of their node."""
+    local_directory: str | None = None
+    """Folder on the nodes for temporary files; null = the job's TMPDIR."""
+    python: str | None = None
+    """Python that the jobs run; null = the one that runs slidesam, or python3 in a container."""
+    container: Path | None = None
+    """Apptainer image in which workers run; null = none."""
+    container_command: str = "apptainer"
+    """Command that runs it: apptainer or singularity."""
+    container_binds: tuple[str, ...] = ()
+    """Folders that workers need beside home and /tmp, such as those of slides and results."""
+    death_timeout: Annotated[int, Field(ge=5)] = 60
+    """Seconds after which a job ends that finds no scheduler, as when slidesam was killed."""
+    give_back_after: Annotated[int, Field(ge=1)] = 60
+    """Seconds without work after which a job is given back while the run goes on."""
+
+
+class SlurmProfile(_QueueProfile):
+    """Jobs on Slurm."""
+
+    kind: Literal["slurm"] = "slurm"
+    """Kind of cluster."""
+    cpu: SlurmJobs = SlurmJobs()
+    """Jobs of the stages that need no accelerator."""
+    gpu: SlurmJobs | None = None
+    """Jobs of the stage that segments; null = those of `cpu`."""
+
+
+class QueueProfile(_QueueProfile):
+    """Jobs on another queue, by dask-jobqueue's class for it."""
+
+    kind: Queue
+    """Kind of queue."""
+    cpu: QueueJobs = QueueJobs()
+    """Jobs of the stages that need no accelerator."""
+    gpu: QueueJobs | None = None
+    """Jobs of the stage that segments; null = those of `cpu`."""
+
+
+JobProfile = SlurmProfile | QueueProfile
+ClusterProfile = Annotated[
+    LocalProfile | LocalGpuProfile | SlurmProfile | QueueProfile | AttachProfile, Field(discriminator="kind")
+]
+# As a parameter of a flow it may also be given by its name or file; a form shows it as that.
+ProfileChoice = Annotated[
+    ClusterProfile,
+    BeforeValidator(lambda value: load_profile(value) if isinstance(value, str) else value),
+    WithJsonSchema({"type": "string", "title": "Cluster"}),
+]
+_ADAPTER: TypeAdapter[Any] = TypeAdapter(ClusterProfile)
+_SHIPPED = Path(__file__).parent / "profiles"
+
+
+def load_profile(name: str, changes: Mapping[str, object] | None = None) -> Any:
+    """A profile by name or file.
+
+    Args:
+        name: Name of a profile, or path of a YAML file.
+        changes: Dotted key → value, put over what the file says.
+
+    Raises:
+        SettingsError: There is no such profile, or it can't be used.
+    """
+    path = _find(name)
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"cluster profile {path} can't be read: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise SettingsError(
+            f"cluster profile {path} holds no `key: value`: `slidesam cluster show slurm-gpu` shows one"
+        )
+    for key, value in (changes or {}).items():
+        _put(values, key, value)
+    return make_profile(values, f"cluster profile {name}")
+
+
+def make_profile(values: Mapping[str, object], what: str = "cluster profile") -> Any:
+    """A profile from its keys.
+
+    Raises:
+        SettingsError: A key is unknown, or its value can't be used.
+    """
+    try:
+        return _ADAPTER.validate_python(dict(values))
+    except ValidationError as error:
+        raise SettingsError(f"{what}: {_in_words(error, values)}") from None
+
+
+def profile_names() -> dict[str, Path]:
+    """All profiles that can be named, and where each is; a site's own goes before the shipped one of its name."""
+    found: dict[str, Path] = {}
+    for folder in _folders():
+        for path in sorted(folder.glob("*.yaml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def _folders() -> Iterator[Path]:
+    yield from (Path(each) for each in os.environ.get("SLIDESAM_PROFILES", "").split(os.pathsep) if each)
+    yield Path("infra/profiles")
+    yield Path(__file__).resolve().parents[2] / "infra" / "profiles"
+    yield _SHIPPED
+
+
+def _find(name: str) -> Path:
+    if name.endswith((".yaml", ".yml")) or os.sep in name:
+        if not Path(name).is_file():
+            raise SettingsError(f"cluster profile {name}: there is no such file")
+        return Path(name)
+    known = profile_names()
+    if name not in known:
+        raise SettingsError(
+            f"there is no cluster profile {name!r}: give a YAML file, or one of {', '.join(sorted(known))}"
+        )
+    return known[name]
+
+
+def _put(tree: dict[str, Any], name: str, value: object) -> None:
+    *sections, key = name.split(".")
+    for section in sections:
+        if tree.get(section) is None:
+            tree[section] = {}
+        tree = tree[section]
+        if not isinstance(tree, dict):
+            raise SettingsError(f"cluster profile: {name}: {section} holds a value, not further keys")
+    tree[key] = value
+
+
+def _in_words(error: ValidationError, values: Mapping[str, object]) -> str:
+    """The first thing that is wrong."""
+    first = error.errors(include_url=False)[0]
+    kinds = ["local", "local-gpu", "slurm", "pbs", "lsf", "sge", "htcondor", "oar", "moab", "attach"]
+    parts = [str(part) for part in first["loc"] if part not in kinds]
+    # Of a choice between types pydantic names the branch too.
+    name = ".".join(part for part in parts if "[" not in part and part not in ("int", "float", "str"))
+    match first["type"]:
+        case "union_tag_invalid" | "union_tag_not_found":
+            return f"kind must be one of {', '.join(kinds)}, not {values.get('kind')!r}"
+        case "extra_forbidden":
+            return f"unknown key {name}: one of {values.get('kind')} has {', '.join(_keys(parts[:-1], values))}"
+        case "missing" if name == "address":
+            return "address is needed, that of a Dask scheduler that runs: give --scheduler tcp://HOST:PORT"
+        case "missing":
+            return f"{name} is needed"
+    words = first["msg"].removeprefix("Value error, ")
+    return f"{name}: {words}" if name else words
+
+
+def _keys(sections: Sequence[str], values: Mapping[str, object]) -> list[str]:
+    """The keys that a profile of this kind has at a place."""
+    models: dict[object, type[BaseModel]] = {
+        "local": LocalProfile, "local-gpu": LocalGpuProfile, "slurm": SlurmProfile, "attach": AttachProfile,
+    }  # fmt: skip
+    model = models.get(values.get("kind"), QueueProfile)
+    for section in sections:
+        model = {"scheduler": Scheduler}.get(section, SlurmJobs if model is SlurmProfile else QueueJobs)
+    return list(model.model_fields)
+
+
+def _clock(seconds: int) -> str:
+    minutes, seconds = divmod(seconds, 60)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}"

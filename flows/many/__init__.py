@@ -1,0 +1,1 @@
+"""Many slides: cohorts, inboxes, retries."""

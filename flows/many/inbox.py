@@ -1,0 +1,118 @@
+"""A folder in which slides arrive: on a schedule, a run for each that is whole and has no result."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+
+from slidesam.flows.cluster.profile import ProfileChoice
+from slidesam.flows.prefect_api.deployed import SLIDE, deployment, named_cluster, refuse_relative, start_slide
+from slidesam.flows.slide.segment_slide import run_name
+from slidesam.tasks.errors import SettingsError, in_one_line
+from slidesam.tasks.folder.inbox import Arrival, has_result, look, note_started
+from slidesam.tasks.plan import check_output
+from slidesam.tasks.run.lock import holder, locked
+from slidesam.tasks.run.run import work_folder
+from slidesam.tasks.settings.sections import Duration, Settings, seconds_of
+from slidesam.tasks.slides.listing import Listed
+from slidesam.tasks.slides.slide import slide_name
+
+# As a form begins; Prefect makes settings of it.
+_DEFAULTS: Any = {}
+_LOCAL: Any = "local"
+
+
+def _run_name() -> str:
+    return f"look into {flow_run.parameters['folder']}"
+
+
+@flow(name="inbox", flow_run_name=_run_name, persist_result=False)
+def inbox(
+    folder: Path, output: Path, quiet: Duration = "2m", settings: Settings = _DEFAULTS, cluster: ProfileChoice = _LOCAL
+) -> list[str]:
+    """Looks into a folder, and starts a run of `slide` for each slide that is complete and has no finished result.
+
+    A slide is complete once it hasn't changed for a while. It is started once; if its file changes later, once more.
+
+    Args:
+        folder: Where slides arrive: files and OME-Zarr folders that lie in it, not deeper.
+        output: Folder for the results.
+        quiet: How long a slide must not have changed, such as 90s, 2m or 1h; looks before that only take note of it.
+        settings: What to compute.
+        cluster: Where to compute it: the name of a cluster profile, or its file.
+
+    Returns:
+        Names of the slides whose runs were started now.
+
+    Raises:
+        SettingsError: There is no such folder, or some of its slides can't be started; all others are.
+        OutputError: The output folder can't be written.
+        ServerError: The deployment `slide` isn't registered.
+    """
+    log = get_run_logger()
+    refuse_relative(settings, folder=folder, output=output)
+    if not folder.is_dir():
+        raise SettingsError(f"inbox {folder} is no folder: make it, or name another in the deployment's parameters")
+    check_output(output)
+    work = output.resolve() / ".slidesam" / ".inbox"
+    memory = work / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]}.json"
+    failed: list[str] = []
+    started: list[str] = []
+    # Two looks at once would each forget what the other saw.
+    with locked(memory.with_suffix(".lock.json"), f'flow run "{flow_run.name}"', what=f"inbox {folder}"):
+        whole, growing = look(folder, memory, seconds_of(quiet), time.time())
+        for slide in whole:
+            try:
+                if _is_wanted(slide, whole, output, settings):
+                    _start(slide, output, settings)
+                    note_started(memory, slide)
+                    started.append(slide.path.name)
+            except Exception as error:  # noqa: BLE001 (one bad slide costs no other)
+                failed.append(f"{slide.path.name}: {in_one_line(error)}")
+    log.info(
+        "%s: %d slides, %d of them still arriving; started now: %s",
+        folder, len(whole) + len(growing), len(growing), in_one_line(", ".join(started)) or "none",
+    )  # fmt: skip
+    if failed:
+        raise SettingsError(f"{len(failed)} slides can't be started: {'; '.join(failed[:5])}")
+    return started
+
+
+def _is_wanted(slide: Arrival, arrived: Sequence[Arrival], output: Path, settings: Settings) -> bool:
+    """Whether to start a slide now: once, if it has no result and no run is at work on it.
+
+    Raises:
+        SettingsError: Its results would bear the name of another's.
+    """
+    if slide.is_started or has_result(slide.path, output, settings):
+        return False
+    name, label = slide_name(slide.path), settings.output.label
+    twins = [each.path.name for each in arrived if slide_name(each.path) == name]
+    if len(twins) > 1:
+        raise SettingsError(f"{' and '.join(twins)} would write the same results: rename all but one")
+    # A run of what the file was before: the next look starts what it is now.
+    return holder(work_folder(output, name, label) / "lock.json") is None
+
+
+def _start(slide: Arrival, output: Path, settings: Settings) -> None:
+    """Starts a slide's run; where the memory of it was lost, the key finds the run that this content of the file had."""
+    what = f"inbox:{slide.path.resolve()}:{slide.version}:{output.resolve()}:{settings.output.label}"
+    with get_client(sync_client=True) as client:
+        start_slide(
+            client,
+            deployment(client, SLIDE).id,
+            Listed(slide.path, settings),
+            output,
+            named_cluster(client, flow_run.id),
+            name=run_name(slide.path, settings),
+            key=hashlib.sha256(what.encode()).hexdigest(),
+            tags=["inbox"],
+        )

@@ -1,0 +1,1 @@
+"""What slidesam asks of a Prefect server."""

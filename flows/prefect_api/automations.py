@@ -1,0 +1,232 @@
+"""Automations of a Prefect server, from a file: `python -m slidesam.flows.prefect_api.automations FILE --notify BLOCK`.
+
+Prefect's own command creates another one each time. Here a name stands for one automation, which the file replaces. What the
+server has already is left alone, because replacing an automation forgets what it waits for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import UUID
+
+import yaml
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
+from prefect.events.schemas.automations import Automation, AutomationCore
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from pydantic import ValidationError
+
+from slidesam.flows.console import say, say_failed
+from slidesam.tasks.errors import ServerError, SettingsError, SlidesamError
+
+WEBHOOK = "slidesam"
+_NOTIFIES = "send-notification"
+
+
+def apply_automations(file: Path, notify: str = "") -> dict[str, str]:
+    """Makes the server's automations those of a file; ones with other names are left alone.
+
+    Args:
+        file: YAML with a list `automations`.
+        notify: A webhook's URL, or an existing notification block as `type/name`; without it nothing notifies.
+
+    Returns:
+        Name → what was done: created, replaced, unchanged, "removed", or "left out".
+
+    Raises:
+        SettingsError: The file, or what it names, is of no use.
+        ServerError: The server doesn't answer, or refuses.
+    """
+    entries = _read(file)
+    with _readably(), get_client(sync_client=True) as client:
+        block = _block(client, notify) if notify else None
+        return {entry["name"]: _apply(client, file, entry, block) for entry in entries}
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"{file} can't be read: {error}") from error
+    entries = content.get("automations") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) and "name" in entry for entry in entries):
+        raise SettingsError(f"{file}: expected a list `automations`, each with a name")
+    names = [entry["name"] for entry in entries]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise SettingsError(f"{file}: these names are there twice: {', '.join(sorted(twice))}")
+    return entries
+
+
+def _apply(client: SyncPrefectClient, file: Path, entry: dict[str, Any], block: UUID | None) -> str:
+    there = client.read_automations_by_name(entry["name"])
+    if block is None and _notifies(entry):
+        for old in there:
+            client.delete_automation(old.id)
+        return "removed: nobody to notify" if there else "left out: nobody to notify"
+    wanted = _automation(client, file, entry, block)
+    # Whoever created a second one by hand gets both fires.
+    for surplus in there[1:]:
+        client.delete_automation(surplus.id)
+    if not there:
+        client.create_automation(wanted)
+        return "created"
+    wanted.enabled = there[0].enabled
+    if _same(there[0], wanted):
+        return "unchanged"
+    client.update_automation(there[0].id, wanted)
+    return "replaced"
+
+
+def _notifies(entry: dict[str, Any]) -> bool:
+    actions = entry.get("actions")
+    return isinstance(actions, list) and any(isinstance(a, dict) and a.get("type") == _NOTIFIES for a in actions)
+
+
+def _automation(client: SyncPrefectClient, file: Path, entry: dict[str, Any], block: UUID | None) -> AutomationCore:
+    entry = dict(entry)
+    names = entry.pop("deployments", None)
+    if names is not None and isinstance(entry.get("trigger"), dict):
+        entry["trigger"] = _narrowed(entry["trigger"], _deployments(client, file, entry["name"], names))
+    if block is not None and _notifies(entry):
+        entry["actions"] = [
+            {**action, "block_document_id": str(block)} if action.get("type") == _NOTIFIES else action
+            for action in entry["actions"]
+        ]
+    try:
+        return AutomationCore.model_validate(entry)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise SettingsError(f"{file}: automation {entry['name']!r}: {where}: {first['msg']}") from error
+
+
+def _narrowed(trigger: dict[str, Any], deployments: list[str]) -> dict[str, Any]:
+    """The trigger for runs of these deployments. By id: a heartbeat names its deployment by nothing else."""
+    match = {"prefect.resource.id": "prefect.flow-run.*", **trigger.get("match", {})}
+    related = {"prefect.resource.role": "deployment", "prefect.resource.id": deployments}
+    return {**trigger, "match": match, "match_related": related}
+
+
+def _deployments(client: SyncPrefectClient, file: Path, automation: str, names: list[str]) -> list[str]:
+    found = client.read_deployments(deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=names)))
+    if missing := set(names) - {deployment.name for deployment in found}:
+        raise SettingsError(
+            f"{file}: automation {automation!r}: the server has no deployment named {', '.join(sorted(missing))}: "
+            "deploy first (`prefect deploy --all --prefect-file deployments/prefect.yaml`)"
+        )
+    return sorted(f"prefect.deployment.{deployment.id}" for deployment in found)
+
+
+def _block(client: SyncPrefectClient, notify: str) -> UUID:
+    """The id of the block that notifies: an existing one, or one made for a URL."""
+    if urlsplit(notify).scheme in ("http", "https"):
+        return _webhook(notify)
+    kind, _, name = notify.partition("/")
+    try:
+        return client.read_block_document_by_name(name, kind).id
+    except ObjectNotFound as error:
+        raise SettingsError(
+            f"{notify!r} is neither a URL nor a notification block of this server, as type/name: `prefect block ls` lists them"
+        ) from error
+
+
+def _webhook(url: str) -> UUID:
+    """A block that posts JSON. Slack, Mattermost and Teams show `text`; others find both parts by name."""
+    data = {"text": "{{subject}}\n{{body}}", "subject": "{{subject}}", "body": "{{body}}"}
+    block = CustomWebhookNotificationBlock(name="slidesam", url=url, json_data=data)
+    saved = block.save(WEBHOOK, overwrite=True)
+    if not isinstance(saved, UUID):
+        raise ServerError(f"the block for {url} could not be saved")
+    return saved
+
+
+def _same(old: Automation, new: AutomationCore) -> bool:
+    return _plain(AutomationCore.model_validate(old.model_dump())) == _plain(new)
+
+
+def _plain(automation: AutomationCore) -> dict[str, Any]:
+    """Its content, without what a server adds, and with what has no order in one."""
+    content = automation.model_dump(mode="json")
+    trigger = content["trigger"]
+    for key in ("after", "expect", "for_each"):
+        if key in trigger:
+            trigger[key] = sorted(trigger[key])
+    trigger.pop("id", None)
+    for label in ("match", "match_related"):
+        if isinstance(trigger.get(label), dict):
+            trigger[label] = {
+                key: [value] if isinstance(value, str) else value for key, value in trigger[label].items()
+            }
+    return content
+
+
+@contextmanager
+def _readably() -> Iterator[None]:
+    """Says what the server made of it in words.
+
+    Raises:
+        ServerError: It doesn't answer, or refuses.
+    """
+    import httpx
+    from prefect.settings import PREFECT_API_URL
+
+    try:
+        yield
+    except PrefectHTTPStatusError as error:
+        code = error.response.status_code
+        why = "it wants PREFECT_API_AUTH_STRING" if code == 401 else f"it answered {code}: {error.response.text}"
+        raise ServerError(f"the Prefect API at {PREFECT_API_URL.value()} refused: {why}") from error
+    except httpx.HTTPError as error:
+        raise ServerError(f"the Prefect API at {PREFECT_API_URL.value()} doesn't answer: {error}") from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Applies a file and says what was done.
+
+    Args:
+        arguments: Those of the command line.
+
+    Returns:
+        Exit code.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m slidesam.flows.prefect_api.automations", description=apply_automations.__doc__
+    )
+    parser.add_argument("file", type=Path, help="YAML with a list `automations`")
+    parser.add_argument(
+        "--notify",
+        default=os.environ.get("SLIDESAM_NOTIFY", ""),
+        help="a webhook's URL, or a notification block as type/name; by default SLIDESAM_NOTIFY's",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        _need_server()
+        for name, done in apply_automations(options.file, options.notify).items():
+            say("automation", f"{name}: {done}")
+    except SlidesamError as error:
+        say_failed(error)
+        return 1
+    return 0
+
+
+def _need_server() -> None:
+    """Without an address Prefect's client would start a server of its own, and give it the automations.
+
+    Raises:
+        SettingsError: There is none.
+    """
+    from prefect.settings import PREFECT_API_URL
+
+    if not PREFECT_API_URL.value():
+        raise SettingsError("which server? Set PREFECT_API_URL")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

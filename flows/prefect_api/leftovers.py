@@ -1,0 +1,91 @@
+"""What a run that was killed leaves behind: jobs in the queue, and flow runs that Prefect takes for running.
+
+Its state file says which. Whoever takes the run up, or cleans the output folder, ends them: jobs first, for two workers on one
+block would write over each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from slidesam.flows.cluster import slurm
+from slidesam.tasks.run.lock import LockedError, locked
+from slidesam.tasks.run.run import read_json, write_json
+
+
+def end_leftovers(state: Mapping[str, Any], note: Callable[[str], None], own_id: UUID | None = None) -> None:
+    """Ends what the last run of a result left, if it was killed.
+
+    Args:
+        state: What `state.json` says, from before this run.
+        note: Is told what was ended.
+        own_id: The flow run that asks: one that was killed and begins once more is ended but for itself.
+
+    Raises:
+        ClusterError: Jobs of it are there and can't be cancelled.
+    """
+    if state.get("status") != "running":
+        return
+    cancel_orphans(state.get("jobs") or [], note)
+    with suppress(ValueError, TypeError):
+        flow_run_id = UUID(state.get("flow_run_id"))
+        # Here, so that `slidesam clean` needs no Prefect where nothing was left.
+        from prefect.settings import PREFECT_API_URL
+
+        from slidesam.flows.prefect_api.endings import end_children, end_flow_run
+
+        if PREFECT_API_URL.value():
+            end = end_children if flow_run_id == own_id else end_flow_run
+            end(flow_run_id, "its process was killed; the same command goes on from where it was")
+
+
+def end_all_leftovers(output: Path, note: Callable[[str], None]) -> None:
+    """Ends what killed runs of an output folder left, and notes that they were stopped.
+
+    Jobs that a run shares with one that is at work, as slides of one command do, are left alone.
+
+    Args:
+        output: The output folder.
+        note: Is told what was ended.
+
+    Raises:
+        ClusterError: Jobs are there and can't be cancelled.
+    """
+    killed, at_work = [], set[str]()
+    with ExitStack() as locks:
+        for path in sorted((output / ".slidesam").glob("*/*/state.json")):
+            state = read_json(path) or {}
+            if state.get("status") != "running":
+                continue
+            try:
+                what = f"{path.parents[1].name} ({path.parent.name})"
+                locks.enter_context(locked(path.with_name("lock.json"), "slidesam clean", what=what))
+                killed.append(path)
+            except LockedError:
+                at_work.update(state.get("jobs") or [])
+        for path in killed:
+            # Once more: a run may have begun and finished before its lock was had.
+            state = read_json(path) or {}
+            names = [name for name in state.get("jobs") or [] if name not in at_work]
+            end_leftovers({**state, "jobs": names}, note)
+            if state.get("status") == "running":
+                write_json(path, {**state, "status": "stopped"})
+
+
+def cancel_orphans(names: list[str], note: Callable[[str], None]) -> list[slurm.Job]:
+    """Cancels jobs of a run that was killed, and waits until they are gone.
+
+    Raises:
+        ClusterError: They are there and can't be cancelled.
+    """
+    if not names or not slurm.has_slurm():
+        return []
+    jobs = slurm.cancel_jobs(names)
+    if jobs:
+        ids = ", ".join(job.id for job in jobs)
+        note(f"cancelled {len(jobs)} job{'s' if len(jobs) > 1 else ''} that a killed run had left: {ids}")
+    return jobs

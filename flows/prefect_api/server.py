@@ -1,0 +1,171 @@
+"""A Prefect API for the command line: the one that is configured, or a server of its own for as long as it runs.
+
+A real server process, never Prefect's ephemeral one, which each worker would start for itself and lose task runs by. Its
+database is the SQLite file in PREFECT_HOME, so the history stays and `prefect server start` shows it later.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from slidesam.tasks.errors import ServerError
+
+_LOOPBACK = "127.0.0.1"
+_START_SECONDS = 120.0
+_DRAIN_SECONDS = 10.0
+
+
+@contextmanager
+def prefect_api(host: str = _LOOPBACK) -> Iterator[str]:
+    """Makes sure that Prefect has an API to talk to.
+
+    Args:
+        host: Address of this machine for all who will talk to it. A server of one's own listens there; beyond loopback, where
+            others could reach it, it wants a password, which workers get with their tasks.
+
+    Yields:
+        The API's URL.
+
+    Raises:
+        ServerError: The configured API doesn't answer, or a server of one's own doesn't start.
+    """
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_HOME, temporary_settings
+
+    configured = PREFECT_API_URL.value()
+    if configured:
+        _refuse_loopback(configured, host)
+        if not _answers(configured):
+            raise ServerError(
+                f"the Prefect API at {configured} doesn't answer: start it (`prefect server start`), "
+                "or unset PREFECT_API_URL to run with a server of one's own"
+            )
+        yield configured
+        return
+    password = "" if host == _LOOPBACK else f"slidesam:{secrets.token_urlsafe(24)}"
+    url, process, log = _start(Path(PREFECT_HOME.value()), host, password)
+    try:
+        # What the runs need takes seconds to import: time in which the server starts.
+        importlib.import_module("slidesam.flows.slide.segment_slide")
+        _wait(url, process, log)
+        with temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: password or None}):
+            try:
+                yield url
+            finally:
+                _hand_over()
+    finally:
+        _stop(process)
+
+
+def _refuse_loopback(url: str, host: str) -> None:
+    """Workers on other machines would talk to themselves, and nothing that they do would be recorded.
+
+    Raises:
+        ServerError: They would.
+    """
+    named = urlsplit(url).hostname or ""
+    if host != _LOOPBACK and (named == "localhost" or named.startswith("127.") or named == "::1"):
+        raise ServerError(
+            f"jobs on other nodes can't reach the Prefect API at {url}: start the server with `--host {host}` and set "
+            f"PREFECT_API_URL=http://{host}:4200/api, or unset it to run with a server of one's own"
+        )
+
+
+def _start(home: Path, host: str, password: str) -> tuple[str, subprocess.Popen[bytes], Path]:
+    """Starts a server on a free port; its output goes to a log in PREFECT_HOME."""
+    home.mkdir(parents=True, exist_ok=True)
+    log = home / "slidesam-server.log"
+    with socket.socket() as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError as error:
+            raise ServerError(
+                f"{host} is no address of this machine, on which a Prefect server could listen"
+            ) from error
+        port = probe.getsockname()[1]
+    url = f"http://{host}:{port}/api"
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", host, "--port", str(port)]
+    with log.open("wb") as stream:
+        process = subprocess.Popen(  # noqa: S603
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=_server_environment(os.environ, home, url, password),
+            # Its own session: Ctrl-C must reach the flow first, which then tells the server how it ended.
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+    return url, process, log
+
+
+def _server_environment(environment: Mapping[str, str], home: Path, url: str, password: str) -> dict[str, str]:
+    locked = {"PREFECT_SERVER_API_AUTH_STRING": password} if password else {}
+    return {
+        **environment,
+        **locked,
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
+        "PREFECT_API_URL": "",
+        # The pages ask the API at port 4200 unless told otherwise.
+        "PREFECT_SERVER_UI_API_URL": url,
+    }
+
+
+def _die_with_parent() -> None:
+    """Asks Linux to end the server when the command line is killed; elsewhere it has to be ended by hand."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while not _answers(url):
+        if process.poll() is not None:
+            raise ServerError(f"the local Prefect server ended while starting: see {log}")
+        if time.monotonic() > deadline:
+            raise ServerError(f"the local Prefect server didn't start within {_START_SECONDS:.0f} s: see {log}")
+        time.sleep(0.1)
+
+
+def _hand_over() -> None:
+    """Sends the logs and events that still wait in this process, while there is a server to take them."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogHandler
+
+    EventsWorker.drain_all(timeout=_DRAIN_SECONDS)
+    APILogHandler().flush()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=10) as answer:  # noqa: S310
+            return bool(answer.status == 200)
+    except urllib.error.HTTPError as error:
+        return error.code in (401, 403)  # it is there, and wants the auth string that Prefect's client sends
+    except (OSError, ValueError):
+        return False
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

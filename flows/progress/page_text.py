@@ -1,0 +1,255 @@
+"""What stands on the page of a slide that is finished, or that failed: markdown, made of what is on disk."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from pydantic import BaseModel
+
+from slidesam.flows.progress.markdown import block, code, table, text
+from slidesam.flows.progress.pace import duration_words
+from slidesam.tasks.errors import BlockFailures, SettingsError, SlideError, SlideGoneError, SlidesamError, in_one_line
+from slidesam.tasks.run.run import Run, jobs_folder
+from slidesam.tasks.settings.sections import Settings
+from slidesam.tasks.slides.slide import slide_name
+from slidesam.tasks.stitch.report import COLUMNS
+
+# The picture goes to the server's database, twice: as the run's artifact and as the key's latest.
+_PICTURE_BYTES, _PICTURE_SIDES = 220_000, (1600, 1280, 1024, 800, 640, 480, 320)
+_MOST_BLOCKS, _ERROR_LENGTH = 50, 400
+# What `BlockLostError` puts before the last lines of a worker's log.
+_LOG_ENDS = "; its log ends with: "
+_AMONG_OBJECTS = ("matched", "contested", "one_sided", "united")
+
+
+def result_markdown(run: Run, facts: Mapping[str, Any], picture: str | None = None) -> str:
+    """The page of a finished run.
+
+    Args:
+        run: The run.
+        facts: Its provenance.
+        picture: URI of the overlay; None = no picture.
+    """
+    seams: Mapping[str, Any] = facts.get("seams") or {}
+    warnings = [*run.slide.warnings, *seams.get("warnings", ())]
+    parts = [f"# {text(run.name)}: {facts['objects']:,} {text(run.label)}"]
+    parts += [f"**Note:** {text(warning)}" for warning in warnings]
+    parts.append(table(("", ""), [(f"**{name}**", words) for name, words in _overview(run, facts, len(warnings))]))
+    if picture is not None:
+        parts.append(f"![The slide with its blocks, and places where blocks meet]({picture})")
+    parts += _seams_part(run, seams)
+    parts += _provenance_part(run, facts)
+    return "\n\n".join([*parts, _where_part(run)])
+
+
+def _overview(run: Run, facts: Mapping[str, Any], n_warnings: int) -> list[tuple[str, str]]:
+    height, width = run.slide.shape
+    block_height, block_width = run.grid.block_shape
+    left_out = len(facts.get("blocks_without_tissue", ()))
+    blocks = f"{len(run.grid) - left_out:,} of {block_width} × {block_height} px, with a halo of {run.grid.halo} px"
+    mpp = run.slide.mpp
+    pixel = "unknown: sizes in µm were taken as pixels" if mpp is None else f"{mpp[1]:.4g} × {mpp[0]:.4g} µm"
+    return [
+        ("objects", f"{facts['objects']:,} {text(run.label)}"),
+        ("blocks", f"{blocks}; {left_out:,} more without tissue" if left_out else blocks),
+        ("computing", _computing(facts.get("task_seconds", {}))),
+        ("segmenter", _segmenter(run)),
+        ("slide", f"{width:,} × {height:,} px ({text(run.slide.format)})"),
+        ("pixel size", pixel),
+        ("warnings", f"{n_warnings}, see above" if n_warnings else "none"),
+    ]
+
+
+def _segmenter(run: Run) -> str:
+    """Its kind, and the model or function if that isn't all."""
+    kind, identity = run.settings.segmenter.kind, run.segmenter_identity.partition(", ")[0]
+    return text(kind if identity in ("", kind) else f"{kind}: {identity}")
+
+
+def _computing(seconds: Mapping[str, float]) -> str:
+    """Seconds of all workers together, and of each stage."""
+    stages = ", ".join(f"{text(stage)} {duration_words(value)}" for stage, value in seconds.items())
+    return f"{duration_words(sum(seconds.values()))} of all workers together ({stages})" if seconds else "unknown"
+
+
+def _seams_part(run: Run, seams: Mapping[str, Any]) -> list[str]:
+    """Totals of the report on seams."""
+    if len(run.grid) == 1:
+        return ["## Seams", "The slide is one block, so it has none."]
+    totals = seams.get("totals")
+    if not totals:
+        return []
+    if not totals["objects"]:
+        return ["## Seams", "No object lies at a seam."]
+    rows = []
+    for name, words in COLUMNS.items():
+        share = f"{100 * totals[name] / totals['objects']:.3g}&nbsp;%" if name in _AMONG_OBJECTS else ""
+        rows.append((f"**{name.replace('_', '-')}**", f"{totals[name]:,}", share, text(words)))
+    look = f"slidesam seams {shlex.quote(str(run.store))} --label {run.label}"
+    return [
+        "## Seams",
+        table(("at seams", "objects", "share", "what it means"), rows, "lrrl"),
+        f"Seam by seam:\n\n{block(look)}",
+    ]
+
+
+def _provenance_part(run: Run, facts: Mapping[str, Any]) -> list[str]:
+    """What made the result: enough to see at a glance in what two runs of a slide differ."""
+    made = facts.get("segmenter", {})
+    devices, threads = ", ".join(made.get("devices", ())), ", ".join(made.get("threads", ()))
+    versions = " · ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items())
+    prints = " · ".join(f"{stage} {code(digest)}" for stage, digest in run.fingerprints.items())
+    changed = changed_settings(run.settings)
+    rows = [
+        ("finished", text(str(facts.get("finished", "")))),
+        ("device", text(f"{devices or 'unknown'}; threads: {threads or 'unknown'}")),
+        ("identity", text(run.segmenter_identity)),
+        ("image", text(f"{run.image_plan.mode}: {run.image_plan.reason}")),
+        ("versions", text(versions)),
+        ("fingerprints", prints),
+    ]
+    settings = block("\n".join(f"{name}: {value}" for name, value in changed.items())) if changed else "None."
+    return [
+        "## How it was made",
+        table(("", ""), [(f"**{name}**", words) for name, words in rows]),
+        "Settings that differ from the defaults:",
+        settings,
+    ]
+
+
+def _where_part(run: Run) -> str:
+    paths = {
+        "labels": run.store / "labels" / run.label,
+        "image and labels": run.store,
+        "picture": run.overlay,
+        "how it was made": run.provenance,
+    }
+    return "## Where it is\n\n" + "\n".join(f"- {name}: {code(str(path))}" for name, path in paths.items())
+
+
+def changed_settings(settings: Settings) -> dict[str, str]:
+    """The settings that aren't the defaults, by their dotted names."""
+    changed = {}
+    for section in Settings.model_fields:
+        model = getattr(settings, section)
+        assert isinstance(model, BaseModel)
+        values = model.model_dump(mode="json")
+        for name, field in type(model).model_fields.items():
+            if getattr(model, name) != field.get_default(call_default_factory=True):
+                value = values[name]
+                if isinstance(value, list) and len(set(map(str, value))) == 1 and name.endswith("shape"):
+                    value = value[0]
+                changed[f"{section}.{name}"] = in_one_line(str(value), 200)
+    return changed
+
+
+def failure_markdown(
+    run: Run | None,
+    slide: Path,
+    error: Exception,
+    *,
+    output: Path | None = None,
+    name: str | None = None,
+    can_retry: bool = False,
+) -> str:
+    """The page of a run that failed.
+
+    Args:
+        run: The run; None where it couldn't even be planned.
+        slide: The slide.
+        error: What ended it.
+        output: The output folder, if it is known.
+        name: The slide's name; None = its file's.
+        can_retry: Whether the page has a button for that.
+    """
+    name = name or (slide_name(slide) if run is None else run.name)
+    output = output if run is None else run.output
+    if isinstance(error, BlockFailures):
+        title, what = count(error), _blocks_failed(run, error)
+    else:
+        title, what = "failed" if run is not None else "can't be segmented", [text(in_one_line(error, 2000))]
+        if not isinstance(error, SlidesamError):
+            what.append("That isn't a failure that slidesam expects: the log on this page has its traceback.")
+    return "\n\n".join(
+        [f"# {text(name)}: {title}", *what, *_next_part(output, error, can_retry=can_retry), *_logs_part(run, slide)]
+    )
+
+
+def count(error: BlockFailures) -> str:
+    """How many blocks failed."""
+    return f"{len(error.failures):,} of {error.n_blocks:,} blocks failed"
+
+
+def _blocks_failed(run: Run | None, error: BlockFailures) -> list[str]:
+    """How many, and a row for each of the first."""
+    kept = error.n_blocks - len(error.failures) - error.untried
+    words = f"{kept:,} blocks are done and kept."
+    if error.untried:
+        words += f" {error.untried:,} weren't tried after so many failures in a row."
+    shown = list(error.failures.items())[:_MOST_BLOCKS]
+    rows = [_block_row(run, block_id, what) for block_id, what in shown]
+    parts = [words, table(("block", "row", "column", "pixel (x,&nbsp;y)", "what happened"), rows, "rrrrl")]
+    if (more := len(error.failures) - len(shown)) > 0:
+        parts.append(f"… and {more:,} more.")
+    return parts
+
+
+def _block_row(run: Run | None, block_id: int, failure: str) -> tuple[str, ...]:
+    what, found, said = failure.partition(_LOG_ENDS)
+    words = text(in_one_line(what, _ERROR_LENGTH))
+    if found:
+        # The last lines say how it ended.
+        lines = [line.strip() for line in said.split(" | ")][-5:]
+        words += "<br>its log ends with:<br>" + "<br>".join(text(in_one_line(line, _ERROR_LENGTH)) for line in lines)
+    if run is None or not 0 <= block_id < len(run.grid):
+        return str(block_id), "", "", "", words
+    block = run.grid[block_id]
+    row, column = block.block_index
+    return str(block_id), str(row), str(column), f"{block.inner.x0},&nbsp;{block.inner.y0}", words
+
+
+def _next_part(output: Path | None, error: Exception, *, can_retry: bool) -> list[str]:
+    """What to do about it."""
+    if isinstance(error, SettingsError):
+        return ["## What to do", "Start it anew with other settings: a retry would take the same."]
+    if isinstance(error, BlockFailures):
+        words = "Once what is wrong is mended, a retry computes only the blocks that are missing:"
+    elif isinstance(error, SlideError) and not isinstance(error, SlideGoneError):
+        words = "Repair or replace the file. A retry tries it again only when it has changed:"
+    else:
+        words = "Once what is wrong is mended, a retry goes on from what is finished:"
+    ways = ["**Retry** in this run's menu"] if can_retry else []
+    ways.append("the same command again" if output is None else code(f"slidesam retry {shlex.quote(str(output))}"))
+    return ["## What to do", words, "\n".join(f"- {way}" for way in ways)]
+
+
+def _logs_part(run: Run | None, slide: Path) -> list[str]:
+    lines = [f"- slide: {code(str(slide if run is None else run.slide.path))}"]
+    if run is not None:
+        lines.append(f"- what is kept: {code(str(run.work))}")
+        if any(jobs_folder(run.output).glob("*.log")):
+            lines.append(f"- logs of jobs: {code(str(jobs_folder(run.output)))}")
+    return ["## Where to look", "\n".join(lines)]
+
+
+def picture_uri(path: Path) -> str | None:
+    """A picture as a data URI of some hundred kilobytes, made smaller until it is; None where there is none."""
+    if not path.is_file():
+        return None
+    with Image.open(path) as picture:
+        shown = picture.convert("RGB")
+    data = b""
+    for side in _PICTURE_SIDES:
+        shown.thumbnail((side, side), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        shown.save(buffer, "JPEG", quality=80, optimize=True)
+        data = buffer.getvalue()
+        if len(data) <= _PICTURE_BYTES:
+            break
+    return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"

@@ -1,0 +1,1 @@
+"""One slide as a Prefect flow with three child flows."""

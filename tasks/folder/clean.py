@@ -1,0 +1,298 @@
+"""Removing what finished runs don't need any more: their intermediate results, from which another stitching could be made.
+
+    OUT/.slidesam/<name>/<label>/     paint-*, stitch-*, segment-* go; state.json stays, for `slidesam status`
+    OUT/.slidesam/<name>/.image/      convert-*, rechunk-* go once all runs of the slide may be cleaned
+    OUT/.slidesam/.jobs/              logs of jobs go when they are as old
+
+Results lie elsewhere and are never touched. Nothing is removed of a run that isn't finished, or whose lock somebody holds;
+clean holds it itself meanwhile, so that no run begins on what is about to go.
+
+What goes is renamed first, so that it is there whole or not at all, and what is made of something goes before it: matches of
+blocks that are segmented anew, maybe on another device, must not be there for a later run to take for its own.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from slidesam.tasks.errors import OutputError, in_one_line
+from slidesam.tasks.run.lock import LockedError, holder, locked
+from slidesam.tasks.run.run import Marks, jobs_folder, read_json, write_json
+from slidesam.tasks.settings.sections import RunSettings, seconds_of
+
+# In the order in which they go.
+_STAGES, _IMAGE_STAGES = ("paint-*", "stitch-*", "segment-*"), ("convert-*", "rechunk-*")
+_IMAGE = ".image"
+# What `write_atomic` and the lock leave where they are killed; files of that age are nobody's any more.
+_HALF_WRITTEN = re.compile(r"\..+\.[0-9a-f]{32}\.partial")
+_CLAIM = re.compile(r"\.+lock\.json\..+\.claim")
+_LEFT_OVER_AFTER = 86400.0
+
+
+class Size(NamedTuple):
+    """How much there is.
+
+    Attributes:
+        bytes: Length of all files together.
+        files: Their number.
+    """
+
+    bytes: int
+    files: int
+
+
+class Removed(NamedTuple):
+    """What was removed of one run.
+
+    Attributes:
+        slide: The slide's name.
+        label: The label image's name, or `.image` for what was made of the slide's image.
+        bytes: Length of the removed files together.
+        files: Their number.
+        error: Why not all of it could be removed; empty if it was.
+    """
+
+    slide: str
+    label: str
+    bytes: int
+    files: int
+    error: str = ""
+
+
+def clean(output: Path, *, keep: float | None, dry_run: bool = False, now: datetime | None = None) -> list[Removed]:
+    """Removes intermediate results of finished runs, and what crashes left behind.
+
+    Args:
+        output: An output folder.
+        keep: Seconds since a run finished for which its results stay; None = as its own `run.keep_work` says.
+        dry_run: Only tell what would be removed; writes nothing.
+        now: For tests.
+
+    Returns:
+        One entry per run of which something was removed, or should have been.
+
+    Raises:
+        OutputError: The output folder isn't there.
+    """
+    if not output.is_dir():
+        raise OutputError(f"{output} is no folder: give the one that was named with --output")
+    cleaning = _Cleaning(output, keep, dry_run, now or datetime.now(UTC))
+    found = [removed for slide in _folders(output / ".slidesam", "[!.]*") for removed in cleaning.slide(slide)]
+    found.append(cleaning.job_logs())
+    return [removed for removed in found if removed.files or removed.error]
+
+
+def size_of(output: Path) -> Size:
+    """How much the intermediate results of an output folder take, of all runs together."""
+    return _size(output / ".slidesam")
+
+
+@dataclass(frozen=True)
+class _Cleaning:
+    """One call of `clean`."""
+
+    output: Path
+    keep: float | None
+    dry_run: bool
+    now: datetime
+
+    def slide(self, folder: Path) -> Iterator[Removed]:
+        """Cleans all that belongs to one slide."""
+        for run in _folders(folder, "[!.]*"):
+            yield self.folder(run, _STAGES, partial(list, [run]))
+        if (folder / _IMAGE).is_dir():
+            yield self.folder(folder / _IMAGE, _IMAGE_STAGES, partial(_runs, folder))
+
+    def job_logs(self) -> Removed:
+        """Removes what jobs said long ago."""
+        removed = Removed("logs of", "jobs", 0, 0)
+        kept = seconds_of(RunSettings().keep_work) if self.keep is None else self.keep
+        try:
+            for path in jobs_folder(self.output).glob("*.log"):
+                status = path.stat()
+                # One that was just written may be of a job that runs.
+                if self.now.timestamp() - status.st_mtime > max(kept, _LEFT_OVER_AFTER):
+                    if not self.dry_run:
+                        path.unlink(missing_ok=True)
+                    removed = removed._replace(bytes=removed.bytes + status.st_size, files=removed.files + 1)
+        except OSError as error:
+            removed = removed._replace(error=in_one_line(error))
+        return removed
+
+    def folder(self, folder: Path, stages: tuple[str, ...], runs: Callable[[], list[Path]]) -> Removed:
+        """Cleans one folder.
+
+        Args:
+            folder: Of a run, or of a slide's image.
+            stages: Patterns of what goes with it.
+            runs: Finds the folders of the runs that use it, all of which have to be finished for long.
+        """
+        removed = Removed(folder.parent.name, folder.name, 0, 0)
+        try:
+            for path in list(self._left_over(folder)):
+                removed = self._remove(path, removed)
+            if any(_folders(folder, stage) for stage in stages) and self._are_done(runs()):
+                with ExitStack() as locks:
+                    for used in dict.fromkeys([*runs(), folder]):
+                        self._lock(locks, used)
+                    # Once more: from now on only a run under a new label can begin, and that waits for the image's lock.
+                    if self._are_done(runs()):
+                        for stage in stages:
+                            removed = self._remove_stage(folder, stage, removed)
+        except LockedError:
+            pass
+        except OSError as error:
+            removed = removed._replace(error=in_one_line(error))
+        return removed
+
+    def _are_done(self, runs: list[Path]) -> bool:
+        """Whether all these runs, and at least one, finished long enough ago."""
+        return bool(runs) and all(self._is_done(run) for run in runs)
+
+    def _is_done(self, run: Path) -> bool:
+        facts = _facts(self.output / f"{run.parent.name}.{run.name}.run.json")
+        if _facts(run / "state.json").get("status") != "finished" or facts.get("status") != "finished":
+            return False
+        try:
+            finished = datetime.fromisoformat(str(facts.get("finished")))
+        except ValueError:
+            return False
+        finished = finished if finished.tzinfo else finished.replace(tzinfo=UTC)
+        keep = _keep_of(facts) if self.keep is None else self.keep
+        return (self.now - finished).total_seconds() >= keep
+
+    def _lock(self, locks: ExitStack, folder: Path) -> None:
+        """Keeps runs from beginning."""
+        path, what = folder / "lock.json", f"{folder.parent.name} ({folder.name}) in {self.output}"
+        if self.dry_run:
+            _refuse_if_held(path)
+            return
+        try:
+            locks.enter_context(locked(path, "slidesam clean", what=what))
+        except OutputError as error:
+            cause = error.__cause__
+            if not isinstance(cause, OSError) or cause.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            # To make room is what clean is for. Where it finds none for a lock, no run that would begin does.
+            _refuse_if_held(path)
+
+    def _remove_stage(self, folder: Path, stage: str, removed: Removed) -> Removed:
+        if stage == "segment-*" and not self.dry_run:
+            _note_blocks(folder)
+        for path in _folders(folder, stage):
+            removed = self._remove(path, removed)
+        return removed
+
+    def _remove(self, path: Path, removed: Removed) -> Removed:
+        """Removes a file or folder, and adds it up."""
+        size = _size(path)
+        if not self.dry_run:
+            _remove(path)
+        return removed._replace(bytes=removed.bytes + size.bytes, files=removed.files + size.files)
+
+    def _left_over(self, folder: Path) -> Iterator[Path]:
+        """What an earlier clean, or a process that was killed in the middle of writing, left in a folder."""
+        for place, folders, files in os.walk(folder):
+            here = Path(place)
+            yield from (here / name for name in folders if name.startswith(".trash-"))
+            # Zarr writes in its own ways.
+            folders[:] = [name for name in folders if not name.startswith(".trash-") and not name.endswith(".zarr")]
+            # While there is a lock its claims may matter; afterwards they mean nothing any more.
+            for name in files:
+                stray = _CLAIM.fullmatch(name) and "lock.json" not in files
+                if (stray or _HALF_WRITTEN.fullmatch(name)) and self._is_old(here / name):
+                    yield here / name
+
+    def _is_old(self, path: Path) -> bool:
+        try:
+            return self.now.timestamp() - path.lstat().st_mtime > _LEFT_OVER_AFTER
+        except FileNotFoundError:
+            return False
+
+
+def _refuse_if_held(path: Path) -> None:
+    if (words := holder(path)) is not None:
+        raise LockedError(f"{path} is held by {words}")
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """A JSON mapping; empty where there is none, or it is damaged."""
+    try:
+        return read_json(path) or {}
+    except ValueError:
+        return {}
+
+
+def _keep_of(facts: dict[str, Any]) -> float:
+    """How long a run wants its intermediate results kept, in seconds."""
+    try:
+        return seconds_of(facts["settings"]["run"]["keep_work"])
+    except (KeyError, TypeError, ValueError, IndexError):
+        # It was made before there was such a setting.
+        return seconds_of(RunSettings().keep_work)
+
+
+def _note_blocks(folder: Path) -> None:
+    """Writes down how many blocks are done, which `slidesam status` can't count any more once their marks are gone."""
+    state = _facts(folder / "state.json")
+    segment = folder / str(state.get("segment_folder"))
+    if not segment.is_dir():
+        return
+    kept = _facts(segment / "params.json").get("blocks")
+    counts = {"blocks_done": len(Marks(segment).names())} | ({} if kept is None else {"blocks": len(kept)})
+    # On a full disk it shows none, which costs nothing but looks.
+    with suppress(OutputError):
+        write_json(folder / "state.json", {**state, **counts})
+
+
+def _runs(slide: Path) -> list[Path]:
+    """Folders of a slide's runs, all labels; one without anything is none of a run."""
+    return [run for run in _folders(slide, "[!.]*") if any(run.iterdir())]
+
+
+def _folders(folder: Path, pattern: str) -> list[Path]:
+    """Folders in a folder, by name; links to some are left alone."""
+    return sorted(path for path in folder.glob(pattern) if path.is_dir() and not path.is_symlink())
+
+
+def _size(path: Path) -> Size:
+    files = [path] if path.is_file() else [Path(place) / name for place, _, names in os.walk(path) for name in names]
+    total = 0
+    for file in files:
+        # Another clean, or the run itself, may have been quicker.
+        with suppress(FileNotFoundError):
+            total += file.lstat().st_size
+    return Size(total, len(files))
+
+
+def _remove(path: Path) -> None:
+    """Removes a file, or a folder under a name by which nobody takes it for whole.
+
+    Raises:
+        OutputError: It can't be removed.
+    """
+    try:
+        if not path.is_dir():
+            path.unlink(missing_ok=True)
+            return
+        if not path.name.startswith(".trash-"):
+            path = path.rename(path.with_name(f".trash-{uuid.uuid4().hex}"))
+        # Another clean may be removing the same; what is there after that can't be removed, and the second try says why.
+        shutil.rmtree(path, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            shutil.rmtree(path)
+    except OSError as error:
+        raise OutputError(
+            f"{path} can't be removed ({os.strerror(error.errno or 0)}): mend its permissions, then clean again"
+        ) from error

@@ -1,0 +1,223 @@
+"""What `slidesam doctor` looks at in a process, on this machine or where a worker runs.
+
+`examine` runs in a worker and returns plain facts, which another version of slidesam can read too; `slidesam.flows.doctor.judge`
+says what they mean for a run. Nothing here raises for what it finds.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import importlib
+import json
+import os
+import platform
+import shutil
+import socket
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+from slidesam.tasks.errors import SlidesamError, in_one_line
+from slidesam.tasks.segment import devices
+from slidesam.tasks.segmenters import package_version, segmenter_identity
+from slidesam.tasks.settings.sections import SegmenterSettings
+
+State = Literal["ok", "warning", "failed", "skipped"]
+PACKAGES = ("slidesam", "dask", "distributed", "prefect", "zarr", "numpy")
+OPTIONAL = ("micro-sam", "torch", "cellpose", "stardist", "tensorflow")
+# Set in workers by slidesam.flows.cluster.on_worker.
+_IS_WORKER = "SLIDESAM_WORKER"
+_API_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    name: str
+    """What it is; of what runs elsewhere it begins with where, as in `gpu: device`."""
+    state: State
+    """How it stands."""
+    what: str
+    """What was found."""
+    cure: str = ""
+    """What to do about it; empty where there is nothing to do."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a run needs of a worker."""
+
+    part: str
+    """What findings on it begin with."""
+    versions: Mapping[str, str | None]
+    """Those here."""
+    api: str | None = None
+    """URL of the Prefect API; None = there is none to ask."""
+    authorization: str = ""
+    """What the API wants to be told, as a header."""
+    is_own_api: bool = False
+    """Whether the server was started here for the occasion."""
+    folder: str | None = None
+    """Folder in which here and there leave a note for each other; None = none."""
+    token: str = ""
+    """What is in the notes."""
+    segmenter: str | None = None
+    """JSON of the segmenter's settings; None = this worker doesn't segment."""
+    identity: str | None = None
+    """What the segmenter is here; None = it can't be had here."""
+    temporary: str = ""
+    """Folder for temporary files; empty = that of the job."""
+    cores: int | None = None
+    """CPU cores that were asked for."""
+    memory: float | None = None
+    """GiB that were asked for."""
+
+
+def versions() -> dict[str, str | None]:
+    """Version of Python and of all packages that matter; None where one isn't installed."""
+    return {"python": platform.python_version()} | {name: package_version(name) for name in (*PACKAGES, *OPTIONAL)}
+
+
+def ask_api(url: str, authorization: str = "") -> tuple[str, str]:
+    """Whether a Prefect API answers from here, and lets us in.
+
+    Args:
+        url: Its URL.
+        authorization: The header of that name; empty = none.
+
+    Returns:
+        `ok`, `refused` or `silent`; and its version, or what went wrong.
+    """
+    headers = {"Authorization": authorization} if authorization else {}
+    answer = b""
+    for path in ("health", "admin/version"):
+        request = urllib.request.Request(f"{url.rstrip('/')}/{path}", headers=headers)  # noqa: S310
+        try:
+            with urllib.request.urlopen(request, timeout=_API_SECONDS) as response:  # noqa: S310
+                answer = response.read(1000)
+        except urllib.error.HTTPError as error:
+            if error.code in (401, 403):
+                return "refused", f"HTTP {error.code} {error.reason}"
+            # Prefect Cloud has no such page.
+            if error.code != 404 or path == "health":
+                return "silent", f"HTTP {error.code} {error.reason}"
+            answer = b'""'
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            return "silent", in_one_line(getattr(error, "reason", None) or error, 200)
+    try:
+        version = json.loads(answer)
+    except ValueError:
+        return "silent", "what answers is no Prefect API"
+    return ("ok", version) if isinstance(version, str) else ("silent", "what answers is no Prefect API")
+
+
+def authorization_of(auth_string: str | None, key: str | None) -> str:
+    """The header by which Prefect's client shows who it is.
+
+    Args:
+        auth_string: PREFECT_API_AUTH_STRING.
+        key: PREFECT_API_KEY, of Prefect Cloud.
+
+    Example:
+        >>> authorization_of("user:word", None)
+        'Basic dXNlcjp3b3Jk'
+    """
+    if auth_string:
+        return f"Basic {base64.b64encode(auth_string.encode()).decode()}"
+    return f"Bearer {key}" if key else ""
+
+
+def identity_of(segmenter: str) -> tuple[str | None, str]:
+    """What the segmenter is in this process, or why it can't be had.
+
+    Args:
+        segmenter: JSON of its settings.
+    """
+    settings: SegmenterSettings = TypeAdapter[SegmenterSettings](SegmenterSettings).validate_json(segmenter)
+    try:
+        return segmenter_identity(settings, is_rgb=True), ""
+    except Exception as error:  # noqa: BLE001 - a function of the user's own may raise anything
+        return None, in_one_line(error)
+
+
+def free_space(folder: str) -> tuple[int, str]:
+    """Bytes that are free in a folder, and why it can't be written to, if so."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"slidesam doctor")
+        return shutil.disk_usage(folder).free, ""
+    except OSError as error:
+        return 0, error.strerror or str(error)
+
+
+def note(folder: str, token: str, side: str) -> Path:
+    """The file that a side leaves for the other."""
+    return Path(folder) / f"doctor-{token}.{side}"
+
+
+def examine(expected: Mapping[str, Any]) -> dict[str, Any]:
+    """Looks at the process that runs this.
+
+    Args:
+        expected: The fields of `Expected`.
+
+    Returns:
+        What it finds, in plain values.
+    """
+    temporary = os.path.expandvars(expected["temporary"] or os.environ.get("TMPDIR") or "/tmp")  # noqa: S108
+    api, segmenter, folder = expected["api"], expected["segmenter"], expected["folder"]
+    return {
+        "host": socket.gethostname(),
+        "python": sys.executable,
+        "versions": versions(),
+        "is_worker": _IS_WORKER in os.environ,
+        "api": api and ask_api(api, expected["authorization"]),
+        "notes": folder and _answer(folder, expected["token"]),
+        "segmenter": segmenter and identity_of(segmenter),
+        "device": _device(bool(segmenter) and json.loads(segmenter)["kind"] == "micro-sam"),
+        "temporary": (temporary, *free_space(temporary)),
+        "cpus": len(os.sched_getaffinity(0)),
+        "granted": os.environ.get("SLURM_CPUS_PER_TASK"),
+        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    }
+
+
+def _answer(folder: str, token: str) -> tuple[str, str, str]:
+    """Reads the other side's note and leaves one for it; says why, where it can't, and what it is named."""
+    not_read = not_written = ""
+    side = f"{socket.gethostname()}-{os.getpid()}"
+    try:
+        if note(folder, token, "here").read_text() != token:
+            not_read = "the file holds something else"
+    except OSError as error:
+        not_read = error.strerror or str(error)
+    try:
+        note(folder, token, side).write_text(token)
+    except OSError as error:
+        not_written = error.strerror or str(error)
+    return not_read, not_written, side
+
+
+def _device(with_torch: bool) -> dict[str, Any]:
+    given = os.environ.get(devices.GIVEN)
+    facts: dict[str, Any] = {"given": given, "gpus": [], "error": "", "torch": ""}
+    try:
+        devices.check_given()
+        if given not in (None, devices.CPU):
+            facts["gpus"] = [gpu.name for gpu in devices.parse_smi(devices.nvidia_smi() or "")]
+            if with_torch:
+                # Seconds, which only those pay who segment with it.
+                facts["torch"] = str(importlib.import_module("torch").__version__)
+                devices.check_torch()
+    except (SlidesamError, ImportError, RuntimeError) as error:
+        facts["error"] = in_one_line(error)
+    return facts

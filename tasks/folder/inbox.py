@@ -1,0 +1,96 @@
+"""Which slides of a folder have arrived: those that no longer grow.
+
+Nobody tells when a copy is finished, so a file counts as whole once it has been the same (its size and its times) for a while,
+by looks of one's own: clocks of scanners and file servers aren't to be trusted. What was seen is kept in a file between looks.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from slidesam.tasks.errors import SlidesamError
+from slidesam.tasks.run.run import read_json, write_json
+from slidesam.tasks.run.status import file_facts
+from slidesam.tasks.settings.sections import Settings
+from slidesam.tasks.slides.listing import slides_in
+from slidesam.tasks.slides.slide import open_slide, slide_name
+
+# Seconds for which a slide that is gone is remembered.
+_REMEMBERED = 30 * 86400.0
+
+
+class Arrival(NamedTuple):
+    """A slide that is whole.
+
+    Attributes:
+        path: Where it lies.
+        version: What tells this content of the file from another that may come later under its name.
+        is_started: Whether `note_started` was told of it.
+    """
+
+    path: Path
+    version: str
+    is_started: bool
+
+
+def look(folder: Path, memory: Path, quiet: float, now: float) -> tuple[list[Arrival], list[Path]]:
+    """Looks into a folder once.
+
+    Args:
+        folder: Where slides arrive.
+        memory: File that keeps what was seen.
+        quiet: Seconds for which a slide must have been the same.
+        now: Seconds of a clock that goes on between looks.
+
+    Returns:
+        Slides that are whole, and those that still have to prove it.
+
+    Raises:
+        OutputError: The memory can't be written.
+    """
+    before: dict[str, Any] = (read_json(memory) or {}).get("seen", {})
+    # A folder that is away for a while, as when it isn't mounted, comes back as it was.
+    seen: dict[str, Any] = {name: known for name, known in before.items() if now - known.get("last", now) < _REMEMBERED}
+    whole, growing = [], []
+    for path in slides_in(folder):
+        facts = file_facts(path)
+        # Gone while one looked.
+        if facts is None:
+            continue
+        known = before.get(path.name, {})
+        since = known["since"] if known.get("facts") == facts else now
+        version = f"{facts['files']}-{facts['size']}-{facts['modified']}"
+        seen[path.name] = {"facts": facts, "since": since, "last": now, "started": known.get("started")}
+        if facts["size"] > 0 and now - since >= quiet:
+            whole.append(Arrival(path, version, known.get("started") == version))
+        else:
+            growing.append(path)
+    write_json(memory, {"folder": str(folder), "seen": seen})
+    return whole, growing
+
+
+def note_started(memory: Path, arrival: Arrival) -> None:
+    """Remembers that a slide's run was started, so that this content of its file isn't started again."""
+    known = read_json(memory) or {"seen": {}}
+    known["seen"].setdefault(arrival.path.name, {})["started"] = arrival.version
+    write_json(memory, known)
+
+
+def has_result(path: Path, output: Path, settings: Settings) -> bool:
+    """Whether this very file was segmented before, under whatever settings: newer ones are no reason to do all again.
+
+    Args:
+        path: The slide.
+        output: Where results lie.
+        settings: Which of its images is meant, and under which name and label.
+    """
+    name = slide_name(path, settings.slide.name)
+    facts = read_json(output / f"{name}.{settings.output.label}.run.json") or {}
+    if facts.get("status") != "finished":
+        return False
+    try:
+        identity = open_slide(path, settings.slide).identity
+    except SlidesamError:
+        return False
+    return bool(facts["slide"]["identity"] == identity.model_dump(mode="json"))

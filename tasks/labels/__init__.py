@@ -1,0 +1,1 @@
+"""Label images as arrays: compiled loops, tables of objects, a block's results."""

@@ -1,0 +1,1 @@
+"""Decide how pixels are read, and compute on pixels: pyramids, scale, background, tissue."""

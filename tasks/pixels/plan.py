@@ -1,0 +1,254 @@
+"""How the pixels of a slide reach the blocks: read in place, converted, or rechunked; and in which pieces they are rewritten.
+
+A *piece* is the rectangle of level 0 that is read, and written as whole shards, at once. Its sides are multiples of the source's
+tiles, so that none is decoded twice, and its pixels fit into `PIECE_BYTES`, so that memory is bounded whatever the slide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from slidesam.tasks.grid import BlockGrid, Region
+from slidesam.tasks.settings.sections import ImageSettings
+from slidesam.tasks.slides.slide import Level, Slide
+
+Pair = tuple[int, int]
+# Above this, rewriting the pixels once is cheaper than reading them in place for every block.
+MAX_AMPLIFICATION = 4.0
+# Fetching a chunk costs as much as decoding so many bytes, however small it is (benchmarks/rechunk.py).
+CHUNK_COST_BYTES = 64 * 2**10
+PIECE_BYTES = 128 * 2**20
+SHARD_SIDE = 4096
+_SMALLEST_SIDE = 256
+# Side of the smallest shard that is worth a file of its own.
+_SMALLEST_FILE = 256
+# A pyramid ends where its level fits into this many pixels.
+_SMALLEST_LEVEL = 512
+
+
+class PyramidLevel(NamedTuple):
+    """One level of the pyramid that conversion writes.
+
+    Attributes:
+        shape: Height and width.
+        source_level: The source's own level of this size, or None: averaged from the level below.
+    """
+
+    shape: Pair
+    source_level: int | None
+
+
+class ImagePlan(NamedTuple):
+    """What is to be done with a slide's pixels before its blocks are segmented.
+
+    Attributes:
+        mode: `convert` (whole pyramid, all channels), `rechunk` (level 0, the channels to segment) or `in place`.
+        reason: Why, in words.
+        amplification: Bytes decoded per byte used, were the blocks read from the source.
+        channels: The channels that are written, by their numbers in the source.
+        shard: Height and width of a shard of level 0, all channels together.
+        piece: Height and width of a piece: whole shards.
+        levels: Of the pyramid; one, of level 0's size, where the pixels are only rechunked.
+        in_memory: How many of the levels, from 0 on, are made from a piece's pixels, as whole shards.
+        piece_bytes: Bytes of a piece's pixels.
+    """
+
+    mode: Literal["convert", "rechunk", "in place"]
+    reason: str
+    amplification: float
+    channels: tuple[int, ...]
+    shard: Pair
+    piece: Pair
+    levels: tuple[PyramidLevel, ...]
+    in_memory: int
+    piece_bytes: int
+
+    def grid(self, level: int) -> BlockGrid:
+        """The pieces of a level: those that level 0 is read in, and single shards above."""
+        return BlockGrid(self.levels[level].shape, self.piece if level == 0 else self.shard, 0)
+
+
+def plan_image(slide: Slide, image: ImageSettings, blocks: BlockGrid) -> ImagePlan:
+    """Decides what is done with the pixels, from metadata alone.
+
+    Args:
+        slide: The slide.
+        image: Whether to convert and rechunk, and how arrays are written.
+        blocks: The blocks that will read them.
+    """
+    factor = read_amplification(slide, blocks)
+    mode, reason = _mode(slide, image, factor)
+    channels = slide.channels if mode == "rechunk" else tuple(range(slide.size_c))
+    pixel_bytes = len(channels) * np.dtype(slide.dtype).itemsize
+    shard, piece = piece_shape(slide.shape, slide.levels[0].chunks[3:], pixel_bytes)
+    n_levels = len(level_shapes(slide.shape)) if mode == "convert" else 1
+    in_memory = in_block_levels(shard, n_levels)
+    levels = pyramid_levels(slide, in_memory) if mode == "convert" else (PyramidLevel(slide.shape, None),)
+    held = min(piece[0], slide.shape[0]) * min(piece[1], slide.shape[1]) * pixel_bytes
+    return ImagePlan(mode, reason, factor, channels, shard, piece, levels, in_memory, held)
+
+
+def _mode(slide: Slide, image: ImageSettings, factor: float) -> tuple[Literal["convert", "rechunk", "in place"], str]:
+    in_place = f"reading it in place decodes {factor:.1f} times what the blocks use"
+    if image.convert == "always":
+        return "convert", "image.convert is always"
+    if image.convert == "auto" and slide.kind == "tiff":
+        return "convert", "TIFF is converted unless image.convert is never"
+    if image.rechunk == "always":
+        return "rechunk", "image.rechunk is always"
+    if image.rechunk == "auto" and factor > MAX_AMPLIFICATION:
+        return "rechunk", in_place
+    return "in place", in_place
+
+
+def read_amplification(slide: Slide, blocks: BlockGrid) -> float:
+    """Bytes decoded per byte used when all blocks are read from the source; a chunk counts as `CHUNK_COST_BYTES` more.
+
+    Args:
+        slide: The slide, with the chunks of its level 0.
+        blocks: The blocks; what they use is their outer regions.
+    """
+    return amplification(slide.levels[0].chunks, slide.shape, slide.channels, np.dtype(slide.dtype).itemsize, blocks)
+
+
+def amplification(
+    chunks: tuple[int, int, int, int, int], shape: Pair, channels: Sequence[int], itemsize: int, blocks: BlockGrid
+) -> float:
+    """`read_amplification` of any chunks, (t, c, z, y, x)."""
+    t, c, z, y, x = chunks
+    layers = len({channel // c for channel in channels})
+    rows = [_touched(blocks, axis, (y, x)[axis], shape[axis]) for axis in (0, 1)]
+    n_chunks, pixels = (rows[0][i] * rows[1][i] for i in (0, 1))
+    decoded = layers * (pixels * t * c * z * itemsize + n_chunks * CHUNK_COST_BYTES)
+    used = rows[0][2] * rows[1][2] * len(channels) * itemsize
+    return float(decoded / used)
+
+
+def _touched(blocks: BlockGrid, axis: int, chunk: int, size: int) -> tuple[int, int, int]:
+    """Along one axis, over all blocks: chunks touched, pixels in them, pixels used."""
+    n_chunks = decoded = used = 0
+    for index in range(blocks.grid_shape[axis]):
+        start = max(index * blocks.block_shape[axis] - blocks.halo, 0)
+        stop = min((index + 1) * blocks.block_shape[axis] + blocks.halo, size)
+        first, last = start // chunk, -(-stop // chunk)
+        n_chunks += last - first
+        decoded += min(last * chunk, size) - first * chunk
+        used += stop - start
+    return n_chunks, decoded, used
+
+
+def piece_shape(shape: Pair, tile: Pair, pixel_bytes: int) -> tuple[Pair, Pair]:
+    """Height and width of the shards, and of the pieces that they are written in.
+
+    Args:
+        shape: Height and width of the level.
+        tile: Height and width of what the source decodes at once.
+        pixel_bytes: Bytes of a pixel, all channels together.
+
+    Returns:
+        Sides that are a tile's times a power of two, at most `SHARD_SIDE` where the tile is smaller. Strips across the slide
+        make pieces across the slide.
+
+    Example:
+        >>> piece_shape((100_000, 80_000), (256, 256), 3), piece_shape((100_000, 80_000), (240, 240), 3)
+        (((4096, 4096), (4096, 4096)), ((3840, 3840), (3840, 3840)))
+        >>> piece_shape((100_000, 80_000), (8, 80_000), 3)
+        ((512, 32768), (512, 98304))
+    """
+    if tile[1] > SHARD_SIDE and tile[1] >= shape[1]:
+        return _bands(shape, tile[0], pixel_bytes)
+    sides = [_side(size, tile_side) for size, tile_side in zip(shape, tile, strict=True)]
+    while sides[0] * sides[1] * pixel_bytes > PIECE_BYTES and max(sides) > _SMALLEST_SIDE:
+        longer = sides.index(max(sides))
+        sides[longer] = _rounded(-(-sides[longer] // 2), 16)
+    side = (sides[0], sides[1])
+    return side, side
+
+
+def _bands(shape: Pair, strip: int, pixel_bytes: int) -> tuple[Pair, Pair]:
+    height, width = _side(shape[0], strip), 2 ** (shape[1] - 1).bit_length()
+    while height * shape[1] * pixel_bytes > PIECE_BYTES and height > 16:
+        height = _rounded(-(-height // 2), 16)
+    shard_width = min(width, max(SHARD_SIDE, 2 ** (SHARD_SIDE**2 // height).bit_length() // 2))
+    return (height, shard_width), (height, -(-shape[1] // shard_width) * shard_width)
+
+
+def _side(size: int, tile: int) -> int:
+    """A tile's side times a power of two: at most `SHARD_SIDE`, and no larger than the level needs."""
+    side = tile if tile <= SHARD_SIDE else SHARD_SIDE
+    while 2 * side <= SHARD_SIDE and side < size:
+        side *= 2
+    # A side that has no divisor for a chunk is rounded up: for a tile as wide as the slide, as strips are, at no cost.
+    return side if largest_divisor(side, 512) >= min(128, side) else _rounded(side, 256)
+
+
+def _rounded(side: int, step: int) -> int:
+    return -(-side // step) * step
+
+
+def largest_divisor(number: int, at_most: int) -> int:
+    """The largest divisor of a number that is at most so large."""
+    return next(divisor for divisor in range(min(at_most, number), 0, -1) if number % divisor == 0)
+
+
+def level_shapes(shape: Pair) -> list[Pair]:
+    """Shapes of a pyramid whose levels halve, rounded up, down to one that is read at once.
+
+    Example:
+        >>> level_shapes((2967, 2220))
+        [(2967, 2220), (1484, 1110), (742, 555), (371, 278)]
+    """
+    shapes = [shape]
+    while max(shapes[-1]) > _SMALLEST_LEVEL:
+        shapes.append(halved(shapes[-1]))
+    return shapes
+
+
+def halved(shape: Pair) -> Pair:
+    """Half the size, rounded up."""
+    return -(-shape[0] // 2), -(-shape[1] // 2)
+
+
+def pyramid_levels(slide: Slide, in_memory: int) -> tuple[PyramidLevel, ...]:
+    """Levels that halve; of those that aren't made from what is in memory, the source's own where it has one of that size."""
+    levels = [PyramidLevel(slide.shape, None)]
+    while max(levels[-1].shape) > _SMALLEST_LEVEL:
+        shape, number = halved(levels[-1].shape), len(levels)
+        own = _own_level(slide.levels, shape, 2**number) if number >= in_memory else None
+        levels.append(PyramidLevel(shape if own is None else slide.levels[own].shape, own))
+    return tuple(levels)
+
+
+def _own_level(levels: Sequence[Level], shape: Pair, factor: int) -> int | None:
+    """The source's level of this size; many writers round down where we round up."""
+    for number, level in enumerate(levels[1:], 1):
+        ours = all(
+            have in (want, full // factor) for have, want, full in zip(level.shape, shape, levels[0].shape, strict=True)
+        )
+        if ours:
+            return number
+    return None
+
+
+def in_block_levels(shard: Pair, n_levels: int) -> int:
+    """How many levels, from 0 on, a block or piece fills with whole shards: its side halves evenly and stays worth a file.
+
+    Example:
+        >>> in_block_levels((2048, 2048), 8), in_block_levels((512, 512), 4)
+        (4, 2)
+    """
+    levels = 1
+    while levels < n_levels and all(side % 2**levels == 0 and side >> levels >= _SMALLEST_FILE for side in shard):
+        levels += 1
+    return levels
+
+
+def shard_region(region: Region, level: int) -> Region:
+    """A region of level 0, whole shards, on a level that halves `level` times."""
+    y0, x0, y1, x1 = region
+    for _ in range(level):
+        y0, x0, y1, x1 = y0 // 2, x0 // 2, -(-y1 // 2), -(-x1 // 2)
+    return Region(y0, x0, y1, x1)

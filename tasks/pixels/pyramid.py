@@ -1,0 +1,164 @@
+"""Coarser levels: of an image by averaging, of labels by taking every other pixel, both region by region."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from slidesam.tasks.grid import Region
+from slidesam.tasks.slides.slide import Slide, SlideReader
+
+# What prepares a slide, and what stands for it in pictures, is the first level that fits into this many pixels a side.
+OVERVIEW_SIDE = 4096
+# What a strip of a level that has to be averaged down may hold in memory.
+_STRIP_BYTES = 64 * 2**20
+_BAND_PIXELS = 2**16
+
+
+def halve_labels(labels: NDArray[Any]) -> NDArray[Any]:
+    """(y, x) labels at half the size, rounded up: every other pixel, so that no id arises or mixes."""
+    return labels[::2, ::2]
+
+
+def halve(image: NDArray[Any]) -> NDArray[Any]:
+    """An image averaged over squares of two pixels; at odd ends over what there is of them.
+
+    Args:
+        image: (..., y, x).
+
+    Returns:
+        (..., ceil(y / 2), ceil(x / 2)) in the image's dtype; integers are rounded, halves to even: rounded up they
+        would make each level a little brighter.
+
+    Example:
+        >>> halve(np.array([[0, 2, 5], [4, 3, 7]], np.uint8))
+        array([[2, 6]], dtype=uint8)
+    """
+    height, width = image.shape[-2:]
+    halved = np.empty((*image.shape[:-2], -(-height // 2), -(-width // 2)), image.dtype)
+    # Band by band, so that what is computed on the way stays in the processor's cache.
+    rows = 2 * max(1, _BAND_PIXELS // (2 * width))
+    for y in range(0, height, rows):
+        halved[..., y // 2 : (y + rows) // 2, :] = _halve(image[..., y : y + rows, :])
+    return halved
+
+
+def _halve(image: NDArray[Any]) -> NDArray[Any]:
+    """`halve` in one go."""
+    height, width = image.shape[-2:]
+    if height % 2 or width % 2:
+        # A repeated last row has the average of what there is.
+        ends = [(0, 0)] * (image.ndim - 2) + [(0, height % 2), (0, width % 2)]
+        image = np.pad(image, ends, mode="edge")
+    if image.dtype.kind in "iu" and image.dtype.itemsize == 8:
+        return _halve_long(image)
+    sums: NDArray[Any] = image[..., ::2, :].astype(_sum_dtype(image.dtype))
+    sums += image[..., 1::2, :]
+    sums = sums[..., ::2] + sums[..., 1::2]
+    if not np.issubdtype(sums.dtype, np.integer):
+        sums *= 0.25
+        return sums
+    sums += 1 + ((sums >> 2) & 1)
+    sums >>= 2
+    return sums
+
+
+def _halve_long(image: NDArray[Any]) -> NDArray[Any]:
+    """`_halve` of integers whose sum no number holds: their quarters and what remains of them, apart."""
+    four = [image[..., y::2, x::2] for y in (0, 1) for x in (0, 1)]
+    rest = (four[0] & 3) + (four[1] & 3) + (four[2] & 3) + (four[3] & 3)
+    floor: NDArray[Any] = (four[0] >> 2) + (four[1] >> 2) + (four[2] >> 2) + (four[3] >> 2) + (rest >> 2)
+    up = ((rest & 3) == 3) | (((rest & 3) == 2) & ((floor & 1) == 1))
+    floor += up.astype(image.dtype)
+    return floor
+
+
+def _sum_dtype(dtype: np.dtype[Any]) -> str:
+    """What holds the sum of four pixels."""
+    if np.issubdtype(dtype, np.integer):
+        return {1: "int16", 2: "int32", 4: "int64"}[dtype.itemsize]
+    return "float32" if dtype.itemsize <= 4 else "float64"
+
+
+def is_coarse(shape: tuple[int, ...]) -> bool:
+    """Whether a level of this height and width can stand for the slide."""
+    return max(shape) <= OVERVIEW_SIDE
+
+
+def overview_level(slide: Slide) -> tuple[int, int]:
+    """Which level the slide's overview is read from, and how often that has to be halved, mostly never."""
+    for number, level in enumerate(slide.levels):
+        if is_coarse(level.shape):
+            return number, 0
+    last, halvings = len(slide.levels) - 1, 0
+    size = max(slide.levels[last].shape)
+    while -(-size // 2**halvings) > OVERVIEW_SIDE:
+        halvings += 1
+    return last, halvings
+
+
+def read_overview(slide: Slide, channels: tuple[int, ...]) -> NDArray[Any]:
+    """A coarse image of the slide, at most `OVERVIEW_SIDE` pixels a side, read strip by strip.
+
+    Args:
+        slide: The slide.
+        channels: Which channels.
+
+    Returns:
+        (y, x, c) in the slide's dtype: a level of the source, halved until it fits.
+
+    Raises:
+        SlideError: Its pixels can't be read.
+    """
+    level, halvings = overview_level(slide)
+    height, width = slide.levels[level].shape
+    row_bytes = width * len(channels) * np.dtype(slide.dtype).itemsize
+    factor = 2**halvings
+    rows = max(1, _STRIP_BYTES // (row_bytes * factor)) * factor
+    strips = []
+    with SlideReader(slide) as reader:
+        for y in range(0, height, rows):
+            strip = reader.read_planes(Region(y, 0, min(y + rows, height), width), level, channels)
+            for _ in range(halvings):
+                strip = halve(strip)
+            strips.append(strip)
+    return np.ascontiguousarray(np.concatenate(strips, axis=1).transpose(1, 2, 0))
+
+
+def shard_regions(array: zarr.Array[Any]) -> Iterator[Region]:
+    """The regions of a TCZYX array's plane that its shards (in Zarr v2, its chunks) cover, clipped to it."""
+    height, width = array.shape[3:]
+    step_y, step_x = (array.shards or array.chunks)[3:]
+    for y in range(0, height, step_y):
+        for x in range(0, width, step_x):
+            yield Region(y, x, min(y + step_y, height), min(x + step_x, width))
+
+
+def region_below(region: Region, shape: tuple[int, ...]) -> Region:
+    """The pixels of the next finer level, of the given shape, that a region is made from."""
+    return Region(2 * region.y0, 2 * region.x0, min(2 * region.y1, shape[0]), min(2 * region.x1, shape[1]))
+
+
+def halve_region(finer: zarr.Array[Any], region: Region) -> NDArray[Any]:
+    """One region of an image's level from the one below, quarter by quarter so that memory stays bounded.
+
+    Args:
+        finer: TCZYX array of the level below.
+        region: Pixels of the coarser level.
+
+    Returns:
+        (c, y, x) pixels of the region.
+    """
+    out = np.empty((finer.shape[1], *region.shape), finer.dtype)
+    half_y, half_x = (max(1, -(-side // 2)) for side in region.shape)
+    for y in range(region.y0, region.y1, half_y):
+        for x in range(region.x0, region.x1, half_x):
+            quarter = Region(y, x, y + half_y, x + half_x) & region
+            below = region_below(quarter, finer.shape[3:])
+            pixels = np.asarray(finer[(0, slice(None), 0, *below.slices)])
+            out[(slice(None), *quarter.relative_to(region).slices)] = halve(pixels)
+    return out

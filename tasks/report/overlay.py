@@ -1,0 +1,252 @@
+"""The picture of a result: the whole slide with its blocks, and beside it places where blocks meet, at full resolution."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection
+from contextlib import closing
+from typing import Any, NamedTuple
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from skimage.segmentation import find_boundaries
+
+from slidesam.tasks.grid import BlockGrid, Region
+from slidesam.tasks.run.run import Run, write_atomic
+from slidesam.tasks.segment.block import finite_percentiles
+from slidesam.tasks.slides.slide import Slide
+from slidesam.tasks.store.convert import open_display
+from slidesam.tasks.store.image import read_published
+
+_PLACE_SIDE = 384  # pixels of level 0 that a place shows, drawn at twice their size where the slide is small
+_PLACES = 4
+_WHOLE_SIDE = 2 * _PLACE_SIDE
+_MARGIN = 12
+_CAPTION = 26
+_INK, _PAPER = (30, 30, 30), (255, 255, 255)
+_OUTLINE_ON_BRIGHT, _OUTLINE_ON_DARK, _SEAM = (0, 255, 80), (255, 210, 0), (20, 20, 20)
+_TISSUE = (0, 190, 255)  # the outline of the mask: a colour that stains and seams don't have
+_LEFT_OUT = 128  # grey of the blocks that were left out, which shows on glass and on black
+_HATCH = 12  # pixels between their lines
+
+
+class Place(NamedTuple):
+    """A window of level 0 around a point where blocks meet."""
+
+    region: Region
+    objects_at_seam: int
+
+
+def write_overlay(
+    run: Run, n_objects: int, tissue_mask: NDArray[np.bool_] | None = None, block_ids: Collection[int] | None = None
+) -> None:
+    """Writes the overlay PNG.
+
+    Args:
+        run: A run whose label arrays are painted.
+        n_objects: Number of objects, for the caption.
+        tissue_mask: (y, x) bool over the whole slide at any resolution, outlined in the picture; None = nothing drawn.
+        block_ids: Which blocks were segmented, the others are hatched; None = all.
+
+    Raises:
+        SlideError: The slide's pixels can't be read.
+    """
+    labels = zarr.open_array(run.store / "labels" / run.label / "0", mode="r")
+    kept = np.isin(np.arange(len(run.grid)), list(range(len(run.grid)) if block_ids is None else block_ids))
+    kept = kept.reshape(run.grid.grid_shape)
+    places = choose_places(run.grid, labels, kept)
+    channels = display_channels(run.slide)
+    windows = _display_windows(read_published(run, channels)[0], is_rgb=run.slide.is_rgb)
+    whole = _whole(run, channels, windows, places, tissue_mask, kept)
+    tiles = [(whole, _whole_caption(run, n_objects, int(kept.sum())))]
+    with closing(open_display(run, channels)) as reader:
+        for number, place in enumerate(places, 1):
+            image = to_rgb(reader.read(place.region), windows)
+            drawn = _draw_place(image, np.asarray(labels[(0, 0, 0, *place.region.slices)]), place.region, run.grid)
+            caption = f"{number}  row {place.region.y0}, column {place.region.x0} px"
+            tiles.append((drawn, caption))
+    buffer = io.BytesIO()
+    _composed(tiles).save(buffer, "PNG")
+    write_atomic(run.overlay, buffer.getvalue())
+
+
+def choose_places(grid: BlockGrid, labels: zarr.Array[Any], kept: NDArray[np.bool_] | None = None) -> list[Place]:
+    """Where most objects lie across seams: points where four blocks meet, else where two do, else the slide's middle.
+
+    Args:
+        grid: The blocks.
+        labels: TCZYX label image.
+        kept: (row, column) bool, which blocks were segmented: at least two of those that meet, if there are such points.
+
+    Returns:
+        At most four places, the busiest first.
+    """
+    rows = [y * grid.block_shape[0] for y in range(1, grid.grid_shape[0])]
+    columns = [x * grid.block_shape[1] for x in range(1, grid.grid_shape[1])]
+    middle_y, middle_x = grid.shape[0] // 2, grid.shape[1] // 2
+    points = [(y, x) for y in rows or [middle_y] for x in columns or [middle_x]]
+    if kept is not None:
+        points = [point for point in points if _meeting(grid, kept, point) >= 2] or points
+    # Of very many points an even sample, so that looking costs little beside segmenting.
+    points = points[:: max(1, len(points) // 64)]
+    places = [
+        Place(region, _crossing(grid, labels, region)) for region in (_around(point, grid.shape) for point in points)
+    ]
+    return sorted(places, key=lambda place: -place.objects_at_seam)[:_PLACES]
+
+
+def display_channels(slide: Slide) -> tuple[int, ...]:
+    """Channels to look at: red, green, blue, or those that were segmented, at most three."""
+    return (0, 1, 2) if slide.is_rgb else slide.channels[:3]
+
+
+def to_rgb(image: NDArray[Any], windows: list[tuple[float, float]]) -> NDArray[np.uint8]:
+    """(y, x, c) of any dtype → (y, x, 3) uint8, each channel stretched over its window; one channel shows as grey."""
+    low, high = np.asarray(windows, np.float32).T
+    numbers = np.nan_to_num(image.astype(np.float32))
+    scaled = np.clip((numbers - low) / np.maximum(high - low, 1e-6), 0, 1) * 255
+    shown = np.zeros((*image.shape[:2], 3), np.uint8)
+    if image.shape[2] == 1:
+        shown[...] = scaled
+    else:
+        shown[..., : image.shape[2]] = scaled
+    return shown
+
+
+def _meeting(grid: BlockGrid, kept: NDArray[np.bool_], point: tuple[int, int]) -> int:
+    """How many of the blocks around a point were segmented."""
+    (y0, y1), (x0, x1) = (
+        ((at - 1) // block, at // block + 1) for at, block in zip(point, grid.block_shape, strict=True)
+    )
+    return int(kept[max(0, y0) : y1, max(0, x0) : x1].sum())
+
+
+def _around(point: tuple[int, int], shape: tuple[int, int]) -> Region:
+    y0, x0 = (max(0, min(at - _PLACE_SIDE // 2, size - _PLACE_SIDE)) for at, size in zip(point, shape, strict=True))
+    return Region(y0, x0, min(y0 + _PLACE_SIDE, shape[0]), min(x0 + _PLACE_SIDE, shape[1]))
+
+
+def _crossing(grid: BlockGrid, labels: zarr.Array[Any], region: Region) -> int:
+    """How many objects of a window lie on both sides of a seam."""
+    window = np.asarray(labels[(0, 0, 0, *region.slices)])
+    crossing: set[int] = set()
+    for y in _seams_within(region.y0, region.y1, grid.block_shape[0]):
+        same = window[y - 1] == window[y]
+        crossing.update(np.unique(window[y][same]).tolist())
+    for x in _seams_within(region.x0, region.x1, grid.block_shape[1]):
+        same = window[:, x - 1] == window[:, x]
+        crossing.update(np.unique(window[:, x][same]).tolist())
+    return len(crossing - {0})
+
+
+def _seams_within(start: int, stop: int, block: int) -> list[int]:
+    """Positions of seams in a window, counted from its start."""
+    return [at - start for at in range(-(-(start + 1) // block) * block, stop, block)]
+
+
+def _display_windows(image: NDArray[Any], *, is_rgb: bool) -> list[tuple[float, float]]:
+    if is_rgb and image.dtype == np.uint8:
+        return [(0.0, 255.0)] * 3
+    ends = (finite_percentiles(image[..., channel], (1, 99.8)) for channel in range(image.shape[2]))
+    return [(low, max(high, low + 1e-6)) for low, high in ends]
+
+
+def _draw_place(image: NDArray[np.uint8], labels: NDArray[Any], region: Region, grid: BlockGrid) -> Image.Image:
+    """Outlines over a place, at twice its size so that an outline is half a pixel wide, and dashes along the seams."""
+    colour = _OUTLINE_ON_BRIGHT if image.mean() > 110 else _OUTLINE_ON_DARK
+    image, labels = image.repeat(2, axis=0).repeat(2, axis=1), labels.repeat(2, axis=0).repeat(2, axis=1)
+    image[find_boundaries(labels, mode="inner")] = colour
+    picture = Image.fromarray(image)
+    draw = ImageDraw.Draw(picture)
+    for y in _seams_within(region.y0, region.y1, grid.block_shape[0]):
+        for x in range(0, picture.width, 16):
+            draw.line([(x, 2 * y), (x + 7, 2 * y)], fill=_SEAM, width=1)
+    for x in _seams_within(region.x0, region.x1, grid.block_shape[1]):
+        for y in range(0, picture.height, 16):
+            draw.line([(2 * x, y), (2 * x, y + 7)], fill=_SEAM, width=1)
+    return picture
+
+
+def _whole(
+    run: Run,
+    channels: tuple[int, ...],
+    windows: list[tuple[float, float]],
+    places: list[Place],
+    mask: NDArray[np.bool_] | None,
+    kept: NDArray[np.bool_],
+) -> Image.Image:
+    """The slide with its grid of blocks, those that were left out, the mask and the places that are shown."""
+    pixels, (scale_y, scale_x) = read_published(run, channels)
+    picture = Image.fromarray(to_rgb(pixels, windows))
+    shrink = min(1.0, 2 * _WHOLE_SIDE / max(picture.size))
+    picture = picture.resize(
+        (max(1, round(picture.width * shrink)), max(1, round(picture.height * shrink))), Image.Resampling.BOX
+    )
+    picture = Image.fromarray(_with_tissue(np.array(picture), mask, kept, run.grid))
+    draw = ImageDraw.Draw(picture)
+    for x in range(run.grid.block_shape[1], run.slide.shape[1], run.grid.block_shape[1]):
+        draw.line([(x / scale_x * shrink, 0), (x / scale_x * shrink, picture.height)], fill=_SEAM)
+    for y in range(run.grid.block_shape[0], run.slide.shape[0], run.grid.block_shape[0]):
+        draw.line([(0, y / scale_y * shrink), (picture.width, y / scale_y * shrink)], fill=_SEAM)
+    font = ImageFont.load_default(size=22)
+    for number, place in enumerate(places, 1):
+        y0, x0, y1, x1 = (at / scale * shrink for at, scale in zip(place.region, (scale_y, scale_x) * 2, strict=True))
+        draw.rectangle([x0, y0, x1, y1], outline=_INK, width=3)
+        draw.text((x0 + 6, y0 + 2), str(number), fill=_INK, font=font, stroke_width=3, stroke_fill=_PAPER)
+    return picture
+
+
+def _with_tissue(
+    picture: NDArray[np.uint8], mask: NDArray[np.bool_] | None, kept: NDArray[np.bool_], grid: BlockGrid
+) -> NDArray[np.uint8]:
+    """Hatches the blocks that were left out, and outlines the mask."""
+    # Rows and columns of level 0 in the middle of each pixel of the picture.
+    y, x = ((np.arange(shown) + 0.5) * size / shown for shown, size in zip(picture.shape[:2], grid.shape, strict=True))
+    left_out = ~kept[np.ix_((y // grid.block_shape[0]).astype(int), (x // grid.block_shape[1]).astype(int))]
+    picture[left_out] = picture[left_out] // 4 * 3 + _LEFT_OUT // 4
+    across = np.add.outer(np.arange(picture.shape[0]), np.arange(picture.shape[1]))
+    picture[left_out & (across % _HATCH == 0)] = _LEFT_OUT
+    if mask is not None:
+        rows, columns = (y * mask.shape[0] / grid.shape[0]).astype(int), (x * mask.shape[1] / grid.shape[1]).astype(int)
+        picture[find_boundaries(mask[np.ix_(rows, columns)], mode="inner")] = _TISSUE
+    return picture
+
+
+def _whole_caption(run: Run, n_objects: int, n_kept: int) -> str:
+    height, width = run.slide.shape
+    pixel = f", {run.slide.mpp[1]:.3g} um per pixel" if run.slide.mpp else ""
+    n_blocks = len(run.grid)
+    blocks = f"{n_blocks} blocks" if n_kept == n_blocks else f"{n_kept} of {n_blocks} blocks; the rest is background"
+    return f"{run.name}: {n_objects:,} {run.label} on {width} x {height} px{pixel}, {blocks}"
+
+
+def _composed(tiles: list[tuple[Image.Image, str]]) -> Image.Image:
+    """The whole on the left, the places beside it two by two, each under its caption."""
+    (whole, caption), places = tiles[0], tiles[1:]
+    cell = max((max(picture.size) for picture, _ in places), default=0)
+    columns = 2 if len(places) > 1 else 1
+    rows = -(-len(places) // columns)
+    width = whole.width + (cell + _MARGIN) * (columns if places else 0) + 2 * _MARGIN
+    height = max(whole.height + _CAPTION, rows * (cell + _CAPTION + _MARGIN)) + 2 * _MARGIN
+    sheet = Image.new("RGB", (width, height), _PAPER)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=18)
+    _put(sheet, draw, font, (_MARGIN, _MARGIN), whole, caption)
+    for number, (picture, text) in enumerate(places):
+        x = 2 * _MARGIN + whole.width + (number % columns) * (cell + _MARGIN)
+        y = _MARGIN + (number // columns) * (cell + _CAPTION + _MARGIN)
+        _put(sheet, draw, font, (x, y), picture, text)
+    return sheet
+
+
+def _put(
+    sheet: Image.Image,
+    draw: ImageDraw.ImageDraw,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    at: tuple[int, int],
+    picture: Image.Image,
+    caption: str,
+) -> None:
+    draw.text(at, caption, fill=_INK, font=font)
+    sheet.paste(picture, (at[0], at[1] + _CAPTION))

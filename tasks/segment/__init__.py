@@ -1,0 +1,1 @@
+"""Segment one block: devices, attempts, labels."""

@@ -1,0 +1,1 @@
+"""micro-sam as a segmenter: models, weights, inputs, tile sizes."""

@@ -1,0 +1,161 @@
+"""Which micro-sam model the settings mean, where its weights are, and what they are: all without torch or micro_sam.
+
+The submitting machine asks this before any job is queued, and each worker before it loads them: to load weights is to
+unpickle them, which runs what is in them, so a file of micro-sam's registry whose hash is another is refused. Nothing is
+ever downloaded: jobs run where there is no internet, and a hundred of them would fetch at once. The message says how to fetch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from slidesam.tasks.errors import SegmenterError
+from slidesam.tasks.segmenters.microsam.registry import (
+    INSTALL,
+    MODELS,
+    Registered,
+    cache_folder,
+    can_hash,
+    files_of,
+    hash_file,
+    registry,
+    unreadable,
+)
+from slidesam.tasks.settings.sections import MicroSam
+
+_ARCHITECTURES = ("vit_b", "vit_l", "vit_h")
+_NO_WEIGHTS_NEEDED = "or use --segmenter watershed, which needs no weights"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Files of one model.
+
+    Attributes:
+        checkpoint: SAM's weights, with or without a decoder's.
+        decoder: The decoder's, where they are a file of their own as in micro-sam's registry.
+    """
+
+    checkpoint: Path
+    decoder: Path | None
+
+
+def model_name(settings: MicroSam, is_rgb: bool) -> str:
+    """Name in micro-sam's registry that these settings mean.
+
+    Example:
+        >>> model_name(MicroSam(), is_rgb=True)
+        'vit_b_histopathology'
+        >>> model_name(MicroSam(model="vit_l_lm"), is_rgb=True)
+        'vit_l_lm'
+    """
+    if settings.model != "auto":
+        return settings.model
+    return "vit_b_histopathology" if is_rgb else "vit_b_lm"
+
+
+def model_identity(settings: MicroSam, is_rgb: bool) -> str:
+    """Name and hash of the weights (encoder and decoder), for the fingerprint.
+
+    A file is read once per process (375 MB: about a second).
+
+    Args:
+        settings: The segmenter's settings.
+        is_rgb: Whether the slide is red, green and blue.
+
+    Returns:
+        For example "vit_b_lm sha256:..."; "checkpoint sha256:..." for a file of one's own, whatever its name.
+
+    Raises:
+        SegmenterError: micro-sam isn't installed, the model is unknown, its weights aren't there, or a file of them isn't
+            the one of micro-sam's registry. A file of one's own can be any.
+    """
+    weights = find_weights(settings, is_rgb)
+    is_own = settings.checkpoint is not None
+    known = {} if is_own else registry()
+    digest = hashlib.sha256()
+    for path in filter(None, (weights.checkpoint, weights.decoder)):
+        entry = known.get(path.name)
+        if entry is not None and not can_hash(entry.algorithm):
+            entry = None
+        if entry is None and not is_own:
+            _log.warning("slidesam finds no hash of %s that it can check in micro-sam's registry: taken as it is", path)
+        digest.update(_checked_hash(path, entry))
+    return f"{'checkpoint' if is_own else model_name(settings, is_rgb)} sha256:{digest.hexdigest()}"
+
+
+def _checked_hash(path: Path, entry: Registered | None) -> bytes:
+    """The file's sha256, from the same reading as the registry's kind of hash."""
+    try:
+        sha256, *others = hash_file(path, "sha256", *([entry.algorithm] if entry else []))
+    except OSError as error:
+        raise unreadable(path, error) from error
+    for found in others:
+        if entry is not None and found.hex() != entry.digest:
+            raise SegmenterError(
+                f"{path} is not the file of micro-sam's registry ({entry.algorithm}:{found.hex()}, not {entry.hash}), "
+                f"so it isn't loaded: run `slidesam models fetch {path.name.removesuffix('_decoder')}` where there is "
+                "internet, or name weights of your own by segmenter.checkpoint"
+            )
+    return sha256
+
+
+def find_weights(settings: MicroSam, is_rgb: bool) -> Weights:
+    """The weights' files: the settings' checkpoint, else those in micro-sam's cache.
+
+    Raises:
+        SegmenterError: micro-sam isn't installed, the model is unknown, or its weights aren't there.
+    """
+    name = model_name(settings, is_rgb)
+    if name.startswith("vit_t"):
+        raise SegmenterError(f"model {name} needs mobile_sam, which is not on PyPI: choose one of {', '.join(MODELS)}")
+    if settings.checkpoint is None and name not in MODELS:
+        raise SegmenterError(
+            f"micro-sam has no model {name!r}: choose one of {', '.join(MODELS)}, or give segmenter.checkpoint"
+        )
+    if settings.checkpoint is not None and not name.startswith(_ARCHITECTURES):
+        raise SegmenterError(
+            f"segmenter.model {name!r} names no architecture: with a checkpoint, give {' or '.join(_ARCHITECTURES)}"
+        )
+    for package in ("torch", "micro_sam"):
+        if importlib.util.find_spec(package) is None:
+            raise SegmenterError(
+                f"segmenter micro-sam needs {package}, which is not installed here: {INSTALL}, {_NO_WEIGHTS_NEEDED}"
+            )
+    if settings.checkpoint is not None:
+        checkpoint = Path(settings.checkpoint).expanduser()
+        if not checkpoint.is_file():
+            raise SegmenterError(
+                f"segmenter.checkpoint {checkpoint} is no file on this machine: "
+                f"give a path that the workers see too, {_NO_WEIGHTS_NEEDED}"
+            )
+        return Weights(checkpoint, None)
+    if settings.mode in ("ais", "apg") and not MODELS[name]:
+        raise no_decoder(settings.mode, f"model {name}")
+    return _find_cached(name)
+
+
+def no_decoder(mode: str, what: str) -> SegmenterError:
+    """The error for a mode that these weights can't serve."""
+    return SegmenterError(
+        f"segmenter.mode {mode} needs a decoder, and {what} has none: "
+        "set mode: amg, or a model with a decoder (vit_b_lm, vit_b_histopathology, ...)"
+    )
+
+
+def _find_cached(name: str) -> Weights:
+    """The files of a registry model where micro-sam's own download puts them."""
+    folder, wanted = cache_folder(), files_of(name)
+    missing = [part for part in wanted if not (folder / part).is_file()]
+    if missing:
+        raise SegmenterError(
+            f"weights of model {name} are not on this machine: {folder} has no {' and no '.join(missing)}. "
+            f"Where there is internet, run `slidesam models fetch {name} --cache FOLDER` with a FOLDER that the "
+            f"workers see, and set MICROSAM_CACHEDIR=FOLDER here and for the workers; {_NO_WEIGHTS_NEEDED}"
+        )
+    return Weights(folder / name, folder / wanted[1] if len(wanted) > 1 else None)

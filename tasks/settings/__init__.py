@@ -1,0 +1,1 @@
+"""What to compute: the settings, their checks and their form."""

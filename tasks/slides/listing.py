@@ -1,0 +1,176 @@
+"""Which slides are meant: by files, folders, patterns and CSV manifests, each slide with its name and its settings."""
+
+from __future__ import annotations
+
+import csv
+import glob
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from slidesam.tasks.errors import SettingsError
+from slidesam.tasks.settings.sections import Settings, make_settings
+from slidesam.tasks.slides.slide import EXTENSIONS, slide_name
+
+# What copying programs call a file until it is whole.
+_UNFINISHED = (".part", ".partial", ".tmp", ".temp", ".filepart", ".crdownload", ".download", ".!ut", ".aria2")
+_ZARR_METADATA = ("zarr.json", ".zgroup", ".zattrs")
+_MANIFEST_COLUMNS = ("path", "name")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A slide that is meant.
+
+    Attributes:
+        path: Its file or OME-Zarr folder.
+        settings: What to compute for it.
+        error: Why it can't be run, in words; None if it can.
+    """
+
+    path: Path
+    settings: Settings
+    error: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The slide's name, on which its outputs' names are built."""
+        return slide_name(self.path, self.settings.slide.name)
+
+
+def list_slides(named: Sequence[str], settings: Settings) -> list[Listed]:
+    """The slides that are meant, each once, in the order in which they are named.
+
+    What is wrong with one of them is said in its `error` and costs the others nothing.
+
+    Args:
+        named: Slide files, OME-Zarr folders, folders of slides, patterns such as `scans/*.svs` (`**` for folders in folders), or
+            CSV manifests with a column `path` and, where wanted, `name` and settings such as `blocks.halo`.
+        settings: Of the slides for which a manifest says nothing else.
+
+    Raises:
+        SettingsError: Nothing is named.
+    """
+    if not any(text.strip() for text in named):
+        raise SettingsError("no slides are named: give files, a folder, a pattern or a CSV manifest")
+    found: list[Listed] = []
+    for text in named:
+        for slide in _meant(text.strip(), settings) if text.strip() else ():
+            if slide not in found:
+                found.append(slide)
+    return _without_twins(found)
+
+
+def slides_in(folder: Path) -> list[Path]:
+    """The slides that lie in a folder, by name: files and Zarr folders with a known extension, none that is being copied."""
+    return sorted(path for path in folder.iterdir() if _looks_like_slide(path))
+
+
+def _looks_like_slide(path: Path) -> bool:
+    name = path.name.lower()
+    if name.startswith(".") or name.endswith(_UNFINISHED):
+        return False
+    extension = name.rpartition(".")[2] if "." in name else ""
+    return path.is_dir() if extension == "zarr" else extension in EXTENSIONS and path.is_file()
+
+
+def _meant(text: str, settings: Settings) -> Iterator[Listed]:
+    """The slides that one text names."""
+    path = _path(text)
+    if path.suffix.lower() == ".csv" and not path.is_dir():
+        yield from _from_manifest(path, settings)
+    elif path.is_dir() and not _is_zarr(path):
+        slides = slides_in(path)
+        # A folder that holds one Zarr store and nothing else is a slide itself.
+        if len(slides) == 1 and _is_zarr(slides[0]):
+            slides = [path]
+        yield from (Listed(slide, settings) for slide in slides)
+        if not slides:
+            yield Listed(
+                path, settings, f"{path} holds no slides: give a folder of TIFF or SVS files or OME-Zarr folders"
+            )
+    elif not path.exists() and glob.has_magic(text):
+        slides = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if _looks_like_slide(Path(match)))  # noqa: PTH207
+        yield from (Listed(slide, settings) for slide in slides)
+        if not slides:
+            yield Listed(path, settings, f"{text} matches no slide")
+    else:
+        yield Listed(path, settings)
+
+
+def _path(text: str) -> Path:
+    """A path as a person writes it, made absolute; a name that only looks like somebody's home is a name."""
+    path = Path(text)
+    with suppress(RuntimeError):
+        path = path.expanduser()
+    return path.absolute()
+
+
+def _is_zarr(path: Path) -> bool:
+    return path.suffix.lower() == ".zarr" or any((path / name).exists() for name in _ZARR_METADATA)
+
+
+def _from_manifest(path: Path, settings: Settings) -> Iterator[Listed]:
+    """The slides of a CSV manifest; paths in it may be relative to its folder."""
+    try:
+        # Spreadsheet programs put a mark of byte order first.
+        text = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        yield Listed(path, settings, f"manifest {path} can't be read: {why}")
+        return
+    rows = csv.reader(text.splitlines(), delimiter=_delimiter(text))
+    header = [name.strip() for name in next(rows, [])]
+    if "path" not in header:
+        yield Listed(
+            path, settings, f"manifest {path} has no column `path` in its first line: {', '.join(header) or 'empty'}"
+        )
+        return
+    slides = 0
+    for number, row in enumerate(rows, start=2):
+        cells = {name: cell.strip() for name, cell in zip(header, row, strict=False) if cell.strip()}
+        if cells:
+            slides += 1
+            yield _of_row(path, number, cells, settings)
+    if not slides:
+        yield Listed(path, settings, f"manifest {path} names no slide below its first line")
+
+
+def _delimiter(text: str) -> str:
+    """What parts the columns: where commas are decimal points, spreadsheet programs write semicolons."""
+    header = text.partition("\n")[0]
+    return max(",;\t", key=header.count)
+
+
+def _of_row(manifest: Path, number: int, cells: Mapping[str, str], settings: Settings) -> Listed:
+    where = f"manifest {manifest}, line {number}"
+    if "path" not in cells:
+        return Listed(manifest, settings, f"{where}: there is no path")
+    slide = _path(cells["path"]) if cells["path"].startswith("~") else (manifest.parent / cells["path"]).absolute()
+    changes: dict[str, Any] = {"slide.name": cells["name"]} if "name" in cells else {}
+    try:
+        changes |= {name: yaml.safe_load(cell) for name, cell in cells.items() if name not in _MANIFEST_COLUMNS}
+        return Listed(slide, make_settings(settings.model_dump(mode="json"), changes))
+    except yaml.YAMLError as error:
+        return Listed(slide, settings, f"{where}: {' '.join(str(error).split())}")
+    except SettingsError as error:
+        return Listed(slide, settings, f"{where}: {error}")
+
+
+def _without_twins(slides: list[Listed]) -> list[Listed]:
+    """Slides whose results would bear one name get an error: neither may write over the other."""
+    names = Counter((slide.name, slide.settings.output.label) for slide in slides if slide.error is None)
+    said = (
+        "{path}: {number} slides are named {name}: run them into different folders, or give each a name in a manifest"
+    )
+    return [
+        replace(slide, error=said.format(path=slide.path, number=number, name=slide.name))
+        if slide.error is None and (number := names[slide.name, slide.settings.output.label]) > 1
+        else slide
+        for slide in slides
+    ]

@@ -1,0 +1,1 @@
+"""Slides in files of the TIFF family."""

@@ -1,0 +1,253 @@
+"""Levels of an image in a TIFF file, and whether the file holds what it declares.
+
+All checks are done on the directories, before a pixel is read, with numpy over the tables of offsets.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import tifffile
+
+from slidesam.tasks.errors import SlideError
+from slidesam.tasks.slides.source import Shape5, check_chunk, check_dtype, check_level
+from slidesam.tasks.slides.tiff.layout import Axes, Page, TiffLevel
+
+MAX_COMPRESSION = 100_000  # decoded bytes per byte of file; a blank canvas reaches 6000
+SLOW_SEGMENT_BYTES = 2**28
+_ALPHA = {1, 2}  # ExtraSamples: associated, unassociated alpha
+_RGB_LIKE = (2, 6)  # Photometric: RGB, YCbCr
+_GREY = (0, 1)  # Photometric: 0 is white, 0 is black
+
+
+def read_levels(
+    series: tifffile.TiffPageSeries, directories: int, file: str, file_size: int
+) -> tuple[tuple[TiffLevel, ...], list[str]]:
+    """Layout of all levels of an image, finest first.
+
+    Args:
+        series: tifffile's view of the image.
+        directories: Number of directories in the file.
+        file: Name for messages.
+        file_size: Bytes.
+
+    Returns:
+        The levels, and what a person should know.
+
+    Raises:
+        SlideError: The file doesn't hold what it declares.
+    """
+    remarks: list[str] = []
+    levels: list[TiffLevel] = []
+    for number, part in enumerate(series.levels):
+        level = _level(part, number, directories, file)
+        if levels and not _is_smaller_copy(level.shape, levels[-1].shape):
+            remarks.append(f"level {number} and later ones aren't smaller copies of the image and aren't used")
+            break
+        _check_tables(level, number, series, file, file_size)
+        remarks += _remarks(level, number)
+        levels.append(level)
+    return tuple(levels), remarks
+
+
+def _is_smaller_copy(shape: Shape5, finer: Shape5) -> bool:
+    smaller = shape[3] <= finer[3] and shape[4] <= finer[4] and shape[3:] != finer[3:]
+    return smaller and shape[:3] == finer[:3]
+
+
+def _level(series: tifffile.TiffPageSeries, number: int, directories: int, file: str) -> TiffLevel:
+    page = series.keyframe
+    axes = _axes(series, number, file)
+    sizes = axes.sizes
+    shape = (sizes["T"], sizes["C"] * axes.kept_samples, sizes["Z"], sizes["Y"], sizes["X"])
+    check_level(file, number, shape)
+    _check_codec(page, file)
+    is_rgb = page.photometric in _RGB_LIKE and shape[1] == axes.kept_samples == 3
+    pages, stride = _pages(series, axes.planes, directories if number == 0 else None, file)
+    level = TiffLevel(
+        shape=shape,
+        dtype=check_dtype(file, page.dtype),
+        byteorder=">" if page.parent.byteorder == ">" else "<",
+        samples=page.shaped[4],
+        is_raw=_is_raw(page),
+        fill=_fill(page, is_rgb),
+        is_rgb=is_rgb,
+        keyframe=page,
+        decode=page.decode,  # made while the file is open, since it looks into it
+        transform=series.transform,
+        axes=axes,
+        pages=pages,
+        page_stride=stride,
+    )
+    if min(level.tile) < 1:
+        raise SlideError(f"{file}: level {number} has tiles of {level.tile} pixels; the file is damaged, get it again")
+    if not level.is_raw:
+        what = "tile" if page.is_tiled else "strip"
+        check_chunk(file, number, what, (*level.tile, level.samples), level.dtype.itemsize)
+    return level
+
+
+def _axes(series: tifffile.TiffPageSeries, number: int, file: str) -> Axes:
+    """Finds where in the file each of T, C, Z, Y, X and S (interleaved or separate samples) is.
+
+    Leading axes go from page to page, the others lie inside a page, whose normal shape has five dimensions: separate
+    sample "s", depth "d", length "l", width "w", interleaved sample "c".
+    """
+    page, shape, stated = series.keyframe, series.get_shape(False), series.get_axes(False)
+    check_level(file, number, (1, 1, 1, *page.shaped[2:4]))
+    names = ["Z" if name in "IQ" and "Z" not in stated else name for name in stated]
+    split = next((at for at in range(len(shape), -1, -1) if math.prod(shape[at:]) == page.size), 0)
+    over_pages = [(name, size) for name, size in zip(names[:split], shape[:split], strict=True) if size > 1]
+    inside = [(name, size) for name, size in zip(names[split:], shape[split:], strict=True) if size > 1]
+    dimensions = [(name, size) for name, size in zip("sdlwc", page.shaped, strict=True) if size > 1]
+    used = [name for name, _ in over_pages + inside]
+    clear = (
+        len(set(used)) == len(used)
+        and set(used) <= set("TCZYXS")
+        and not {"Y", "X"} & {name for name, _ in over_pages}
+        and [size for _, size in inside] == [size for _, size in dimensions]
+        and all(
+            {"l": "Y", "w": "X"}.get(where, name) == name
+            for (name, _), (where, _) in zip(inside, dimensions, strict=True)
+        )
+    )
+    if not clear:
+        raise SlideError(
+            f"{file}: has axes {stated} of sizes {shape}, which can't be told apart; export it as OME-TIFF"
+        )
+    places: dict[str, int | str] = {name: where for (name, _), (where, _) in zip(inside, dimensions, strict=True)}
+    for at, (name, _) in enumerate(over_pages):
+        places[name] = math.prod(size for _, size in over_pages[at + 1 :])
+    sizes = dict.fromkeys("TCZYXS", 1) | dict(over_pages + inside)
+    planes = math.prod(size for _, size in over_pages)
+    return Axes(sizes, places, planes, _kept_samples(page, sizes["S"]))
+
+
+def _kept_samples(page: tifffile.TiffPage, samples: int) -> int:
+    """Samples of a pixel without its alpha."""
+    extra = [int(each) for each in page.extrasamples]
+    only_alpha = set(extra) <= _ALPHA and len(extra) == samples - 3
+    if page.photometric in _RGB_LIKE and (samples == 4 or (samples > 4 and only_alpha)):
+        return 3
+    if page.photometric in _GREY and samples == 2 and set(extra) & _ALPHA:
+        return 1
+    return samples
+
+
+def _is_raw(page: tifffile.TiffPage) -> bool:
+    """Whether strips are plain numbers, of which any row can be read alone."""
+    return (
+        not page.is_tiled
+        and page.compression == 1
+        and page.predictor == 1
+        and page.fillorder == 1
+        and page.sampleformat in (1, 2, 3)
+        and page.bitspersample in (8, 16, 32, 64)
+        and not page.is_subsampled
+    )
+
+
+def _fill(page: tifffile.TiffPage, is_rgb: bool) -> int | float:
+    # Philips leaves out tiles without tissue, which are white.
+    return 255 if is_rgb and page.parent.is_philips else page.nodata
+
+
+def _check_codec(page: tifffile.TiffPage, file: str) -> None:
+    if page.compression == 1:
+        return
+    try:
+        tifffile.TIFF.DECOMPRESSORS[page.compression]
+    except KeyError:
+        raise SlideError(
+            f"{file}: is compressed by method {int(page.compression)}, which isn't known; export it with another one"
+        ) from None
+
+
+def _pages(
+    series: tifffile.TiffPageSeries, planes: int, directories: int | None, file: str
+) -> tuple[tuple[Page | None, ...], int]:
+    """The pages of a level, or the first and the bytes between two where all follow each other.
+
+    Args:
+        series: The level.
+        planes: Number of pages that it declares.
+        directories: Number of directories in the file, where all pages must be in its main chain.
+        file: Name for messages.
+    """
+    first = series[0]
+    if series.dataoffset is not None and first is not None:
+        return (_page(first),), int(first.nbytes)
+    if series.kind != "ome":  # there, planes may be left out
+        held = len(series) if directories is None else min(len(series), directories)
+        if held < planes:
+            raise SlideError(f"{file}: declares {planes} planes and holds {held}; it is cut short, copy it again")
+    return tuple(_page(series[at]) for at in range(min(len(series), planes))), 0
+
+
+def _page(page: tifffile.TiffPage | tifffile.TiffFrame | None) -> Page | None:
+    if page is None:
+        return None
+    offsets, sizes = (np.asarray(table, np.int64).reshape(-1) for table in (page.dataoffsets, page.databytecounts))
+    count = min(len(offsets), len(sizes))
+    return Page(offsets[:count], sizes[:count], page.jpegtables)
+
+
+def _check_tables(level: TiffLevel, number: int, series: tifffile.TiffPageSeries, file: str, file_size: int) -> None:
+    """Refuses a level whose tiles or strips aren't in the file, or can't be as large as declared.
+
+    Raises:
+        SlideError: They aren't; the message says how many.
+    """
+    per_page = math.prod(level.grid)
+    pages = [page for page in level.pages if page is not None]
+    what = f"{per_page * len(pages)} {'tiles' if level.keyframe.is_tiled else 'strips'} of level {number}"
+    if not pages:
+        raise SlideError(f"{file}: none of the planes of level {number} is in the file; it is cut short, copy it again")
+    offsets = np.concatenate([page.offsets[:per_page] for page in pages])
+    sizes = np.concatenate([page.sizes[:per_page] for page in pages])
+    there = (sizes != 0) & (offsets != 0)
+    if level.is_raw:
+        # What is read is what the image's size demands; files often state more, and may not state less.
+        at = np.concatenate([np.arange(min(len(page.offsets), per_page)) for page in pages])
+        rows = np.minimum(level.tile[1], level.keyframe.imagelength - at % level.grid[2] * level.tile[1])
+        due = rows * (level.tile[2] * level.samples * level.dtype.itemsize)
+        short = int(np.count_nonzero(there & (sizes < due)))
+        if short:
+            raise SlideError(f"{file}: {short} of {what} are too short; the file is damaged, get it again")
+        sizes = due
+    last = (level.axes.planes - 1) * level.page_stride
+    lost = int(np.count_nonzero(there & ((offsets < 0) | (sizes < 0) | (offsets > file_size - last - sizes))))
+    if series.kind != "philips":  # its last row of tiles may be left out
+        lost += per_page * len(pages) - len(offsets)
+    if lost:
+        raise SlideError(f"{file}: truncated: {lost} of {what} lie past the end of the file; copy it again")
+    empty = len(offsets) - int(np.count_nonzero(there))
+    may_be_sparse = level.keyframe.is_tiled or level.keyframe.parent.is_bigtiff or len(series.levels) > 1
+    if empty == len(offsets) or (empty and not may_be_sparse):
+        raise SlideError(f"{file}: {empty} of {what} hold no data; the file is damaged, get it again")
+    _check_size(level, number, np.unique(offsets[there]).size / (per_page * len(pages)), file, file_size)
+
+
+def _check_size(level: TiffLevel, number: int, share: float, file: str, file_size: int) -> None:
+    """Refuses a level that can't be as large as declared; `share` of its tiles or strips are distinct and not empty."""
+    page, (_, _, _, height, width) = level.keyframe, level.shape
+    bits = page.bitspersample if isinstance(page.bitspersample, int) else min(page.bitspersample)
+    planes = level.axes.planes if level.page_stride else sum(page is not None for page in level.pages)
+    declared = page.size * planes * share * bits / 8
+    if declared > file_size * (1 if page.compression == 1 else MAX_COMPRESSION):
+        raise SlideError(
+            f"{file}: level {number} declares {height} × {width} pixels, which {file_size} bytes can't hold; "
+            "the file is damaged or cut short, copy it again"
+        )
+
+
+def _remarks(level: TiffLevel, number: int) -> list[str]:
+    remarks = []
+    missing = 0 if level.page_stride else level.axes.planes - sum(page is not None for page in level.pages)
+    if missing:
+        remarks.append(f"{missing} of {level.axes.planes} planes of level {number} aren't in the file")
+    size = math.prod((*level.tile, level.samples)) * level.dtype.itemsize
+    if not level.is_raw and size > SLOW_SEGMENT_BYTES:
+        remarks.append(f"level {number} is stored in pieces of {size / 2**20:.0f} MiB, so reading any block is slow")
+    return remarks

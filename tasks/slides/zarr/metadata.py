@@ -1,0 +1,256 @@
+"""Metadata of Zarr folders: which folder is the image that a person pointed at, and what its `multiscales` say.
+
+1. `find_image` looks at the folder itself, its numbered series, or the one Zarr store inside it. Plates, wells and label
+   images are refused in words.
+2. `Multiscales` checks the metadata of one image: axes, levels, scales. No array is opened here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeAlias
+
+from slidesam.tasks.errors import SettingsError, SlideError, in_one_line
+from slidesam.tasks.slides.ome_xml import OmeImage, micrometres
+from slidesam.tasks.slides.source import credible_mpp
+
+METADATA_FILES = (".zgroup", ".zattrs", ".zarray", "zarr.json")
+MAX_METADATA_BYTES = 2**26
+Attributes: TypeAlias = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """The folder of one image.
+
+    Attributes:
+        folder: Where it is.
+        attributes: Of its Zarr group.
+        root: The store that it is in, or itself.
+        number: Its number there.
+        count: Number of images there.
+        layout: Kind of layout in words.
+    """
+
+    folder: Path
+    attributes: Attributes
+    root: Path
+    number: int
+    count: int
+    layout: str
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    """A JSON object from a file, none where there is no such file.
+
+    Raises:
+        ValueError: It holds something else.
+    """
+    if not path.is_file():
+        return None
+    if path.stat().st_size > MAX_METADATA_BYTES:
+        raise ValueError(f"{path.name} has {path.stat().st_size} bytes")
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} isn't valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} isn't a JSON object")
+    return value
+
+
+def _attributes(folder: Path) -> Attributes | None:
+    """Attributes of a Zarr group, with those of OME-Zarr 0.5 taken out of their "ome" key; none where it is no group."""
+    v3 = _json(folder / "zarr.json")
+    if v3 is not None:
+        if v3.get("node_type") != "group":
+            return None
+        attributes = v3.get("attributes")
+        attributes = attributes if isinstance(attributes, dict) else {}
+        inside = attributes.get("ome")
+        return {**attributes, **inside} if isinstance(inside, dict) else attributes
+    attributes = _json(folder / ".zattrs")
+    return attributes or {} if attributes is not None or (folder / ".zgroup").is_file() else None
+
+
+def find_image(path: Path, file: str, series: int) -> ImageFolder:
+    """The image that a path and a number mean.
+
+    Args:
+        path: An image folder, a store of numbered series, or a folder that holds one store.
+        file: Name for messages.
+        series: Number of the image.
+
+    Raises:
+        SlideError: There is none, or what is there is a plate, a well or labels.
+        SettingsError: There are fewer images.
+        ValueError: A metadata file isn't JSON.
+    """
+    root, attributes = _store(path, file)
+    _refuse_others(root, attributes, file)
+    if attributes.get("multiscales"):
+        above = _attributes(root.parent) or {}
+        return _checked_series(
+            [ImageFolder(root, attributes, root, 0, 1, _layout(attributes, "bioformats2raw.layout" in above))],
+            file,
+            series,
+        )
+    listed = (_attributes(root / "OME") or {}).get("series")
+    names = [str(name) for name in listed] if isinstance(listed, list) and listed else _numbered(root)
+    images = []
+    for number, name in enumerate(names):
+        folder = _inside(root, name, file)
+        inner = _attributes(folder)
+        if inner is None or not inner.get("multiscales"):
+            if isinstance(listed, list):
+                raise SlideError(f"{file}: lists series {name!r}, which isn't there; copy the whole folder again")
+            continue
+        images.append(ImageFolder(folder, inner, root, number, len(names), _layout(inner, True)))
+    if not images:
+        raise SlideError(f"{file}: holds no multiscale image (no OME-Zarr metadata); point at the folder of an image")
+    return _checked_series(images, file, series)
+
+
+def _checked_series(images: Sequence[ImageFolder], file: str, series: int) -> ImageFolder:
+    if series >= len(images):
+        raise SettingsError(f"setting slide.series: {file} has images 0 to {len(images) - 1}, not {series}")
+    return images[series]
+
+
+def _store(path: Path, file: str) -> tuple[Path, Attributes]:
+    """The Zarr group that a path means: itself, or the only one inside it."""
+    attributes = _attributes(path)
+    if attributes is not None:
+        return path, attributes
+    if (path / ".zarray").is_file() or (path / "zarr.json").is_file():
+        raise SlideError(
+            f"{file}: is a bare Zarr array; point at the OME-Zarr folder that holds it ({path.parent.name})"
+        )
+    found = [
+        child
+        for child in sorted(path.iterdir())
+        if child.is_dir() and any((child / name).is_file() for name in METADATA_FILES)
+    ]
+    if not found:
+        raise SlideError(f"{file}: is a folder without Zarr metadata; point at a slide file or an OME-Zarr folder")
+    if len(found) > 1:
+        shown = ", ".join(in_one_line(child.name, 60) for child in found[:3]) + (", ..." if len(found) > 3 else "")
+        raise SlideError(f"{file}: holds several Zarr folders ({shown}); point at one of them")
+    attributes = _attributes(found[0])
+    if attributes is None:
+        raise SlideError(f"{file}: holds a bare Zarr array; point at an OME-Zarr folder")
+    return found[0], attributes
+
+
+def _refuse_others(root: Path, attributes: Attributes, file: str) -> None:
+    if "plate" in attributes:
+        wells = attributes["plate"].get("wells") if isinstance(attributes["plate"], dict) else None
+        first = (
+            wells[0].get("path", "A/1") if isinstance(wells, list) and wells and isinstance(wells[0], dict) else "A/1"
+        )
+        raise SlideError(
+            f"{file}: is a plate of many images; point at one of them, such as {root.name}/{in_one_line(str(first), 60)}/0"
+        )
+    if "well" in attributes:
+        raise SlideError(f"{file}: is a well with several images; point at one of them, such as {root.name}/0")
+    if "image-label" in attributes or ("labels" in attributes and "multiscales" not in attributes):
+        raise SlideError(f"{file}: holds labels, not an image; point at the image folder above it")
+
+
+def _numbered(root: Path) -> list[str]:
+    return sorted((child.name for child in root.iterdir() if child.is_dir() and child.name.isdecimal()), key=int)
+
+
+def _inside(root: Path, name: str, file: str) -> Path:
+    """A folder below `root`, by a path from metadata.
+
+    Raises:
+        SlideError: It leads elsewhere.
+    """
+    parts = PurePosixPath(name).parts
+    if not parts or ".." in parts or name.startswith(("/", "\\")) or "\\" in name or "\0" in name:
+        raise SlideError(
+            f"{file}: its metadata point outside the folder ({name[:60]!r}); the file is damaged, write it again"
+        )
+    return root.joinpath(*parts)
+
+
+def _layout(attributes: Attributes, bioformats2raw: bool) -> str:
+    multiscales = attributes.get("multiscales")
+    first = multiscales[0] if isinstance(multiscales, list) and multiscales and isinstance(multiscales[0], dict) else {}
+    version = in_one_line(str(attributes.get("version") or first.get("version") or ""), 20)
+    return " ".join(("bioformats2raw Zarr" if bioformats2raw else "OME-Zarr", version)).strip()
+
+
+class Multiscales:
+    """The first `multiscales` entry of an image, checked.
+
+    Attributes:
+        axes: One of "t", "c", "z", "y", "x" per axis of the arrays.
+        datasets: Paths of the levels below the image folder.
+
+    Raises:
+        SlideError: Something needed is missing or makes no sense.
+    """
+
+    def __init__(self, file: str, image: ImageFolder) -> None:
+        self._file = file
+        entries = image.attributes.get("multiscales")
+        entry = entries[0] if isinstance(entries, list) and entries else None
+        datasets = entry.get("datasets") if isinstance(entry, dict) else None
+        if not isinstance(entry, dict) or not isinstance(datasets, list) or not datasets:
+            raise SlideError(f"{file}: its metadata list no levels; the file is damaged, write it again")
+        self._entry, self._levels = entry, datasets
+        self.datasets: list[str] = []
+        for level in datasets:
+            name = level.get("path") if isinstance(level, dict) else None
+            if not isinstance(name, str):
+                raise SlideError(f"{file}: a level in its metadata has no path; the file is damaged, write it again")
+            self.datasets.append(str(_inside(image.folder, name, file).relative_to(image.folder)))
+        self._axes = self._checked_axes()
+        self.axes = "".join(str(axis["name"]).lower() for axis in self._axes)
+
+    def _checked_axes(self) -> list[dict[str, Any]]:
+        axes = self._entry.get("axes")
+        if axes is None:
+            return [{"name": name} for name in "tczyx"]  # 0.1 and 0.2 have none: always five
+        axes = [{"name": axis} if isinstance(axis, str) else axis for axis in axes] if isinstance(axes, list) else []
+        names = [str(axis.get("name")).lower() if isinstance(axis, dict) else "?" for axis in axes]
+        if len(set(names)) != len(names) or not {"y", "x"} <= set(names) <= set("tczyx"):
+            shown = in_one_line(", ".join(names), 60) or "missing"
+            raise SlideError(f"{self._file}: its axes are {shown}, not some of t, c, z, y, x; write it again")
+        return axes
+
+    def mpp(self, ome: OmeImage | None) -> tuple[tuple[float, float] | None, list[str]]:
+        """Pixel size (y, x) of the finest level in µm, and why there is none."""
+        scale = [a * b for a, b in zip(self._scale(self._levels[0]), self._scale(self._entry), strict=True)]
+        sizes, units = {}, {}
+        for axis, factor in zip(self._axes, scale, strict=True):
+            name = str(axis["name"]).lower()
+            units[name] = axis.get("unit")
+            sizes[name] = micrometres(factor, str(axis["unit"])) if axis.get("unit") else None
+        mpp, remarks = credible_mpp(sizes["y"], sizes["x"], "OME-Zarr metadata")
+        if mpp is None and ome is not None:
+            mpp, more = credible_mpp(*ome.mpp, "OME metadata")
+            remarks += more
+        if mpp is None and not remarks and any(factor != 1 for factor in scale):
+            unit = in_one_line(str(units["y"] or "nothing"), 60)
+            remarks.append(f"its scale is in units of {unit}, not a length, and isn't used as pixel size")
+        return mpp, remarks
+
+    def _scale(self, part: Mapping[str, Any]) -> list[float]:
+        transformations = part.get("coordinateTransformations")
+        for each in transformations if isinstance(transformations, list) else []:
+            scale = each.get("scale") if isinstance(each, dict) else None
+            if each.get("type") == "scale" and isinstance(scale, list) and len(scale) == len(self._axes):
+                if not all(
+                    isinstance(factor, (int, float)) and math.isfinite(factor) and factor > 0 for factor in scale
+                ):
+                    shown = in_one_line(str(scale), 60)
+                    raise SlideError(f"{self._file}: its scale is {shown}, not positive numbers; write it again")
+                return [float(factor) for factor in scale]
+        return [1.0] * len(self._axes)

@@ -1,0 +1,1 @@
+"""Join the labels of neighbouring blocks into the objects of the slide."""

@@ -1,0 +1,64 @@
+"""Two blocks on the pixels that both see: which of their labels overlap, and by how much. Nothing is decided here."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slidesam.tasks.grid import Region
+from slidesam.tasks.labels.kernels import View, count_overlaps
+
+
+class Overlaps(NamedTuple):
+    """What two views of the same pixels have in common.
+
+    Attributes:
+        pairs: (n, 7) int32, a row per pair of labels that share a pixel: label in the first block, in the second, shared pixels,
+            of those on what the first owns, on what the second owns, the labels' pixels on the overlap.
+        reach: (m, 4) int32, a row per label that reaches into what the other block owns: 0 or 1 for whose label it is, the label,
+            its pixels there, of those the ones where the other block sees background.
+    """
+
+    pairs: NDArray[np.int32]
+    reach: NDArray[np.int32]
+
+
+def compare_views(
+    first: View, second: View, shape: tuple[int, int], first_owns: Region, second_owns: Region
+) -> Overlaps:
+    """Counts who overlaps whom.
+
+    Args:
+        first: Local labels of one block on the overlap.
+        second: Local labels of the other block on the same pixels.
+        shape: Height and width of the overlap in pixels.
+        first_owns: Which of these pixels the first block owns, in coordinates of the overlap; may be empty.
+        second_owns: The same for the second.
+
+    Example:
+        >>> a, b = np.array([[1, 1, 0, 0]], np.uint32), np.array([[5, 5, 5, 0]], np.uint32)
+        >>> found = compare_views(View(a), View(b), (1, 4), Region(0, 0, 1, 2), Region(0, 2, 1, 4))
+        >>> found.pairs.tolist(), found.reach.tolist()
+        ([[1, 5, 2, 2, 0, 2, 3]], [[1, 5, 2, 0]])
+    """
+    one, two, counts = count_overlaps(first, second, shape, first_owns, second_owns)
+    area_one, area_two = _sums(one, counts[:, 0]), _sums(two, counts[:, 0])
+    both = (one > 0) & (two > 0)
+    pairs = np.column_stack([one[both], two[both], counts[both], area_one[one[both]], area_two[two[both]]])
+    reach = [_reach(0, one, two, counts[:, 2]), _reach(1, two, one, counts[:, 1])]
+    return Overlaps(pairs.astype(np.int32), np.concatenate(reach).astype(np.int32))
+
+
+def _sums(labels: NDArray[np.int64], pixels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Pixels by label."""
+    return np.bincount(labels, pixels, minlength=1).astype(np.int64)
+
+
+def _reach(
+    side: int, labels: NDArray[np.int64], others: NDArray[np.int64], pixels: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    inside, free = _sums(labels, pixels), _sums(labels, np.where(others == 0, pixels, 0))
+    found = np.flatnonzero(inside[1:]) + 1
+    return np.column_stack([np.full(found.size, side), found, inside[found], free[found]])

@@ -1,0 +1,1 @@
+"""Write and read OME-Zarr: the image, the labels, the conversion of a slide."""

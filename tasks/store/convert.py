@@ -1,0 +1,233 @@
+"""Rewriting a slide's pixels piece by piece: as an OME-Zarr pyramid, or rechunked for the blocks to read.
+
+1. `ready_arrays`   empty arrays
+2. `write_piece`    one piece of level 0 with the levels that it fills, or one shard of a level above
+3. `finish_image`   what makes the arrays an image
+
+A piece is read once and written as whole shards by one task; `image_plan` says which.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from slidesam.tasks.errors import OutputError
+from slidesam.tasks.grid import Region
+from slidesam.tasks.pixels.plan import shard_region
+from slidesam.tasks.pixels.pyramid import halve, halve_region
+from slidesam.tasks.pixels.resample import LevelReader, ScaledReader
+from slidesam.tasks.run.run import Marks, Run, read_json, write_json
+from slidesam.tasks.slides.slide import PixelReader, SlideReader
+from slidesam.tasks.store.image import is_filling, is_shown, note_filling, ready_store, show_image
+from slidesam.tasks.store.ome_zarr import create_plane_array, open_level, write_shards
+
+_BAND_ROWS = 256
+
+
+class ArrayReader:
+    """Reads regions of a TCZYX array's first plane.
+
+    Args:
+        array: The array.
+        channels: Which of its channels.
+    """
+
+    def __init__(self, array: zarr.Array[Any], channels: tuple[int, ...]) -> None:
+        self._array, self._channels = array, channels
+
+    def read(self, region: Region) -> NDArray[Any]:
+        """(y, x, c) pixels of a region, C-contiguous."""
+        pixels = np.empty((*region.shape, len(self._channels)), self._array.dtype)
+        for number, channel in enumerate(self._channels):
+            pixels[..., number] = self._array[(0, channel, 0, *region.slices)]
+        return pixels
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+def open_pixels(run: Run) -> PixelReader:
+    """What the blocks are read from, in the pixels that are segmented.
+
+    The converted or rechunked pixels, or the slide itself: on level 0 they hold the same.
+    """
+    if run.scale.is_one:
+        return _open_level0(run)
+    level = run.segmented_level
+    if run.image_plan.mode == "convert":
+        shape, steps = run.image_plan.levels[level].shape, (2.0**level, 2.0**level)
+        reader = _converted(run, run.slide.channels, level)
+    elif level == 0:
+        shape, steps, reader = run.slide.shape, (1.0, 1.0), _open_level0(run)
+    else:
+        slide = SlideReader(run.slide)
+        shape, steps = run.slide.levels[level].shape, run.slide.levels[level].downsample
+        reader = LevelReader(slide.read, level, slide.close)
+    factor = run.scale.factor
+    return ScaledReader(reader, shape, (factor[0] / steps[0], factor[1] / steps[1]))
+
+
+def _open_level0(run: Run) -> PixelReader:
+    match run.image_plan.mode:
+        case "convert":
+            return _converted(run, run.slide.channels)
+        case "rechunk":
+            array = zarr.open_array(run.image_folder / "pixels.zarr" / "0", mode="r")
+            return ArrayReader(array, tuple(range(len(run.slide.channels))))
+        case _:
+            return SlideReader(run.slide)
+
+
+def open_display(run: Run, channels: tuple[int, ...]) -> PixelReader:
+    """What pictures are made from, any channels: the converted pixels, so that the slide isn't needed any more, or the slide."""
+    if run.image_plan.mode == "convert":
+        return _converted(run, channels)
+    return SlideReader(run.slide.model_copy(update={"channels": channels}))
+
+
+def _converted(run: Run, channels: tuple[int, ...], level: int = 0) -> PixelReader:
+    if not is_shown(run):
+        raise OutputError(f"{run.store}: its image was taken away or replaced: run the same command again")
+    return ArrayReader(zarr.open_array(run.store / str(level), mode="r"), channels)
+
+
+def is_ready(run: Run) -> bool:
+    """Whether the store's image is there, and the rechunked pixels if they are wanted."""
+    done = run.image_folder / "done.json"
+    rechunked = read_json(done) is not None and (done.parent / "pixels.zarr").is_dir()
+    return is_shown(run) and (run.image_plan.mode != "rechunk" or rechunked)
+
+
+def ready_arrays(run: Run) -> None:
+    """Makes the empty arrays, unless these very ones are being filled already.
+
+    Raises:
+        OutputError: The store can't be written, isn't slidesam's, or holds labels of another slide or plane.
+    """
+    started, plan = run.image_folder / "started.json", run.image_plan
+    converting = plan.mode == "convert"
+    begun = read_json(started) is not None and (is_filling(run) or not converting)
+    if begun and all(_array_folder(run, level).is_dir() for level in range(len(plan.levels))):
+        return
+    # The store first: until its arrays are noted as this conversion's, no mark of an earlier one can count.
+    root = ready_store(run) if converting else None
+    for old in run.slide_work.glob("convert-*" if converting else run.image_folder.name):
+        (old / "started.json").unlink(missing_ok=True)
+        shutil.rmtree(old)
+    if root is None:
+        root = zarr.create_group(run.image_folder / "pixels.zarr", overwrite=True)
+    for number, level in enumerate(plan.levels):
+        halvings = number if number < plan.in_memory else 0
+        create_plane_array(
+            root,
+            str(number),
+            (1, len(plan.channels), 1, *level.shape),
+            np.dtype(run.slide.dtype),
+            (plan.shard[0] >> halvings, plan.shard[1] >> halvings),
+            run.settings.image,
+        )
+    write_json(run.image_folder / "causes.json", run.causes["image"])
+    write_json(started, {"reason": plan.reason})
+    if converting:
+        note_filling(run, root)
+
+
+def pieces_to_do(run: Run, level: int, piece_ids: Sequence[int] | None = None) -> list[int]:
+    """Ids of the pieces of a level, or of those given, that have no done-mark, or whose first shard is gone."""
+    marks, folder, grid = Marks(run.image_folder), _array_folder(run, level), run.image_plan.grid(level)
+    if piece_ids is None:
+        done, piece_ids = marks.names(), range(len(grid))
+    else:
+        done = {name for name in (f"{level}-{piece}" for piece in piece_ids) if marks.get(name) is not None}
+    return [
+        piece for piece in piece_ids if f"{level}-{piece}" not in done or not _is_there(run, folder, grid[piece].inner)
+    ]
+
+
+def _is_there(run: Run, folder: Path, region: Region) -> bool:
+    """Whether the first shard that a done-mark vouches for is there still."""
+    if run.settings.image.ome_zarr == "0.4":
+        return True
+    shard = run.image_plan.shard
+    return (folder / "c" / "0" / "0" / "0" / str(region.y0 // shard[0]) / str(region.x0 // shard[1])).exists()
+
+
+def write_piece(run: Run, reader: SlideReader, level: int, piece_id: int) -> None:
+    """Writes one piece of level 0 and of the levels that it fills, or one shard of a level above, then its done-mark.
+
+    Raises:
+        SlideError: The pixels can't be decoded.
+        OSError: They can't be written.
+    """
+    plan = run.image_plan
+    region = plan.grid(level)[piece_id].inner
+    if level == 0:
+        pixels = _read(reader, region, plan.channels)
+        for number in range(plan.in_memory):
+            if number:
+                pixels = halve(pixels)
+            _write(run, number, shard_region(region, number), pixels)
+    else:
+        own = plan.levels[level].source_level
+        if own is None:
+            pixels = halve_region(_open_level(run, level - 1), region)
+        else:
+            pixels = reader.read_planes(region, own, plan.channels)
+        _write(run, level, region, pixels)
+    Marks(run.image_folder).put(f"{level}-{piece_id}", {})
+
+
+def _read(reader: SlideReader, region: Region, channels: tuple[int, ...]) -> NDArray[Any]:
+    """(c, y, x) pixels of level 0, C-contiguous: read a row of tiles at a time, so that channels are parted in the cache."""
+    tile = reader.slide.levels[0].chunks[3]
+    rows = tile * -(-_BAND_ROWS // tile)
+    pixels = np.empty((len(channels), *region.shape), reader.slide.dtype)
+    for y in range(region.y0, region.y1, rows):
+        band = Region(y, region.x0, min(y + rows, region.y1), region.x1)
+        pixels[(slice(None), *band.relative_to(region).slices)] = reader.read_planes(band, 0, channels)
+    return pixels
+
+
+def finish_image(run: Run) -> None:
+    """Makes the arrays an image, last of all; or vouches for rechunked pixels."""
+    if run.image_plan.mode == "convert":
+        downsamples = [(2.0**level, 2.0**level) for level in range(len(run.image_plan.levels))]
+        show_image(run, zarr.open_group(run.store, mode="r+"), downsamples)
+    else:
+        write_json(run.image_folder / "done.json", {"reason": run.image_plan.reason})
+
+
+def _array_folder(run: Run, level: int) -> Path:
+    root = run.store if run.image_plan.mode == "convert" else run.image_folder / "pixels.zarr"
+    return root / str(level)
+
+
+def _write(run: Run, level: int, region: Region, pixels: NDArray[Any]) -> None:
+    """Writes (c, y, x) pixels as whole shards; also those that are all 0, as a shard without a file is a shard lost."""
+    array = _open_level(run, level)
+    if _has_blank_shard(array, pixels):
+        # zarrs writes no such shard, zarr itself does if told to.
+        array = zarr.open_array(_array_folder(run, level), mode="r+").with_config({"write_empty_chunks": True})
+    write_shards(array, region, pixels)
+
+
+def _has_blank_shard(array: zarr.Array[Any], pixels: NDArray[Any]) -> bool:
+    """Whether some shard's worth of (c, y, x) pixels, which begin at a shard's corner, is all 0."""
+    height, width = (array.shards or array.chunks)[3:]
+    return any(
+        not pixels[:, y : y + height, x : x + width].any()
+        for y in range(0, pixels.shape[1], height)
+        for x in range(0, pixels.shape[2], width)
+    )
+
+
+def _open_level(run: Run, level: int) -> zarr.Array[Any]:
+    """A level's array."""
+    return open_level(_array_folder(run, level), run.settings.image.ome_zarr)

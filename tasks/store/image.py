@@ -1,0 +1,236 @@
+"""The image of the output store: what it shows, and its coarse levels where the slide isn't converted.
+
+Without conversion the store holds the source's first level that fits in `OVERVIEW_SIDE` pixels, all channels, and averages of it
+further down; with it the whole pyramid, which `convert` writes. Either is described last, so that until then there is no image.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from slidesam.tasks.errors import OutputError
+from slidesam.tasks.grid import Region
+from slidesam.tasks.pixels.plan import level_shapes
+from slidesam.tasks.pixels.pyramid import halve, is_coarse, overview_level, read_overview
+from slidesam.tasks.run.lock import holder
+from slidesam.tasks.run.run import Run
+from slidesam.tasks.segment.block import finite_percentiles
+from slidesam.tasks.slides.slide import Slide
+from slidesam.tasks.store.ome_zarr import (
+    FORMATS,
+    create_plane_array,
+    create_store,
+    describe_image,
+    listed_labels,
+    remove_image,
+    write_planes,
+)
+
+_RGB_COLOURS = ("FF0000", "00FF00", "0000FF")
+_CHANNEL_COLOURS = ("0000FF", "00FF00", "FF0000", "00FFFF", "FF00FF", "FFFF00", "FFFFFF")
+_SHOWN_KEY = "slidesam_image"
+
+
+def is_shown(run: Run) -> bool:
+    """Whether the store has the image that this run wants: a pyramid that was converted serves those that read in place too."""
+    try:
+        root = zarr.open_group(run.store, mode="r")
+    except (OSError, ValueError):
+        return False
+    shown = _state(root)
+    if not shown.get("ready") or not _is_same(shown, run) or not (run.store / "0").is_dir():
+        return False
+    if root.metadata.zarr_format != FORMATS[run.settings.image.ome_zarr]:
+        return False
+    return run.image_plan.mode != "convert" or shown["converted"] == run.fingerprints["image"]
+
+
+def is_filling(run: Run) -> bool:
+    """Whether the store's arrays are those that this run's conversion fills."""
+    try:
+        return _state(zarr.open_group(run.store, mode="r")).get("filling") == run.fingerprints["image"]
+    except (OSError, ValueError):
+        return False
+
+
+def note_filling(run: Run, root: zarr.Group) -> None:
+    """Notes that the store's arrays are there, empty, for this run's conversion."""
+    root.attrs[_SHOWN_KEY] = {**_state(root), "filling": run.fingerprints["image"]}
+
+
+def ready_store(run: Run) -> zarr.Group:
+    """The output store without an image, ready for another.
+
+    Raises:
+        OutputError: The store can't be written, isn't slidesam's, holds labels of another slide or plane, or its image is just
+            being used by the run of another label.
+    """
+    root = create_store(run.store, run.settings.image, run.slide.path)
+    before = _state(root)
+    _refuse_to_mix(run, root, before)
+    if before.get("ready"):
+        _refuse_to_take_away(run)
+    # First what says that there is an image, then the image. What it showed stays noted while there are labels of it.
+    kept = before if listed_labels(root) and before else _what(run)
+    root.attrs[_SHOWN_KEY] = {**kept, "ready": False, "filling": None, "converted": None}
+    remove_image(root)
+    return root
+
+
+def _refuse_to_take_away(run: Run) -> None:
+    """An image that another label's run reads isn't replaced: it would go on with empty pixels."""
+    for lock in run.slide_work.parent.glob("[!.]*/lock.json"):
+        if lock.parent.name != run.label and (owner := holder(lock)) is not None:
+            raise OutputError(
+                f"{run.name} ({run.label}) needs the image in {run.store} written anew, and {lock.parent.name} reads it now, "
+                f"run by {owner}: wait for that, or give both the same slide and image settings"
+            )
+
+
+def publish_image(run: Run) -> None:
+    """Writes coarse levels as the store's image, unless there is an image of this slide and plane.
+
+    Raises:
+        OutputError: As `ready_store`.
+        SlideError: The slide's pixels can't be read.
+    """
+    create_store(run.store, run.settings.image, run.slide.path)
+    if is_shown(run):
+        return
+    root = ready_store(run)
+    n_levels = _write_levels(root, run)
+    level, halvings = overview_level(run.slide)
+    base = [down * 2.0**halvings for down in run.slide.levels[level].downsample]
+    show_image(run, root, [(base[0] * 2.0**level, base[1] * 2.0**level) for level in range(n_levels)])
+
+
+def show_image(run: Run, root: zarr.Group, downsamples: list[tuple[float, float]]) -> None:
+    """Makes the store's arrays an image, and notes which.
+
+    Args:
+        run: The run.
+        root: The store, whose levels are written.
+        downsamples: Per level, rows and columns of the slide's level 0 per pixel.
+    """
+    _refuse_to_mix(run, root, _state(root))
+    windows = [_window(_overview_plane(run, channel)) for channel in range(run.slide.size_c)]
+    describe_image(root, run.name, downsamples, run.slide.mpp, _omero(run.slide, windows))
+    converted = run.fingerprints["image"] if run.image_plan.mode == "convert" else None
+    root.attrs[_SHOWN_KEY] = {**_what(run), "ready": True, "filling": None, "converted": converted}
+
+
+def read_published(run: Run, channels: tuple[int, ...]) -> tuple[NDArray[Any], tuple[float, float]]:
+    """The store's image at the first level that fits into `OVERVIEW_SIDE`.
+
+    Returns:
+        (y, x, c) pixels, and how many rows and columns of the slide's level 0 are in one of theirs.
+    """
+    pixels = np.stack([_overview_plane(run, channel) for channel in channels], axis=-1)
+    height, width = pixels.shape[:2]
+    return pixels, (run.slide.shape[0] / height, run.slide.shape[1] / width)
+
+
+def slide_overview(run: Run) -> NDArray[Any]:
+    """(y, x, c) overview of the channels to segment: the same however the pixels are stored, for labels depend on it."""
+    converted = _state(zarr.open_group(run.store, mode="r")).get("converted")
+    # A slide without levels of its own is halved alike by both ways; reading it all once more would take minutes.
+    if converted is None or len(run.slide.levels) == 1:
+        return read_published(run, run.slide.channels)[0]
+    return read_overview(run.slide, run.slide.channels)
+
+
+def _what(run: Run) -> dict[str, Any]:
+    """What the store's image shows: one plane of one slide."""
+    slide = run.slide
+    return {
+        "slide": slide.identity.model_dump(mode="json"),
+        "plane": [slide.series, slide.t, slide.z, None if slide.mpp is None else list(slide.mpp)],
+    }
+
+
+def _state(root: zarr.Group) -> dict[str, Any]:
+    """What is noted of the store's image: `slide`, `plane`, `ready`, `filling`, `converted`; empty if nothing is."""
+    noted: Any = root.attrs.get(_SHOWN_KEY)
+    return noted if isinstance(noted, dict) else {}
+
+
+def _is_same(shown: dict[str, Any], run: Run) -> bool:
+    """Whether a store's image is of this slide and plane."""
+    return all(shown.get(key) == value for key, value in _what(run).items())
+
+
+def _refuse_to_mix(run: Run, root: zarr.Group, before: dict[str, Any]) -> None:
+    """A store shows one plane of one slide: labels of another would lie on a grid that isn't its image's."""
+    others = [label for label in listed_labels(root) if label != run.label]
+    if not before or not others or _is_same(before, run):
+        return
+    raise OutputError(
+        f"{run.store} holds labels ({', '.join(others)}) of {before['slide']['path']} as it was, or of another plane of it: "
+        "choose another output folder, or move this one away"
+    )
+
+
+def _overview_plane(run: Run, channel: int) -> NDArray[Any]:
+    """(y, x) pixels of the first of the store's levels that fits."""
+    number = 0
+    while not is_coarse((array := zarr.open_array(run.store / str(number), mode="r")).shape[3:]):
+        number += 1
+    return np.asarray(array[0, channel, 0])
+
+
+def _write_levels(root: zarr.Group, run: Run) -> int:
+    """Writes all levels, channel by channel so that memory stays bounded; their number."""
+    slide, n_channels = run.slide, run.slide.size_c
+    groups = [tuple(range(n_channels))] if slide.is_rgb else [(channel,) for channel in range(n_channels)]
+    arrays: list[zarr.Array[Any]] = []
+    for group in groups:
+        pixels = read_overview(slide, group).transpose(2, 0, 1)
+        shapes = level_shapes((pixels.shape[1], pixels.shape[2]))
+        if not arrays:
+            arrays = [
+                create_plane_array(
+                    root, str(level), (1, n_channels, 1, *shape), pixels.dtype, _shard(shape), run.settings.image,
+                    channels_per_shard=len(group),
+                )
+                for level, shape in enumerate(shapes)
+            ]  # fmt: skip
+        for array in arrays:
+            write_planes(array, Region(0, 0, *pixels.shape[1:]), pixels, group[0])
+            pixels = halve(pixels)
+    return len(arrays)
+
+
+def _shard(shape: tuple[int, int]) -> tuple[int, int]:
+    """One shard for the whole plane: whole chunks of 256 and more."""
+    height, width = (-(-size // 512) * 512 for size in shape)
+    return height, width
+
+
+def _window(pixels: NDArray[Any]) -> tuple[float, float]:
+    low, high = finite_percentiles(pixels[::4, ::4], (0.1, 99.9))
+    return low, max(high, low + 1)
+
+
+def _omero(slide: Slide, windows: list[tuple[float, float]]) -> dict[str, Any]:
+    """Channel names, colours and display windows, for viewers: the source's own where it has them."""
+    colours = _RGB_COLOURS if slide.is_rgb else _CHANNEL_COLOURS
+    dtype = np.dtype(slide.dtype)
+    integer = np.issubdtype(dtype, np.integer)
+    low, high = (float(np.iinfo(dtype).min), float(np.iinfo(dtype).max)) if integer else (0.0, 1.0)
+    channels = []
+    for channel, (name, window) in enumerate(zip(slide.channel_names, windows, strict=True)):
+        own = slide.display[channel]
+        start, end = own.window or ((low, high) if slide.is_rgb and dtype == np.uint8 else window)
+        channels.append(
+            {
+                "label": name,
+                "color": own.colour or colours[channel % len(colours)],
+                "active": channel < len(colours),
+                "window": {"min": min(low, start), "max": max(high, end), "start": start, "end": end},
+            }
+        )
+    return {"channels": channels, "rdefs": {"model": "color"}}

@@ -1,0 +1,319 @@
+"""The output store: an OME-Zarr image pyramid with label pyramids, written so that a half-finished one never looks finished.
+
+1. `create_store`     root group and image levels; the metadata that makes it an image
+2. `create_label`     empty arrays of a label pyramid, no metadata: nobody takes them for a label image yet
+3. `write_shards`     one region of one level, a whole number of shards, by one task
+4. `finish_label`     the label image's metadata, then its name in the list of labels
+
+Arrays are TCZYX. OME-Zarr 0.5 keeps its metadata under `ome` in Zarr v3 groups and shards its arrays; 0.4 is Zarr v2, where a
+chunk is a file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import zarr
+import zarrs  # noqa: F401 (zarr finds it once it is imported)
+from numcodecs import Blosc
+from numpy.typing import NDArray
+from ome_zarr_models.common.image_label_types import Color, Source
+from ome_zarr_models.v04 import multiscales as v04
+from ome_zarr_models.v04.axes import Axis as AxisV04
+from ome_zarr_models.v05 import multiscales as v05
+from ome_zarr_models.v05.axes import Axis as AxisV05
+from zarr.codecs import BloscCodec
+
+from slidesam.tasks.errors import OutputError
+from slidesam.tasks.grid import Region
+from slidesam.tasks.pixels.plan import in_block_levels, largest_divisor, level_shapes
+from slidesam.tasks.settings.sections import ImageSettings
+from slidesam.tasks.store.zarr_ends import end_loop  # noqa: F401 (called at the process's end)
+
+AXES = ("t", "c", "z", "y", "x")
+_TYPES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
+# The root attribute by which slidesam knows a store as its own, and so as one that it may write to.
+_OWNER = "slidesam"
+# Compression levels. With bits shuffled zstd's level 3 takes 1.4 times as long and saves 1 % (benchmarks/raw_limit.py --clevel).
+CODECS: dict[Any, int] = {"zstd": 1, "lz4": 5}
+FORMATS = {"0.5": 3, "0.4": 2}
+# zarr's codecs in Rust; one thread, as a worker computes one task at a time, and with several the bytes of shards differ.
+FAST = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": 1}
+# How they tell of the system's errors.
+_SYSTEM_ERROR = re.compile(r"os error (\d+)")
+Pixel = tuple[float, float]
+
+
+def chunk_side(shard: int, wanted: int) -> int:
+    """The largest divisor of a shard's side that is at most `wanted`.
+
+    Example:
+        >>> chunk_side(2048, 512), chunk_side(720, 512)
+        (512, 360)
+    """
+    return largest_divisor(shard, wanted)
+
+
+def create_store(path: Path, image: ImageSettings, slide_path: Path) -> zarr.Group:
+    """Opens the output store, or makes it.
+
+    Raises:
+        OutputError: There is something else at this place, or a store of another OME-Zarr version.
+    """
+    if path.resolve() == slide_path.resolve():
+        raise OutputError(f"{path.name} in the output folder is the slide itself: choose another output folder")
+    zarr_format = FORMATS[image.ome_zarr]
+    if path.exists():
+        try:
+            root = zarr.open_group(path, mode="r+")
+        except (OSError, ValueError) as error:
+            raise OutputError(
+                f"{path} exists and is no Zarr group: move it away, or choose another output folder"
+            ) from error
+        owner: Any = root.attrs.get(_OWNER)
+        if not isinstance(owner, dict):
+            raise OutputError(f"{path} exists and wasn't made by slidesam: choose another output folder")
+        if owner.get("source") != str(slide_path):
+            raise OutputError(
+                f"{path} holds results of {owner.get('source')}: choose another output folder for {slide_path}"
+            )
+        if root.metadata.zarr_format != zarr_format:
+            raise OutputError(
+                f"{path} is not OME-Zarr {image.ome_zarr}: set image.ome_zarr to its version, or choose another output folder"
+            )
+        return root
+    return zarr.create_group(path, zarr_format=zarr_format, attributes={_OWNER: {"source": str(slide_path)}})  # type: ignore[arg-type]
+
+
+def create_plane_array(
+    group: zarr.Group,
+    name: str,
+    shape: tuple[int, int, int, int, int],
+    dtype: np.dtype[Any],
+    shard: tuple[int, int],
+    image: ImageSettings,
+    channels_per_shard: int | None = None,
+    shuffle: Literal["shuffle", "bitshuffle"] = "bitshuffle",
+) -> zarr.Array[Any]:
+    """An empty TCZYX array whose shards have the given height and width and hold all channels; in Zarr v2, chunks are files.
+
+    Args:
+        group: Where.
+        name: Its name, the level's number.
+        shape: TCZYX.
+        dtype: Of the pixels.
+        shard: Height and width of what one task writes.
+        image: Codec and size of the chunks.
+        channels_per_shard: How many channels one task writes; all by default.
+        shuffle: How Blosc orders what it compresses: by bits suits pixels; ids take less time and room by bytes.
+    """
+    chunks = (1, 1, 1, chunk_side(shard[0], image.chunk_shape), chunk_side(shard[1], image.chunk_shape))
+    channels = channels_per_shard or shape[1]
+    if group.metadata.zarr_format == 2:
+        codec = CODECS.get(image.codec)
+        compressor = (
+            None if codec is None else Blosc(cname=image.codec, clevel=codec, shuffle=getattr(Blosc, shuffle.upper()))
+        )
+        return group.create_array(
+            name, shape=shape, chunks=chunks, dtype=dtype, compressors=compressor, overwrite=True,
+            chunk_key_encoding={"name": "v2", "separator": "/"},
+        )  # fmt: skip
+    level = CODECS.get(image.codec)
+    compressors = (
+        [] if level is None or image.codec == "none" else [BloscCodec(cname=image.codec, clevel=level, shuffle=shuffle)]
+    )
+    return group.create_array(
+        name, shape=shape, shards=(1, channels, 1, *shard), chunks=chunks, dtype=dtype, compressors=compressors,
+        dimension_names=AXES, overwrite=True,
+    )  # fmt: skip
+
+
+def write_planes(array: zarr.Array[Any], region: Region, pixels: NDArray[Any], first: int = 0) -> None:
+    """Writes (c, y, x) pixels, from channel `first` on, to a region of a TCZYX array's first time point and focal plane."""
+    array[(0, slice(first, first + pixels.shape[0]), 0, *region.slices)] = pixels
+
+
+def open_levels(group: Path, ome_zarr: str) -> list[zarr.Array[Any]]:
+    """The levels 0..n of an image or label image, to be written whole shard by whole shard, and read.
+
+    Reading and writing labels by zarrs takes half of zarr's time (`make stitching-speed`, rows "raw").
+    """
+    names = sorted((path.name for path in group.iterdir() if path.name.isdigit()), key=int)
+    return [open_level(group / name, ome_zarr) for name in names]
+
+
+def open_level(path: Path, ome_zarr: str) -> zarr.Array[Any]:
+    """One level of an image or label image, as `open_levels` opens it."""
+    with zarr.config.set(FAST if ome_zarr == "0.5" else {}):
+        return zarr.open_array(path, mode="r+")
+
+
+def write_shards(array: zarr.Array[Any], region: Region, pixels: NDArray[Any]) -> None:
+    """Writes pixels as whole shards of the first plane: (c, y, x), all channels, or (y, x) of the only one.
+
+    Raises:
+        OSError: There is no room, or no permission.
+    """
+    if array.shards is not None:
+        # zarrs writes in place. What a killed process began to write can't be read, and the far edge's shards are read
+        # before they are written.
+        folder = Path(str(array.store_path.store).removeprefix("file://")) / array.path
+        for y in range(region.y0 // array.shards[3], -(-region.y1 // array.shards[3])):
+            for x in range(region.x0 // array.shards[4], -(-region.x1 // array.shards[4])):
+                (folder / f"c/0/0/0/{y}/{x}").unlink(missing_ok=True)
+    try:
+        array[(0, slice(None) if pixels.ndim == 3 else 0, 0, *region.slices)] = pixels
+    except RuntimeError as error:
+        number = _SYSTEM_ERROR.search(str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
+def describe_image(
+    group: zarr.Group, name: str, downsamples: Sequence[Pixel], mpp: Pixel | None, omero: dict[str, Any] | None
+) -> None:
+    """Writes the metadata that makes a group's arrays 0..n an image pyramid.
+
+    Args:
+        group: The image group.
+        name: Name of the image.
+        downsamples: Per level, rows and columns of the slide's level 0 per pixel.
+        mpp: Height and width of a pixel at level 0 in µm, or None where unknown.
+        omero: Channel names, colours and display windows.
+    """
+    attributes: dict[str, Any] = {"multiscales": [_multiscale(group, name, downsamples, mpp)]}
+    if omero is not None:
+        attributes["omero"] = omero
+    _update(group, attributes)
+
+
+def remove_image(root: zarr.Group) -> None:
+    """Takes away what makes the store an image, then its levels."""
+    for level in [name for name in root.array_keys() if name.isdigit()]:
+        _forget(root, ("multiscales", "omero"))
+        shutil.rmtree(_folder(root) / level, ignore_errors=True)
+
+
+def create_label(
+    root: zarr.Group,
+    label: str,
+    shape: tuple[int, int],
+    block_shape: tuple[int, int],
+    dtype: np.dtype[Any],
+    image: ImageSettings,
+) -> zarr.Group:
+    """Makes the empty arrays of a label pyramid; an older label image of that name stops being one, then goes.
+
+    Args:
+        root: The store.
+        label: Name of the label image.
+        shape: Height and width of the slide.
+        block_shape: Height and width of a block, the shard of level 0; it halves with the levels that a block's task
+            writes, and is whole again for those that come after.
+        dtype: Of the ids.
+        image: Codec and chunks.
+    """
+    remove_label(root, label)
+    group = root.require_group("labels").create_group(label)
+    shapes = level_shapes(shape)
+    in_block = in_block_levels(block_shape, len(shapes))
+    for level, (height, width) in enumerate(shapes):
+        halvings = level if level < in_block else 0
+        shard = (block_shape[0] >> halvings, block_shape[1] >> halvings)
+        create_plane_array(group, str(level), (1, 1, 1, height, width), dtype, shard, image, shuffle="shuffle")
+    return group
+
+
+def remove_label(root: zarr.Group, label: str) -> None:
+    """Takes a label image off the list first, then removes its metadata and arrays."""
+    names = listed_labels(root)
+    if label in names:
+        labels = root["labels"]
+        assert isinstance(labels, zarr.Group)
+        _update(labels, {"labels": [name for name in names if name != label]})
+    folder = _folder(root) / "labels" / label
+    for metadata in ("zarr.json", ".zattrs", ".zgroup"):
+        (folder / metadata).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def finish_label(root: zarr.Group, label: str, mpp: Pixel | None) -> None:
+    """Writes what makes the arrays a label image, last of all its name in the store's list of labels."""
+    labels, group = root["labels"], root[f"labels/{label}"]
+    assert isinstance(labels, zarr.Group)
+    assert isinstance(group, zarr.Group)
+    n_levels = sum(1 for _ in group.array_keys())
+    downsamples = [(float(2**level), float(2**level)) for level in range(n_levels)]
+    version = {3: "0.5", 2: "0.4"}[group.metadata.zarr_format]
+    image_label: dict[str, Any] = {
+        "colors": [Color(**{"label-value": 0, "rgba": (0, 0, 0, 0)}).model_dump(by_alias=True)],
+        "source": Source().model_dump(),
+    }
+    if version == "0.4":
+        image_label["version"] = version
+    _update(group, {"multiscales": [_multiscale(group, label, downsamples, mpp)], "image-label": image_label})
+    _update(labels, {"labels": sorted({*listed_labels(root), label})})
+
+
+def is_finished(root_path: Path, label: str) -> bool:
+    """Whether the store lists this label image."""
+    try:
+        return label in listed_labels(zarr.open_group(root_path, mode="r"))
+    except (OSError, ValueError):
+        return False
+
+
+def listed_labels(root: zarr.Group) -> list[str]:
+    """Names of the store's finished label images."""
+    if "labels" not in root:
+        return []
+    attributes: dict[str, Any] = root["labels"].attrs.asdict()
+    return list(attributes.get("labels", attributes.get("ome", {}).get("labels", [])))
+
+
+def _multiscale(group: zarr.Group, name: str, downsamples: Sequence[Pixel], mpp: Pixel | None) -> dict[str, Any]:
+    module, axis = (v05, AxisV05) if group.metadata.zarr_format == 3 else (v04, AxisV04)
+    unit = "micrometer" if mpp else None
+    axes = [axis(name=a, type=_TYPES[a], **({"unit": unit} if unit and a in "yx" else {})) for a in AXES]
+    pixel = mpp or (1.0, 1.0)
+    datasets = tuple(
+        module.Dataset.build(
+            path=str(level), scale=[1.0, 1.0, 1.0, pixel[0] * down[0], pixel[1] * down[1]], translation=None
+        )
+        for level, down in enumerate(downsamples)
+    )
+    multiscale = module.Multiscale(axes=axes, datasets=datasets, name=name)
+    values: dict[str, Any] = multiscale.model_dump(exclude_none=True, mode="json")
+    if group.metadata.zarr_format == 2:
+        values["version"] = "0.4"
+    return values
+
+
+def _update(group: zarr.Group, values: dict[str, Any]) -> None:
+    """Sets OME attributes: at the top in Zarr v2, under `ome` in v3."""
+    if group.metadata.zarr_format == 2:
+        group.attrs.update(values)
+        return
+    attributes: dict[str, Any] = group.attrs.asdict()
+    group.attrs["ome"] = {**attributes.get("ome", {}), "version": "0.5", **values}
+
+
+def _forget(group: zarr.Group, names: Sequence[str]) -> None:
+    """Removes OME attributes."""
+    attributes: dict[str, Any] = group.attrs.asdict()
+    if group.metadata.zarr_format == 2:
+        group.attrs.put({key: value for key, value in attributes.items() if key not in names})
+        return
+    group.attrs["ome"] = {key: value for key, value in attributes.get("ome", {}).items() if key not in names}
+
+
+def _folder(group: zarr.Group) -> Path:
+    """Where a group of a local store lies."""
+    return Path(str(group.store_path.store).removeprefix("file://")) / group.path

@@ -1,0 +1,425 @@
+"""What the Prefect UI shows of a slide: keys, words and tables on their own, then artifacts of a real run."""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from slidesam.flows.progress.markdown import code, text
+from slidesam.flows.progress.pace import Pace, duration_words, rate_words
+from slidesam.flows.progress.page_text import changed_settings, failure_markdown, picture_uri, result_markdown
+from slidesam.flows.progress.run_page import RunPage, _Bar, artifact_key, show_failure, show_result
+from slidesam.tasks.errors import BlockFailures, BlockLostError, SettingsError, SlideError, in_one_line
+from slidesam.tasks.plan import plan_run
+from slidesam.tasks.settings.sections import make_settings
+from slidesam.tasks.stitch.report import COLUMNS
+from tests.flows.slide.test_segment_slide import faulty, segment
+from tests.support.prefect_fixtures import THIRD_PARTY_WARNINGS
+from tests.support.slides import write_numbered_slide
+
+pytestmark = [pytest.mark.filterwarnings(warning) for warning in THIRD_PARTY_WARNINGS]
+
+ODD = "a|b `c` <img src=x> *d*\n## e [f](g)"
+SEAMS = {"totals": dict.fromkeys(COLUMNS, 3) | {"objects": 12}, "warnings": ["raise the halo | to 96"]}
+FACTS = {
+    "objects": 1234,
+    "blocks_without_tissue": [0, 8],
+    "task_seconds": {"image": 1.0, "segment": 700.0},
+    "segmenter": {"devices": ["cpu"], "threads": ["1"]},
+    "versions": {"numpy": "2.1"},
+    "seams": SEAMS,
+}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run of nine blocks of 64 px, of which nothing is computed."""
+    slide = write_numbered_slide(tmp_path / "my|slide_1.tif")
+    return plan_run(slide, tmp_path / "out", make_settings(overrides=faulty(tmp_path / "log")))
+
+
+@pytest.mark.parametrize(
+    "name", ["CMU-1", "a.b", "a_b", "a-b", "a--b", "切片 7", "Präparat", "😀", "x" * 300, "x" * 299 + "y", "-", "a b\n"]
+)
+@pytest.mark.parametrize("label", ["cells", "Nuclei_2"])
+def test_keys_are_what_prefect_takes(name: str, label: str) -> None:
+    from prefect.client.schemas.actions import ArtifactCreate
+
+    for kind in ("progress", "result", "failure"):
+        key = artifact_key(name, label, kind)
+        assert re.fullmatch(r"[a-z0-9-]+", key)
+        assert len(key) < 200
+        assert ArtifactCreate(key=key).key == key == artifact_key(name, label, kind)
+
+
+def test_keys_tell_slides_apart() -> None:
+    names = ["a.b", "a-b", "a_b", "a--b", "a b", "ä-b", "切片", "切", "x" * 300, "x" * 299 + "y", "😀"]
+    keys = {artifact_key(name, label, "result") for name in names for label in ("cells", "b-cells", "b_cells")}
+    assert len(keys) == 3 * len(names)
+    assert artifact_key("a-b", "cells", "result") != artifact_key("a", "b-cells", "result")
+
+
+def test_words_of_a_stage_leave_out_what_was_done_before() -> None:
+    pace = Pace("segmenting blocks", 400, 20, now=100.0)
+    assert pace.words(100.0) == "segmenting blocks: 20 of 400"
+    pace.advance(14, now=110.0)
+    assert pace.words(110.0) == "segmenting blocks: 34 of 400,\n1.4/s, 4 min left"
+    assert pace.line(110.0) == "segmenting blocks: 34 of 400, 20 of them done before; 10 s, 1.4/s"
+
+
+def test_rate_is_that_of_the_last_minutes() -> None:
+    pace = Pace("segmenting blocks", 2000, 0, now=0.0)
+    # An hour in the queue, then a block a second.
+    for second in range(3600, 4201):
+        pace.advance(1, float(second))
+    assert pace.words(4200.0) == "segmenting blocks: 601 of 2,000,\n1.0/s, 23 min left"
+
+
+def test_a_finished_stage_has_no_time_left() -> None:
+    pace = Pace("painting labels", 9, 0, now=0.0)
+    pace.advance(9, now=3.0)
+    assert pace.words(3.0) == "painting labels: 9 of 9,\n3.0/s"
+    assert pace.line(3.0) == "painting labels: 9 of 9; 3.0 s, 3.0/s"
+    assert Pace("painting labels", 9, 9, now=0.0).line(0.1) == "painting labels: 9 of 9, all done before"
+    assert Pace("painting labels", 0, 0, now=0.0).share == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0, "0.0 s"), (9.96, "10 s"), (89, "89 s"), (91, "2 min"), (1e6, "11.6 days")]
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert duration_words(seconds) == words
+
+
+def test_rates() -> None:
+    assert [rate_words(rate) for rate in (1000, 9.94, 0.2, 0.19, 0.01)] == [
+        "1000/s",
+        "9.9/s",
+        "0.2/s",
+        "11/min",
+        "36.0/h",
+    ]
+
+
+class Told:
+    """A reporter that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple] = []
+
+    def note(self, words):
+        self.said.append(("note", words))
+
+    def begin(self, stage, total, done):
+        self.said.append(("begin", stage, total, done))
+
+    def advance(self, pieces=1):
+        self.said.append(("advance", pieces))
+
+    def end(self):
+        self.said.append(("end",))
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def page_with(monkeypatch, fails: bool = False, inner=None):
+    """A page whose bar sends nothing, what it would send, and its clock."""
+    sent, clock = [], Clock()
+
+    def send(self, percent, words):
+        sent.append((clock.now - 1000, percent, words))
+        if fails:
+            raise ConnectionError("the server is away")
+
+    monkeypatch.setattr(_Bar, "_send", send)
+    monkeypatch.setattr("slidesam.flows.progress.run_page._flow_run_id", lambda: "a flow run")
+    return RunPage(inner, "slide", "cells", clock), sent, clock
+
+
+def stages_of(page, clock, blocks: int = 100, seconds: float = 0.1) -> None:
+    for stage in ("converting", "converting, level 4", "segmenting blocks", "matching seams", "painting labels"):
+        page.begin(stage, blocks, 0)
+        for _ in range(blocks):
+            clock.now += seconds
+            page.advance()
+        page.end()
+
+
+def test_bar_moves_every_few_seconds_and_never_back(monkeypatch) -> None:
+    page, sent, clock = page_with(monkeypatch)
+    with page:
+        stages_of(page, clock)
+    percents = [percent for _, percent, _ in sent]
+    assert percents == sorted(percents)
+    assert percents[0] == 0
+    assert percents[-1] == 100
+    # Stages of 10 s: two updates each and one at the end, one as the run begins, one as it ends.
+    assert 10 <= len(sent) <= 17
+    assert sent[-1][2] == "finished in 50 s"
+    assert "segmenting blocks: 100 of 100,\n10/s" in [words for *_, words in sent]
+
+
+def test_bar_is_left_alone_while_the_server_is_away(monkeypatch, caplog) -> None:
+    page, sent, clock = page_with(monkeypatch, fails=True)
+    page._bar._log = logging.getLogger("page")
+    with caplog.at_level("INFO"), page:
+        stages_of(page, clock, blocks=1000, seconds=1.0)
+    assert len(sent) < 25
+    said = [record.message for record in caplog.records if "can't be shown" in record.message]
+    assert len(said) == 1
+
+
+def test_bar_says_where_a_run_failed_or_was_stopped(monkeypatch) -> None:
+    for error, word in ((ValueError(), "failed"), (KeyboardInterrupt(), "stopped")):
+        page, sent, clock = page_with(monkeypatch)
+
+        def work(page=page, clock=clock, error=error):
+            with page:
+                page.begin("segmenting blocks", 2000, 0)
+                clock.now += 60
+                page.advance(1000)
+                raise error
+
+        with pytest.raises(type(error)):
+            work()
+        assert sent[-1][1:] == (50.0, f"{word} at segmenting blocks: 1,000 of 2,000,\nafter 60 s")
+
+
+def test_others_are_told_too(monkeypatch) -> None:
+    told = Told()
+    page, _, _ = page_with(monkeypatch, inner=told)
+    with page:
+        page.note("words")
+        page.begin("matching seams", 4, 1)
+        page.advance(3)
+        page.end()
+    assert told.said == [("note", "words"), ("begin", "matching seams", 4, 1), ("advance", 3), ("end",)]
+
+
+def test_result_says_what_came_out(run) -> None:
+    markdown = result_markdown(run, FACTS, "data:image/jpeg;base64,AAAA")
+    assert markdown.startswith("# my\\|slide\\_1: 1,234 cells\n")
+    assert "**Note:** raise the halo \\| to 96" in markdown
+    assert "| **blocks** | 7 of 64 × 64 px, with a halo of 0 px; 2 more without tissue |" in markdown
+    assert "12 min of all workers together (image 1.0 s, segment 12 min)" in markdown
+    assert "](data:image/jpeg;base64,AAAA)" in markdown
+    assert "| **one-sided** | 3 | 25&nbsp;% |" in markdown
+    assert "blocks.block_shape: 64" in markdown
+    assert f"slidesam seams '{run.store}' --label cells" in markdown
+    assert f"`{run.provenance}`" in markdown
+    assert all(digest in markdown for digest in run.fingerprints.values())
+
+
+def test_result_of_an_older_version_lacks_what_it_lacks(run) -> None:
+    markdown = result_markdown(run, {"objects": 0})
+    assert "## Seams" not in markdown
+    assert "![" not in markdown
+    assert "**computing** | unknown" in markdown
+
+
+def test_failure_lists_the_first_blocks(run) -> None:
+    failures = dict.fromkeys(range(60), f"ValueError: {ODD}")
+    markdown = failure_markdown(run, run.slide.path, BlockFailures(run.name, failures, 100, untried=10))
+    rows = [line for line in markdown.splitlines() if re.match(r"\| \d", line)]
+    assert len(rows) == 50
+    assert "… and 10 more." in markdown
+    assert "# my\\|slide\\_1: 60 of 100 blocks failed" in markdown
+    assert "30 blocks are done and kept. 10 weren't tried after so many failures in a row." in markdown
+    assert rows[5].startswith("| 5 | 1 | 2 | 128,&nbsp;64 | ValueError: a\\|b \\`c\\` \\<img src=x\\> \\*d\\* \\#\\# e")
+    assert all(len(re.findall(r"(?<!\\)\|", row)) == 6 for row in rows)
+    assert "`slidesam retry " in markdown
+    assert "**Retry**" not in markdown
+    assert "**Retry**" in failure_markdown(run, run.slide.path, BlockFailures("a", {1: "b"}, 2), can_retry=True)
+
+
+def test_failure_shows_how_a_lost_workers_log_ends(run) -> None:
+    lost = BlockLostError(4, 3, 0, "node1", None, said="memory is high | slurmstepd: oom_kill | Killed")
+    markdown = failure_markdown(run, run.slide.path, BlockFailures(run.name, {4: in_one_line(lost)}, 9))
+    (row,) = [line for line in markdown.splitlines() if line.startswith("| 4 ")]
+    assert "block 4 ended its worker 3 times, last on node1" in row
+    assert row.endswith("its log ends with:<br>memory is high<br>slurmstepd: oom\\_kill<br>Killed |")
+
+
+def test_failure_names_job_logs_where_there_are(run) -> None:
+    error = SlideError("no such slide")
+    assert "logs of jobs" not in failure_markdown(run, run.slide.path, error)
+    logs = run.output / ".slidesam" / ".jobs"
+    logs.mkdir(parents=True)
+    (logs / "a-1.log").touch()
+    assert f"- logs of jobs: `{logs}`" in failure_markdown(run, run.slide.path, error)
+
+
+def test_failure_before_there_is_a_run(tmp_path: Path) -> None:
+    markdown = failure_markdown(None, tmp_path / "a_b.tif", SlideError(f"can't be read: {ODD}"))
+    assert markdown.startswith("# a\\_b: can't be segmented\n\ncan't be read: a\\|b")
+    assert "Repair or replace the file. A retry tries it again only when it has changed:" in markdown
+    assert "- the same command again" in markdown
+    known = failure_markdown(None, tmp_path / "a.tif", SlideError("a"), output=tmp_path / "o u", name="other")
+    assert known.startswith("# other: ")
+    assert f"`slidesam retry '{tmp_path}/o u'`" in known
+    settings = failure_markdown(None, tmp_path / "a_b.tif", SettingsError("unknown"), can_retry=True)
+    assert "Start it anew with other settings" in settings
+    assert "**Retry**" not in settings
+    assert "traceback" in failure_markdown(None, tmp_path / "a.tif", ZeroDivisionError("x"))
+
+
+def test_words_and_code_stay_what_they_are() -> None:
+    assert text(ODD) == "a\\|b \\`c\\` \\<img src=x\\> \\*d\\* \\#\\# e \\[f\\](g)"
+    assert code("a`b``c") == "```a`b``c```"
+    assert code("`") == "`` ` ``"
+
+
+def test_only_changed_settings_are_named() -> None:
+    assert changed_settings(make_settings()) == {}
+    changed = {"segmenter.kind": "watershed", "blocks.block_shape": 512, "blocks.halo": 128, "segmenter.diameter": 9}
+    assert changed_settings(make_settings(overrides=changed)) == {
+        "blocks.block_shape": "512",
+        "segmenter.kind": "watershed",
+        "segmenter.diameter": "9.0",
+    }
+
+
+def test_picture_is_made_small(tmp_path: Path) -> None:
+    noise = Image.effect_noise((2400, 1500), 120).convert("RGB")
+    noise.save(tmp_path / "a.png")
+    uri = picture_uri(tmp_path / "a.png")
+    assert uri is not None
+    assert uri.startswith("data:image/jpeg;base64,")
+    assert len(uri) <= 300_000
+    with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as shown:
+        assert abs(shown.width / shown.height - 1.6) < 0.01
+    assert picture_uri(tmp_path / "none.png") is None
+
+
+def test_nothing_raises_where_there_is_no_flow_run(run) -> None:
+    show_result(run, FACTS)
+    show_result(run, {})
+    show_failure(run, run.slide.path, ValueError())
+    with RunPage(None, run.name, run.label) as page:
+        page.begin("segmenting blocks", 9, 0)
+        page.advance()
+        page.end()
+
+
+def artifacts_of(flow_run_name: str) -> dict[str, object]:
+    """The artifacts of a flow run by the kinds that their keys end with."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+
+    with get_client(sync_client=True) as client:
+        named = FlowRunFilter(name=FlowRunFilterName(any_=[flow_run_name]))
+        found = client.read_artifacts(flow_run_filter=named, limit=200)
+    return {artifact.key.rpartition("--")[2]: artifact for artifact in found if artifact.key}
+
+
+def on_its_page(slide: Path, output: Path, settings: dict, name: str):
+    """Segments a slide in a flow that shows it on its page, as `segment_slide` does."""
+    from prefect import flow
+
+    from slidesam.flows.progress.reporters import showing
+
+    @flow(name="page", flow_run_name=name, persist_result=False)
+    def shown() -> None:
+        run = plan_run(slide, output, make_settings(overrides=settings))
+        try:
+            with RunPage(None, run.name, run.label) as page, showing(page):
+                facts = segment(slide, output, settings)
+        except Exception as error:
+            show_failure(run, slide, error)
+            raise
+        show_result(run, facts)
+
+    shown()
+
+
+@pytest.mark.slow
+def test_artifacts_stand_on_the_slides_own_page(two_workers, prefect_server, tmp_path, monkeypatch) -> None:
+    slide = write_numbered_slide(tmp_path / "paged.tif")
+    settings = faulty(tmp_path / "log", fail_on=5, times=1) | {"run.retries": 0}
+    with pytest.raises(BlockFailures):
+        on_its_page(slide, tmp_path / "out", settings, "paged, first")
+    failed = artifacts_of("paged, first")
+    assert set(failed) == {"progress", "failure"}
+    assert "| 4 | 1 | 1 | 64,&nbsp;64 | RuntimeError: made to fail on 5 |" in failed["failure"].data
+    assert re.fullmatch(r"failed at segmenting blocks: 9 of 9,\n\nafter .*", failed["progress"].description)
+    assert failed["progress"].data == 85
+
+    on_its_page(slide, tmp_path / "out", settings, "paged, second")
+    done = artifacts_of("paged, second")
+    assert set(done) == {"progress", "result"}
+    assert done["progress"].data == 100
+    assert done["progress"].key == failed["progress"].key == "paged--cells--progress"
+    assert done["result"].data.startswith("# paged: 9 cells\n")
+    assert "](data:image/jpeg;base64," in done["result"].data
+
+
+@pytest.mark.slow
+def test_stage_lines_are_in_the_slides_own_log(two_workers, prefect_server, tmp_path, caplog) -> None:
+    on_its_page(
+        write_numbered_slide(tmp_path / "logged.tif"), tmp_path / "out", faulty(tmp_path / "log"), "logged, page"
+    )
+    lines = [
+        record.getMessage().partition(";")[0]
+        for record in caplog.records
+        if getattr(record, "flow_run_name", None) == "logged, page" and " of " in record.getMessage()
+    ]
+    assert [line for line in lines if "logged:" not in line and "Dask" not in line] == [
+        "converting: 1 of 1",
+        "segmenting blocks: 9 of 9",
+        "matching seams: 9 of 9",
+        "painting labels: 9 of 9",
+    ]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_tried_again_goes_on_with_its_bar(prefect_server, run) -> None:
+    from prefect import flow
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+
+    @flow(name="page", flow_run_name="tried twice", retries=1, persist_result=False)
+    def twice() -> int:
+        with RunPage(None, run.name, run.label):
+            tries.append(1)
+            if len(tries) == 1:
+                raise ValueError
+        return 1
+
+    tries: list[int] = []
+    twice()
+    with get_client(sync_client=True) as client:
+        named = FlowRunFilter(name=FlowRunFilterName(any_=["tried twice"]))
+        # Prefect notes the result as an artifact without a key.
+        (bar,) = [found for found in client.read_artifacts(flow_run_filter=named) if found.key]
+    assert len(tries) == 2
+    assert bar.data == 100
+
+
+@pytest.mark.slow
+def test_a_server_that_goes_away_costs_nothing(prefect_server, tmp_path, run) -> None:
+    from prefect import flow
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    @flow(name="page", persist_result=False)
+    def away() -> None:
+        with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+            with RunPage(None, run.name, run.label) as page:
+                page.begin("segmenting blocks", 9, 0)
+                page.advance(9)
+                page.end()
+            show_failure(run, run.slide.path, ValueError("a"))
+            show_result(run, FACTS)
+
+    away()

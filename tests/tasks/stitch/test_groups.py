@@ -1,0 +1,219 @@
+"""Stitching on disk: the same bytes however the work is cut up, ordered, interrupted or repeated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from scipy import ndimage
+from skimage.measure import regionprops_table
+
+from slidesam.tasks import steps
+from slidesam.tasks.errors import OutputError
+from slidesam.tasks.plan import plan_run
+from slidesam.tasks.run.run import Run, block_facts, kept_blocks
+from slidesam.tasks.settings.sections import make_settings
+from slidesam.tasks.stitch import groups as stitch
+from tests.support.same import assert_same_segmentation
+from tests.support.serial import segment_serially, stitch_serially, write_image_serially
+
+SETTINGS = {
+    "segmenter.kind": "function",
+    "segmenter.target": "tests.support.faults:bright_pieces",
+    "blocks.block_shape": 64,
+    "blocks.halo": 24,
+    "blocks.tissue": "off",
+    "image.convert": "never",
+}
+SHAPE = (300, 340)
+
+
+@pytest.fixture(scope="module")
+def blobs() -> np.ndarray:
+    """(y, x) bool: pieces of all shapes across all seams, some wider than the halo."""
+    noise = ndimage.gaussian_filter(np.random.default_rng(5).normal(size=SHAPE), 5)
+    return noise > np.quantile(noise, 0.7)
+
+
+@pytest.fixture(scope="module")
+def slide(blobs: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("slide") / "s.tif"
+    tifffile.imwrite(path, blobs.astype(np.uint8) * 200, tile=(64, 64))
+    return path
+
+
+def planned(slide: Path, output: Path, **changes: object) -> Run:
+    return plan_run(slide, output, make_settings(overrides=SETTINGS | changes))
+
+
+def segmented(slide: Path, output: Path, **changes: object) -> Run:
+    """A run all of whose blocks are segmented."""
+    run = planned(slide, output, **changes)
+    write_image_serially(run)
+    steps.prepare_slide.fn(run)
+    steps.segment_blocks.fn(run, kept_blocks(run))
+    return run
+
+
+def label_files(run: Run) -> dict[str, bytes]:
+    """Every file of the label image."""
+    folder = run.store / "labels" / run.label
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def level_0(run: Run) -> np.ndarray:
+    return np.asarray(zarr.open_array(run.store / "labels" / run.label / "0", mode="r")[0, 0, 0])
+
+
+@pytest.mark.parametrize("changes", [{}, {"blocks.halo": 5}, {"blocks.halo": 70}, {"image.ome_zarr": "0.4"}])
+def test_blocks_add_up_to_the_whole(changes: dict, slide: Path, blobs: np.ndarray, tmp_path: Path) -> None:
+    labels = segment_serially(slide, tmp_path, SETTINGS | changes)
+    assert_same_segmentation(labels, ndimage.label(blobs)[0])
+
+
+def test_the_same_bytes_in_groups_of_any_size_in_any_order(
+    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = []
+    for number, (pixels, order) in enumerate(((1, 1), (4 * 64 * 64, -1), (2**30, 1))):
+        monkeypatch.setattr(stitch, "_SMALLEST_TASK", pixels)
+        monkeypatch.setattr(stitch, "_TASK_PIXELS", pixels)
+        run = segmented(slide, tmp_path / str(number))
+        assert len(stitch.groups(run)) == (30, 9, 1)[number]
+        stitch_serially(run, order)
+        files.append(label_files(run))
+    assert files[0] == files[1] == files[2]
+    assert len(files[0]) > 30
+
+
+def test_painting_again_over_what_is_there_gives_the_same_bytes(slide: Path, tmp_path: Path) -> None:
+    run = segmented(slide, tmp_path)
+    objects = stitch_serially(run)
+    files = label_files(run)
+    shards = sorted((run.store / "labels" / run.label / "0" / "c").rglob("*/[0-9]"))
+    shards = [path for path in shards if path.is_file()]
+    # A finished one; one that a killed task left: a shard cut, one not begun, one of something else.
+    for damage in (lambda: None, lambda: _half_paint(shards)):
+        for mark in (run.paint_folder / "marks").glob("*.json"):
+            mark.unlink()
+        damage()
+        for group in stitch.groups(run)[::-1]:
+            steps.paint_blocks.fn(run, group)
+        steps.export_slide.fn(run, objects, {})
+        assert label_files(run) == files
+
+
+def _half_paint(shards: list[Path]) -> None:
+    shards[0].write_bytes(shards[0].read_bytes()[:100])
+    shards[1].unlink()
+    shards[2].write_bytes(shards[3].read_bytes())
+
+
+def test_an_object_is_painted_where_its_other_block_was_left_out(tmp_path: Path) -> None:
+    image = np.zeros((64, 192), np.uint8)
+    # Reaches 10 px into the second block, and no further than the first one sees.
+    image[20:40, 40:74] = 200
+    tifffile.imwrite(tmp_path / "s.tif", image, tile=(64, 64))
+    # Tissue where the first block alone looks.
+    tissue = np.zeros(image.shape, np.uint8)
+    tissue[:, :38] = 255
+    tifffile.imwrite(tmp_path / "tissue.tif", tissue)
+    settings = SETTINGS | {"blocks.tissue": str(tmp_path / "tissue.tif")}
+    labels = segment_serially(tmp_path / "s.tif", tmp_path / "out", settings)
+    assert kept_blocks(plan_run(tmp_path / "s.tif", tmp_path / "out", make_settings(overrides=settings))) == [0]
+    np.testing.assert_array_equal(labels, (image > 0).astype(int))
+
+
+def test_no_object_at_all(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "s.tif", np.zeros((130, 130), np.uint8), tile=(64, 64))
+    assert not segment_serially(tmp_path / "s.tif", tmp_path / "out", SETTINGS).any()
+
+
+def test_measurements_of_the_parts_add_up(slide: Path, tmp_path: Path) -> None:
+    run = segmented(slide, tmp_path)
+    objects = stitch_serially(run)
+    parts = np.concatenate([np.load(path) for path in (run.paint_folder / "measures").glob("*.npy")])
+    known = regionprops_table(level_0(run), properties=("label", "area", "centroid", "bbox"))
+    assert known["label"].size == objects
+    for row, number in enumerate(known["label"]):
+        mine = parts[parts[:, 0] == number]
+        area = mine[:, 1].sum()
+        assert area == known["area"][row]
+        np.testing.assert_allclose(mine[:, 2:4].sum(0) / area, [known[f"centroid-{axis}"][row] for axis in (0, 1)])
+        box = [*mine[:, 4:6].min(0), *mine[:, 6:8].max(0)]
+        assert box == [known[f"bbox-{side}"][row] for side in range(4)]
+
+
+def test_blocks_without_objects_between_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stitch, "_SMALLEST_TASK", 1)
+    monkeypatch.setattr(stitch, "_TASK_PIXELS", 1)
+    image = np.zeros((128, 256), np.uint8)
+    # The second and the last column of blocks see nothing.
+    image[20:100, 10:30] = image[20:100, 150:160] = 200
+    tifffile.imwrite(tmp_path / "s.tif", image, tile=(64, 64))
+    settings = SETTINGS | {"blocks.halo": 16}
+    labels = segment_serially(tmp_path / "s.tif", tmp_path / "out", settings)
+    assert_same_segmentation(labels, ndimage.label(image)[0])
+
+
+def test_a_shard_of_an_upper_level_that_a_kill_cut_is_written_anew(blobs: np.ndarray, tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "s.tif", np.tile(blobs, (3, 3)).astype(np.uint8), tile=(64, 64))
+    run = segmented(tmp_path / "s.tif", tmp_path / "out", **{"blocks.block_shape": 256})
+    objects = stitch_serially(run)
+    files = label_files(run)
+    labels = run.store / "labels"
+    upper = max((labels / run.label).glob("[1-9]/c/0/0/0/0/0"))
+    upper.write_bytes(upper.read_bytes()[:-5])
+    # What the kill left: nothing listed, no provenance.
+    (labels / "zarr.json").write_text((labels / "zarr.json").read_text().replace(f'"{run.label}"', ""))
+    steps.export_slide.fn(run, objects, {})
+    assert label_files(run) == files
+
+
+def test_a_block_segmented_anew_is_compared_and_painted_anew(slide: Path, tmp_path: Path) -> None:
+    run = segmented(slide, tmp_path)
+    stitch_serially(run)
+    (run.segment_folder / "marks" / "7.json").unlink()
+    steps.segment_blocks.fn(run, [7])
+    assert not any(stitch.is_compared(run, group) or stitch.is_painted(run, group) for group in stitch.groups(run))
+    assert not (run.stitch_folder / "resolved.json").exists()
+
+
+@pytest.mark.parametrize("lost", ["offsets.npy", "relabelling.npy", "sizes.npy"])
+def test_lost_numbers_are_made_anew(lost: str, slide: Path, tmp_path: Path) -> None:
+    run = segmented(slide, tmp_path)
+    stitch_serially(run)
+    expected = level_0(run)
+    (run.stitch_folder / lost).write_bytes(b"cut")
+    for mark in (run.paint_folder / "marks").glob("*.json"):
+        mark.unlink()
+    with pytest.raises(OutputError, match="lost the numbers of the objects: run the same command again"):
+        stitch_serially(run)
+    stitch_serially(run)
+    np.testing.assert_array_equal(level_0(run), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("frames/7.blosc", "cut"),
+        ("frames/7.blosc", "flipped"),
+        ("objects/7.npy", "cut"),
+        ("blocks.zarr/c/7/0/0", "cut"),
+    ],
+)
+def test_what_is_damaged_of_a_block_is_removed_and_made_anew(
+    name: str, damage: str, slide: Path, tmp_path: Path
+) -> None:
+    run = segmented(slide, tmp_path)
+    data = bytearray((run.segment_folder / name).read_bytes())
+    data[len(data) // 2] ^= 255
+    (run.segment_folder / name).write_bytes(data[:-7] if damage == "cut" else data)
+    with pytest.raises(OutputError, match="damaged and was removed: run the same command again"):
+        stitch_serially(run)
+    assert block_facts(run, 7) is None
+    expected = segment_serially(slide, tmp_path / "other", SETTINGS)
+    np.testing.assert_array_equal(segment_serially(slide, tmp_path, SETTINGS), expected)
