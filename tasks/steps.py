@@ -36,6 +36,7 @@ from slidesam.tasks.errors import HOPELESS, BlockFailures, BlockLostError, in_on
 from slidesam.tasks.labels.objects import describe_block
 from slidesam.tasks.labels.results import BlockResults, save_frame, save_table
 from slidesam.tasks.pixels import tissue
+from slidesam.tasks.pixels.background import background_of
 from slidesam.tasks.pixels.plan import in_block_levels
 from slidesam.tasks.pixels.pyramid import halve_labels, region_below, shard_regions
 from slidesam.tasks.pixels.resample import to_level0
@@ -55,7 +56,7 @@ from slidesam.tasks.run.run import (
     save_arrays,
     write_json,
 )
-from slidesam.tasks.segment.block import background_of, begin_outer, renumbered
+from slidesam.tasks.segment.block import begin_outer, renumbered
 from slidesam.tasks.segment.devices import check_given, check_torch
 from slidesam.tasks.segment.finisher import Finisher
 from slidesam.tasks.segment.start_marks import Attempts, is_leaving

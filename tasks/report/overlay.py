@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from skimage.segmentation import find_boundaries
 
 from slidesam.tasks.grid import BlockGrid, Region
+from slidesam.tasks.pixels.percentiles import nearest_percentiles
 from slidesam.tasks.run.run import Run, write_atomic
-from slidesam.tasks.segment.block import finite_percentiles
 from slidesam.tasks.slides.slide import Slide
 from slidesam.tasks.store.convert import open_display
 from slidesam.tasks.store.image import read_published
@@ -149,7 +149,7 @@ def _seams_within(start: int, stop: int, block: int) -> list[int]:
 def _display_windows(image: NDArray[Any], *, is_rgb: bool) -> list[tuple[float, float]]:
     if is_rgb and image.dtype == np.uint8:
         return [(0.0, 255.0)] * 3
-    ends = (finite_percentiles(image[..., channel], (1, 99.8)) for channel in range(image.shape[2]))
+    ends = (nearest_percentiles(image[..., channel], (1, 99.8)) for channel in range(image.shape[2]))
     return [(low, max(high, low + 1e-6)) for low, high in ends]
 
 

@@ -5,7 +5,7 @@ No Prefect, no Dask: the same function runs serially, in a local cluster and in 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import fastremap
@@ -86,29 +86,6 @@ def pad_to(image: NDArray[Any], shape: tuple[int, int], offset: tuple[int, int],
     padded[...] = fill
     padded[offset[0] : offset[0] + image.shape[0], offset[1] : offset[1] + image.shape[1]] = image
     return padded
-
-
-def background_of(overview: NDArray[Any], *, is_rgb: bool) -> NDArray[Any]:
-    """Background colour of a slide: what its edge blocks are padded with.
-
-    Args:
-        overview: (y, x, c) coarse image.
-        is_rgb: Whether background is bright (glass) rather than dark.
-
-    Returns:
-        (c,) in the overview's dtype: per channel the 99th percentile in bright field, else the 1st.
-    """
-    percent = (99,) if is_rgb else (1,)
-    levels = [finite_percentiles(overview[..., channel], percent)[0] for channel in range(overview.shape[2])]
-    return np.asarray(levels, overview.dtype)
-
-
-def finite_percentiles(pixels: NDArray[Any], percents: Sequence[float]) -> list[float]:
-    """Percentiles of the pixels that are numbers, each a value that occurs; zeros where none is a number."""
-    numbers = pixels[np.isfinite(pixels)] if np.issubdtype(pixels.dtype, np.floating) else pixels.ravel()
-    if not numbers.size:
-        return [0.0] * len(percents)
-    return [float(value) for value in np.percentile(numbers, percents, method="nearest")]
 
 
 def checked_labels(labels: object, shape: tuple[int, int]) -> NDArray[np.integer[Any]]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slidesam.tasks.errors import SegmenterError
+from slidesam.tasks.pixels.percentiles import percentile_range
 
 
 def slide_range(
@@ -66,9 +67,8 @@ def normalized(image: NDArray[Any], params: Mapping[str, Any]) -> NDArray[np.flo
 
 
 def _ends(pixels: NDArray[Any], percentiles: tuple[float, float]) -> tuple[float, float]:
-    numbers = pixels[np.isfinite(pixels)]
-    low, high = np.percentile(numbers, percentiles) if numbers.size else (0.0, 1.0)
-    return float(low), float(high) if high > low else float(low) + 1.0
+    low, high = percentile_range(pixels, percentiles)
+    return low, high if high > low else low + 1.0
 
 
 def _planes(image: NDArray[Any]) -> NDArray[Any]:

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.grid import Region
+from slidesam.tasks.pixels.percentiles import nearest_percentiles
 from slidesam.tasks.pixels.plan import level_shapes
 from slidesam.tasks.pixels.pyramid import halve, is_coarse, overview_level, read_overview
 from slidesam.tasks.run.lock import holder
 from slidesam.tasks.run.run import Run
-from slidesam.tasks.segment.block import finite_percentiles
 from slidesam.tasks.slides.slide import Slide
 from slidesam.tasks.store.ome_zarr import (
     FORMATS,
@@ -211,7 +211,7 @@ def _shard(shape: tuple[int, int]) -> tuple[int, int]:
 
 
 def _window(pixels: NDArray[Any]) -> tuple[float, float]:
-    low, high = finite_percentiles(pixels[::4, ::4], (0.1, 99.9))
+    low, high = nearest_percentiles(pixels[::4, ::4], (0.1, 99.9))
     return low, max(high, low + 1)
 
 

@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from slidesam.tasks.errors import SegmenterError
+from slidesam.tasks.pixels.percentiles import percentile_range
 from slidesam.tasks.settings.sections import MicroSam
 
 if TYPE_CHECKING:
@@ -144,11 +145,12 @@ def ranges(sample: NDArray[Any], plan: Mapping[str, Any]) -> Plan:
 
     def ranged(term: Term) -> Term:
         if "weights" in term:
-            low, high = _ends(_density_of(term, planes.dtype, white or 1.0)(planes))
+            low, high = percentile_range(_density_of(term, planes.dtype, white or 1.0)(planes), _PERCENTILES)
         elif _is_rgb8(planes, plan["is_rgb"]):
-            low, high = 0.0, max(_ends(planes[..., channel])[1] for channel in range(planes.shape[-1]))
+            channels = np.moveaxis(planes, -1, 0)
+            low, high = 0.0, max(percentile_range(channel, _PERCENTILES)[1] for channel in channels)
         else:
-            low, high = _ends(planes[..., term["channel"]])
+            low, high = percentile_range(planes[..., term["channel"]], _PERCENTILES)
         return {**term, "low": low, "high": _above(low, high)}
 
     made: Plan = {**plan, "inputs": [[ranged(term) for term in entry] for entry in plan["inputs"]]}
@@ -224,7 +226,7 @@ def intensity_range(sample: NDArray[Any], is_rgb: bool) -> dict[str, list[float]
         {'low': [7.0], 'high': [8.0]}
     """
     planes = _first_three(sample)
-    ends = [_ends(planes[..., channel]) for channel in range(planes.shape[-1])]
+    ends = [percentile_range(channel, _PERCENTILES) for channel in np.moveaxis(planes, -1, 0)]
     if _is_rgb8(planes, is_rgb):
         ends = [(0.0, max(top for _, top in ends))] * len(ends)
     return {"low": [low for low, _ in ends], "high": [_above(low, high) for low, high in ends]}
@@ -333,14 +335,7 @@ def _white_level(planes: NDArray[Any]) -> float:
     """Value of clear glass: the top of 8 bit, else the slide's brightest, since 16 bits may hold fewer."""
     if planes.dtype == np.uint8:
         return 255.0
-    return max(_ends(planes)[1], float(np.finfo(np.float32).tiny))
-
-
-def _ends(values: NDArray[Any]) -> tuple[float, float]:
-    """Percentiles 0.1 and 99.9 of what is a number."""
-    numbers = values[np.isfinite(values)]
-    low, high = np.percentile(numbers, _PERCENTILES) if numbers.size else (0.0, 1.0)
-    return float(low), float(high)
+    return max(percentile_range(planes, _PERCENTILES)[1], float(np.finfo(np.float32).tiny))
 
 
 def _above(low: float, high: float) -> float:
