@@ -14,9 +14,8 @@ import typer
 import yaml
 from rich.text import Text
 
-from slidesam.flows.cli import cluster as cli_cluster
-from slidesam.flows.cli import models as cli_models
-from slidesam.flows.cli.cluster import ClusterChanges, ClusterName, choose_profile
+from slidesam.flows.cli.cluster import ClusterChanges, ClusterName, add_cluster_commands, choose_profile
+from slidesam.flows.cli.models import add_models_commands
 from slidesam.flows.console import out, say, say_failed
 from slidesam.tasks.errors import OutputError, SettingsError
 from slidesam.tasks.settings.sections import SEGMENTER_KINDS, Settings, make_settings, seconds_of
@@ -54,8 +53,8 @@ Scheduler = Annotated[
         help="Use a Dask cluster that runs already (--cluster attach), e.g. tcp://10.0.0.5:8786.",
     ),
 ]
-cli_cluster.add_to(app)
-cli_models.add_to(app)
+add_cluster_commands(app)
+add_models_commands(app)
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
 # What the names of a store and of the file on its making end with, after the slide's name and the label.
 _STORE, _PROVENANCE = ".ome.zarr", ".run.json"

@@ -29,7 +29,7 @@ ClusterChanges = Annotated[
 cluster_app = typer.Typer(no_args_is_help=True, help="Profiles of clusters: where to compute.")
 
 
-def add_to(app: typer.Typer) -> None:
+def add_cluster_commands(app: typer.Typer) -> None:
     """Adds the commands of this module."""
     app.add_typer(cluster_app, name="cluster")
 

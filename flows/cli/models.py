@@ -43,7 +43,7 @@ _WORDS: dict[State, str] = {
 }
 
 
-def add_to(app: typer.Typer) -> None:
+def add_models_commands(app: typer.Typer) -> None:
     """Adds the commands of this module."""
     app.add_typer(models_app, name="models")
 

@@ -56,7 +56,7 @@ def doctor(profile: ClusterProfile, settings: Settings, output: Path | None, tim
     Returns:
         Exit code: 0, 1 if a finding failed, or 130 after Ctrl-C.
     """
-    from slidesam.flows.cli.command import interrupts
+    from slidesam.flows.signals import interrupts
 
     if isinstance(profile, SlurmProfile | QueueProfile):
         # Its import takes Ctrl-C for itself and makes an exit without an error of it; `interrupts` takes it back.

@@ -10,26 +10,24 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from prefect import flow
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.logging import get_run_logger
 from prefect.runtime import deployment as own_deployment
 from prefect.runtime import flow_run
-from prefect.utilities.urls import url_for
 
 from slidesam.flows.cluster.cluster import open_cluster
 from slidesam.flows.cluster.profile import ProfileChoice
+from slidesam.flows.many.cohort_page import Row, as_markdown, cohort_progress, count_finished, row_here, row_of_run
 from slidesam.flows.prefect_api.deployed import (
     RED,
     deployment,
@@ -41,12 +39,10 @@ from slidesam.flows.prefect_api.deployed import (
     start_slide,
 )
 from slidesam.flows.prefect_api.deployed import SLIDE as SLIDE_DEPLOYMENT
-from slidesam.flows.progress.markdown import table, text
 from slidesam.flows.progress.run_page import harmless
 from slidesam.flows.slide.segment_slide import run_name
 from slidesam.tasks.errors import CohortFailures, SettingsError, in_one_line
-from slidesam.tasks.run.run import jobs_folder, read_json
-from slidesam.tasks.run.status import read_state
+from slidesam.tasks.run.run import jobs_folder
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.listing import Listed, list_slides
 
@@ -54,40 +50,11 @@ from slidesam.tasks.slides.listing import Listed, list_slides
 _DEFAULTS: Any = {}
 _LOCAL: Any = "local"
 _LOOK_SECONDS = 2.0
-_ERROR_LENGTH = 400
 # A crashed run may be put back by an automation: only one that stays crashed for so long has ended.
 _CRASHED_FOR = 90.0
 # What the automation's message has in it (deployments/automations.yaml).
 _BY_ITSELF = "by the automation"
 ENDED = [StateType.COMPLETED, StateType.FAILED, StateType.CRASHED, StateType.CANCELLED]
-
-
-@dataclass(frozen=True)
-class Row:
-    """How one slide of a cohort ended.
-
-    Attributes:
-        slide: Its name.
-        state: In a word, as Prefect has it.
-        objects: How many were found.
-        blocks: How many were segmented, of how many.
-        seconds: How long its run took, waiting not counted.
-        error: Why it failed; empty if it didn't.
-        link: Its page in the UI.
-    """
-
-    slide: str
-    state: str
-    objects: int | None = None
-    blocks: str = ""
-    seconds: float | None = None
-    error: str = ""
-    link: str | None = None
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether its result is there."""
-        return self.state == "Completed"
 
 
 def _run_name() -> str:
@@ -122,7 +89,9 @@ def segment_cohort(
     rows = _as_runs(listed, output) if own_deployment.id else _here(listed, output, cluster)
     with harmless(get_run_logger(), "the table"):
         create_markdown_artifact(
-            as_markdown(rows), key="slidesam-cohort", description=f"{_counted(rows)} of {len(rows)} slides finished"
+            as_markdown(rows),
+            key="slidesam-cohort",
+            description=f"{count_finished(rows)} of {len(rows)} slides finished",
         )
     failed = {row.slide: row.error or row.state for row in rows if not row.is_finished}
     if failed:
@@ -153,7 +122,7 @@ def _here(listed: Sequence[Listed], output: Path, cluster: Any) -> list[Row]:
         segment_slide(slide.path, output, slide.settings, cluster)
 
     each, rows = _each.get() or plainly, []
-    with open_cluster(cluster, jobs_folder(output)), _progress(len(listed)) as ended:
+    with open_cluster(cluster, jobs_folder(output)), cohort_progress(len(listed)) as ended:
         for slide in listed:
             started = time.monotonic()
             error: Exception | None = None if slide.error is None else SettingsError(slide.error)
@@ -162,22 +131,9 @@ def _here(listed: Sequence[Listed], output: Path, cluster: Any) -> list[Row]:
                     each(slide)
             except Exception as caught:  # noqa: BLE001
                 error = caught
-            rows.append(_row(slide, output, error, seconds=time.monotonic() - started))
+            rows.append(row_here(slide, output, error, seconds=time.monotonic() - started))
             ended(rows)
     return rows
-
-
-def _row(slide: Listed, output: Path, error: Exception | None, seconds: float) -> Row:
-    state = read_state(output, slide.name, slide.settings.output.label)
-    link = state.get("flow_run_id") if slide.error is None else None
-    return Row(
-        slide.name,
-        "Completed" if error is None else "Failed",
-        **_result(slide, output, finished=error is None),
-        seconds=seconds,
-        error="" if error is None else in_one_line(error),
-        link=url_for("flow-run", obj_id=UUID(link)) if link else None,
-    )
 
 
 # --- as runs of a deployment -------------------------------------------------------------------------------------------
@@ -213,7 +169,7 @@ def _as_runs(listed: Sequence[Listed], output: Path) -> list[Row]:
                     kept[run.id] = why
     for run_id, why in kept.items():
         get_run_logger().warning("%s: not tried again, %s", started[run_id].name, why)
-    with _progress(len(listed)) as ended:
+    with cohort_progress(len(listed)) as ended:
         return _watched(started, output, refused, ended)
 
 
@@ -254,7 +210,7 @@ def _watched(
             if run is None:
                 rows[run_id] = Row(started[run_id].name, "Deleted", error="its run was deleted")
             elif _has_ended(run, crashed):
-                rows[run_id] = _row_of(run, started[run_id], output)
+                rows[run_id] = row_of_run(run, started[run_id], output)
             else:
                 continue
             ended([*refused, *rows.values()])
@@ -282,87 +238,3 @@ def _has_ended(run: FlowRun, crashed: dict[UUID, float]) -> bool:
     if run.state.type != StateType.CRASHED:
         return True
     return time.monotonic() - crashed.setdefault(run.id, time.monotonic()) > _CRASHED_FOR
-
-
-def _row_of(run: FlowRun, slide: Listed, output: Path) -> Row:
-    assert run.state is not None
-    finished = run.state.type == StateType.COMPLETED
-    state = read_state(output, slide.name, slide.settings.output.label)
-    noted = state.get("error") if state.get("flow_run_id") == str(run.id) else None
-    error = "" if finished else str(noted or run.state.message or run.state.name)
-    return Row(
-        slide.name,
-        str(run.state.name),
-        **_result(slide, output, finished=finished),
-        seconds=run.total_run_time.total_seconds(),
-        error=error,
-        link=url_for("flow-run", obj_id=run.id),
-    )
-
-
-# --- what is shown -----------------------------------------------------------------------------------------------------
-
-
-def _result(slide: Listed, output: Path, *, finished: bool) -> dict[str, Any]:
-    """Objects and blocks of a slide, from what lies in the output folder."""
-    label = slide.settings.output.label
-    if not finished:
-        state = read_state(output, slide.name, label)
-        folder = output / ".slidesam" / slide.name / label / str(state.get("segment_folder")) / "marks"
-        blocks = state.get("blocks")
-        return {"blocks": f"{len(list(folder.glob('[0-9]*.json')))} of {blocks}"} if blocks else {}
-    facts = read_json(output / f"{slide.name}.{label}.run.json") or {}
-    left_out = len(facts.get("blocks_without_tissue", []))
-    return {"objects": facts.get("objects"), "blocks": str(facts.get("blocks", 0) - left_out)}
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[list[Row]], None]]:
-    """A bar on the cohort's page, and a line in its log per slide that ends."""
-    log = get_run_logger()
-    words = "{} of {} slides have ended, {} failed"
-    artifact: Any = None
-    with harmless(log, "progress"):
-        artifact = create_progress_artifact(0.0, key="slidesam-cohort-progress", description=words.format(0, total, 0))
-    said: set[tuple[str, str]] = set()
-
-    def ended(rows: list[Row]) -> None:
-        for row in rows:
-            if (row.slide, row.state) not in said:
-                what = f"{row.objects:,} objects" if row.objects is not None else row.error
-                log.info("%s: %s%s", row.slide, row.state.lower(), f", {what}" if what else "")
-                said.add((row.slide, row.state))
-        if artifact is not None:
-            with harmless(log, "progress"):
-                failed = len(rows) - _counted(rows)
-                update_progress_artifact(
-                    artifact, 100.0 * len(rows) / total, description=words.format(len(rows), total, failed)
-                )
-
-    yield ended
-
-
-def _counted(rows: Sequence[Row]) -> int:
-    return sum(row.is_finished for row in rows)
-
-
-def as_markdown(rows: Sequence[Row]) -> str:
-    """The table of a cohort's slides, those that failed first.
-
-    Args:
-        rows: How each ended.
-    """
-    states = ", ".join(f"{number} {state.lower()}" for state, number in Counter(row.state for row in rows).items())
-    cells = [
-        (
-            f"[{text(row.slide)}]({row.link})" if row.link else text(row.slide),
-            row.state if row.is_finished else f"**{text(row.state)}**",
-            "" if row.objects is None else f"{row.objects:,}",
-            row.blocks,
-            "" if row.seconds is None else f"{row.seconds:.1f}",
-            text(in_one_line(row.error, _ERROR_LENGTH)),
-        )
-        for row in sorted(rows, key=lambda row: row.is_finished)
-    ]
-    head = ("slide", "state", "objects", "blocks", "seconds", "error")
-    return f"# {len(rows)} slides: {states}\n\n{table(head, cells, 'llrrrl')}"

@@ -12,7 +12,7 @@ import concurrent.futures
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextvars import ContextVar
 from itertools import chain
 from queue import Empty, SimpleQueue
@@ -29,8 +29,6 @@ from slidesam.tasks.errors import BlockFailures, BlockLostError, ClusterError
 MAX_IN_FLIGHT = 256
 # Where the number of workers is known: so many for each, but no fewer than these.
 _PER_WORKER, _FEW_IN_FLIGHT = 3, 16
-# What a batch of short blocks takes together.
-_BATCH_SECONDS = 5.0
 # How often one looks whether the cluster is in trouble, and how long nobody computes before that is said.
 _LOOK_SECONDS, _SAY_SECONDS = 2.0, 60.0
 # How often a task whose workers died is handed in again: it may only have waited beside the one that killed them.
@@ -61,52 +59,6 @@ class _Running(NamedTuple):
     job: Any
     tries: int
     future: PrefectFuture[Any]
-
-
-class Batches:
-    """Block ids in batches, some of which may be put back while others are at work.
-
-    Short blocks go together, up to some seconds of work, as soon as it is known how long they take: a task costs a tenth of a
-    second, and one that takes minutes would keep whoever watches waiting.
-
-    Args:
-        ids: The blocks.
-        size: How many a batch holds at first.
-        largest: How many it may hold at most.
-        workers: Who share them, if that is known: towards the end batches shrink, so that all are done at about the same time.
-    """
-
-    def __init__(self, ids: Iterable[int], size: int, largest: int, workers: int | None = None) -> None:
-        self._ids, self._size, self._largest, self._workers = deque(ids), size, largest, workers
-        self._done, self._seconds = 0, 0.0
-
-    def __iter__(self) -> Iterator[tuple[int, ...]]:
-        return self
-
-    def __next__(self) -> tuple[int, ...]:
-        """The next batch, if there is one now."""
-        if not self._ids:
-            raise StopIteration
-        return tuple(self._ids.popleft() for _ in range(min(self.size, len(self._ids))))
-
-    @property
-    def size(self) -> int:
-        """How many blocks a batch holds now."""
-        if not self._done:
-            return self._size
-        fitting = min(self._largest, round(_BATCH_SECONDS * self._done / max(self._seconds, 1e-9)))
-        if self._workers is not None:
-            fitting = min(fitting, -(-len(self._ids) // (2 * self._workers)))
-        return max(self._size, fitting)
-
-    def learn(self, blocks: int, seconds: float) -> None:
-        """Takes note of how long a batch took."""
-        self._done += blocks
-        self._seconds += seconds
-
-    def put_back(self, ids: Iterable[int]) -> None:
-        """Adds blocks, to be taken after those that wait."""
-        self._ids.extend(ids)
 
 
 def in_flight(

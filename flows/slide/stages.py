@@ -13,7 +13,8 @@ from prefect.logging import get_run_logger
 
 from slidesam.flows.cluster.cluster import opened
 from slidesam.flows.progress.reporters import current, stage
-from slidesam.flows.slide.in_flight import Batches, alone, in_flight
+from slidesam.flows.slide.batches import Batches
+from slidesam.flows.slide.in_flight import alone, in_flight
 from slidesam.tasks import steps
 from slidesam.tasks.errors import (
     HOPELESS,

@@ -17,18 +17,6 @@ from tests.support.slides import write_numbered_slide
 pytestmark = [*(pytest.mark.filterwarnings(warning) for warning in THIRD_PARTY_WARNINGS)]
 
 
-def test_the_table_shows_names_and_errors_as_they_are_failed_ones_first() -> None:
-    from slidesam.flows.many.cohort import Row, as_markdown
-
-    words = as_markdown(
-        [Row("a|b", "Completed", 1234, "9", 3.21, "", "http://x"), Row("<c>", "Failed", error="no\n*such* | thing")]
-    )
-    title, _, _, _, first, second = words.splitlines()
-    assert title == "# 2 slides: 1 completed, 1 failed"
-    assert first == r"| \<c\> | **Failed** |  |  |  | no \*such\* \| thing |"
-    assert second == r"| [a\|b](http://x) | Completed | 1,234 | 9 | 3.2 |  |"
-
-
 def test_a_run_that_crashes_has_ended_only_if_it_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect.client.schemas.objects import FlowRun
     from prefect.states import Completed, Crashed, Running

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slidesam.flows.slide.in_flight import Batches
+from slidesam.flows.slide.batches import Batches
 
 
 def test_short_blocks_go_together_as_soon_as_it_is_known_that_they_are_short() -> None:

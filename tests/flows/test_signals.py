@@ -10,7 +10,7 @@ from prefect.exceptions import TerminationSignal
 from pydantic import BaseModel, model_serializer
 from pydantic_core import PydanticSerializationError
 
-from slidesam.flows.cli.command import interrupts
+from slidesam.flows.signals import interrupts
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
