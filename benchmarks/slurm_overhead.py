@@ -47,7 +47,7 @@ def main() -> None:
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("PREFECT_HOME", str(chosen.folder / "prefect"))
     from slidesam.flows.cluster.cluster import api_host, open_cluster
-    from slidesam.flows.cluster.profile import load_profile
+    from slidesam.flows.cluster.find_profile import load_profile
     from slidesam.flows.prefect_api.server import prefect_api
     from slidesam.tasks.run.run import jobs_folder
 

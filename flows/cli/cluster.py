@@ -42,7 +42,7 @@ def choose_profile(
     Raises:
         SettingsError: They contradict each other, or the profile can't be used.
     """
-    from slidesam.flows.cluster.profile import load_profile
+    from slidesam.flows.cluster.find_profile import load_profile
 
     if scheduler is not None and workers is not None:
         raise SettingsError("--workers starts workers here and --scheduler uses those of a cluster: give one of them")
@@ -73,7 +73,7 @@ def _change(text: str) -> tuple[str, object]:
 @cluster_app.command("list")
 def list_profiles() -> None:
     """List the profiles that --cluster takes by name, and where each lies."""
-    from slidesam.flows.cluster.profile import profile_names
+    from slidesam.flows.cluster.find_profile import profile_names
 
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, path in sorted(profile_names().items()):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from slidesam.flows.cluster.cluster import ClusterProfile, api_host, open_cluster
-from slidesam.flows.cluster.profile import make_profile
+from slidesam.flows.cluster.find_profile import make_profile
 from slidesam.flows.console import err, out, say, say_failed
 from slidesam.flows.prefect_api.server import prefect_api
 from slidesam.flows.signals import Stops, interrupts

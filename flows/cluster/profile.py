@@ -1,4 +1,4 @@
-"""Cluster profiles: where to compute, as YAML files that say nothing of what is computed.
+"""Cluster profiles: where to compute, as data that says nothing of what is computed.
 
     local        worker processes on this machine
     local-gpu    the same, each pinned to a GPU or MIG instance of this machine
@@ -6,35 +6,18 @@
     pbs, lsf, sge, htcondor, oar, moab      jobs on another queue, by dask-jobqueue's class for it
     attach       a Dask cluster that somebody else started, and that is never shut down
 
-`--cluster NAME|FILE` chooses one: a file, or the name of one in a folder of the site's own (`SLIDESAM_PROFILES`,
-`infra/profiles` here, `infra/profiles` of the checkout that is installed) or of those that come with slidesam.
-
 Of a queue, stages that want the accelerator and stages that never do can have different jobs: `gpu` and `cpu`. Where there is
-no `gpu`, the jobs of `cpu` do everything.
+no `gpu`, the jobs of `cpu` do everything. `find_profile` reads profiles from files.
 """
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    WithJsonSchema,
-    field_validator,
-    model_validator,
-)
-
-from slidesam.tasks.errors import SettingsError
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 # A block of 2048 px takes micro-sam's AMG with ViT-B 7 GiB on the CPU, AIS 4.4, `watershed` 0.3 (benchmarks/block.py).
 _BYTES_PER_WORKER = 8 * 2**30
@@ -265,121 +248,6 @@ JobProfile = SlurmProfile | QueueProfile
 ClusterProfile = Annotated[
     LocalProfile | LocalGpuProfile | SlurmProfile | QueueProfile | AttachProfile, Field(discriminator="kind")
 ]
-# As a parameter of a flow it may also be given by its name or file; a form shows it as that.
-ProfileChoice = Annotated[
-    ClusterProfile,
-    BeforeValidator(lambda value: load_profile(value) if isinstance(value, str) else value),
-    WithJsonSchema({"type": "string", "title": "Cluster"}),
-]
-_ADAPTER: TypeAdapter[Any] = TypeAdapter(ClusterProfile)
-_SHIPPED = Path(__file__).parent / "profiles"
-
-
-def load_profile(name: str, changes: Mapping[str, object] | None = None) -> Any:
-    """A profile by name or file.
-
-    Args:
-        name: Name of a profile, or path of a YAML file.
-        changes: Dotted key → value, put over what the file says.
-
-    Raises:
-        SettingsError: There is no such profile, or it can't be used.
-    """
-    path = _find(name)
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingsError(f"cluster profile {path} can't be read: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise SettingsError(
-            f"cluster profile {path} holds no `key: value`: `slidesam cluster show slurm-gpu` shows one"
-        )
-    for key, value in (changes or {}).items():
-        _put(values, key, value)
-    return make_profile(values, f"cluster profile {name}")
-
-
-def make_profile(values: Mapping[str, object], what: str = "cluster profile") -> Any:
-    """A profile from its keys.
-
-    Raises:
-        SettingsError: A key is unknown, or its value can't be used.
-    """
-    try:
-        return _ADAPTER.validate_python(dict(values))
-    except ValidationError as error:
-        raise SettingsError(f"{what}: {_in_words(error, values)}") from None
-
-
-def profile_names() -> dict[str, Path]:
-    """All profiles that can be named, and where each is; a site's own goes before the shipped one of its name."""
-    found: dict[str, Path] = {}
-    for folder in _folders():
-        for path in sorted(folder.glob("*.yaml")):
-            found.setdefault(path.stem, path)
-    return found
-
-
-def _folders() -> Iterator[Path]:
-    yield from (Path(each) for each in os.environ.get("SLIDESAM_PROFILES", "").split(os.pathsep) if each)
-    yield Path("infra/profiles")
-    yield Path(__file__).resolve().parents[2] / "infra" / "profiles"
-    yield _SHIPPED
-
-
-def _find(name: str) -> Path:
-    if name.endswith((".yaml", ".yml")) or os.sep in name:
-        if not Path(name).is_file():
-            raise SettingsError(f"cluster profile {name}: there is no such file")
-        return Path(name)
-    known = profile_names()
-    if name not in known:
-        raise SettingsError(
-            f"there is no cluster profile {name!r}: give a YAML file, or one of {', '.join(sorted(known))}"
-        )
-    return known[name]
-
-
-def _put(tree: dict[str, Any], name: str, value: object) -> None:
-    *sections, key = name.split(".")
-    for section in sections:
-        if tree.get(section) is None:
-            tree[section] = {}
-        tree = tree[section]
-        if not isinstance(tree, dict):
-            raise SettingsError(f"cluster profile: {name}: {section} holds a value, not further keys")
-    tree[key] = value
-
-
-def _in_words(error: ValidationError, values: Mapping[str, object]) -> str:
-    """The first thing that is wrong."""
-    first = error.errors(include_url=False)[0]
-    kinds = ["local", "local-gpu", "slurm", "pbs", "lsf", "sge", "htcondor", "oar", "moab", "attach"]
-    parts = [str(part) for part in first["loc"] if part not in kinds]
-    # Of a choice between types pydantic names the branch too.
-    name = ".".join(part for part in parts if "[" not in part and part not in ("int", "float", "str"))
-    match first["type"]:
-        case "union_tag_invalid" | "union_tag_not_found":
-            return f"kind must be one of {', '.join(kinds)}, not {values.get('kind')!r}"
-        case "extra_forbidden":
-            return f"unknown key {name}: one of {values.get('kind')} has {', '.join(_keys(parts[:-1], values))}"
-        case "missing" if name == "address":
-            return "address is needed, that of a Dask scheduler that runs: give --scheduler tcp://HOST:PORT"
-        case "missing":
-            return f"{name} is needed"
-    words = first["msg"].removeprefix("Value error, ")
-    return f"{name}: {words}" if name else words
-
-
-def _keys(sections: Sequence[str], values: Mapping[str, object]) -> list[str]:
-    """The keys that a profile of this kind has at a place."""
-    models: dict[object, type[BaseModel]] = {
-        "local": LocalProfile, "local-gpu": LocalGpuProfile, "slurm": SlurmProfile, "attach": AttachProfile,
-    }  # fmt: skip
-    model = models.get(values.get("kind"), QueueProfile)
-    for section in sections:
-        model = {"scheduler": Scheduler}.get(section, SlurmJobs if model is SlurmProfile else QueueJobs)
-    return list(model.model_fields)
 
 
 def _clock(seconds: int) -> str:

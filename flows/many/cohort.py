@@ -26,7 +26,7 @@ from prefect.runtime import deployment as own_deployment
 from prefect.runtime import flow_run
 
 from slidesam.flows.cluster.cluster import open_cluster
-from slidesam.flows.cluster.profile import ProfileChoice
+from slidesam.flows.cluster.find_profile import ProfileChoice
 from slidesam.flows.many.cohort_page import Row, as_markdown, cohort_progress, count_finished, row_here, row_of_run
 from slidesam.flows.prefect_api.deployed import (
     RED,

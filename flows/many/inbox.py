@@ -13,7 +13,7 @@ from prefect.client.orchestration import get_client
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
-from slidesam.flows.cluster.profile import ProfileChoice
+from slidesam.flows.cluster.find_profile import ProfileChoice
 from slidesam.flows.prefect_api.deployed import SLIDE, deployment, named_cluster, refuse_relative, start_slide
 from slidesam.flows.slide.segment_slide import run_name
 from slidesam.tasks.errors import SettingsError, in_one_line

@@ -26,7 +26,8 @@ from prefect.runtime import flow_run
 from prefect_dask.task_runners import DaskTaskRunner
 
 from slidesam.flows.cluster.cluster import Cluster, open_cluster, ssh_line
-from slidesam.flows.cluster.profile import ProfileChoice, Stage
+from slidesam.flows.cluster.find_profile import ProfileChoice
+from slidesam.flows.cluster.profile import Stage
 from slidesam.flows.prefect_api.deployed import refuse_relative
 from slidesam.flows.prefect_api.endings import add_tags, end_children
 from slidesam.flows.prefect_api.leftovers import end_leftovers

@@ -200,8 +200,8 @@ def test_a_jobs_workers_start_in_the_image(debian_root: Path, apptainer_folder: 
     """The script that a queue would be given, run without one: what it says of the container is what happens."""
     from dask.distributed import Client, LocalCluster
 
+    from slidesam.flows.cluster.find_profile import load_profile
     from slidesam.flows.cluster.jobs import job_script
-    from slidesam.flows.cluster.profile import load_profile
 
     way = {
         "container": str(debian_root), "container_command": str(apptainer_folder / "apptainer"),

@@ -19,7 +19,7 @@ SMALL = {"cores": 1, "memory": 2}
 
 def profile(name: str, **changes: object):
     """A shipped profile for the dev Slurm; `cpu__maximum_jobs=4` sets cpu.maximum_jobs."""
-    from slidesam.flows.cluster.profile import load_profile
+    from slidesam.flows.cluster.find_profile import load_profile
 
     parts = ("cpu", "gpu") if name != "slurm-cpu" else ("cpu",)
     small = {f"{part}.{key}": value for part in parts for key, value in SMALL.items()}

@@ -2,127 +2,33 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from slidesam.flows.cluster.profile import SlurmJobs, load_profile
+from slidesam.flows.cluster.find_profile import load_profile
 from slidesam.flows.doctor.doctor import doctor, examine_here, examine_there
-from slidesam.flows.doctor.judge import compare_versions, judge
-from slidesam.flows.doctor.queue import judge_partition, parse_sinfo
-from slidesam.tasks.folder import examine
-from slidesam.tasks.folder.examine import Expected, Finding
+from slidesam.tasks.folder.examine import Finding
 from slidesam.tasks.settings.sections import make_settings
 from tests.support import ROOT
+from tests.support.doctor import api, configured, local, named
 from tests.support.prefect_fixtures import THIRD_PARTY_WARNINGS
 from tests.support.slurm_fixtures import HOST, profile, queue, until
 
 pytestmark = [pytest.mark.filterwarnings(each) for each in THIRD_PARTY_WARNINGS]
 WATERSHED = make_settings(overrides={"segmenter.kind": "watershed"})
 MICROSAM = make_settings()
-SINFO = """
-cpu*|up|infinite|1|(null)|idle
-cpu*|up|infinite|1|gpu:2|mix
-short|up|30:00|4|(null)|idle
-a100|up|1-00:00:00|2|gpu:a100:4(S:0-1,3),gpu:1g.10gb:7(S:0)|alloc
-night|down|infinite|2|(null)|idle
-old|up|infinite|3|gpu:1|down*
-"""
-
-
-@contextmanager
-def api(let_in: Collection[str] = (), password: str = "", host: str = "127.0.0.1") -> Iterator[str]:
-    """What answers like a Prefect API, to these addresses only, as behind a firewall; to all if none is named."""
-
-    class Answers(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            wanted = f"Basic {base64.b64encode(password.encode()).decode()}" if password else None
-            allowed = self.path.endswith("/health") or self.headers["Authorization"] == wanted
-            self.send_response(200 if allowed else 401)
-            self.end_headers()
-            self.wfile.write(b'"3.8.8"' if self.path.endswith("version") else b"true")
-
-        def log_message(self, *_: object) -> None: ...
-
-    class Server(ThreadingHTTPServer):
-        def verify_request(self, request, client_address) -> bool:
-            return not let_in or client_address[0] in let_in
-
-    with Server((host, 0), Answers) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://{host}:{server.server_port}/api"
-        server.shutdown()
-        thread.join()
-
-
-@contextmanager
-def configured(url: str | None, password: str | None = None) -> Iterator[None]:
-    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
-
-    with temporary_settings({PREFECT_API_URL: url, PREFECT_API_AUTH_STRING: password}):
-        yield
-
-
-def named(findings: list[Finding]) -> dict[str, Finding]:
-    """By name; what is wrong says what to do."""
-    assert all(each.cure for each in findings if each.state in ("warning", "failed"))
-    assert len({each.name for each in findings}) == len(findings)
-    return {each.name: each for each in findings}
-
-
-def local():
-    return load_profile("local", {"workers": 1})
 
 
 def no_jobs() -> bool:
     return not [job for job in queue() if job[1].startswith("slidesam-doctor")]
-
-
-def test_sinfo_is_understood() -> None:
-    rows = {row.name: row for row in parse_sinfo(SINFO)}
-    assert len(parse_sinfo(SINFO)) == 6
-    assert parse_sinfo("") == parse_sinfo("slurm_load_partitions: Unable to contact slurm controller") == []
-    assert [name for name, row in rows.items() if row.is_default] == ["cpu"]
-    assert [name for name, row in rows.items() if row.is_usable] == ["cpu", "short", "a100"]
-    assert rows["cpu"].limit == float("inf")
-    assert (rows["short"].limit, rows["a100"].limit) == (1800, 86400)
-    assert rows["a100"].gres == (("gpu:a100", 4), ("gpu:1g.10gb", 7))
-
-
-@pytest.mark.parametrize(
-    ("jobs", "state", "what", "cure"),
-    [
-        ({}, "ok", "cpu is up: 2 nodes, any walltime", ""),
-        ({"partition": "nope"}, "failed", "there is no partition nope; there are: a100, cpu", "cpu.partition"),
-        ({"partition": "short"}, "failed", "up to 0.5 h; cpu.walltime is 04:00:00", "lower cpu.walltime"),
-        ({"partition": "night"}, "failed", "night has no node that takes jobs (partition down)", "wait for it"),
-        ({"partition": "old"}, "failed", "old has no node that takes jobs (down*)", "sinfo -R -p old"),
-        ({"partition": "a100", "gpus": 4, "gpu_type": "a100", "workers": 4, "cores": 4}, "ok", "24 h", ""),
-        ({"partition": "a100", "gpus": 1, "gpu_type": "1g.10gb"}, "ok", "24 h", ""),
-        ({"partition": "a100", "gpus": 1, "gpu_type": "h100"}, "warning", "there is: gpu:1g.10gb:7, gpu:a100:4", "cpu.gpu_type"),
-        ({"partition": "short", "gpus": 1, "walltime": "20:00"}, "warning", "there is: none", "cpu.gpus"),
-    ],
-)  # fmt: skip
-def test_partitions_are_judged(jobs, state, what, cure) -> None:
-    finding = judge_partition("cpu", SlurmJobs(**jobs), parse_sinfo(SINFO))
-    assert finding.state == state
-    assert what in finding.what
-    assert cure in finding.cure
-    assert bool(cure) == bool(finding.cure)
 
 
 def test_without_slurm_nothing_is_tried_there(monkeypatch, tmp_path: Path) -> None:
@@ -185,67 +91,6 @@ def test_output_weights_and_functions_that_cannot_be_had(monkeypatch, tmp_path: 
     found = named(examine_here(local(), unknown, None))["segmenter"]
     assert found.state == "failed"
     assert "PYTHONPATH" in found.cure
-
-
-def test_other_versions_are_listed() -> None:
-    here = {"python": "3.11.7", "slidesam": "0.1.0", "dask": "2026.8.0", "numpy": "2.4.6", "torch": "2.15.0"}
-    assert compare_versions("versions", here, here, "node1").state == "ok"
-    assert compare_versions("versions", here, here | {"numpy": "2.4.5", "python": "3.11.9"}, "node1").state == "warning"
-    assert compare_versions("versions", here, here | {"torch": None}, "node1").state == "warning"
-    for other in ({"slidesam": "0.1.1"}, {"dask": "2026.7.0"}, {"numpy": None}, {"python": "3.12.7"}):
-        found = compare_versions("versions", here, here | other, "node1")
-        assert found.state == "failed"
-        (name,) = other
-        assert f"{name} {other[name] or 'missing'} (here {here[name]})" in found.what
-        assert "`python` in the profile" in found.cure
-
-
-def test_what_a_worker_sees_is_judged(monkeypatch, tmp_path: Path) -> None:
-    kept = {"segmenter": MICROSAM.segmenter.model_dump_json(), "identity": "vit_b_lm", "folder": str(tmp_path)}
-    expected = Expected("gpu", examine.versions(), "http://10.0.0.1/api", token="t", cores=10_000, memory=1, **kept)
-    facts = examine.examine(vars(replace(expected, api=None, segmenter=None)))
-    facts |= {"api": ("silent", "timed out"), "segmenter": ("vit_b", ""), "temporary": ("/scratch", 0, "")}
-    facts |= {"host": "node1", "device": {"given": "cpu", "gpus": [], "error": "", "torch": ""}}
-    found = named(judge(expected, facts))
-    assert {name for name, each in found.items() if each.state == "warning"} == {
-        "gpu: device", "gpu: temporary files", "gpu: size"
-    }  # fmt: skip
-    assert "minutes per block" in found["gpu: device"].what
-    assert "--cluster slurm-gpu" in found["gpu: device"].cure
-    assert "local_directory" in found["gpu: temporary files"].cure
-    assert "lower gpu.cores" in found["gpu: size"].cure
-    assert found["gpu: segmenter"].state == found["gpu: Prefect API"].state == "failed"
-    assert "MICROSAM_CACHEDIR" in found["gpu: segmenter"].cure
-    assert "firewall" in found["gpu: Prefect API"].cure
-    # Nobody left a note here.
-    assert "has another folder of that name" in found["gpu: output folder"].what
-    facts["notes"] = ("", "Read-only file system", "node1-7")
-    assert "can read" in named(judge(expected, facts))["gpu: output folder"].what
-    monkeypatch.setattr("slidesam.flows.doctor.judge._PATIENCE", 0.0)
-    facts["notes"] = ("", "", "node1-7")
-    assert "isn't seen here" in named(judge(expected, facts))["gpu: output folder"].what
-    (tmp_path / "doctor-t.node1-7").write_text("t")
-    assert named(judge(expected, facts))["gpu: output folder"].state == "ok"
-    facts["device"]["error"] = "node1: this worker was given the device 0, but torch finds no GPU: see that nvidia-smi"
-    assert named(judge(expected, facts))["gpu: device"].cure == "see that nvidia-smi"
-    assert len(judge(expected, facts | {"versions": facts["versions"] | {"slidesam": "0"}})) == 1
-
-
-def test_workers_of_a_cluster_that_runs_need_the_preload() -> None:
-    from dask.distributed import LocalCluster
-
-    with (
-        api() as url,
-        configured(url),
-        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0") as cluster,
-    ):
-        where = load_profile("attach", {"address": cluster.scheduler_address})
-        host = "127.0.0.1" if "127.0.0.1" in cluster.scheduler_address else cluster.workers[0].ip
-        found = named(examine_there(where, WATERSHED, None, []))
-    assert found[f"worker on {host}: worker"].state == "failed"
-    assert "2 threads and without slidesam.flows.cluster.on_worker" in found[f"worker on {host}: worker"].what
-    assert "--preload slidesam.flows.cluster.on_worker --nthreads 1" in found[f"worker on {host}: worker"].cure
-    assert found[f"worker on {host}: versions"].state == found[f"worker on {host}: segmenter"].state == "ok"
 
 
 app = typer.Typer()

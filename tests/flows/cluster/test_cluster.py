@@ -1,0 +1,46 @@
+"""What a profile starts, without starting it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from slidesam.flows.cluster.cluster import Cluster, ssh_line
+from slidesam.flows.cluster.find_profile import load_profile
+
+
+def test_one_kind_of_job_serves_all_stages_and_two_are_kept_apart() -> None:
+    one, two = Cluster(load_profile("slurm-cpu")), Cluster(load_profile("slurm-gpu"))
+    assert [one.part("cpu"), one.part("gpu"), two.part("gpu")] == ["cpu", "cpu", "gpu"]
+    assert one.job_names == [f"{one.name}-cpu"]
+    assert two.job_names == [f"{two.name}-cpu", f"{two.name}-gpu"]
+    assert one.name != two.name
+    assert Cluster(load_profile("local")).job_names == []
+
+
+def test_without_slurm_a_slurm_run_says_so(monkeypatch) -> None:
+    from slidesam.tasks.errors import ClusterError
+
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(ClusterError, match=r"Slurm's commands aren't here on .*login or compute node"):
+        _ = Cluster(load_profile("slurm-cpu")).address
+
+
+def test_the_ssh_line_names_host_and_port() -> None:
+    assert ssh_line("http://10.0.0.5:8787/status").startswith("ssh -N -L 8787:10.0.0.5:8787 ")
+
+
+@pytest.mark.slow
+def test_a_cluster_that_was_open_leaves_dasks_defaults() -> None:
+    """Where Dask's distributed part is first imported with the cluster: its defaults must not go with our settings."""
+    code = (
+        "import dask, sys; from slidesam.flows.cluster.cluster import LocalProfile, open_cluster\n"
+        "assert 'distributed' not in sys.modules\n"
+        "with open_cluster(LocalProfile(workers=1)) as cluster: cluster.address\n"
+        "print(dask.config.get('distributed.comm.require-encryption', 'gone'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "None"

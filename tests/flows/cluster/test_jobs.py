@@ -1,0 +1,129 @@
+"""The job scripts that come of profiles: text, so it is tested as text, without any queue."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from slidesam.flows.cluster.find_profile import load_profile, make_profile
+from slidesam.flows.cluster.jobs import job_script, scheduler_options
+
+LOGS = Path("/shared/out/.slidesam/.jobs")
+WORKERS = "-m slidesam.flows.cluster.device_workers tcp://SCHEDULER:PORT --name slidesam-0"
+ENDING = '--death-timeout 60 --local-directory "${TMPDIR:-/tmp}"'
+
+
+def script(name: str, part: str = "cpu", **changes: object) -> list[str]:
+    profile = load_profile(name, {key.replace("__", "."): value for key, value in changes.items()})
+    return job_script(profile, part, logs=LOGS).strip().splitlines()
+
+
+SLURM_CPU = [
+    "#!/usr/bin/env bash",
+    "",
+    "#SBATCH -J slidesam",
+    "#SBATCH -n 1",
+    "#SBATCH --cpus-per-task=2",
+    "#SBATCH --mem=8G",
+    "#SBATCH -t 04:00:00",
+    '#SBATCH --output="/shared/out/.slidesam/.jobs/%x-%j.log"',
+    "#SBATCH --no-requeue",
+    "export OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2",
+    "export SLIDESAM_LEAVE_AT=$(( $(date +%s) + 13500 )) SLIDESAM_LEAVE_STAGGER=300",
+    "export SLIDESAM_LOG=/shared/out/.slidesam/.jobs/slidesam-$SLURM_JOB_ID.log",
+    f"{sys.executable} {WORKERS} --nthreads 1 --memory-limit 8.00GiB {ENDING} --workers 1 --gpus 0",
+]
+
+
+@pytest.mark.parametrize("name", ["slurm-cpu", "slurm-gpu", "slurm-mig"])
+def test_cpu_jobs_of_the_shipped_slurm_profiles(name: str) -> None:
+    assert script(name) == SLURM_CPU
+
+
+def test_gpu_jobs_of_the_shipped_slurm_profiles() -> None:
+    assert script("slurm-cpu", "gpu") == SLURM_CPU
+    gpu = "\n".join(script("slurm-gpu", "gpu"))
+    for line in ("#SBATCH -p gpu", "#SBATCH --gres=gpu:1", "#SBATCH --cpus-per-task=4", "#SBATCH --mem=32G"):
+        assert f"\n{line}\n" in gpu
+    assert gpu.endswith("--nthreads 1 --memory-limit 32.00GiB " + ENDING + " --workers 1 --gpus 1")
+    mig = "\n".join(script("slurm-mig", "gpu"))
+    assert "\n#SBATCH --gres=gpu:1g.10gb:1\n" in mig
+    assert mig.endswith("--memory-limit 16.00GiB " + ENDING + " --workers 1 --gpus 1")
+
+
+def test_what_a_site_sets_is_in_the_script() -> None:
+    lines = script(
+        "slurm-gpu", "gpu",
+        gpu__partition="a100", gpu__qos="short", gpu__account="lab", gpu__gpus=2, gpu__workers=4, gpu__cores=8,
+        gpu__walltime="1-00:00:00", gpu__prologue=["module load cuda"], gpu__directives=["--constraint=ib"],
+        interface="ib0", local_directory="/scratch", python="/opt/bin/python", death_timeout=30,
+    )  # fmt: skip
+    for line in (
+        "#SBATCH -p a100", "#SBATCH -A lab", "#SBATCH --qos=short", "#SBATCH --gres=gpu:2", "#SBATCH -t 1-00:00:00",
+        "#SBATCH --constraint=ib", "module load cuda",
+        "export SLIDESAM_LEAVE_AT=$(( $(date +%s) + 85500 )) SLIDESAM_LEAVE_STAGGER=300",
+        "export OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2",
+    ):  # fmt: skip
+        assert line in lines
+    assert lines[-1] == (
+        f"/opt/bin/python {WORKERS} --nthreads 1 --memory-limit 32.00GiB --death-timeout 30 --local-directory /scratch "
+        "--workers 4 --gpus 2 --interface ib0"
+    )
+
+
+def test_workers_in_a_container_see_gpus_only_where_there_are() -> None:
+    ways = {"container": "/shared/slidesam.sif", "container_binds": ["/data", "/out put"]}
+    line = script("slurm-gpu", "gpu", **ways)[-1]
+    assert line.startswith(f"apptainer exec --nv --bind /data --bind '/out put' /shared/slidesam.sif python3 {WORKERS}")
+    line = script("slurm-gpu", "cpu", container_command="singularity", **ways)[-1]
+    assert line.startswith("singularity exec --bind /data --bind '/out put' /shared/slidesam.sif python3 -m")
+
+
+@pytest.mark.parametrize(
+    ("kind", "lines"),
+    [
+        (
+            "pbs",
+            ["#PBS -N slidesam", "#PBS -q long", "#PBS -l select=1:ncpus=2:mem=8192MB", "#PBS -l walltime=04:00:00"],
+        ),
+        ("lsf", ["#BSUB -J slidesam", "#BSUB -q long", "#BSUB -n 2", "#BSUB -W 04:00"]),
+        ("sge", ["#$ -N slidesam", "#$ -q long", "#$ -l h_rt=04:00:00"]),
+        ("moab", ["#PBS -N slidesam", "#PBS -q long", "#PBS -l walltime=04:00:00"]),
+        ("oar", ["#OAR -n slidesam", "#OAR -q long", "#OAR -l /nodes=1/core=2,walltime=04:00:00"]),
+        ("htcondor", []),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:OAR Job memory")
+def test_other_queues_of_dask_jobqueue(kind: str, lines: list[str]) -> None:
+    text = job_script(make_profile({"kind": kind, "cpu": {"queue": "long"}}), "cpu")
+    for line in lines:
+        assert line in text.splitlines()
+    assert "slidesam.flows.cluster.device_workers tcp://SCHEDULER:PORT" in text
+    assert "--workers 1 --gpus 0" in text
+
+
+def test_folders_with_signs_of_their_own_reach_sbatch_as_they_are() -> None:
+    text = job_script(load_profile("slurm-cpu", {"local_directory": "/my scratch"}), "cpu", logs=Path('/a b/50%/"c"'))
+    assert '#SBATCH --output="/a b/50%%/\\"c\\"/%x-%j.log"' in text
+    assert "--local-directory '/my scratch'" in text
+    assert """export SLIDESAM_LOG='/a b/50%/"c"'/slidesam-$SLURM_JOB_ID.log""" in text
+
+
+def test_schedulers_listen_on_one_address_and_those_of_two_parts_on_two_ports() -> None:
+    where = load_profile(
+        "slurm-gpu", {"scheduler.host": "10.0.0.5", "scheduler.port": 8786, "scheduler.dashboard_port": 8800}
+    )
+    assert scheduler_options(where, "cpu") == {"host": "10.0.0.5", "port": 8786, "dashboard_address": "10.0.0.5:8800"}
+    assert scheduler_options(where, "gpu") == {"host": "10.0.0.5", "port": 8787, "dashboard_address": "10.0.0.5:8801"}
+    alone = scheduler_options(load_profile("slurm-cpu"))
+    assert alone["host"] not in (None, "", "0.0.0.0")
+    assert alone["dashboard_address"] == f"{alone['host']}:0"
+
+
+def test_options_of_another_queue_reach_its_class() -> None:
+    part = {"options": {"resource_spec": "select=1:ncpus=4:ngpus=1", "account": "lab"}, "gpus": 1}
+    text = job_script(make_profile({"kind": "pbs", "gpu": part}), "gpu")
+    assert "#PBS -l select=1:ncpus=4:ngpus=1" in text
+    assert "#PBS -A lab" in text
