@@ -53,7 +53,7 @@ def seconds_of(slide: Path, output: Path, seconds: float, address: str, per_task
     from prefect_dask.task_runners import DaskTaskRunner
 
     from slidesam.flows.slide.stages import segment_blocks, write_image
-    from slidesam.tasks.run.run import Marks
+    from slidesam.tasks.run.marks import Marks
 
     shutil.rmtree(output, ignore_errors=True)
     settings = {

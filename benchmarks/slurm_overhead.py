@@ -49,7 +49,7 @@ def main() -> None:
     from slidesam.flows.cluster.cluster import api_host, open_cluster
     from slidesam.flows.cluster.find_profile import load_profile
     from slidesam.flows.prefect_api.server import prefect_api
-    from slidesam.tasks.run.run import jobs_folder
+    from slidesam.tasks.run.layout import jobs_folder
 
     changes: dict[str, Any] = {key: yaml.safe_load(value) for key, value in (each.split("=", 1) for each in chosen.set)}
     number = {"cpu.minimum_jobs": chosen.workers, "cpu.maximum_jobs": chosen.workers}

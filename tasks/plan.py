@@ -4,38 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.pixels.resample import grids, make_scale
 from slidesam.tasks.pixels.tissue import mask_identity
-from slidesam.tasks.run.run import Marks, Run, block_facts, kept_blocks, read_json
-from slidesam.tasks.segmenters import package_version, segmenter_identity
+from slidesam.tasks.run.files import read_json
+from slidesam.tasks.run.marks import Marks, kept_blocks
+from slidesam.tasks.run.run import Run
+from slidesam.tasks.segmenters import segmenter_identity
 from slidesam.tasks.segmenters.microsam.inputs import check_inputs
 from slidesam.tasks.segmenters.microsam.sizes import explain_sizes, with_tiles
 from slidesam.tasks.settings.sections import MicroSam, Settings
 from slidesam.tasks.slides.slide import Slide, open_slide
 from slidesam.tasks.store import convert
-from slidesam.tasks.store import ome_zarr as omezarr
-
-# Packages whose version can change a pixel.
-_PACKAGES = (
-    "slidesam",
-    "numpy",
-    "scipy",
-    "scikit-image",
-    "tifffile",
-    "imagecodecs",
-    "zarr",
-    "fastremap",
-    "torch",
-    "micro-sam",
-    "cellpose",
-    "stardist",
-    "tensorflow",
-)
 
 
 def plan_run(slide: Path, output: Path, settings: Settings) -> Run:
@@ -182,58 +165,3 @@ def _difference(name: str, before: object, now: object) -> str:
     if name in ("slide", "stitch") or "weights" in name or max(len(str(before)), len(str(now))) > 60:
         return f"{name} changed"
     return f"{name} was {before}, is {now}"
-
-
-def finished_facts(run: Run) -> dict[str, Any] | None:
-    """The provenance of this very run if it is finished, else None."""
-    facts = read_json(run.provenance)
-    if facts is None or facts.get("fingerprints") != run.fingerprints:
-        return None
-    return facts if omezarr.is_finished(run.store, run.label) else None
-
-
-def provenance(run: Run, *, objects: int, seams: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
-    """How the result was made: enough to make it again, or to say why another differs.
-
-    Args:
-        run: The run, all of whose blocks are segmented.
-        objects: Number of objects.
-        seams: The report on them, as `seam_report.make_report` returns it.
-        seconds: Per stage, the wall time of its tasks added up.
-    """
-    prepared = read_json(run.segment_folder / "params.json") or {}
-    kept = kept_blocks(run)
-    marks = [block_facts(run, block_id) or {} for block_id in kept]
-    left_out = sorted(set(range(len(run.grid))) - set(kept))
-    return {
-        "status": "finished",
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "slide": run.slide.model_dump(mode="json"),
-        "label": run.label,
-        "objects": objects,
-        "blocks": len(run.grid),
-        "blocks_without_tissue": left_out,
-        "image": {
-            "mode": run.image_plan.mode,
-            "reason": run.image_plan.reason,
-            "read_amplification_in_place": round(run.image_plan.amplification, 2),
-        },
-        "settings": run.settings.model_dump(mode="json"),
-        "segmenter": {
-            "identity": run.segmenter_identity,
-            "params": prepared.get("params"),
-            "fill": prepared.get("fill"),
-            # More than one of either: a run that was resumed elsewhere.
-            "devices": sorted({str(mark.get("device")) for mark in marks}),
-            "threads": sorted({str(mark.get("threads")) for mark in marks}),
-            **{
-                name: sorted({str(mark[name]) for mark in marks if name in mark})
-                for name in ("precision", "batch_size")
-            },
-        },
-        "fingerprints": run.fingerprints,
-        "task_seconds": {stage: round(value, 3) for stage, value in seconds.items()},
-        "versions": {name: version for name in _PACKAGES if (version := package_version(name))},
-        # Last, as it is long.
-        "seams": seams,
-    }

@@ -41,21 +41,11 @@ from slidesam.tasks.pixels.plan import in_block_levels
 from slidesam.tasks.pixels.pyramid import halve_labels, region_below, shard_regions
 from slidesam.tasks.pixels.resample import to_level0
 from slidesam.tasks.pixels.sample import sample_slide
-from slidesam.tasks.plan import provenance
 from slidesam.tasks.report.overlay import write_overlay
-from slidesam.tasks.run.run import (
-    Marks,
-    Run,
-    block_facts,
-    is_segmented,
-    kept_blocks,
-    load_arrays,
-    output_errors,
-    prepared,
-    read_json,
-    save_arrays,
-    write_json,
-)
+from slidesam.tasks.report.provenance import provenance
+from slidesam.tasks.run.files import load_arrays, output_errors, read_json, save_arrays, write_json
+from slidesam.tasks.run.marks import Marks, block_facts, is_segmented, kept_blocks, prepared
+from slidesam.tasks.run.run import Run
 from slidesam.tasks.segment.block import begin_outer, renumbered
 from slidesam.tasks.segment.devices import check_given, check_torch
 from slidesam.tasks.segment.finisher import Finisher
@@ -66,8 +56,8 @@ from slidesam.tasks.slides.slide import SlideReader
 from slidesam.tasks.stitch import groups as stitch
 from slidesam.tasks.store import convert
 from slidesam.tasks.store import ome_zarr as omezarr
-from slidesam.tasks.store.convert import open_pixels
 from slidesam.tasks.store.image import publish_image, slide_overview
+from slidesam.tasks.store.readers import open_pixels
 
 Facts = dict[str, Any]
 

@@ -123,7 +123,8 @@ def _load(settings: str, is_rgb: bool, identity: str, small: bool) -> int:
 
 def _stages(run: Any, began: float) -> dict[str, float]:
     """Wall seconds of the stages, from when their files were written."""
-    from slidesam.tasks.run.run import Marks, read_json
+    from slidesam.tasks.run.files import read_json
+    from slidesam.tasks.run.marks import Marks
 
     params = run.segment_folder / "params.json"
     known = read_json(params) or {}

@@ -315,7 +315,7 @@ def finished_runs(store: Path, label: str | None = None) -> dict[str, dict[str, 
     Raises:
         SettingsError: It is no store, none of its label images is finished, or not this one.
     """
-    from slidesam.tasks.run.run import read_json
+    from slidesam.tasks.run.files import read_json
 
     folder, name = store.absolute().parent, store.absolute().name.removesuffix(_STORE)
     if not store.is_dir() or not store.absolute().name.endswith(_STORE):

@@ -93,7 +93,7 @@ def show(
     """Print what a profile would start: for a queue, the job scripts that would be submitted."""
     from slidesam.flows.cluster.jobs import job_script
     from slidesam.flows.cluster.profile import QueueProfile, SlurmProfile
-    from slidesam.tasks.run.run import jobs_folder
+    from slidesam.tasks.run.layout import jobs_folder
 
     profile = choose_profile(name, [*(changes or ()), *(["address=tcp://HOST:PORT"] if name == "attach" else [])])
     if not isinstance(profile, SlurmProfile | QueueProfile):

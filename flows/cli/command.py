@@ -15,7 +15,7 @@ from slidesam.flows.console import err, out, say, say_failed
 from slidesam.flows.prefect_api.server import prefect_api
 from slidesam.flows.signals import Stops, interrupts
 from slidesam.tasks.errors import CohortFailures, SettingsError
-from slidesam.tasks.run.run import jobs_folder
+from slidesam.tasks.run.layout import jobs_folder
 from slidesam.tasks.run.status import unchanged_since_refused, unfinished
 from slidesam.tasks.settings.sections import Settings, make_settings
 from slidesam.tasks.slides.listing import Listed, list_slides

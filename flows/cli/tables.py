@@ -14,7 +14,8 @@ from rich.text import Text
 from slidesam.flows.cluster.cluster import ssh_line
 from slidesam.tasks.errors import SegmenterError
 from slidesam.tasks.grid import BlockGrid
-from slidesam.tasks.plan import explain, finished_facts, with_sizes
+from slidesam.tasks.plan import explain, with_sizes
+from slidesam.tasks.report.provenance import finished_facts
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.segmenters import segmenter_identity
 from slidesam.tasks.settings.sections import Settings

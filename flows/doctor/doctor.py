@@ -36,7 +36,7 @@ from slidesam.flows.doctor.visit import visit
 from slidesam.tasks.errors import ServerError
 from slidesam.tasks.folder import examine
 from slidesam.tasks.folder.examine import Expected, Finding
-from slidesam.tasks.run.run import jobs_folder
+from slidesam.tasks.run.layout import jobs_folder
 from slidesam.tasks.settings.sections import Settings
 
 TIMEOUT = 120.0

@@ -42,7 +42,7 @@ from slidesam.flows.prefect_api.deployed import SLIDE as SLIDE_DEPLOYMENT
 from slidesam.flows.progress.run_page import harmless
 from slidesam.flows.slide.segment_slide import run_name
 from slidesam.tasks.errors import CohortFailures, SettingsError, in_one_line
-from slidesam.tasks.run.run import jobs_folder
+from slidesam.tasks.run.layout import jobs_folder
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.listing import Listed, list_slides
 

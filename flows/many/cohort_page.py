@@ -18,7 +18,7 @@ from prefect.utilities.urls import url_for
 from slidesam.flows.progress.markdown import table, text
 from slidesam.flows.progress.run_page import harmless
 from slidesam.tasks.errors import in_one_line
-from slidesam.tasks.run.run import read_json
+from slidesam.tasks.run.files import read_json
 from slidesam.tasks.run.status import read_state
 from slidesam.tasks.slides.listing import Listed
 

@@ -19,8 +19,8 @@ from slidesam.flows.slide.segment_slide import run_name
 from slidesam.tasks.errors import SettingsError, in_one_line
 from slidesam.tasks.folder.inbox import Arrival, has_result, look, note_started
 from slidesam.tasks.plan import check_output
+from slidesam.tasks.run.layout import work_folder
 from slidesam.tasks.run.lock import holder, locked
-from slidesam.tasks.run.run import work_folder
 from slidesam.tasks.settings.sections import Duration, Settings, seconds_of
 from slidesam.tasks.slides.listing import Listed
 from slidesam.tasks.slides.slide import slide_name

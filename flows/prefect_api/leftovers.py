@@ -13,8 +13,8 @@ from typing import Any
 from uuid import UUID
 
 from slidesam.flows.cluster import slurm
+from slidesam.tasks.run.files import read_json, write_json
 from slidesam.tasks.run.lock import LockedError, locked
-from slidesam.tasks.run.run import read_json, write_json
 
 
 def end_leftovers(state: Mapping[str, Any], note: Callable[[str], None], own_id: UUID | None = None) -> None:

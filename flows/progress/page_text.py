@@ -15,7 +15,8 @@ from pydantic import BaseModel
 from slidesam.flows.progress.markdown import block, code, table, text
 from slidesam.flows.progress.pace import duration_words
 from slidesam.tasks.errors import BlockFailures, SettingsError, SlideError, SlideGoneError, SlidesamError, in_one_line
-from slidesam.tasks.run.run import Run, jobs_folder
+from slidesam.tasks.run.layout import jobs_folder
+from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.slide import slide_name
 from slidesam.tasks.stitch.report import COLUMNS

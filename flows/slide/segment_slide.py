@@ -42,9 +42,13 @@ from slidesam.tasks.errors import (
     SlidesamError,
     in_one_line,
 )
-from slidesam.tasks.plan import explain, finished_facts, plan_run
+from slidesam.tasks.plan import explain, plan_run
+from slidesam.tasks.report.provenance import finished_facts
+from slidesam.tasks.run.files import read_json
+from slidesam.tasks.run.layout import jobs_folder, work_folder
 from slidesam.tasks.run.lock import holder, locked
-from slidesam.tasks.run.run import Run, is_segmented, jobs_folder, read_json, work_folder
+from slidesam.tasks.run.marks import is_segmented
+from slidesam.tasks.run.run import Run
 from slidesam.tasks.run.status import file_facts, note_finished, read_state, unchanged_since_refused, write_state
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.slide import slide_name

@@ -25,7 +25,8 @@ from slidesam.tasks.errors import (
 )
 from slidesam.tasks.pixels.plan import PIECE_BYTES
 from slidesam.tasks.plan import pieced_levels
-from slidesam.tasks.run.run import Run, batches, block_facts
+from slidesam.tasks.run.marks import block_facts
+from slidesam.tasks.run.run import Run, batches
 from slidesam.tasks.settings.sections import RunSettings
 from slidesam.tasks.stitch import groups as stitch
 from slidesam.tasks.store import convert

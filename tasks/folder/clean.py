@@ -27,8 +27,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from slidesam.tasks.errors import OutputError, in_one_line
+from slidesam.tasks.run.files import read_json, write_json
+from slidesam.tasks.run.layout import jobs_folder
 from slidesam.tasks.run.lock import LockedError, holder, locked
-from slidesam.tasks.run.run import Marks, jobs_folder, read_json, write_json
+from slidesam.tasks.run.marks import Marks
 from slidesam.tasks.settings.sections import RunSettings, seconds_of
 
 # In the order in which they go.

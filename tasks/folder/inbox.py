@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from slidesam.tasks.errors import SlidesamError
-from slidesam.tasks.run.run import read_json, write_json
+from slidesam.tasks.run.files import read_json, write_json
 from slidesam.tasks.run.status import file_facts
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.listing import slides_in

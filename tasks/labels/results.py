@@ -22,7 +22,8 @@ from slidesam.tasks.errors import OutputError
 from slidesam.tasks.grid import Block, BlockGrid, Region
 from slidesam.tasks.labels.kernels import View
 from slidesam.tasks.labels.objects import ObjectTable
-from slidesam.tasks.run.run import Run, save_array, write_atomic
+from slidesam.tasks.run.files import save_array, write_atomic
+from slidesam.tasks.run.run import Run
 from slidesam.tasks.store.ome_zarr import FAST
 
 # Side of the chunks inside a block's result: what a seam reads at least.

@@ -15,10 +15,11 @@ from skimage.segmentation import find_boundaries
 
 from slidesam.tasks.grid import BlockGrid, Region
 from slidesam.tasks.pixels.percentiles import nearest_percentiles
-from slidesam.tasks.run.run import Run, write_atomic
+from slidesam.tasks.run.files import write_atomic
+from slidesam.tasks.run.run import Run
 from slidesam.tasks.slides.slide import Slide
-from slidesam.tasks.store.convert import open_display
 from slidesam.tasks.store.image import read_published
+from slidesam.tasks.store.readers import open_display
 
 _PLACE_SIDE = 384  # pixels of level 0 that a place shows, drawn at twice their size where the slide is small
 _PLACES = 4

@@ -1,50 +1,23 @@
-"""A run (slide × label) and its folder of intermediate results: what is where, and how one knows that it is whole.
-
-    OUT/.slidesam/.jobs/                  <job>-<number>.log
-    OUT/.slidesam/<name>/.image/
-        lock.json                         who writes the slide's image
-        convert-<fingerprint>/            marks/<level>-<piece>.json
-        rechunk-<fingerprint>/            pixels.zarr, marks/<level>-<piece>.json
-    OUT/.slidesam/<name>/<label>/
-        lock.json                         who runs
-        state.json                        what `slidesam status` shows
-        segment-<fingerprint>/            params.json, tissue.npz, blocks.zarr, frames/<block_id>.blosc,
-                                          objects/<block_id>.npy, marks/<block_id>.json, starts/<block_id>.json
-        stitch-<fingerprint>/             overlaps/<group>.npz, resolved.json, relabelling.npy, offsets.npy, sizes.npy
-        paint-<fingerprint>/              measures/<group>.npy, marks/<group>.json
-
-Folders carry the fingerprint of their stage, so results made under other settings are never mixed in, and a changed setting
-redoes its stage and those after it only. A done-mark is written last, after the result that it vouches for.
-"""
+"""A run (slide × label): all that a worker must know of it, and the fingerprints of its stages."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import io
 import json
-import os
-import re
-import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from slidesam.tasks.errors import OutputError, SlidesamError, in_one_line
 from slidesam.tasks.grid import BlockGrid
 from slidesam.tasks.pixels.plan import ImagePlan, plan_image
 from slidesam.tasks.pixels.resample import Scale, best_level, grids, make_scale
+from slidesam.tasks.run.layout import work_folder
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.slide import Slide
 
-_INTEGERS = re.compile(r"\[\n\s+((?:-?\d+,\n\s+)*-?\d+)\n\s+\]")
 # Raised when the meaning of the files changes, so that a new version never reads an old one's results as its own.
 _WORK_FORMAT = 3
 
@@ -200,173 +173,8 @@ class Run(BaseModel):
         return self.work / f"paint-{self.fingerprints['export']}"
 
 
-def work_folder(output: Path, name: str, label: str) -> Path:
-    """Folder of a run's intermediate results."""
-    return output / ".slidesam" / name / label
-
-
-def jobs_folder(output: Path) -> Path:
-    """Folder of the logs of jobs that worked on an output folder."""
-    return output.resolve() / ".slidesam" / ".jobs"
-
-
 def _digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:12]
-
-
-def write_atomic(path: Path, data: bytes, *, sync: bool = True) -> None:
-    """Writes a file so that a reader sees the old one or the whole new one, never a part.
-
-    Args:
-        path: Where to.
-        data: What.
-        sync: Whether to wait until it has reached the disk.
-
-    Raises:
-        OutputError: It can't be written.
-    """
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as stream:
-            stream.write(data)
-            if sync:
-                # Without it a power cut can leave the new name on an empty file.
-                stream.flush()
-                os.fsync(stream.fileno())
-        partial.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise output_error(path, error) from error
-
-
-def output_error(path: Path, error: OSError) -> OutputError:
-    """What went wrong with a file of the output, in words."""
-    why = os.strerror(error.errno) if error.errno else in_one_line(error)
-    todo = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the folder"
-    return OutputError(f"{path} can't be written ({why}): {todo}, then run the same command again")
-
-
-@contextmanager
-def output_errors(path: Path) -> Iterator[None]:
-    """Turns the system's errors about a file of the output into words."""
-    try:
-        yield
-    except SlidesamError:
-        raise
-    except OSError as error:
-        raise output_error(path, error) from error
-
-
-def write_json(path: Path, value: object, *, sync: bool = True) -> None:
-    """Writes JSON atomically; lists of nothing but integers take a line."""
-    text = json.dumps(value, indent=2, default=str)
-    text = _INTEGERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
-    write_atomic(path, f"{text}\n".encode(), sync=sync)
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON mapping, or None where there is no such file or it isn't whole."""
-    try:
-        value = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-class Marks:
-    """Done-marks of a stage: one small JSON file per block, or per piece of an image.
-
-    Args:
-        folder: The stage's folder.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / "marks"
-
-    def put(self, block_id: int | str, facts: dict[str, Any]) -> None:
-        """Vouches for a block's result; call it after the result is written."""
-        write_json(self.folder / f"{block_id}.json", {"block_id": block_id, **facts})
-
-    def remove(self, block_id: int | str) -> None:
-        """Takes a mark back; call it before the result is replaced."""
-        (self.folder / f"{block_id}.json").unlink(missing_ok=True)
-
-    def get(self, block_id: int | str) -> dict[str, Any] | None:
-        """A block's facts, or None while it isn't done."""
-        return read_json(self.folder / f"{block_id}.json")
-
-    def names(self) -> set[str]:
-        """Of all marks at once, without reading them: what a plan needs."""
-        try:
-            with os.scandir(self.folder) as entries:
-                return {entry.name[:-5] for entry in entries if entry.name[0] != "." and entry.name.endswith(".json")}
-        except FileNotFoundError:
-            return set()
-
-
-def block_facts(run: Run, block_id: int) -> dict[str, Any] | None:
-    """The done-mark of a segmented block, or None: also where the mark is damaged or what it vouches for is gone."""
-    facts = Marks(run.segment_folder).get(block_id)
-    if facts is None or not isinstance(facts.get("count"), int):
-        return None
-    folder = run.segment_folder
-    files = (f"blocks.zarr/c/{block_id}/0/0", f"objects/{block_id}.npy", f"frames/{block_id}.blosc")
-    return facts if facts["count"] == 0 or all((folder / name).exists() for name in files) else None
-
-
-def prepared(run: Run) -> dict[str, Any]:
-    """What `prepare_slide` found: `params`, `fill`, and `blocks`, the ids of those that hold tissue (None for all).
-
-    Raises:
-        OutputError: It is gone.
-    """
-    known = read_json(run.segment_folder / "params.json")
-    if known is None:
-        raise OutputError(f"{run.name}: {run.segment_folder} lost its params.json: run the same command again")
-    return known
-
-
-def kept_blocks(run: Run) -> list[int]:
-    """Ids of the blocks that are segmented, ascending."""
-    blocks = prepared(run)["blocks"]
-    return list(range(len(run.grid))) if blocks is None else blocks
-
-
-def is_segmented(run: Run) -> bool:
-    """Whether all blocks that hold tissue are segmented."""
-    if read_json(run.segment_folder / "params.json") is None:
-        return False
-    return all(block_facts(run, block_id) is not None for block_id in kept_blocks(run))
-
-
-def save_arrays(path: Path, arrays: dict[str, Any], *, compressed: bool = False) -> None:
-    """Writes named arrays into one file, atomically."""
-    buffer = io.BytesIO()
-    (np.savez_compressed if compressed else np.savez)(buffer, **arrays)
-    write_atomic(path, buffer.getvalue())
-
-
-def save_array(path: Path, array: NDArray[Any]) -> None:
-    """Writes one array that can be memory-mapped, atomically."""
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    write_atomic(path, buffer.getvalue())
-
-
-def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """What `save_arrays` wrote.
-
-    Raises:
-        OutputError: The file is damaged; it is removed, so that the next run makes it anew.
-    """
-    try:
-        with np.load(path) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        path.unlink(missing_ok=True)
-        raise OutputError(f"{path} is damaged and was removed: run the same command again") from error
 
 
 def batches(block_ids: Sequence[int], size: int) -> Iterator[tuple[int, ...]]:

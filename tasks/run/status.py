@@ -7,8 +7,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from slidesam.tasks.run.files import read_json, write_json
+from slidesam.tasks.run.layout import work_folder
 from slidesam.tasks.run.lock import holder
-from slidesam.tasks.run.run import Run, read_json, work_folder, write_json
+from slidesam.tasks.run.run import Run
 
 
 def write_state(output: Path, name: str, label: str, status: str, **facts: Any) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from slidesam.tasks.errors import BlockLostError, OutputError
-from slidesam.tasks.run.run import read_json, write_json
+from slidesam.tasks.run.files import read_json, write_json
 
 # Set in processes that may be ended for a block that takes too long: something starts another in their place.
 DISPOSABLE = "SLIDESAM_WORKER"

@@ -24,18 +24,9 @@ from slidesam.tasks.labels.objects import ObjectTable, twins
 from slidesam.tasks.labels.results import BlockResults, Frames, load_table
 from slidesam.tasks.pixels.plan import in_block_levels, shard_region
 from slidesam.tasks.pixels.pyramid import halve_labels
-from slidesam.tasks.run.run import (
-    Marks,
-    Run,
-    block_facts,
-    kept_blocks,
-    load_arrays,
-    output_errors,
-    read_json,
-    save_array,
-    save_arrays,
-    write_json,
-)
+from slidesam.tasks.run.files import load_arrays, output_errors, read_json, save_array, save_arrays, write_json
+from slidesam.tasks.run.marks import Marks, block_facts, kept_blocks
+from slidesam.tasks.run.run import Run
 from slidesam.tasks.stitch import report as seam_report
 from slidesam.tasks.stitch.match import compare_views
 from slidesam.tasks.stitch.resolve import Instances, Pairs, resolve

@@ -18,84 +18,17 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from slidesam.tasks.errors import OutputError
 from slidesam.tasks.grid import Region
 from slidesam.tasks.pixels.plan import shard_region
 from slidesam.tasks.pixels.pyramid import halve, halve_region
-from slidesam.tasks.pixels.resample import LevelReader, ScaledReader
-from slidesam.tasks.run.run import Marks, Run, read_json, write_json
-from slidesam.tasks.slides.slide import PixelReader, SlideReader
+from slidesam.tasks.run.files import read_json, write_json
+from slidesam.tasks.run.marks import Marks
+from slidesam.tasks.run.run import Run
+from slidesam.tasks.slides.slide import SlideReader
 from slidesam.tasks.store.image import is_filling, is_shown, note_filling, ready_store, show_image
 from slidesam.tasks.store.ome_zarr import create_plane_array, open_level, write_shards
 
 _BAND_ROWS = 256
-
-
-class ArrayReader:
-    """Reads regions of a TCZYX array's first plane.
-
-    Args:
-        array: The array.
-        channels: Which of its channels.
-    """
-
-    def __init__(self, array: zarr.Array[Any], channels: tuple[int, ...]) -> None:
-        self._array, self._channels = array, channels
-
-    def read(self, region: Region) -> NDArray[Any]:
-        """(y, x, c) pixels of a region, C-contiguous."""
-        pixels = np.empty((*region.shape, len(self._channels)), self._array.dtype)
-        for number, channel in enumerate(self._channels):
-            pixels[..., number] = self._array[(0, channel, 0, *region.slices)]
-        return pixels
-
-    def close(self) -> None:
-        """Nothing to give back."""
-
-
-def open_pixels(run: Run) -> PixelReader:
-    """What the blocks are read from, in the pixels that are segmented.
-
-    The converted or rechunked pixels, or the slide itself: on level 0 they hold the same.
-    """
-    if run.scale.is_one:
-        return _open_level0(run)
-    level = run.segmented_level
-    if run.image_plan.mode == "convert":
-        shape, steps = run.image_plan.levels[level].shape, (2.0**level, 2.0**level)
-        reader = _converted(run, run.slide.channels, level)
-    elif level == 0:
-        shape, steps, reader = run.slide.shape, (1.0, 1.0), _open_level0(run)
-    else:
-        slide = SlideReader(run.slide)
-        shape, steps = run.slide.levels[level].shape, run.slide.levels[level].downsample
-        reader = LevelReader(slide.read, level, slide.close)
-    factor = run.scale.factor
-    return ScaledReader(reader, shape, (factor[0] / steps[0], factor[1] / steps[1]))
-
-
-def _open_level0(run: Run) -> PixelReader:
-    match run.image_plan.mode:
-        case "convert":
-            return _converted(run, run.slide.channels)
-        case "rechunk":
-            array = zarr.open_array(run.image_folder / "pixels.zarr" / "0", mode="r")
-            return ArrayReader(array, tuple(range(len(run.slide.channels))))
-        case _:
-            return SlideReader(run.slide)
-
-
-def open_display(run: Run, channels: tuple[int, ...]) -> PixelReader:
-    """What pictures are made from, any channels: the converted pixels, so that the slide isn't needed any more, or the slide."""
-    if run.image_plan.mode == "convert":
-        return _converted(run, channels)
-    return SlideReader(run.slide.model_copy(update={"channels": channels}))
-
-
-def _converted(run: Run, channels: tuple[int, ...], level: int = 0) -> PixelReader:
-    if not is_shown(run):
-        raise OutputError(f"{run.store}: its image was taken away or replaced: run the same command again")
-    return ArrayReader(zarr.open_array(run.store / str(level), mode="r"), channels)
 
 
 def is_ready(run: Run) -> bool:

@@ -11,6 +11,7 @@ chunk is a file.
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 import shutil
@@ -29,12 +30,12 @@ from ome_zarr_models.v04.axes import Axis as AxisV04
 from ome_zarr_models.v05 import multiscales as v05
 from ome_zarr_models.v05.axes import Axis as AxisV05
 from zarr.codecs import BloscCodec
+from zarr.core import sync
 
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.grid import Region
 from slidesam.tasks.pixels.plan import in_block_levels, largest_divisor, level_shapes
 from slidesam.tasks.settings.sections import ImageSettings
-from slidesam.tasks.store.zarr_ends import end_loop  # noqa: F401 (called at the process's end)
 
 AXES = ("t", "c", "z", "y", "x")
 _TYPES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
@@ -47,6 +48,8 @@ FORMATS = {"0.5": 3, "0.4": 2}
 FAST = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": 1}
 # How they tell of the system's errors.
 _SYSTEM_ERROR = re.compile(r"os error (\d+)")
+# How long zarr's thread may take to end, in seconds.
+_PATIENCE = 10.0
 Pixel = tuple[float, float]
 
 
@@ -317,3 +320,20 @@ def _forget(group: zarr.Group, names: Sequence[str]) -> None:
 def _folder(group: zarr.Group) -> Path:
     """Where a group of a local store lies."""
     return Path(str(group.store_path.store).removeprefix("file://")) / group.path
+
+
+def _end_zarrs_thread() -> None:
+    """Stops zarr's event loop and waits for its thread; zarr closes the loop afterwards.
+
+    At a process's end zarr gives its thread 0.2 s, which a busy machine may not, and then closes the loop under it: a traceback
+    where somebody only pressed Ctrl-C.
+    """
+    loop, thread = sync.loop[0], sync.iothread[0]
+    if loop is None or thread is None or not thread.is_alive():
+        return
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(_PATIENCE)
+
+
+# What is registered last is called first: zarr registered its own as it was imported above.
+atexit.register(_end_zarrs_thread)

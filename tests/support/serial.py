@@ -9,7 +9,8 @@ import zarr
 
 from slidesam.tasks import steps
 from slidesam.tasks.plan import pieced_levels, plan_run
-from slidesam.tasks.run.run import Run, kept_blocks
+from slidesam.tasks.run.marks import kept_blocks
+from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.sections import make_settings
 from slidesam.tasks.stitch import groups as stitch
 from slidesam.tasks.store import convert

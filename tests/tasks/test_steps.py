@@ -14,8 +14,10 @@ from skimage.data import immunohistochemistry
 from slidesam.tasks import steps
 from slidesam.tasks.errors import OutputError, SegmenterError
 from slidesam.tasks.pixels import pyramid, sample
-from slidesam.tasks.plan import finished_facts, plan_run
-from slidesam.tasks.run.run import Run, block_facts
+from slidesam.tasks.plan import plan_run
+from slidesam.tasks.report.provenance import finished_facts
+from slidesam.tasks.run.marks import block_facts
+from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.sections import make_settings
 from slidesam.tasks.slides.slide import SlideReader, open_slide
 from tests.support.serial import segment_serially, stitch_serially, write_image_serially

@@ -23,7 +23,9 @@ from benchmarks.stitching.case import Case
 from slidesam.tasks.labels.objects import describe_block
 from slidesam.tasks.labels.results import save_frame, save_table
 from slidesam.tasks.plan import plan_run
-from slidesam.tasks.run.run import Marks, Run, write_json
+from slidesam.tasks.run.files import write_json
+from slidesam.tasks.run.marks import Marks
+from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.sections import ImageSettings, make_settings
 from slidesam.tasks.stitch import groups as steps
 from slidesam.tasks.store import ome_zarr as omezarr

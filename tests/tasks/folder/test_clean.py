@@ -16,7 +16,8 @@ import zarr
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.folder import clean as clean_module
 from slidesam.tasks.folder.clean import clean, size_of
-from slidesam.tasks.plan import finished_facts, plan_run
+from slidesam.tasks.plan import plan_run
+from slidesam.tasks.report.provenance import finished_facts
 from slidesam.tasks.run.lock import Owner, locked
 from slidesam.tasks.run.status import note_finished, read_states, write_state
 from slidesam.tasks.settings.sections import make_settings

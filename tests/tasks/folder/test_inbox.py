@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from slidesam.tasks.folder.inbox import has_result, look, note_started
-from slidesam.tasks.run.run import write_json
+from slidesam.tasks.run.files import write_json
 from slidesam.tasks.settings.sections import make_settings
 from tests.support.slides import write_numbered_slide
 

@@ -26,6 +26,7 @@ from slidesam.tasks.settings.sections import ImageSettings, make_settings
 from slidesam.tasks.slides.slide import Level, Slide, open_slide
 from slidesam.tasks.slides.tiff.layout import TiffLevel
 from slidesam.tasks.store import convert
+from slidesam.tasks.store.readers import open_pixels
 from tests.support import DATA
 from tests.support.made_slides import Made, make_all, write_zarr
 from tests.support.serial import segment_serially, write_image_serially
@@ -80,7 +81,7 @@ def test_any_kind_of_slide_converts_and_rechunks_to_its_own_pixels(
             continue
         run = planned(each.path, tmp_path / f"r{number}", image__convert="never", image__rechunk="always")
         write_image_serially(run)
-        found = convert.open_pixels(run).read(Region(3, 5, 40, 50))
+        found = open_pixels(run).read(Region(3, 5, 40, 50))
         expected = plane_of(each)[list(run.slide.channels), 3:40, 5:50]
         np.testing.assert_array_equal(np.moveaxis(found, -1, 0), expected, name)
 
@@ -242,7 +243,7 @@ def test_an_image_that_another_labels_run_reads_isnt_taken_away(tmp_path: Path) 
     write_image_serially(second)
     # Whoever reads an image that is another by now is told, and gets no pixels of it.
     with pytest.raises(OutputError, match="was taken away or replaced"):
-        convert.open_pixels(first)
+        open_pixels(first)
 
 
 def test_another_plane_in_between_leaves_nothing_behind(tmp_path: Path) -> None:

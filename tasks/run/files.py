@@ -1,0 +1,111 @@
+"""Files of the output: written whole or not at all, their errors in words."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slidesam.tasks.errors import OutputError, SlidesamError, in_one_line
+
+_INTEGERS = re.compile(r"\[\n\s+((?:-?\d+,\n\s+)*-?\d+)\n\s+\]")
+
+
+def write_atomic(path: Path, data: bytes, *, sync: bool = True) -> None:
+    """Writes a file so that a reader sees the old one or the whole new one, never a part.
+
+    Args:
+        path: Where to.
+        data: What.
+        sync: Whether to wait until it has reached the disk.
+
+    Raises:
+        OutputError: It can't be written.
+    """
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as stream:
+            stream.write(data)
+            if sync:
+                # Without it a power cut can leave the new name on an empty file.
+                stream.flush()
+                os.fsync(stream.fileno())
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise output_error(path, error) from error
+
+
+def output_error(path: Path, error: OSError) -> OutputError:
+    """What went wrong with a file of the output, in words."""
+    why = os.strerror(error.errno) if error.errno else in_one_line(error)
+    todo = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the folder"
+    return OutputError(f"{path} can't be written ({why}): {todo}, then run the same command again")
+
+
+@contextmanager
+def output_errors(path: Path) -> Iterator[None]:
+    """Turns the system's errors about a file of the output into words."""
+    try:
+        yield
+    except SlidesamError:
+        raise
+    except OSError as error:
+        raise output_error(path, error) from error
+
+
+def write_json(path: Path, value: object, *, sync: bool = True) -> None:
+    """Writes JSON atomically; lists of nothing but integers take a line."""
+    text = json.dumps(value, indent=2, default=str)
+    text = _INTEGERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
+    write_atomic(path, f"{text}\n".encode(), sync=sync)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """A JSON mapping, or None where there is no such file or it isn't whole."""
+    try:
+        value = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def save_arrays(path: Path, arrays: dict[str, Any], *, compressed: bool = False) -> None:
+    """Writes named arrays into one file, atomically."""
+    buffer = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(buffer, **arrays)
+    write_atomic(path, buffer.getvalue())
+
+
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """Writes one array that can be memory-mapped, atomically."""
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_atomic(path, buffer.getvalue())
+
+
+def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """What `save_arrays` wrote.
+
+    Raises:
+        OutputError: The file is damaged; it is removed, so that the next run makes it anew.
+    """
+    try:
+        with np.load(path) as arrays:
+            return dict(arrays)
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        path.unlink(missing_ok=True)
+        raise OutputError(f"{path} is damaged and was removed: run the same command again") from error
