@@ -51,7 +51,8 @@ def measure(settings: dict, side: int) -> dict[str, float]:
     from slidesam.tasks.folder.demo import demo_image
     from slidesam.tasks.segmenters import load_segmenter, segmenter_identity
     from slidesam.tasks.segmenters.microsam.sizes import with_tiles
-    from slidesam.tasks.settings.sections import MicroSam, make_settings
+    from slidesam.tasks.settings.methods import MicroSam
+    from slidesam.tasks.settings.parse import make_settings
 
     whole = make_settings({"segmenter": settings})
     seen = side + 2 * whole.blocks.halo

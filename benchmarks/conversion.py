@@ -29,8 +29,8 @@ from benchmarks.raw_limit import raw_convert
 from slidesam.tasks.pixels.plan import plan_image
 from slidesam.tasks.plan import plan_run
 from slidesam.tasks.run.run import Run
-from slidesam.tasks.settings.sections import make_settings
-from slidesam.tasks.slides.slide import Level
+from slidesam.tasks.settings.parse import make_settings
+from slidesam.tasks.slides.facts import Level
 
 
 def converted(slide: Path, output: Path, address: str) -> tuple[float, float, Run]:

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from slidesam.tasks.plan import plan_run
-from slidesam.tasks.settings.sections import make_settings
+from slidesam.tasks.settings.parse import make_settings
 
 BLOCK = 64
 # Blocks a side, seconds per block, the most that may be taken of the ideal.

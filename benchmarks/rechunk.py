@@ -22,7 +22,7 @@ from rich.table import Table
 from benchmarks.big_slide import make_channels_zarr, make_strips
 from slidesam.tasks.pixels.plan import amplification
 from slidesam.tasks.plan import plan_run
-from slidesam.tasks.settings.sections import make_settings
+from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.store.readers import open_pixels
 from tests.support.serial import write_image_serially
 

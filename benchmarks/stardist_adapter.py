@@ -72,7 +72,7 @@ def check_all() -> bool:
 
 def _checks(scratch: Path) -> Iterator[tuple[str, bool]]:
     from slidesam.tasks.segmenters import segmenter_identity
-    from slidesam.tasks.settings.sections import StarDist
+    from slidesam.tasks.settings.methods import StarDist
 
     for n_channels in (1, 3):
         folder = train(scratch / f"model{n_channels}", n_channels)
@@ -110,7 +110,7 @@ def _same_labels(folder: Path, n_channels: int) -> Iterator[tuple[str, bool]]:
     from stardist.models import StarDist2D
 
     from slidesam.tasks.segmenters.stardist import StarDistSegmenter
-    from slidesam.tasks.settings.sections import StarDist
+    from slidesam.tasks.settings.methods import StarDist
 
     image, truth = draw_discs((250, 330), seed=1)
     image = _channels(image, n_channels)
@@ -135,7 +135,7 @@ def _same_labels(folder: Path, n_channels: int) -> Iterator[tuple[str, bool]]:
 def _refusals(folder: Path, bad: Path, n_channels: int) -> Iterator[tuple[str, bool]]:
     from slidesam.tasks.errors import SegmenterError
     from slidesam.tasks.segmenters.stardist import StarDistSegmenter
-    from slidesam.tasks.settings.sections import StarDist
+    from slidesam.tasks.settings.methods import StarDist
 
     def refused(words: str, model: Path, **options: Any) -> tuple[str, bool]:
         try:

@@ -16,8 +16,10 @@ from slidesam.tasks.run.run import Run
 from slidesam.tasks.segmenters import segmenter_identity
 from slidesam.tasks.segmenters.microsam.inputs import check_inputs
 from slidesam.tasks.segmenters.microsam.sizes import explain_sizes, with_tiles
-from slidesam.tasks.settings.sections import MicroSam, Settings
-from slidesam.tasks.slides.slide import Slide, open_slide
+from slidesam.tasks.settings.methods import MicroSam
+from slidesam.tasks.settings.sections import Settings
+from slidesam.tasks.slides.facts import Slide
+from slidesam.tasks.slides.inspect import inspect_slide
 from slidesam.tasks.store import convert
 
 
@@ -35,7 +37,7 @@ def plan_run(slide: Path, output: Path, settings: Settings) -> Run:
         SegmenterError: The segmenter's weights or function aren't there.
         OutputError: The output folder can't be written.
     """
-    facts = open_slide(slide, settings.slide)
+    facts = inspect_slide(slide, settings.slide)
     settings, mask = _with_mask(settings)
     settings = with_sizes(facts, settings)
     run = Run(

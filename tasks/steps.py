@@ -51,8 +51,8 @@ from slidesam.tasks.segment.devices import check_given, check_torch
 from slidesam.tasks.segment.finisher import Finisher
 from slidesam.tasks.segment.start_marks import Attempts, is_leaving
 from slidesam.tasks.segmenters import Segmenter, jsonable_params, load_segmenter
-from slidesam.tasks.settings.sections import seconds_of
-from slidesam.tasks.slides.slide import SlideReader
+from slidesam.tasks.settings.types import seconds_of
+from slidesam.tasks.slides.reader import SlideReader
 from slidesam.tasks.stitch import groups as stitch
 from slidesam.tasks.store import convert
 from slidesam.tasks.store import ome_zarr as omezarr

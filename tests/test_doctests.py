@@ -26,7 +26,7 @@ def test_there_are_examples() -> None:
     assert (
         sum(
             doctest.testmod(importlib.import_module(f"slidesam.tasks.{name}")).attempted
-            for name in ("grid", "settings.sections")
+            for name in ("grid", "settings.parse")
         )
         > 3
     )

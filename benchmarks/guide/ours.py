@@ -66,7 +66,7 @@ def main() -> None:
     from slidesam.flows.prefect_api.server import prefect_api
     from slidesam.flows.slide.segment_slide import segment_slide
     from slidesam.tasks.plan import plan_run
-    from slidesam.tasks.settings.sections import make_settings
+    from slidesam.tasks.settings.parse import make_settings
 
     settings = make_settings(overrides=case["settings"])
     profile: Any = (

@@ -18,7 +18,7 @@ from benchmarks.guide.report import Report, Table, percent, say
 from slidesam.tasks.plan import plan_run
 from slidesam.tasks.run.marks import prepared
 from slidesam.tasks.segmenters import load_segmenter, segmenter_identity
-from slidesam.tasks.settings.sections import make_settings
+from slidesam.tasks.settings.parse import make_settings
 from tests.support.same import score
 from tests.support.serial import segment_serially
 

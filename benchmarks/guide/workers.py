@@ -26,7 +26,7 @@ from benchmarks.guide.stopwatch import Stopwatch, synchronize
 from slidesam.tasks.grid import BlockGrid
 from slidesam.tasks.segment.block import segment_outer
 from slidesam.tasks.segmenters import load_segmenter, segmenter_identity
-from slidesam.tasks.settings.sections import make_settings
+from slidesam.tasks.settings.parse import make_settings
 
 _CHUNK = 512
 _START_SECONDS = 600

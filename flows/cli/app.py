@@ -18,7 +18,10 @@ from slidesam.flows.cli.cluster import ClusterChanges, ClusterName, add_cluster_
 from slidesam.flows.cli.models import add_models_commands
 from slidesam.flows.console import out, say, say_failed
 from slidesam.tasks.errors import OutputError, SettingsError
-from slidesam.tasks.settings.sections import SEGMENTER_KINDS, Settings, make_settings, seconds_of
+from slidesam.tasks.settings.methods import SEGMENTER_KINDS
+from slidesam.tasks.settings.parse import make_settings
+from slidesam.tasks.settings.sections import Settings
+from slidesam.tasks.settings.types import seconds_of
 
 if TYPE_CHECKING:
     from slidesam.tasks.folder.clean import Removed, Size
@@ -139,10 +142,10 @@ def inspect(
 ) -> None:
     """Show what a slide is, and what would be done with it. Reads metadata only."""
     from slidesam.flows.cli.tables import slide_table
-    from slidesam.tasks.slides.slide import open_slide
+    from slidesam.tasks.slides.inspect import inspect_slide
 
     chosen = load_settings(settings, segmenter, overrides)
-    out.print(slide_table(open_slide(slide, chosen.slide), chosen, output))
+    out.print(slide_table(inspect_slide(slide, chosen.slide), chosen, output))
 
 
 @app.command()

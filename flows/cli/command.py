@@ -17,7 +17,8 @@ from slidesam.flows.signals import Stops, interrupts
 from slidesam.tasks.errors import CohortFailures, SettingsError
 from slidesam.tasks.run.layout import jobs_folder
 from slidesam.tasks.run.status import unchanged_since_refused, unfinished
-from slidesam.tasks.settings.sections import Settings, make_settings
+from slidesam.tasks.settings.parse import make_settings
+from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.listing import Listed, list_slides
 
 

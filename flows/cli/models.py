@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from slidesam.flows.console import err, out, say
-from slidesam.tasks.settings.sections import MicroSam
+from slidesam.tasks.settings.methods import MicroSam
 
 if TYPE_CHECKING:
     from slidesam.tasks.segmenters.microsam.registry import State

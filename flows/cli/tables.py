@@ -19,7 +19,7 @@ from slidesam.tasks.report.provenance import finished_facts
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.segmenters import segmenter_identity
 from slidesam.tasks.settings.sections import Settings
-from slidesam.tasks.slides.slide import Slide
+from slidesam.tasks.slides.facts import Slide
 from slidesam.tasks.stitch.report import COLUMNS
 
 _COLOURS = {"finished": "green", "running": "yellow", "stopped": "yellow", "failed": "red"}

@@ -11,7 +11,7 @@ from prefect.runtime import flow_run
 from slidesam.flows.prefect_api.leftovers import end_all_leftovers
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.folder.clean import clean as remove
-from slidesam.tasks.settings.sections import Duration, seconds_of
+from slidesam.tasks.settings.types import Duration, seconds_of
 
 
 @flow(name="clean", flow_run_name=lambda: f"clean {flow_run.parameters['output']}", persist_result=False)

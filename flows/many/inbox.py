@@ -21,9 +21,10 @@ from slidesam.tasks.folder.inbox import Arrival, has_result, look, note_started
 from slidesam.tasks.plan import check_output
 from slidesam.tasks.run.layout import work_folder
 from slidesam.tasks.run.lock import holder, locked
-from slidesam.tasks.settings.sections import Duration, Settings, seconds_of
+from slidesam.tasks.settings.sections import Settings
+from slidesam.tasks.settings.types import Duration, seconds_of
+from slidesam.tasks.slides.facts import slide_name
 from slidesam.tasks.slides.listing import Listed
-from slidesam.tasks.slides.slide import slide_name
 
 # As a form begins; Prefect makes settings of it.
 _DEFAULTS: Any = {}

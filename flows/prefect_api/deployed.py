@@ -36,9 +36,10 @@ from prefect.utilities.urls import url_for
 
 from slidesam.tasks.errors import ServerError, SettingsError
 from slidesam.tasks.run.status import read_state, unchanged_since_refused
-from slidesam.tasks.settings.sections import Cellpose, Settings, StarDist
+from slidesam.tasks.settings.methods import Cellpose, StarDist
+from slidesam.tasks.settings.sections import Settings
+from slidesam.tasks.slides.facts import slide_name
 from slidesam.tasks.slides.listing import Listed
-from slidesam.tasks.slides.slide import slide_name
 
 SLIDE, COHORT = "segment slide/slide", "segment cohort/cohort"
 RED = [StateType.FAILED, StateType.CRASHED]

@@ -18,7 +18,7 @@ from slidesam.tasks.errors import BlockFailures, SettingsError, SlideError, Slid
 from slidesam.tasks.run.layout import jobs_folder
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.sections import Settings
-from slidesam.tasks.slides.slide import slide_name
+from slidesam.tasks.slides.facts import slide_name
 from slidesam.tasks.stitch.report import COLUMNS
 
 # The picture goes to the server's database, twice: as the run's artifact and as the key's latest.

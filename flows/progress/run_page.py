@@ -34,7 +34,7 @@ from slidesam.flows.progress.page_text import count, failure_markdown, picture_u
 from slidesam.flows.progress.reporters import Reporter
 from slidesam.tasks.errors import BlockFailures, in_one_line
 from slidesam.tasks.run.run import Run
-from slidesam.tasks.slides.slide import slide_name
+from slidesam.tasks.slides.facts import slide_name
 
 Kind = Literal["progress", "result", "failure"]
 Log = logging.Logger | logging.LoggerAdapter[Any]

@@ -51,7 +51,7 @@ from slidesam.tasks.run.marks import is_segmented
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.run.status import file_facts, note_finished, read_state, unchanged_since_refused, write_state
 from slidesam.tasks.settings.sections import Settings
-from slidesam.tasks.slides.slide import slide_name
+from slidesam.tasks.slides.facts import slide_name
 from slidesam.tasks.store import convert
 
 Facts = dict[str, Any]

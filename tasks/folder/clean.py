@@ -31,7 +31,8 @@ from slidesam.tasks.run.files import read_json, write_json
 from slidesam.tasks.run.layout import jobs_folder
 from slidesam.tasks.run.lock import LockedError, holder, locked
 from slidesam.tasks.run.marks import Marks
-from slidesam.tasks.settings.sections import RunSettings, seconds_of
+from slidesam.tasks.settings.sections import RunSettings
+from slidesam.tasks.settings.types import seconds_of
 
 # In the order in which they go.
 _STAGES, _IMAGE_STAGES = ("paint-*", "stitch-*", "segment-*"), ("convert-*", "rechunk-*")

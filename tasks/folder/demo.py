@@ -10,7 +10,8 @@ import tifffile
 from numpy.typing import NDArray
 from skimage import data
 
-from slidesam.tasks.settings.sections import Settings, make_settings
+from slidesam.tasks.settings.parse import make_settings
+from slidesam.tasks.settings.sections import Settings
 
 _SIDE = 4096
 _MPP = 0.5

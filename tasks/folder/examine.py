@@ -28,7 +28,7 @@ from pydantic import TypeAdapter
 from slidesam.tasks.errors import SlidesamError, in_one_line
 from slidesam.tasks.segment import devices
 from slidesam.tasks.segmenters import package_version, segmenter_identity
-from slidesam.tasks.settings.sections import SegmenterSettings
+from slidesam.tasks.settings.methods import SegmenterSettings
 
 State = Literal["ok", "warning", "failed", "skipped"]
 PACKAGES = ("slidesam", "dask", "distributed", "prefect", "zarr", "numpy")

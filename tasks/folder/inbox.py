@@ -13,8 +13,9 @@ from slidesam.tasks.errors import SlidesamError
 from slidesam.tasks.run.files import read_json, write_json
 from slidesam.tasks.run.status import file_facts
 from slidesam.tasks.settings.sections import Settings
+from slidesam.tasks.slides.facts import slide_name
+from slidesam.tasks.slides.inspect import inspect_slide
 from slidesam.tasks.slides.listing import slides_in
-from slidesam.tasks.slides.slide import open_slide, slide_name
 
 # Seconds for which a slide that is gone is remembered.
 _REMEMBERED = 30 * 86400.0
@@ -90,7 +91,7 @@ def has_result(path: Path, output: Path, settings: Settings) -> bool:
     if facts.get("status") != "finished":
         return False
     try:
-        identity = open_slide(path, settings.slide).identity
+        identity = inspect_slide(path, settings.slide).identity
     except SlidesamError:
         return False
     return bool(facts["slide"]["identity"] == identity.model_dump(mode="json"))

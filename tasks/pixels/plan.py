@@ -13,7 +13,7 @@ import numpy as np
 
 from slidesam.tasks.grid import BlockGrid, Region
 from slidesam.tasks.settings.sections import ImageSettings
-from slidesam.tasks.slides.slide import Level, Slide
+from slidesam.tasks.slides.facts import Level, Slide
 
 Pair = tuple[int, int]
 # Above this, rewriting the pixels once is cheaper than reading them in place for every block.

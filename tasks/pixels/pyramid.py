@@ -10,7 +10,8 @@ import zarr
 from numpy.typing import NDArray
 
 from slidesam.tasks.grid import Region
-from slidesam.tasks.slides.slide import Slide, SlideReader
+from slidesam.tasks.slides.facts import Slide
+from slidesam.tasks.slides.reader import SlideReader
 
 # What prepares a slide, and what stands for it in pictures, is the first level that fits into this many pixels a side.
 OVERVIEW_SIDE = 4096

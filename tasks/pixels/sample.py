@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slidesam.tasks.grid import BlockGrid, Region
-from slidesam.tasks.slides.slide import PixelReader
+from slidesam.tasks.slides.reader import PixelReader
 
 _PLACE_SIDE = 256
 _PLACES = 144

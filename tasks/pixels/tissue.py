@@ -30,7 +30,8 @@ from scipy import ndimage
 
 from slidesam.tasks.errors import SettingsError, in_one_line
 from slidesam.tasks.grid import BlockGrid, Region
-from slidesam.tasks.slides.slide import SlideReader, open_slide
+from slidesam.tasks.slides.inspect import inspect_slide
+from slidesam.tasks.slides.reader import SlideReader
 
 MAX_MASK_PIXELS = 2**27
 _MASK_STRIP = 2**22  # pixels of a mask image that are looked at at once
@@ -226,7 +227,7 @@ def _reached(mask: NDArray[np.bool_], grid: BlockGrid, axis: int) -> tuple[NDArr
 
 
 def _read_tiff_mask(path: Path, shape: tuple[int, int]) -> NDArray[np.bool_]:
-    slide = open_slide(path)
+    slide = inspect_slide(path)
     level = next((at for at, each in enumerate(slide.levels) if math.prod(each.shape) <= MAX_MASK_PIXELS), None)
     height, width = slide.levels[-1 if level is None else level].shape
     _check_shape(path, (height, width), shape)

@@ -17,7 +17,7 @@ from slidesam.tasks.grid import BlockGrid, Region
 from slidesam.tasks.pixels.percentiles import nearest_percentiles
 from slidesam.tasks.run.files import write_atomic
 from slidesam.tasks.run.run import Run
-from slidesam.tasks.slides.slide import Slide
+from slidesam.tasks.slides.facts import Slide
 from slidesam.tasks.store.image import read_published
 from slidesam.tasks.store.readers import open_display
 

@@ -16,7 +16,7 @@ from slidesam.tasks.pixels.plan import ImagePlan, plan_image
 from slidesam.tasks.pixels.resample import Scale, best_level, grids, make_scale
 from slidesam.tasks.run.layout import work_folder
 from slidesam.tasks.settings.sections import Settings
-from slidesam.tasks.slides.slide import Slide
+from slidesam.tasks.slides.facts import Slide
 
 # Raised when the meaning of the files changes, so that a new version never reads an old one's results as its own.
 _WORK_FORMAT = 3

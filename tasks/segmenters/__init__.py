@@ -24,10 +24,10 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from slidesam.tasks.errors import SegmenterError
-from slidesam.tasks.settings.sections import Cellpose, Function, MicroSam, SegmenterSettings, StarDist, Watershed
+from slidesam.tasks.settings.methods import Cellpose, Function, MicroSam, SegmenterSettings, StarDist, Watershed
 
 if TYPE_CHECKING:
-    from slidesam.tasks.slides.slide import Slide
+    from slidesam.tasks.slides.facts import Slide
 
 Params = Mapping[str, Any]
 

@@ -33,10 +33,10 @@ from slidesam.tasks.errors import SegmenterError, in_one_line
 from slidesam.tasks.segmenters.normalize import normalized, slide_range
 from slidesam.tasks.segmenters.torch_host import choose_device, keep_to_threads
 from slidesam.tasks.segmenters.weights import given_path, hash_of
-from slidesam.tasks.settings.sections import Cellpose
+from slidesam.tasks.settings.methods import Cellpose
 
 if TYPE_CHECKING:
-    from slidesam.tasks.slides.slide import Slide
+    from slidesam.tasks.slides.facts import Slide
 
 # Of the settings, what each call of eval gets.
 _FIELDS = ("diameter", "flow_threshold", "cellprob_threshold", "min_size", "niter", "batch_size")

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slidesam.tasks.errors import SegmenterError, in_one_line
-from slidesam.tasks.settings.sections import Function
+from slidesam.tasks.settings.methods import Function
 
 if TYPE_CHECKING:
     from slidesam.tasks.segmenters import Params, Segmenter
-    from slidesam.tasks.slides.slide import Slide
+    from slidesam.tasks.slides.facts import Slide
 
 
 class PlainFunction:

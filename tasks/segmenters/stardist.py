@@ -33,10 +33,10 @@ from slidesam.tasks.errors import SegmenterError, in_one_line
 from slidesam.tasks.segmenters.normalize import normalized, slide_range
 from slidesam.tasks.segmenters.torch_host import given_threads
 from slidesam.tasks.segmenters.weights import given_path, hash_of
-from slidesam.tasks.settings.sections import StarDist
+from slidesam.tasks.settings.methods import StarDist
 
 if TYPE_CHECKING:
-    from slidesam.tasks.slides.slide import Slide
+    from slidesam.tasks.slides.facts import Slide
 
 _WHAT = "the folder of a StarDist2D model (config.json and weights)"
 _HOW = (

@@ -29,11 +29,11 @@ from skimage.filters import threshold_otsu
 from skimage.segmentation import watershed
 
 from slidesam.tasks.errors import SegmenterError
-from slidesam.tasks.settings.sections import Watershed
+from slidesam.tasks.settings.methods import Watershed
 
 if TYPE_CHECKING:
     from slidesam.tasks.segmenters import Params
-    from slidesam.tasks.slides.slide import Slide
+    from slidesam.tasks.slides.facts import Slide
 
 # Mean optical density below which a bright-field pixel is glass, after Macenko et al.
 _GLASS_DENSITY = 0.15

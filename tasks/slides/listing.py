@@ -14,8 +14,9 @@ from typing import Any
 import yaml
 
 from slidesam.tasks.errors import SettingsError
-from slidesam.tasks.settings.sections import Settings, make_settings
-from slidesam.tasks.slides.slide import EXTENSIONS, slide_name
+from slidesam.tasks.settings.parse import make_settings
+from slidesam.tasks.settings.sections import Settings
+from slidesam.tasks.slides.facts import EXTENSIONS, slide_name
 
 # What copying programs call a file until it is whole.
 _UNFINISHED = (".part", ".partial", ".tmp", ".temp", ".filepart", ".crdownload", ".download", ".!ut", ".aria2")

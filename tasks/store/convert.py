@@ -24,7 +24,7 @@ from slidesam.tasks.pixels.pyramid import halve, halve_region
 from slidesam.tasks.run.files import read_json, write_json
 from slidesam.tasks.run.marks import Marks
 from slidesam.tasks.run.run import Run
-from slidesam.tasks.slides.slide import SlideReader
+from slidesam.tasks.slides.reader import SlideReader
 from slidesam.tasks.store.image import is_filling, is_shown, note_filling, ready_store, show_image
 from slidesam.tasks.store.ome_zarr import create_plane_array, open_level, write_shards
 

@@ -19,7 +19,7 @@ from slidesam.tasks.pixels.plan import level_shapes
 from slidesam.tasks.pixels.pyramid import halve, is_coarse, overview_level, read_overview
 from slidesam.tasks.run.lock import holder
 from slidesam.tasks.run.run import Run
-from slidesam.tasks.slides.slide import Slide
+from slidesam.tasks.slides.facts import Slide
 from slidesam.tasks.store.ome_zarr import (
     FORMATS,
     create_plane_array,

@@ -12,7 +12,7 @@ from slidesam.tasks.errors import OutputError
 from slidesam.tasks.grid import Region
 from slidesam.tasks.pixels.resample import LevelReader, ScaledReader
 from slidesam.tasks.run.run import Run
-from slidesam.tasks.slides.slide import PixelReader, SlideReader
+from slidesam.tasks.slides.reader import PixelReader, SlideReader
 from slidesam.tasks.store.image import is_shown
 
 

@@ -11,7 +11,7 @@ from slidesam.tasks import steps
 from slidesam.tasks.plan import pieced_levels, plan_run
 from slidesam.tasks.run.marks import kept_blocks
 from slidesam.tasks.run.run import Run
-from slidesam.tasks.settings.sections import make_settings
+from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.stitch import groups as stitch
 from slidesam.tasks.store import convert
 

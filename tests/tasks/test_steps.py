@@ -18,8 +18,9 @@ from slidesam.tasks.plan import plan_run
 from slidesam.tasks.report.provenance import finished_facts
 from slidesam.tasks.run.marks import block_facts
 from slidesam.tasks.run.run import Run
-from slidesam.tasks.settings.sections import make_settings
-from slidesam.tasks.slides.slide import SlideReader, open_slide
+from slidesam.tasks.settings.parse import make_settings
+from slidesam.tasks.slides.inspect import inspect_slide
+from slidesam.tasks.slides.reader import SlideReader
 from tests.support.serial import segment_serially, stitch_serially, write_image_serially
 from tests.support.slides import write_numbered_slide
 
@@ -171,7 +172,7 @@ class TestLargeSlides:
         for y, x in rng.integers(0, 630, (60, 2)):
             image[y : y + 6, x : x + 6] = 5000
         tifffile.imwrite(tmp_path / "s.tif", image, tile=(64, 64))
-        slide = open_slide(tmp_path / "s.tif")
+        slide = inspect_slide(tmp_path / "s.tif")
         coarse = pyramid.read_overview(slide, (0,))
         assert coarse.shape == (80, 80, 1)
         with SlideReader(slide) as reader:

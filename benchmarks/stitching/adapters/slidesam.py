@@ -26,7 +26,8 @@ from slidesam.tasks.plan import plan_run
 from slidesam.tasks.run.files import write_json
 from slidesam.tasks.run.marks import Marks
 from slidesam.tasks.run.run import Run
-from slidesam.tasks.settings.sections import ImageSettings, make_settings
+from slidesam.tasks.settings.parse import make_settings
+from slidesam.tasks.settings.sections import ImageSettings
 from slidesam.tasks.stitch import groups as steps
 from slidesam.tasks.store import ome_zarr as omezarr
 

@@ -17,8 +17,8 @@ from slidesam.tasks.labels.results import BlockResults
 from slidesam.tasks.plan import plan_run
 from slidesam.tasks.run.files import read_json
 from slidesam.tasks.run.marks import kept_blocks
-from slidesam.tasks.settings.sections import make_settings
-from slidesam.tasks.slides.slide import SlideReader
+from slidesam.tasks.settings.parse import make_settings
+from slidesam.tasks.slides.reader import SlideReader
 from slidesam.tasks.steps import prepare_slide, ready_image, segment_blocks
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slidesam.tasks.errors import SegmenterError
-from slidesam.tasks.settings.sections import Pair
+from slidesam.tasks.settings.types import Pair
 
 Pixels = NDArray[np.uint8]
 

@@ -29,10 +29,10 @@ from numpy.typing import DTypeLike, NDArray
 
 from slidesam.tasks.errors import SegmenterError
 from slidesam.tasks.pixels.percentiles import percentile_range
-from slidesam.tasks.settings.sections import MicroSam
+from slidesam.tasks.settings.methods import MicroSam
 
 if TYPE_CHECKING:
-    from slidesam.tasks.slides.slide import Slide
+    from slidesam.tasks.slides.facts import Slide
 
 __all__ = ["STAINS", "check_inputs", "compose", "intensity_range", "pick", "ranges", "resolve", "to_rgb8"]
 

@@ -36,10 +36,11 @@ from slidesam.tasks.segmenters.microsam.encoder import Encoder
 from slidesam.tasks.segmenters.microsam.inputs import check_inputs, compose, intensity_range, pick, ranges, to_rgb8
 from slidesam.tasks.segmenters.microsam.weights import Weights, find_weights, model_identity, model_name, no_decoder
 from slidesam.tasks.segmenters.torch_host import choose_device, keep_to_threads
-from slidesam.tasks.settings.sections import MicroSam, Pair
+from slidesam.tasks.settings.methods import MicroSam
+from slidesam.tasks.settings.types import Pair
 
 if TYPE_CHECKING:
-    from slidesam.tasks.slides.slide import Slide
+    from slidesam.tasks.slides.facts import Slide
 
 __all__ = ["MicroSamSegmenter", "intensity_range", "model_identity", "model_name", "to_rgb8"]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from slidesam.tasks.errors import SettingsError
-from slidesam.tasks.settings.sections import BlockSettings, MicroSam, Pair
+from slidesam.tasks.settings.methods import MicroSam
+from slidesam.tasks.settings.sections import BlockSettings
+from slidesam.tasks.settings.types import Pair
 
 NATIVE = 1024
 _WIDEST_HALO = 256

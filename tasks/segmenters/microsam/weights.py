@@ -25,7 +25,7 @@ from slidesam.tasks.segmenters.microsam.registry import (
     registry,
     unreadable,
 )
-from slidesam.tasks.settings.sections import MicroSam
+from slidesam.tasks.settings.methods import MicroSam
 
 _ARCHITECTURES = ("vit_b", "vit_l", "vit_h")
 _NO_WEIGHTS_NEEDED = "or use --segmenter watershed, which needs no weights"

@@ -16,7 +16,7 @@ import pytest
 import tifffile
 import yaml
 
-from slidesam.tasks.settings.sections import make_settings
+from slidesam.tasks.settings.parse import make_settings
 from tests.support import ROOT
 from tests.support.slides import write_numbered_slide
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from slidesam.tasks.errors import BlockFailures, ClusterError
-from slidesam.tasks.settings.sections import make_settings
+from slidesam.tasks.settings.parse import make_settings
 from tests.flows.cli.test_app import called
 from tests.flows.slide.test_segment_slide import CMU1_SETTINGS, NAME, faulty, labels_of, task_runs
 from tests.support.prefect_fixtures import THIRD_PARTY_WARNINGS

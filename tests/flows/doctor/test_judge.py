@@ -10,7 +10,7 @@ import pytest
 from slidesam.flows.doctor.judge import compare_versions, judge
 from slidesam.tasks.folder import examine
 from slidesam.tasks.folder.examine import Expected
-from slidesam.tasks.settings.sections import make_settings
+from slidesam.tasks.settings.parse import make_settings
 from tests.support.doctor import named
 from tests.support.prefect_fixtures import THIRD_PARTY_WARNINGS
 

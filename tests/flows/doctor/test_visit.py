@@ -6,7 +6,7 @@ import pytest
 
 from slidesam.flows.cluster.find_profile import load_profile
 from slidesam.flows.doctor.doctor import examine_there
-from slidesam.tasks.settings.sections import make_settings
+from slidesam.tasks.settings.parse import make_settings
 from tests.support.doctor import api, configured, named
 from tests.support.prefect_fixtures import THIRD_PARTY_WARNINGS
 

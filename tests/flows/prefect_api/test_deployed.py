@@ -11,7 +11,7 @@ from prefect.client.schemas.objects import FlowRun
 from slidesam.flows.prefect_api.deployed import not_worth_it, refuse_relative
 from slidesam.tasks.errors import SettingsError, SlideAwayError, SlideError
 from slidesam.tasks.run.status import file_facts, write_state
-from slidesam.tasks.settings.sections import make_settings
+from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.slides.source import errors_as_slide_errors
 from tests.support.prefect_fixtures import THIRD_PARTY_WARNINGS
 

@@ -17,7 +17,7 @@ from slidesam.flows.progress.page_text import changed_settings, failure_markdown
 from slidesam.flows.progress.run_page import RunPage, _Bar, artifact_key, show_failure, show_result
 from slidesam.tasks.errors import BlockFailures, BlockLostError, SettingsError, SlideError, in_one_line
 from slidesam.tasks.plan import plan_run
-from slidesam.tasks.settings.sections import make_settings
+from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.stitch.report import COLUMNS
 from tests.flows.slide.test_segment_slide import faulty, segment
 from tests.support.prefect_fixtures import THIRD_PARTY_WARNINGS

@@ -15,7 +15,7 @@ import pytest
 import tifffile
 
 from slidesam.tasks.errors import BlockFailures, ClusterError, OutputError, SlideError, SlideGoneError
-from slidesam.tasks.settings.sections import make_settings
+from slidesam.tasks.settings.parse import make_settings
 from tests.flows.slide.test_segment_slide import faulty, labels_of, segment, task_runs
 from tests.support.prefect_fixtures import THIRD_PARTY_WARNINGS
 from tests.support.slides import write_numbered_slide

@@ -11,7 +11,7 @@ import pytest
 import zarr
 
 from slidesam.tasks.errors import BlockFailures, OutputError, SegmenterError, SlideError
-from slidesam.tasks.settings.sections import make_settings
+from slidesam.tasks.settings.parse import make_settings
 from tests.support.prefect_fixtures import THIRD_PARTY_WARNINGS
 from tests.support.serial import segment_serially
 from tests.support.slides import write_numbered_slide

@@ -20,7 +20,7 @@ from slidesam.tasks.plan import plan_run
 from slidesam.tasks.report.provenance import finished_facts
 from slidesam.tasks.run.lock import Owner, locked
 from slidesam.tasks.run.status import note_finished, read_states, write_state
-from slidesam.tasks.settings.sections import make_settings
+from slidesam.tasks.settings.parse import make_settings
 from tests.support.serial import segment_serially
 from tests.support.slides import write_numbered_slide
 

@@ -9,7 +9,7 @@ import pytest
 
 from slidesam.tasks.folder.inbox import has_result, look, note_started
 from slidesam.tasks.run.files import write_json
-from slidesam.tasks.settings.sections import make_settings
+from slidesam.tasks.settings.parse import make_settings
 from tests.support.slides import write_numbered_slide
 
 QUIET = 60.0
@@ -124,10 +124,10 @@ def test_a_damaged_memory_costs_time_only(inbox: Path) -> None:
 
 
 def test_a_result_is_that_of_this_very_file(tmp_path: Path) -> None:
-    from slidesam.tasks.slides.slide import open_slide
+    from slidesam.tasks.slides.inspect import inspect_slide
 
     slide, settings = write_numbered_slide(tmp_path / "a.tif"), make_settings()
-    facts = {"status": "finished", "slide": open_slide(slide).model_dump(mode="json")}
+    facts = {"status": "finished", "slide": inspect_slide(slide).model_dump(mode="json")}
     assert not has_result(slide, tmp_path, settings)
     write_json(tmp_path / "a.cells.run.json", facts)
     assert has_result(slide, tmp_path, settings)

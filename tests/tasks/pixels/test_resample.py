@@ -18,7 +18,9 @@ from slidesam.tasks.grid import Region
 from slidesam.tasks.pixels.resample import Scale, ScaledReader, best_level, grids, make_scale, to_level0
 from slidesam.tasks.plan import explain, plan_run
 from slidesam.tasks.segmenters.microsam.sizes import explain_sizes, with_tiles
-from slidesam.tasks.settings.sections import BlockSettings, MicroSam, make_settings
+from slidesam.tasks.settings.methods import MicroSam
+from slidesam.tasks.settings.parse import make_settings
+from slidesam.tasks.settings.sections import BlockSettings
 from tests.support.same import assert_same_segmentation
 from tests.support.serial import segment_serially
 

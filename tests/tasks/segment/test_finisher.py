@@ -13,7 +13,7 @@ from slidesam.tasks.plan import plan_run
 from slidesam.tasks.run.files import write_json
 from slidesam.tasks.run.marks import block_facts
 from slidesam.tasks.run.run import Run
-from slidesam.tasks.settings.sections import make_settings
+from slidesam.tasks.settings.parse import make_settings
 from tests.support.serial import segment_serially, write_image_serially
 from tests.support.slides import write_numbered_slide
 

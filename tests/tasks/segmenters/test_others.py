@@ -24,7 +24,7 @@ from PIL import Image
 from slidesam.tasks.errors import SegmenterError
 from slidesam.tasks.segmenters import cellpose, load_segmenter, segmenter_identity, stardist
 from slidesam.tasks.segmenters.normalize import normalized, slide_range
-from slidesam.tasks.settings.sections import Cellpose, Function, StarDist
+from slidesam.tasks.settings.methods import Cellpose, Function, StarDist
 from tests.support import ROOT
 from tests.support.cellpose_small import make_weights, use_small_network
 from tests.support.discs import draw_discs

@@ -12,7 +12,7 @@ from skimage import data
 
 from slidesam.tasks.errors import SegmenterError
 from slidesam.tasks.segmenters.watershed import WatershedSegmenter
-from slidesam.tasks.settings.sections import Watershed
+from slidesam.tasks.settings.methods import Watershed
 from tests.support.same import assert_same_segmentation, score
 from tests.support.serial import segment_serially
 

@@ -7,7 +7,8 @@ import yaml
 
 from slidesam.flows.cli.tables import settings_yaml
 from slidesam.tasks.errors import SettingsError
-from slidesam.tasks.settings.sections import Settings, make_settings
+from slidesam.tasks.settings.parse import make_settings
+from slidesam.tasks.settings.sections import Settings
 
 WATERSHED, CELLPOSE, STARDIST = ({"segmenter.kind": kind} for kind in ("watershed", "cellpose", "stardist"))
 

@@ -20,7 +20,8 @@ from zarr.codecs import BloscCodec
 from slidesam.tasks.errors import SettingsError, SlideError
 from slidesam.tasks.grid import Region
 from slidesam.tasks.settings.sections import SlideSettings
-from slidesam.tasks.slides.slide import SlideReader, open_slide
+from slidesam.tasks.slides.inspect import inspect_slide
+from slidesam.tasks.slides.reader import SlideReader
 from tests.support import ROOT
 from tests.support.made_slides import Made, make_all, pixels, write_tiff, write_zarr
 
@@ -84,7 +85,7 @@ def refusals(folder: Path) -> Iterator[tuple[Path, str]]:
 def test_refusals_say_what_is_wrong(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for path, words in refusals(tmp_path):
         with pytest.raises(SlideError) as caught:
-            open_slide(path)
+            inspect_slide(path)
         message = str(caught.value)
         assert path.name in message
         assert words in message, message
@@ -95,7 +96,7 @@ def test_refusals_say_what_is_wrong(tmp_path: Path, capfd: pytest.CaptureFixture
 
 def test_multi_file_ome_tiff_is_refused(shared_data: Path) -> None:
     with pytest.raises(SlideError, match=r"multifile-Z2.* several files .*companion.* bfconvert"):
-        open_slide(shared_data / "ometiff_multifile/multifile-Z2.ome.tiff")
+        inspect_slide(shared_data / "ometiff_multifile/multifile-Z2.ome.tiff")
 
 
 @pytest.mark.parametrize(
@@ -103,13 +104,13 @@ def test_multi_file_ome_tiff_is_refused(shared_data: Path) -> None:
 )
 def test_settings_out_of_range(made: dict[str, Made], wrong: dict[str, Any]) -> None:
     with pytest.raises(SettingsError, match=f"^setting slide.{next(iter(wrong))}: "):
-        open_slide(made["imagej"].path, SlideSettings(**wrong))
+        inspect_slide(made["imagej"].path, SlideSettings(**wrong))
 
 
 @pytest.mark.parametrize("kind", ["other shape", "same shape", "older", "in place", "grown"])
 def test_tiff_changed_since_inspection(tmp_path: Path, kind: str) -> None:
     path = write_tiff(tmp_path / "a.tif", pixels(60, 70), "YX").path
-    slide = open_slide(path)
+    slide = inspect_slide(path)
     SlideReader(slide).close()
     if kind == "in place":
         with path.open("r+b") as stream:
@@ -135,35 +136,35 @@ def test_tiff_changed_since_inspection(tmp_path: Path, kind: str) -> None:
 def test_zarr_changed_since_inspection(tmp_path: Path, version: str) -> None:
     sizes = {"y": 60, "x": 70}
     path = write_zarr(tmp_path / "a.zarr", "yx", sizes, version).path
-    first = open_slide(path)
+    first = inspect_slide(path)
     SlideReader(first).close()
     shutil.rmtree(path)
     write_zarr(path, "yx", sizes, version)
-    second = open_slide(path)
+    second = inspect_slide(path)
     # Of several files, one that is neither the newest nor of another size.
     metadata = path / ("0/zarr.json" if version == "0.5" else "0/.zarray")
     assert second.identity.size == first.identity.size
     os.utime(metadata, ns=(1, 1))
-    assert open_slide(path).identity.modified == second.identity.modified
+    assert inspect_slide(path).identity.modified == second.identity.modified
     for slide in (first, second):
         with pytest.raises(SlideError) as caught:
             SlideReader(slide)
         assert str(caught.value) == "a.zarr: changed since the run was planned; run the same command again"
-    SlideReader(open_slide(path)).close()
+    SlideReader(inspect_slide(path)).close()
 
 
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
 def test_blosc_chunk_cut_short_is_an_error(tmp_path: Path, version: str) -> None:
     """Blosc's decoder reads on past the end of such a chunk and returns what lies in memory there."""
     codec = {"compressors": BloscCodec()} if version == "0.5" else {}
-    slide = open_slide(write_zarr(tmp_path / "a.zarr", "yx", {"y": 30, "x": 40}, version, n_levels=1, **codec).path)
+    slide = inspect_slide(write_zarr(tmp_path / "a.zarr", "yx", {"y": 30, "x": 40}, version, n_levels=1, **codec).path)
     chunk = slide.path / ("0/c/0/0" if version == "0.5" else "0/0.0")
     for size in (0, 5, 100, chunk.stat().st_size - 1):
         os.truncate(chunk, size)
         with SlideReader(slide) as reader, pytest.raises(SlideError, match="can't be decoded"):
             reader.read(Region(0, 0, 30, 40))
     chunk.unlink()
-    assert any("1 of 1 chunks" in warning for warning in open_slide(slide.path).warnings)
+    assert any("1 of 1 chunks" in warning for warning in inspect_slide(slide.path).warnings)
 
 
 # --- Files that are broken in ways nobody thought of. In a process of their own, whose memory is bounded.
@@ -174,14 +175,15 @@ import numpy, tifffile, zarr, imagecodecs
 from pathlib import Path
 from slidesam.tasks.errors import SlideError
 from slidesam.tasks.grid import BlockGrid
-from slidesam.tasks.slides.slide import SlideReader, open_slide
+from slidesam.tasks.slides.inspect import inspect_slide
+from slidesam.tasks.slides.reader import SlideReader
 
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 4 * 2**30,) * 2)
 for path in sys.stdin.read().splitlines():
     start, told, read = time.monotonic(), [], 0
     try:
-        slide = open_slide(path)
+        slide = inspect_slide(path)
         with SlideReader(slide) as reader:
             for level in range(len(slide.levels)):
                 for block in list(BlockGrid(slide.levels[level].shape, (512, 512), 0))[:100]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from slidesam.tasks.errors import SettingsError
-from slidesam.tasks.settings.sections import make_settings
+from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.slides.listing import list_slides, slides_in
 from tests.support.slides import write_numbered_slide
 

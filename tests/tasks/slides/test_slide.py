@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from slidesam.tasks.errors import SlideError
 from slidesam.tasks.grid import Region
 from slidesam.tasks.settings.sections import SlideSettings
-from slidesam.tasks.slides.slide import Slide, SlideReader, open_slide, slide_name
+from slidesam.tasks.slides.facts import Slide, slide_name
+from slidesam.tasks.slides.inspect import inspect_slide
+from slidesam.tasks.slides.reader import SlideReader
 from tests.support.made_slides import Made, make_all, pixels, tczyx, write_tiff, write_zarr
 
 RGB, COLOURS = ("red", "green", "blue"), ("FF0000", "00FF00", "0000FF")
@@ -28,7 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
 
 
 def test_any_region_of_any_format_is_what_was_written(made: dict[str, Made]) -> None:
-    opened = {name: open_slide(each.path) for name, each in made.items()}
+    opened = {name: inspect_slide(each.path) for name, each in made.items()}
     for name, slide in opened.items():
         shapes = [level.shape for level in made[name].levels]
         assert [(slide.size_t, slide.size_c, slide.size_z), slide.dtype] == [
@@ -81,7 +83,7 @@ def test_any_region_of_any_format_is_what_was_written(made: dict[str, Made]) -> 
 
 def test_settings_choose_plane_and_channels(made: dict[str, Made]) -> None:
     whole = made["imagej"].levels[0]
-    slide = open_slide(made["imagej"].path, SlideSettings(t=1, z=1, channels=(2, "channel 0")))
+    slide = inspect_slide(made["imagej"].path, SlideSettings(t=1, z=1, channels=(2, "channel 0")))
     with SlideReader(slide) as reader:
         np.testing.assert_array_equal(
             reader.read(Region(3, 4, 30, 40)), np.moveaxis(whole[1, [2, 0], 1, 3:30, 4:40], 0, 2)
@@ -92,7 +94,7 @@ def test_settings_choose_plane_and_channels(made: dict[str, Made]) -> None:
 
 
 def test_threads_may_share_a_reader(made: dict[str, Made]) -> None:
-    with SlideReader(open_slide(made["ome-tiff YXS"].path)) as reader, ThreadPoolExecutor(4) as pool:
+    with SlideReader(inspect_slide(made["ome-tiff YXS"].path)) as reader, ThreadPoolExecutor(4) as pool:
         read = list(pool.map(lambda y: reader.read(Region(y, 0, y + 40, 130)), list(range(60)) * 4))
     for y, image in zip(list(range(60)) * 4, read, strict=True):
         np.testing.assert_array_equal(image, made["ome-tiff YXS"].levels[0][0, :, 0, y : y + 40].transpose(1, 2, 0))
@@ -105,7 +107,7 @@ def test_only_what_a_region_touches_is_read(tmp_path: Path) -> None:
     with path.open("r+b") as stream:
         stream.seek(offset)
         stream.write(b"\0" * 40)
-    with SlideReader(open_slide(path)) as reader:
+    with SlideReader(inspect_slide(path)) as reader:
         reader.read(Region(0, 0, 32, 96))
         reader.read(Region(32, 64, 64, 96))
         with pytest.raises(SlideError, match=r"^a\.tif: level 0, rows 30-40, columns 40-50 can't be decoded \("):
@@ -142,7 +144,7 @@ zarr_bf2raw_old/bioformats-zarr              | bioformats2raw Zarr 0.1 | 1 | 1 3
 @pytest.mark.parametrize("row", REAL_FILES.strip().splitlines(), ids=lambda row: row.split(" ")[0])
 def test_real_files(shared_data: Path, row: str) -> None:
     path, kind, n_series, tcz, dtype, shapes, mpp, names = (cell.strip() for cell in row.split("|"))
-    slide = open_slide(shared_data / path)
+    slide = inspect_slide(shared_data / path)
     assert (slide.format, slide.n_series, slide.dtype) == (kind, int(n_series), dtype)
     assert f"{slide.size_t} {slide.size_c} {slide.size_z}" == tcz
     assert " ".join(f"{level.shape[0]}x{level.shape[1]}" for level in slide.levels) == shapes
@@ -181,24 +183,24 @@ def test_real_files(shared_data: Path, row: str) -> None:
     ],
 )
 def test_pixel_sizes_of_tiffs(tmp_path: Path, options: dict[str, Any], mpp: tuple[float, float] | None) -> None:
-    slide = open_slide(
+    slide = inspect_slide(
         write_tiff(tmp_path / ("a.ome.tif" if "ome" in options else "a.tif"), pixels(9, 9), "YX", **options).path
     )
     assert slide.mpp == (None if mpp is None else pytest.approx(mpp))
-    replaced = open_slide(slide.path, SlideSettings(mpp=0.3))
+    replaced = inspect_slide(slide.path, SlideSettings(mpp=0.3))
     assert replaced.mpp == (0.3, 0.3)
     assert any("replaced" in warning for warning in replaced.warnings) == (mpp is not None)
 
 
 def test_pixel_size_levels_and_names_of_zarr(made: dict[str, Made]) -> None:
-    slide = open_slide(made["ome-zarr 0.5 cyx"].path)
+    slide = inspect_slide(made["ome-zarr 0.5 cyx"].path)
     assert slide.mpp == (0.5, 0.5)
     assert [level.downsample for level in slide.levels] == [(1.0, 1.0), (2.0, 2.0)]
     group = zarr.open_group(slide.path)
     for labels, chosen in ((("a", "b", "Hoechst"), (2,)), (RGB, (0, 1, 2)), (("c", "d", "e"), (0,))):
         omero = {"channels": [{"label": label, "color": color} for label, color in zip(labels, "FGB", strict=True)]}
         group.attrs["ome"] = {**group.attrs["ome"], "omero": omero}
-        slide = open_slide(made["ome-zarr 0.5 cyx"].path)
+        slide = inspect_slide(made["ome-zarr 0.5 cyx"].path)
         assert (slide.channel_names, slide.channels) == (labels, chosen)
 
 
@@ -210,20 +212,20 @@ def test_rgb_of_bioformats2raw(tmp_path: Path) -> None:
         old = image[level]
         image.create_array(level, shape=old.shape, chunks=old.chunks, dtype="uint8", overwrite=True)
     image.attrs["omero"] = {"channels": [{"label": f"Channel {i}", "color": color} for i, color in enumerate(COLOURS)]}
-    assert open_slide(tmp_path / "a.zarr").is_rgb
+    assert inspect_slide(tmp_path / "a.zarr").is_rgb
     (tmp_path / "a.zarr/OME").mkdir()
-    digests = {open_slide(tmp_path / "a.zarr").identity.digest}
+    digests = {inspect_slide(tmp_path / "a.zarr").identity.digest}
     for samples, names in ((3, ()), (1, ("DAPI", "FITC", "Cy5"))):
         channels = "".join(f'<Channel SamplesPerPixel="{samples}" Name="{name}"/>' for name in names or ("",))
         (tmp_path / "a.zarr/OME/METADATA.ome.xml").write_text(
             f'<OME xmlns="o"><Image><Pixels SizeX="50" SizeY="40" SizeC="3" SizeT="1" SizeZ="1" PhysicalSizeX="0.5"'
             f' PhysicalSizeY="0.5">{channels}</Pixels></Image></OME>'
         )
-        slide = open_slide(tmp_path / "a.zarr")
+        slide = inspect_slide(tmp_path / "a.zarr")
         assert (slide.is_rgb, slide.channel_names, slide.mpp) == (samples == 3, names or RGB, (0.5, 0.5))
         assert slide.identity.digest not in digests
         digests.add(slide.identity.digest)
-        inner = open_slide(tmp_path / "a.zarr/0")
+        inner = inspect_slide(tmp_path / "a.zarr/0")
         assert inner.is_rgb == slide.is_rgb
         assert inner.identity.digest not in digests
         digests.add(inner.identity.digest)
@@ -248,11 +250,11 @@ def test_names_can_be_file_names(text: str) -> None:
 
 def test_identity_follows_content(made: dict[str, Made]) -> None:
     for path, touched in ((made["stack"].path, made["stack"].path), (made["ome-zarr 0.4 zyx"].path, "0/.zarray")):
-        before = open_slide(path).identity
-        assert open_slide(path).identity == before
+        before = inspect_slide(path).identity
+        assert inspect_slide(path).identity == before
         with (path / touched).open("ab") as stream:
             stream.write(b" ")
-        after = open_slide(path).identity
+        after = inspect_slide(path).identity
         assert (after.path, after.size) == (str(path.resolve()), before.size + 1)
         assert after.digest != before.digest
         assert after.modified > before.modified
@@ -262,13 +264,13 @@ def test_identity_follows_content(made: dict[str, Made]) -> None:
 def test_identity_follows_chunks_that_arrive_later(tmp_path: Path, version: str) -> None:
     """Else a run over half a copy would be taken for one over the whole."""
     path = write_zarr(tmp_path / "a.zarr", "yx", {"y": 60, "x": 70}, version, n_levels=1).path
-    whole = open_slide(path)
+    whole = inspect_slide(path)
     chunk = path / ("0/c/1/1" if version == "0.5" else "0/1.1")
     content = chunk.read_bytes()
     chunk.unlink()
-    half = open_slide(path)
+    half = inspect_slide(path)
     assert any("1 of 4 chunks" in warning for warning in half.warnings)
     assert half.identity.digest != whole.identity.digest
-    assert half.identity == open_slide(path).identity
+    assert half.identity == inspect_slide(path).identity
     chunk.write_bytes(content)
-    assert open_slide(path) == whole
+    assert inspect_slide(path) == whole

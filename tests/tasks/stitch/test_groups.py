@@ -16,7 +16,7 @@ from slidesam.tasks.errors import OutputError
 from slidesam.tasks.plan import plan_run
 from slidesam.tasks.run.marks import block_facts, kept_blocks
 from slidesam.tasks.run.run import Run
-from slidesam.tasks.settings.sections import make_settings
+from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.stitch import groups as stitch
 from tests.support.same import assert_same_segmentation
 from tests.support.serial import segment_serially, stitch_serially, write_image_serially

@@ -22,8 +22,10 @@ from slidesam.tasks.pixels.plan import PIECE_BYTES, SHARD_SIDE, amplification, p
 from slidesam.tasks.plan import explain, plan_run
 from slidesam.tasks.run.lock import locked
 from slidesam.tasks.run.run import Run
-from slidesam.tasks.settings.sections import ImageSettings, make_settings
-from slidesam.tasks.slides.slide import Level, Slide, open_slide
+from slidesam.tasks.settings.parse import make_settings
+from slidesam.tasks.settings.sections import ImageSettings
+from slidesam.tasks.slides.facts import Level, Slide
+from slidesam.tasks.slides.inspect import inspect_slide
 from slidesam.tasks.slides.tiff.layout import TiffLevel
 from slidesam.tasks.store import convert
 from slidesam.tasks.store.readers import open_pixels
@@ -222,7 +224,7 @@ def test_channels_scale_and_windows_of_the_source_are_kept(tmp_path: Path) -> No
     ]
     assert shown == [("DNA", "112233", 5, 77), ("actin", "AABBCC", 1, 2)]
     assert ome["multiscales"][0]["datasets"][0]["coordinateTransformations"][0]["scale"] == [1, 1, 1, 0.5, 0.5]
-    assert open_slide(run.store).channel_names == ("DNA", "actin")
+    assert inspect_slide(run.store).channel_names == ("DNA", "actin")
 
 
 def stack(path: Path) -> Path:

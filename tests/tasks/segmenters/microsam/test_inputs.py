@@ -25,8 +25,8 @@ from slidesam.tasks.segmenters.microsam.inputs import (
     resolve,
     to_rgb8,
 )
-from slidesam.tasks.settings.sections import MicroSam
-from slidesam.tasks.slides.slide import Slide
+from slidesam.tasks.settings.methods import MicroSam
+from slidesam.tasks.slides.facts import Slide
 
 NAMES = ("DAPI", "CD3", "CD8", "CD4+", "AF")
 FAST_RED = (0.21, 0.85, 0.48)

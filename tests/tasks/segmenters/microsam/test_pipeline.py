@@ -12,7 +12,7 @@ import tifffile
 from skimage.data import immunohistochemistry
 
 from slidesam.tasks.labels.results import BlockResults
-from slidesam.tasks.settings.sections import make_settings
+from slidesam.tasks.settings.parse import make_settings
 from tests.support.microsam_fixtures import MICROSAM_MARKS, alone
 from tests.support.microsam_small import use_small_networks
 from tests.support.prefect_fixtures import THIRD_PARTY_WARNINGS

@@ -29,7 +29,7 @@ from slidesam.tasks.segmenters import load_segmenter, segmenter_identity
 from slidesam.tasks.segmenters.microsam import registry as models
 from slidesam.tasks.segmenters.microsam.registry import MODELS, OVERRIDES, Registered, cache_folder, files_of, registry
 from slidesam.tasks.segmenters.microsam.weights import model_identity
-from slidesam.tasks.settings.sections import MicroSam
+from slidesam.tasks.settings.methods import MicroSam
 from tests.flows.cli.test_app import called, errors_of
 from tests.flows.cli.test_app import slidesam as run_slidesam
 from tests.support import ROOT
@@ -414,7 +414,7 @@ from dask.distributed import Client
 from slidesam.flows.cluster.cluster import LocalProfile, open_cluster
 from slidesam.flows.slide.segment_slide import segment_slide
 from slidesam.flows.prefect_api.server import prefect_api
-from slidesam.tasks.settings.sections import make_settings
+from slidesam.tasks.settings.parse import make_settings
 from tests.support.microsam_small import use_small_networks
 
 if __name__ == "__main__":

@@ -26,8 +26,8 @@ from slidesam.tasks.segmenters.microsam.segmenter import (
     model_name,
     to_rgb8,
 )
-from slidesam.tasks.settings.sections import MicroSam
-from slidesam.tasks.slides.slide import Slide
+from slidesam.tasks.settings.methods import MicroSam
+from slidesam.tasks.slides.facts import Slide
 from tests.support.microsam_fixtures import AMG_OPTIONS, APG_OPTIONS, MICROSAM_MARKS, alone
 from tests.support.same import score
 

@@ -1,0 +1,54 @@
+"""Types that settings are made of: pairs, percentiles, durations, and a section of them. Only pydantic."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from slidesam.tasks.settings import form
+
+Pair = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+_Percent = Annotated[float, Field(ge=0, le=100)]
+
+
+def _rising(value: tuple[float, float]) -> tuple[float, float]:
+    if value[0] >= value[1]:
+        raise ValueError("the first must be the smaller one")
+    return value
+
+
+Percentiles = Annotated[tuple[_Percent, _Percent], AfterValidator(_rising)]
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def seconds_of(duration: str) -> float:
+    """Length of a duration in seconds.
+
+    Example:
+        >>> seconds_of("90s"), seconds_of("1.5h"), seconds_of("7d")
+        (90.0, 5400.0, 604800.0)
+    """
+    return float(duration[:-1]) * _UNITS[duration[-1]]
+
+
+def _with_unit(value: object) -> object:
+    """Plain numbers are seconds."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value:g}s"
+    return f"{value}s" if isinstance(value, str) and value.replace(".", "", 1).isdigit() else value
+
+
+Duration = Annotated[str, BeforeValidator(_with_unit), Field(pattern=r"^\d+(\.\d+)?[smhdw]$")]
+
+
+class Section(BaseModel):
+    """Part of the settings: frozen, without unknown keys, each field explained by the sentence below it."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        field_title_generator=form.title,
+        json_schema_extra=form.in_order,
+    )

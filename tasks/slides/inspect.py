@@ -1,0 +1,171 @@
+"""Inspects a slide: which image and planes the settings mean, and what makes the slide this one and no other.
+
+Files are looked into by `tiff` and `zarr`; a new kind of file is a new room beside them. Whatever is wrong with a file comes
+out as one `SlideError` on one line. No pixel is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from slidesam.tasks.errors import SettingsError, SlideError, in_one_line
+from slidesam.tasks.settings.sections import SlideSettings
+from slidesam.tasks.slides.facts import Level, Slide, SlideIdentity, slide_name
+from slidesam.tasks.slides.source import (
+    RGB_NAMES,
+    Source,
+    SourceFacts,
+    downsample,
+    errors_as_slide_errors,
+    one_line_name,
+)
+from slidesam.tasks.slides.tiff.source import TiffSource
+from slidesam.tasks.slides.zarr.source import ZarrSource
+
+_NUCLEAR_STAIN = re.compile(r"dapi|hoechst|nucle|draq", re.IGNORECASE)
+_DIGEST_BYTES = 2**20
+
+
+def inspect_slide(path: str | os.PathLike[str], settings: SlideSettings = SlideSettings()) -> Slide:  # noqa: B008 (frozen)
+    """Inspects a slide; no pixel is read.
+
+    Args:
+        path: SVS, TIFF or OME-TIFF file, OME-Zarr folder, or a folder that holds one Zarr store.
+        settings: Which of its images and planes to use.
+
+    Raises:
+        SlideError: It can't be read, isn't an image, is damaged, or lays claim to sizes that can't be true.
+        SettingsError: It doesn't have the series, time point, plane or channel that the settings ask for.
+    """
+    given = Path(path)
+    file = one_line_name(given)
+    with errors_as_slide_errors(file, "can't be opened", "see that it is there and can be read"):
+        location = Path(os.path.abspath(given))  # noqa: PTH100 (a link keeps its name)
+        source = open_source(location, file, settings.series)
+        try:
+            return _slide(location, file, source, settings)
+        finally:
+            source.close()
+
+
+def open_source(path: Path, file: str, series: int) -> Source:
+    """Opens a file or folder as what it is.
+
+    Args:
+        path: The file or folder.
+        file: Name for messages.
+        series: Number of the image in it.
+
+    Raises:
+        SlideError: It isn't there, may not be read, or is no slide.
+        SettingsError: It has no image of that number.
+    """
+    try:
+        path.stat()
+        if path.is_dir():
+            return ZarrSource(path, series)
+        if not path.is_file():
+            raise SlideError(f"{file}: is no regular file; point at a slide file or an OME-Zarr folder")
+        return TiffSource(path, series)
+    except FileNotFoundError:
+        raise SlideError(f"{file}: isn't there ({in_one_line(str(path))}); correct the path") from None
+    except PermissionError:
+        raise SlideError(f"{file}: may not be read by this user; ask its owner for permission to read it") from None
+
+
+def _slide(path: Path, file: str, source: Source, settings: SlideSettings) -> Slide:
+    facts, finest = source.facts, source.facts.shapes[0]
+    levels = tuple(
+        Level(shape=(y, x), downsample=downsample((y, x), finest[3:]), chunks=source.view(number).chunks)
+        for number, (*_, y, x) in enumerate(facts.shapes)
+    )
+    mpp, warnings = facts.mpp, [*facts.warnings, *source.remarks()]
+    if settings.mpp is not None:
+        if mpp is not None and abs(mpp[0] / settings.mpp - 1) > 0.02:
+            warnings.append(
+                f"its pixel size of {mpp[0]:g} µm is replaced by {settings.mpp:g} µm from setting slide.mpp"
+            )
+        mpp = (settings.mpp, settings.mpp)
+    elif mpp is None:
+        warnings.append("its pixel size isn't known; setting slide.mpp can state it")
+    return Slide(
+        path=path,
+        name=slide_name(path, settings.name),
+        format=facts.format,
+        kind="zarr" if isinstance(source, ZarrSource) else "tiff",
+        series=settings.series,
+        n_series=facts.n_series,
+        size_t=finest[0],
+        size_c=finest[1],
+        size_z=finest[2],
+        dtype=facts.dtype.name,
+        levels=levels,
+        mpp=mpp,
+        channel_names=facts.channel_names,
+        display=facts.display,
+        is_rgb=facts.is_rgb,
+        t=_plane(file, "t", settings.t, finest[0], "time points"),
+        z=_plane(file, "z", settings.z, finest[2], "focal planes"),
+        channels=_channels(file, settings.channels, facts),
+        identity=_identity(path, facts.identity_files, source.missing_chunks()),
+        warnings=tuple(warnings),
+    )
+
+
+def _plane(file: str, setting: str, wanted: str | int, size: int, what: str) -> int:
+    number = 0 if isinstance(wanted, str) else wanted
+    if number >= size:
+        raise SettingsError(f"setting slide.{setting}: {file} has {what} 0 to {size - 1}, not {number}")
+    return number
+
+
+def _channels(file: str, wanted: str | Sequence[int | str], facts: SourceFacts) -> tuple[int, ...]:
+    names = facts.channel_names
+    if isinstance(wanted, str):
+        if facts.is_rgb:
+            return tuple(range(len(RGB_NAMES)))
+        return (next((number for number, name in enumerate(names) if _NUCLEAR_STAIN.search(name)), 0),)
+    if not wanted:
+        raise SettingsError("setting slide.channels: names no channel; give at least one, or auto")
+    return tuple(_channel(file, channel, names) for channel in wanted)
+
+
+def _channel(file: str, wanted: int | str, names: Sequence[str]) -> int:
+    if isinstance(wanted, str):
+        known = [name.lower() for name in names]
+        if wanted.lower() in known:
+            return known.index(wanted.lower())
+    number = int(wanted) if isinstance(wanted, int) or wanted.isdecimal() else -1
+    if 0 <= number < len(names):
+        return number
+    shown = ", ".join(f"{at} {name}" for at, name in enumerate(names[:12])) + (", ..." if len(names) > 12 else "")
+    raise SettingsError(f"setting slide.channels: {file} has no channel {wanted!r}; it has {shown}")
+
+
+def _identity(path: Path, files: Sequence[Path], missing_chunks: int) -> SlideIdentity:
+    digest, states = hashlib.blake2b(digest_size=32), file_states(files)
+    for each, (size, _) in zip(files, states, strict=True):
+        if len(files) > 1 or path.is_dir():
+            digest.update(os.fsencode(os.path.relpath(each, path)) + b"\0")
+        with each.open("rb") as stream:
+            digest.update(stream.read(_DIGEST_BYTES))
+            stream.seek(max(_DIGEST_BYTES, size - _DIGEST_BYTES))
+            digest.update(stream.read(_DIGEST_BYTES))
+    if missing_chunks:  # else labels of half a copy would be taken for those of the whole
+        digest.update(b"\0missing chunks %d" % missing_chunks)
+    return SlideIdentity(
+        path=str(path.resolve()),
+        size=sum(size for size, _ in states),
+        modified=max(modified for _, modified in states),
+        files=states,
+        digest=digest.hexdigest(),
+    )
+
+
+def file_states(files: Sequence[Path]) -> tuple[tuple[int, int], ...]:
+    """Reads size and time of the last change of each file."""
+    return tuple((status.st_size, status.st_mtime_ns) for status in (file.stat() for file in files))
