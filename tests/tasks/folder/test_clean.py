@@ -18,7 +18,8 @@ from slidesam.tasks.folder import clean as clean_module
 from slidesam.tasks.folder.clean import clean, size_of
 from slidesam.tasks.plan import plan_run
 from slidesam.tasks.report.provenance import finished_facts
-from slidesam.tasks.run.lock import Owner, locked
+from slidesam.tasks.run.lock import locked
+from slidesam.tasks.run.owner import Owner
 from slidesam.tasks.run.status import note_finished, read_states, write_state
 from slidesam.tasks.settings.parse import make_settings
 from tests.support.serial import segment_serially

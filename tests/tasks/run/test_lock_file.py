@@ -1,0 +1,186 @@
+"""Getting a lock and taking it over: races of processes that die, odd clocks, file systems without links."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from slidesam.tasks.run.lock import LockedError, locked
+from slidesam.tasks.run.lock_file import Contender, Pace
+from tests.support.lock_owners import FAST, WHAT, aged, elsewhere, free
+
+
+def test_another_hosts_lock_is_taken_when_it_is_old_and_nobody_touches_it(path: Path) -> None:
+    elsewhere(path, age=59)
+    with pytest.raises(LockedError, match="host node7"), locked(path, "me", what=WHAT):
+        pytest.fail("not old enough")
+    elsewhere(path, age=61)
+    told: list[str] = []
+    started = time.monotonic()
+    with locked(path, "me", what=WHAT, on_wait=told.append, pace=Pace(beat=0.2, poll=0.05)) as lock:
+        assert time.monotonic() - started >= 0.5
+        lock.check()
+    assert len(told) == 1
+    assert free(path)
+
+
+def test_a_clock_that_was_ahead_locks_nobody_out(path: Path) -> None:
+    elsewhere(path, age=-3600)
+    with pytest.raises(LockedError), locked(path, "me", what=WHAT):
+        pytest.fail("not old")
+    with locked(path, "me", what=WHAT, wait=60, pace=FAST):
+        pass
+
+
+def test_an_old_lock_that_is_touched_again_lives(path: Path) -> None:
+    """As after an outage of the file server."""
+    with locked(path, "me", what=WHAT, pace=Pace(beat=0.2)) as lock:
+        aged(path, 100)
+        with pytest.raises(LockedError), locked(path, "I", what=WHAT, pace=Pace(beat=20, poll=0.05)):
+            pytest.fail("it lives")
+        lock.check()
+
+
+def test_a_living_owner_whose_clock_is_behind_is_not_watched_for_ever(path: Path, monkeypatch) -> None:
+    utime = os.utime
+
+    def behind(file: Path) -> None:
+        past = time.time() - 100
+        utime(file, (past, past) if file == path else None)
+
+    with locked(path, "me", what=WHAT, pace=Pace(beat=0.1)):
+        monkeypatch.setattr(os, "utime", behind)
+        time.sleep(0.3)
+        with pytest.raises(LockedError), locked(path, "I", what=WHAT, pace=Pace(beat=20, poll=0.05)):
+            pytest.fail("it lives")
+
+
+def test_a_taker_finds_a_lock_that_was_touched_since_it_was_judged(path: Path, monkeypatch) -> None:
+    elsewhere(path, age=100)
+    replace = Contender._take_over
+
+    def late(self, place, seen):
+        aged(place, 0)
+        return replace(self, place, seen)
+
+    monkeypatch.setattr(Contender, "_take_over", late)
+    with pytest.raises(LockedError, match="node7"), locked(path, "me", what=WHAT, pace=Pace(beat=0.1, poll=0.05)):
+        pytest.fail("it came back")
+    assert [file.name for file in path.parent.iterdir()] == ["lock.json"]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"host": "node', b"\xff\xfe", b"[1]", b'{"token": "../../x"}'])
+def test_a_file_that_names_nobody_counts_by_its_age(content: bytes, path: Path) -> None:
+    path.parent.mkdir()
+    path.write_bytes(content)
+    nobody = r"locked by somebody whose lock .*lock\.json says nothing: wait"
+    with pytest.raises(LockedError, match=nobody), locked(path, "me", what=WHAT):
+        pytest.fail("it may be just being written")
+    aged(path, 61)
+    with locked(path, "me", what=WHAT, pace=Pace(beat=0.05, poll=0.02)) as lock:
+        lock.check()
+    assert free(path)
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
+def test_without_links(number: int, path: Path, monkeypatch) -> None:
+    def link(*args: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", link)
+    with locked(path, "me", what=WHAT), pytest.raises(LockedError), locked(path, "me again", what=WHAT):
+        pytest.fail("two at once")
+    assert free(path)
+    elsewhere(path, host=os.uname().nodename, born=1)
+    with locked(path, "me", what=WHAT) as lock:
+        lock.check()
+    assert free(path)
+
+
+def test_a_link_whose_answer_was_lost_counts(path: Path, monkeypatch) -> None:
+    link = os.link
+
+    def repeated(*args: object) -> None:
+        link(*args)
+        link(*args)
+
+    monkeypatch.setattr(os, "link", repeated)
+    with locked(path, "me", what=WHAT) as lock:
+        lock.check()
+    assert free(path)
+
+
+# Each round a fork of its own tries to get in, and most of them die inside: with the lock, or in the middle of a takeover.
+RACER = """
+import os, random, sys, time
+from pathlib import Path
+from slidesam.tasks.errors import in_one_line
+from slidesam.tasks.run.lock import locked
+from slidesam.tasks.run.lock_file import Pace
+
+path, rounds, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+inside, log = path.parent.parent / "inside", path.parent.parent / "log"
+open_file, unlink = os.open, os.unlink
+
+def note(words):
+    with os.fdopen(open_file(log, os.O_APPEND | os.O_CREAT | os.O_WRONLY), "w") as stream:
+        stream.write(words + "\\n")
+
+def slowed(name, deadly):
+    call = getattr(os, name)
+    def slow(*args, **kwargs):
+        time.sleep(random.random() ** 4 * 0.01)
+        if random.random() < deadly:
+            os._exit(9)
+        result = call(*args, **kwargs)
+        if random.random() < deadly:
+            os._exit(9)
+        time.sleep(random.random() ** 4 * 0.01)
+        return result
+    setattr(os, name, slow)
+
+def once():
+    slowed("link", 0.01), slowed("replace", 0.05), slowed("unlink", 0.01), slowed("fstat", 0)
+    with locked(path, "racer", what="it", wait=60, pace=Pace(poll=0.002)) as lock:
+        try:
+            os.close(open_file(inside, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            note("two at once")
+        time.sleep(random.random() * 0.002)
+        unlink(inside)
+        note("alone")
+        if random.random() < 0.7:
+            os._exit(9)
+        lock.check()
+
+for round in range(rounds):
+    child = os.fork()
+    if not child:
+        random.seed(1000 * seed + round)
+        try:
+            once()
+        except BaseException as error:
+            note(in_one_line(error))
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+def test_racing_takers_never_get_in_together(path: Path) -> None:
+    racers, rounds = 6, 20
+    elsewhere(path, host=os.uname().nodename, born=1)
+    command = [sys.executable, "-c", RACER, str(path), str(rounds)]
+    processes = [subprocess.Popen([*command, str(seed)]) for seed in range(racers)]
+    assert [process.wait() for process in processes] == [0] * racers
+    lines = (path.parent.parent / "log").read_text().splitlines()
+    assert set(lines) == {"alone"}
+    assert racers * rounds / 4 < len(lines) <= racers * rounds
+    with locked(path, "me", what=WHAT) as lock:
+        lock.check()
+    assert not path.exists()
