@@ -10,7 +10,7 @@ DEMO   ?= demo-output
 
 .DEFAULT_GOAL := help
 STITCHING := stitching-accuracy stitching-speed stitching-memory
-BENCHMARKS := accuracy block conversion empty guide kills memory overhead rechunk tissue
+BENCHMARKS := accuracy block conversion empty guide kills memory overhead rechunk same-results structure tissue
 .PHONY: help install lock demo test test-fast many-slides full-networks screenshots slurm-overhead stardist $(BENCHMARKS) $(STITCHING) peers lint format typecheck clean
 
 help:  ## list the targets
@@ -61,7 +61,7 @@ screenshots: install  ## the browser test, keeping its pictures in screenshots/
 	@SLIDESAM_SCREENSHOTS=screenshots $(BIN)/python -m pytest -m browser
 
 $(BENCHMARKS): install
-	@$(BIN)/python -m benchmarks.$@
+	@$(BIN)/python -m benchmarks.$(subst -,_,$@)
 
 $(STITCHING): install
 	@$(BIN)/python -m benchmarks.stitching $(@:stitching-%=%) --json benchmarks/results/$@.json
@@ -94,6 +94,8 @@ stitching-speed:  ## stitching: seconds beside the raw limit and peers
 memory:      ## peak memory of every process for slides of 10 000 and 20 000 px
 overhead:    ## what Prefect and Dask take when segmenting takes 2 s, or 0.1 s, a block
 rechunk:     ## slides that are costly to read block by block, as they are and rechunked
+same-results:  ## digests of three slides' labels, halo strips and tables; --compare shows what a change of code changed
+structure:   ## sizes of files, functions and folders, vague names, duplicates
 tissue:      ## blocks left out and objects lost on real images (needs ../shared/data)
 
 clean:  ## remove .venv and what was made
