@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from slidesam.tasks.errors import OutputError
+from slidesam.tasks.pixels.mask_image import mask_identity
 from slidesam.tasks.pixels.resample import grids, make_scale
-from slidesam.tasks.pixels.tissue import mask_identity
 from slidesam.tasks.run.files import read_json
 from slidesam.tasks.run.marks import Marks, kept_blocks
 from slidesam.tasks.run.run import Run

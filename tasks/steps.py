@@ -35,12 +35,13 @@ from prefect.cache_policies import NO_CACHE
 from slidesam.tasks.errors import HOPELESS, BlockFailures, BlockLostError, in_one_line
 from slidesam.tasks.labels.objects import describe_block
 from slidesam.tasks.labels.results import BlockResults, save_frame, save_table
-from slidesam.tasks.pixels import tissue
 from slidesam.tasks.pixels.background import background_of
+from slidesam.tasks.pixels.mask_image import read_mask
 from slidesam.tasks.pixels.plan import in_block_levels
 from slidesam.tasks.pixels.pyramid import halve_labels, region_below, shard_regions
 from slidesam.tasks.pixels.resample import to_level0
 from slidesam.tasks.pixels.sample import sample_slide
+from slidesam.tasks.pixels.tissue import blocks_with_tissue, find_tissue
 from slidesam.tasks.report.overlay import write_overlay
 from slidesam.tasks.report.provenance import provenance
 from slidesam.tasks.run.files import load_arrays, output_errors, read_json, save_arrays, write_json
@@ -319,13 +320,11 @@ def _blocks_to_segment(run: Run, overview: NDArray[Any]) -> list[int] | None:
     where = run.settings.blocks.tissue
     if where == "off":
         return None
-    if where == "auto":
-        mask = tissue.find_tissue(overview, is_rgb=run.slide.is_rgb)
-    else:
-        mask = tissue.read_mask(Path(where), run.slide.shape)
+    is_rgb = run.slide.is_rgb
+    mask = find_tissue(overview, is_rgb=is_rgb) if where == "auto" else read_mask(Path(where), run.slide.shape)
     arrays = {"bits": np.packbits(mask), "shape": np.asarray(mask.shape)}
     save_arrays(run.segment_folder / "tissue.npz", arrays, compressed=True)
-    return tissue.blocks_with_tissue(mask, run.grid)
+    return blocks_with_tissue(mask, run.grid)
 
 
 def read_tissue(run: Run) -> NDArray[np.bool_] | None:

@@ -29,7 +29,8 @@ from slidesam.tasks.run.marks import Marks, block_facts, kept_blocks
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.stitch import report as seam_report
 from slidesam.tasks.stitch.match import compare_views
-from slidesam.tasks.stitch.resolve import Instances, Pairs, resolve
+from slidesam.tasks.stitch.resolve import resolve
+from slidesam.tasks.stitch.tables import Instances, Pairs
 from slidesam.tasks.store import ome_zarr as omezarr
 
 # What a task compares or paints: some second of work, less where that would leave workers without any.

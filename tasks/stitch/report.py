@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slidesam.tasks.grid import BlockGrid
-from slidesam.tasks.stitch.resolve import EDGE, Facts, Instances, Pairs, Resolution
+from slidesam.tasks.stitch.tables import EDGE, Facts, Instances, Pairs, Resolution
 
 Ints = NDArray[np.int64]
 # What is counted, per seam and for the slide, with the words that explain it.

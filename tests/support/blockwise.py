@@ -14,7 +14,8 @@ from slidesam.tasks.segment.block import segment_outer
 from slidesam.tasks.segmenters.function import PlainFunction
 from slidesam.tasks.settings.sections import StitchSettings
 from slidesam.tasks.stitch.match import compare_views
-from slidesam.tasks.stitch.resolve import Instances, Pairs, Resolution, resolve
+from slidesam.tasks.stitch.resolve import resolve
+from slidesam.tasks.stitch.tables import Instances, Pairs, Resolution
 
 Labels = np.ndarray
 

@@ -1,0 +1,137 @@
+"""A person's own mask image of a slide: which parts of it are segmented."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from slidesam.tasks.errors import SettingsError, in_one_line
+from slidesam.tasks.grid import Region
+from slidesam.tasks.slides.inspect import inspect_slide
+from slidesam.tasks.slides.reader import SlideReader
+
+MAX_MASK_PIXELS = 2**27
+_MASK_STRIP = 2**22  # pixels of a mask image that are looked at at once
+_TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PICTURES = ("PNG", "JPEG", "BMP", "TIFF")  # of what Pillow reads; some of the rest runs other programs
+_BY_COLOUR = ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV")  # modes in which 0 isn't black
+
+
+def read_mask(path: Path, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """A person's own mask image of the whole slide, at any resolution.
+
+    Args:
+        path: PNG, JPEG, BMP or TIFF. Of a pyramid the finest level of at most 2²⁷ pixels is read.
+        shape: Height and width of the slide's level 0.
+
+    Returns:
+        (y, x) bool, true where any channel but alpha isn't 0; of a palette its colours count.
+
+    Raises:
+        SettingsError: There is no such file, it is no image, is damaged or too large, or has another shape than the slide.
+    """
+    with _as_settings_errors(path), path.open("rb") as stream:
+        is_tiff = stream.read(4) in _TIFF_MAGICS
+    with _as_settings_errors(path):
+        return _read_tiff_mask(path, shape) if is_tiff else _read_picture_mask(path, shape)
+
+
+def mask_identity(path: Path) -> str:
+    """SHA-256 of a mask image's file, hexadecimal: part of the fingerprints.
+
+    Raises:
+        SettingsError: It can't be read.
+    """
+    with _as_settings_errors(path), path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _read_tiff_mask(path: Path, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    slide = inspect_slide(path)
+    level = next((at for at, each in enumerate(slide.levels) if math.prod(each.shape) <= MAX_MASK_PIXELS), None)
+    height, width = slide.levels[-1 if level is None else level].shape
+    _check_shape(path, (height, width), shape)
+    assert level is not None, "else it would have been too large"
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages.first
+        # Of a palette colours count, unless it is one in which ImageJ shows values. Values count where "0 is white" too:
+        # ImageJ and tifffile write that of masks in which 0 is background.
+        has_palette = page.photometric == 3 and not tiff.is_imagej
+    if has_palette:
+        return _read_picture_mask(path, shape)
+    mask = np.empty((height, width), bool)
+    with SlideReader(slide) as reader:
+        for strip in _strips(height, width):
+            pixels = reader.read(strip, level, range(slide.size_c))
+            mask[strip.slices] = np.nan_to_num(pixels).any(axis=2)
+    return mask
+
+
+def _read_picture_mask(path: Path, shape: tuple[int, int]) -> NDArray[np.bool_]:
+    # Pillow warns of large images; which are too large is decided here.
+    with warnings.catch_warnings(action="ignore"), Image.open(path, formats=_PICTURES) as picture:
+        width, height = picture.size
+        _check_shape(path, (height, width), shape)
+        picture.load()
+        mask = np.empty((height, width), bool)
+        for strip in _strips(height, width):
+            part = picture.crop((strip.x0, strip.y0, strip.x1, strip.y1))
+            if part.mode in _BY_COLOUR:
+                part = part.convert("RGB")
+            pixels = np.asarray(part).reshape(*strip.shape, -1)
+            colours = [band not in ("A", "a") for band in part.getbands()]
+            mask[strip.slices] = (pixels[..., colours] != 0).any(axis=2)
+    return mask
+
+
+def _check_shape(path: Path, mask: tuple[int, int], slide: tuple[int, int]) -> None:
+    """Refuses a mask image that is too large, or that can't be of this slide.
+
+    Raises:
+        SettingsError: It is.
+    """
+    if not 0 < math.prod(mask) <= MAX_MASK_PIXELS:
+        raise SettingsError(
+            f"setting blocks.tissue: mask image {path} has {mask[0]} × {mask[1]} px: make it smaller, at most "
+            f"{MAX_MASK_PIXELS} px in all; it may be much coarser than the slide"
+        )
+    # Either side may be the one that was rounded.
+    height, width = mask[1] * slide[0] / slide[1], mask[0] * slide[1] / slide[0]
+    if abs(mask[0] - height) > max(1, 0.01 * height) and abs(mask[1] - width) > max(1, 0.01 * width):
+        raise SettingsError(
+            f"setting blocks.tissue: mask image {path} of {mask[0]} × {mask[1]} px (height × width) has another shape than "
+            f"the slide of {slide[0]} × {slide[1]} px: make one of the whole slide, not turned or cropped, or set it to auto"
+        )
+
+
+def _strips(height: int, width: int) -> Iterator[Region]:
+    rows = max(1, _MASK_STRIP // width)
+    for y in range(0, height, rows):
+        yield Region(y, 0, min(y + rows, height), width)
+
+
+@contextmanager
+def _as_settings_errors(path: Path) -> Iterator[None]:
+    """Turns whatever a library says of a mask image into one line."""
+    try:
+        yield
+    except SettingsError:
+        raise
+    except Exception as error:
+        what = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else in_one_line(error, 160)
+        if isinstance(error, UnidentifiedImageError):
+            what = "it isn't an image"
+        raise SettingsError(
+            f"setting blocks.tissue: mask image {path} can't be read ({what}): give the path of a PNG, JPEG or TIFF "
+            "image, or set it to auto or off"
+        ) from error
