@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 from rich.text import Text
 
-from slidesam.flows.cli.cluster import ClusterChanges, ClusterName, add_cluster_commands, choose_profile
+from slidesam.flows.cli.cluster import ClusterChanges, ClusterName, add_cluster_commands, choose_profile, read_overrides
 from slidesam.flows.cli.models import add_models_commands
 from slidesam.flows.console import out, say, say_failed
 from slidesam.tasks.errors import OutputError, SettingsError
 from slidesam.tasks.settings.methods import SEGMENTER_KINDS
-from slidesam.tasks.settings.parse import make_settings
+from slidesam.tasks.settings.parse import make_settings, read_yaml
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.settings.types import seconds_of
 
@@ -288,23 +287,11 @@ def load_settings(path: Path | None, segmenter: str | None, overrides: Sequence[
     Raises:
         SettingsError: The file can't be read, a name is unknown or a value can't be used.
     """
-    values: Any = {}
-    if path is not None:
-        try:
-            values = yaml.safe_load(path.read_text()) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise SettingsError(f"settings file {path} can't be read: {' '.join(str(error).split())}") from error
-        if not isinstance(values, dict):
-            raise SettingsError(f"settings file {path} holds no `section: {{key: value}}`: see `slidesam settings`")
+    values = (
+        {} if path is None else read_yaml(path, "settings file", "`section: {key: value}`: see `slidesam settings`")
+    )
     changed: dict[str, Any] = {} if segmenter is None else {"segmenter.kind": segmenter}
-    for override in overrides or ():
-        name, equals, text = override.partition("=")
-        if not equals:
-            raise typer.BadParameter(f"{override!r} is not of the form a.b=c", param_hint="--set")
-        try:
-            changed[name.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise SettingsError(f"setting {name}: {text!r} is no YAML value") from error
+    changed |= read_overrides(overrides or (), "--set", "setting")
     return make_settings(values, changed)
 
 

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from slidesam.flows.console import out
 from slidesam.tasks.errors import SettingsError
+from slidesam.tasks.settings.parse import parse_override
 
 ClusterName = Annotated[
     str | None,
@@ -52,7 +53,7 @@ def choose_profile(
         raise SettingsError(
             f"--workers is of --cluster local; for {name} give --cluster-set, e.g. cpu.maximum_jobs={workers}"
         )
-    put: dict[str, object] = dict(map(_change, changes or ()))
+    put: dict[str, object] = read_overrides(changes or (), "--cluster-set", "cluster profile")
     if workers is not None:
         put["workers"] = workers
     if scheduler is not None:
@@ -60,14 +61,22 @@ def choose_profile(
     return load_profile(name or ("local" if scheduler is None else "attach"), put)
 
 
-def _change(text: str) -> tuple[str, object]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise typer.BadParameter(f"{text!r} is not of the form a.b=c", param_hint="--cluster-set")
-    try:
-        return name.strip(), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise SettingsError(f"cluster profile: {name}: {value!r} is no YAML value") from error
+def read_overrides(texts: Sequence[str], option: str, owner: str) -> dict[str, Any]:
+    """Read the `a.b=c` that an option was given.
+
+    Args:
+        texts: What the option was given.
+        option: The option, for messages.
+        owner: What the names belong to, for messages.
+
+    Raises:
+        BadParameter: A text has no `=`.
+        SettingsError: A value isn't valid YAML.
+    """
+    for text in texts:
+        if "=" not in text:
+            raise typer.BadParameter(f"{text!r} is not of the form a.b=c", param_hint=option)
+    return dict(parse_override(text, owner) for text in texts)
 
 
 @cluster_app.command("list")

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, TypeAdapter, ValidationError, WithJsonSchema
 
 from slidesam.flows.cluster.profile import (
@@ -26,6 +25,7 @@ from slidesam.flows.cluster.profile import (
     SlurmProfile,
 )
 from slidesam.tasks.errors import SettingsError
+from slidesam.tasks.settings.parse import FieldError, put_value, read_yaml
 
 # As a parameter of a flow it may also be given by its name or file; a form shows it as that.
 ProfileChoice = Annotated[
@@ -48,16 +48,9 @@ def load_profile(name: str, changes: Mapping[str, object] | None = None) -> Any:
         SettingsError: There is no such profile, or it can't be used.
     """
     path = _find(name)
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingsError(f"cluster profile {path} can't be read: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise SettingsError(
-            f"cluster profile {path} holds no `key: value`: `slidesam cluster show slurm-gpu` shows one"
-        )
+    values = read_yaml(path, "cluster profile", "`key: value`: `slidesam cluster show slurm-gpu` shows one")
     for key, value in (changes or {}).items():
-        _put(values, key, value)
+        put_value(values, key, value, "cluster profile")
     return make_profile(values, f"cluster profile {name}")
 
 
@@ -102,25 +95,13 @@ def _find(name: str) -> Path:
     return known[name]
 
 
-def _put(tree: dict[str, Any], name: str, value: object) -> None:
-    *sections, key = name.split(".")
-    for section in sections:
-        if tree.get(section) is None:
-            tree[section] = {}
-        tree = tree[section]
-        if not isinstance(tree, dict):
-            raise SettingsError(f"cluster profile: {name}: {section} holds a value, not further keys")
-    tree[key] = value
-
-
 def _in_words(error: ValidationError, values: Mapping[str, object]) -> str:
     """The first thing that is wrong."""
-    first = error.errors(include_url=False)[0]
+    first = FieldError.first_of(error)
     kinds = ["local", "local-gpu", "slurm", "pbs", "lsf", "sge", "htcondor", "oar", "moab", "attach"]
-    parts = [str(part) for part in first["loc"] if part not in kinds]
-    # Of a choice between types pydantic names the branch too.
-    name = ".".join(part for part in parts if "[" not in part and part not in ("int", "float", "str"))
-    match first["type"]:
+    parts = [part for part in first.location if part not in kinds]
+    name = ".".join(parts)
+    match first.kind:
         case "union_tag_invalid" | "union_tag_not_found":
             return f"kind must be one of {', '.join(kinds)}, not {values.get('kind')!r}"
         case "extra_forbidden":
@@ -129,8 +110,7 @@ def _in_words(error: ValidationError, values: Mapping[str, object]) -> str:
             return "address is needed, that of a Dask scheduler that runs: give --scheduler tcp://HOST:PORT"
         case "missing":
             return f"{name} is needed"
-    words = first["msg"].removeprefix("Value error, ")
-    return f"{name}: {words}" if name else words
+    return f"{name}: {first.message}" if name else first.message
 
 
 def _keys(sections: Sequence[str], values: Mapping[str, object]) -> list[str]:

@@ -1,11 +1,16 @@
-"""Makes settings out of nested mappings and dotted names, and says what is wrong with them."""
+"""Turns YAML, nested mappings and dotted names into settings, and pydantic's errors into one line for a person.
+
+`flows.cluster` reads its profiles with the same functions.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, get_args
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
 
+import yaml
 from pydantic import BaseModel, ValidationError
 
 from slidesam.tasks.errors import SettingsError
@@ -43,7 +48,7 @@ def make_settings(values: Mapping[str, Any] | None = None, overrides: Mapping[st
     if kind is not None and isinstance(segmenter, dict) and segmenter.get("kind", "micro-sam") != kind:
         tree["segmenter"] = {"kind": kind}
     for name, value in changed.items():
-        _put(tree, name, value)
+        put_value(tree, name, value, "setting")
     if isinstance(tree.get("segmenter"), dict):
         tree["segmenter"].setdefault("kind", "micro-sam")
     try:
@@ -52,23 +57,99 @@ def make_settings(values: Mapping[str, Any] | None = None, overrides: Mapping[st
         raise SettingsError(_in_words(error)) from None
 
 
-def _put(tree: dict[str, Any], name: str, value: object) -> None:
+def read_yaml(path: Path, owner: str, example: str) -> dict[str, Any]:
+    """Read a mapping from a YAML file; an empty file is an empty mapping.
+
+    Args:
+        path: The file.
+        owner: What the file is, for messages.
+        example: What a correct file holds, and where to see one, for messages.
+
+    Raises:
+        SettingsError: The file can't be read, or holds no mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"{owner} {path} can't be read: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise SettingsError(f"{owner} {path} holds no {example}")
+    return values
+
+
+def parse_override(text: str, owner: str) -> tuple[str, Any]:
+    """Split `a.b=c` into the dotted name and its YAML value.
+
+    Args:
+        text: An assignment as the command line takes it.
+        owner: What the name belongs to, for messages.
+
+    Raises:
+        SettingsError: The value isn't valid YAML.
+
+    Example:
+        >>> parse_override("blocks.block_shape=[512, 256]", "setting")
+        ('blocks.block_shape', [512, 256])
+    """
+    name, _, value = text.partition("=")
+    try:
+        return name.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{owner} {name.strip()}: {value!r} is no YAML value") from error
+
+
+def put_value(tree: dict[str, Any], name: str, value: object, owner: str) -> None:
+    """Set the value with a dotted name in nested dicts; sections that are missing or null are added.
+
+    Args:
+        tree: Nested dicts, changed in place.
+        name: Dotted name.
+        value: The value.
+        owner: What the name belongs to, for messages.
+
+    Raises:
+        SettingsError: Part of the name is a value, not a section.
+    """
     *sections, key = name.split(".")
     for section in sections:
-        tree = tree.setdefault(section, {})
+        if tree.get(section) is None:
+            tree[section] = {}
+        tree = tree[section]
         if not isinstance(tree, dict):
-            raise SettingsError(f"setting {name}: {section} holds a value, not further settings")
+            raise SettingsError(f"{owner} {name}: {section} holds a value, not further keys")
     tree[key] = value
 
 
+class FieldError(NamedTuple):
+    """The first error that pydantic reports.
+
+    Attributes:
+        kind: Pydantic's name for the kind of error.
+        location: Keys that lead to the field, without the names of types that pydantic adds for unions.
+        value: What was given.
+        message: Pydantic's message, or that of our own check.
+    """
+
+    kind: str
+    location: list[str]
+    value: Any
+    message: str
+
+    @classmethod
+    def first_of(cls, error: ValidationError) -> FieldError:
+        """Take the first of pydantic's errors."""
+        first = error.errors(include_url=False)[0]
+        parts = [str(part) for part in first["loc"]]
+        location = [part for part in parts if "[" not in part and part not in ("int", "float", "str")]
+        return cls(first["type"], location, first["input"], first["msg"].removeprefix("Value error, "))
+
+
 def _in_words(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    parts = [str(part) for part in first["loc"]]
+    first = FieldError.first_of(error)
+    parts, given = first.location, first.value
     kind = parts.pop(1) if parts[0] == "segmenter" and len(parts) > 1 and parts[1] in SEGMENTER_KINDS else None
-    # Of a choice between types pydantic names the branch too.
-    name = ".".join(part for part in parts if "[" not in part and part not in ("int", "float", "str"))
-    given = first["input"]
-    match first["type"]:
+    name = ".".join(parts)
+    match first.kind:
         case "extra_forbidden":
             return f"unknown setting {name}: {_suggestion(name, kind)}"
         case "union_tag_invalid" | "union_tag_not_found":
@@ -79,9 +160,7 @@ def _in_words(error: ValidationError) -> str:
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"setting {name}: must be settings of its own (`{name}: {{...}}`), not {given!r}"
     description = _descriptions(kind).get(name, "").split(";")[0].rstrip(".")
-    return f"setting {name}: {first['msg'].removeprefix('Value error, ')}, not {given!r}" + (
-        f" ({description})" if description else ""
-    )
+    return f"setting {name}: {first.message}, not {given!r}" + (f" ({description})" if description else "")
 
 
 def _suggestion(name: str, kind: str | None) -> str:
