@@ -10,24 +10,68 @@
     ├── ServerError      (ConnectionError)  Prefect's API doesn't answer
     ├── ClusterError     (ConnectionError)  the Dask scheduler can't be reached
     ├── DeviceError      (RuntimeError)  a worker was given one device and would compute on another
-    ├── BlockLostError   (RuntimeError)  a block ended its worker, or took too long, too often
-    ├── CohortFailures   (RuntimeError)  some slides of a cohort failed; carries `.failures`
-    └── BlockFailures    (RuntimeError)  some blocks failed after all retries; carries `.block_ids`
+    ├── BlockLostError   (RuntimeError)  a block ended its worker, or took too long, too often; has `.log_tail`
+    ├── CohortFailures   (RuntimeError)  some slides of a cohort failed; has `.failures`
+    └── BlockFailures    (RuntimeError)  some blocks failed after all retries; has `.failures`, `.block_ids`
 
-A message names the slide, block or setting, the value, and what to do next. The command line prints it on one line.
+A message names the slide, block or setting, the value, and what to do next. The command line prints it on one line; code reads
+the attributes (`what`, `cure`, `log_tail`, `is_hopeless`, `ends_stage`) and never the message.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 
 class SlidesamError(Exception):
-    """Base of every error that slidesam raises on purpose."""
+    """Base of every error that slidesam raises on purpose.
+
+    All attributes survive pickling, whatever the arguments of a class are.
+
+    Args:
+        what: What is wrong: the slide, block or setting, and the value.
+        cure: What to do about it; the message has it after a colon. Empty if `what` is the whole message.
+        log_tail: The last lines of the log of the process that failed, on one line; empty if there is no log.
+
+    Attributes:
+        is_hopeless: Whether another attempt at the same would fail, too.
+        ends_stage: Whether no other block of the slide could be computed either.
+    """
+
+    is_hopeless: bool = False
+    ends_stage: bool = False
+
+    def __init__(self, what: str = "", cure: str = "", *, log_tail: str = "") -> None:
+        self.what, self.cure, self.log_tail = what, cure, log_tail
+        super().__init__(_with_log_tail(self.without_log, log_tail))
+
+    @property
+    def without_log(self) -> str:
+        """The message without the lines of a log."""
+        return f"{self.what}: {self.cure}" if self.cure else self.what
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self.args, vars(self))
+
+
+def _restore(kind: type[SlidesamError], arguments: tuple[Any, ...], attributes: dict[str, Any]) -> SlidesamError:
+    """Make a pickled error again, without its `__init__`: that would need arguments in the order of each class."""
+    error = kind.__new__(kind)
+    error.args = arguments
+    vars(error).update(attributes)
+    return error
+
+
+def _with_log_tail(message: str, log_tail: str) -> str:
+    return f"{message}; its log ends with: {log_tail}" if log_tail else message
 
 
 class SettingsError(SlidesamError, ValueError):
     """A setting is unknown or its value can't be used: correct the settings and run again."""
+
+    is_hopeless = True
 
 
 class SlideError(SlidesamError, OSError):
@@ -37,6 +81,8 @@ class SlideError(SlidesamError, OSError):
 class SlideGoneError(SlideError):
     """A slide that was planned can't be opened any more, or isn't the same: no block of it can be computed."""
 
+    ends_stage = True
+
 
 class SlideAwayError(SlideError):
     """A slide can't be read now, for want of memory, of a codec, of a file server that answers: trying again can help."""
@@ -45,9 +91,13 @@ class SlideAwayError(SlideError):
 class OutputError(SlidesamError, OSError):
     """The output folder can't be used as it is."""
 
+    ends_stage = True
+
 
 class SegmenterError(SlidesamError, RuntimeError):
     """The segmenter can't be made, or returned something that is no label image of its input."""
+
+    is_hopeless = True
 
 
 class ServerError(SlidesamError, ConnectionError):
@@ -63,96 +113,104 @@ class DeviceError(SlidesamError, RuntimeError):
 
 
 class BlockLostError(SlidesamError, RuntimeError):
-    """A block that ended its worker, or took longer than it may, as often as is allowed.
+    """A block ended its worker, or exceeded its time limit, as often as is allowed.
 
     Args:
         block_id: The block.
-        lost: How often it cost a worker.
-        timed_out: How often of these it took too long.
-        host: Where it did so last.
-        timeout: Seconds that it may take.
-        said: The last lines of that worker's log, on one line, where there is one.
+        lost: How many workers it ended.
+        timed_out: How many of these ended because of the time limit.
+        host: Machine of the last of these workers.
+        timeout: The time limit in seconds, if there is one.
+        log_tail: The last lines of that worker's log, on one line; empty if there is no log.
     """
 
+    is_hopeless = True
+
     def __init__(
-        self, block_id: int, lost: int, timed_out: int, host: str, timeout: float | None, said: str = ""
+        self, block_id: int, *, lost: int, timed_out: int, host: str, timeout: float | None, log_tail: str = ""
     ) -> None:
-        self.arguments = (block_id, lost, timed_out, host, timeout, said)
+        self.block_id, self.lost, self.timed_out, self.host, self.timeout = block_id, lost, timed_out, host, timeout
         times = "once" if lost == 1 else f"{lost} times"
         if timed_out:
-            what = (
-                f"block {block_id} took longer than run.block_timeout ({timeout:g} s) {times}, last on {host}: "
-                "raise that setting, or take smaller blocks"
-            )
+            what = f"block {block_id} took longer than run.block_timeout ({timeout:g} s) {times}, last on {host}"
+            cure = "raise that setting, or take smaller blocks"
         else:
-            what = (
-                f"block {block_id} ended its worker {times}, last on {host}; most often that is for want of memory: "
-                "take fewer workers or smaller blocks"
-            )
-        super().__init__(f"{what}; its log ends with: {said}" if said else what)
+            what = f"block {block_id} ended its worker {times}, last on {host}; usually out of memory"
+            cure = "take fewer workers or smaller blocks"
+        super().__init__(what, cure, log_tail=log_tail)
 
-    def __reduce__(self) -> tuple[type[BlockLostError], tuple[int, int, int, str, float | None, str]]:
-        return type(self), self.arguments
+
+@dataclass(frozen=True)
+class BlockFailure:
+    """Why a block failed.
+
+    Attributes:
+        message: What happened, on one line.
+        log_tail: The last lines of the log of the worker that the block ended, on one line; empty if there are none.
+        is_hopeless: Whether another attempt would fail, too.
+        ended_worker: Whether the block ended its workers.
+    """
+
+    message: str
+    log_tail: str = ""
+    is_hopeless: bool = False
+    ended_worker: bool = False
+
+    @classmethod
+    def of(cls, error: Exception) -> BlockFailure:
+        """Describe an error."""
+        if not isinstance(error, SlidesamError):
+            return cls(in_one_line(error))
+        message, log_tail = in_one_line(error.without_log), in_one_line(error.log_tail)
+        return cls(message, log_tail, error.is_hopeless, isinstance(error, BlockLostError))
+
+    def __str__(self) -> str:
+        return _with_log_tail(self.message, self.log_tail)
 
 
 class BlockFailures(SlidesamError, RuntimeError):  # noqa: N818
-    """Blocks that failed after all their retries.
+    """Blocks failed after all their retries.
 
     Args:
         slide: The slide's name.
-        failures: Block id → what happened, on one line.
+        failures: Why each failed, by block id.
         n_blocks: Number of blocks of the slide.
         untried: How many blocks weren't tried, because so many in a row had failed.
-        lost: Which of them ended their workers.
 
     Attributes:
         block_ids: Ids of the failed blocks, ascending: all that a rerun needs.
-        hopeless: Whether trying again at once won't help any of them.
     """
 
-    def __init__(
-        self, slide: str, failures: Mapping[int, str], n_blocks: int, untried: int = 0, lost: tuple[int, ...] = ()
-    ) -> None:
-        self.slide, self.untried, self.lost = slide, untried, lost
+    def __init__(self, slide: str, failures: Mapping[int, BlockFailure], n_blocks: int, untried: int = 0) -> None:
+        self.slide, self.n_blocks, self.untried = slide, n_blocks, untried
         self.failures = dict(sorted(failures.items()))
-        self.hopeless = False
         self.block_ids = tuple(self.failures)
-        self.n_blocks = n_blocks
-        super().__init__(str(self))
-
-    def __reduce__(self) -> tuple[type[BlockFailures], tuple[str, dict[int, str], int, int, tuple[int, ...]]]:
-        return type(self), (self.slide, self.failures, self.n_blocks, self.untried, self.lost)
-
-    def __str__(self) -> str:
-        shown = "; ".join(f"block {block_id}: {what}" for block_id, what in list(self.failures.items())[:3])
-        more = f"; and {len(self.failures) - 3} more" if len(self.failures) > 3 else ""
-        untried = f"; {self.untried} more weren't tried after so many failures in a row" if self.untried else ""
-        return (
-            f"{self.slide}: {len(self.failures)} of {self.n_blocks} blocks failed ({shown}{more}){untried}. "
-            "The others are kept: run the same command again to try only these"
+        self.is_hopeless = all(failure.is_hopeless for failure in self.failures.values())
+        shown = _first_three({f"block {block_id}": failure for block_id, failure in self.failures.items()})
+        skipped = f"; {untried} more weren't tried after so many failures in a row" if untried else ""
+        super().__init__(
+            f"{slide}: {len(failures)} of {n_blocks} blocks failed ({shown}){skipped}. The others are kept",
+            "run the same command again to try only these",
         )
 
 
 class CohortFailures(SlidesamError, RuntimeError):  # noqa: N818
-    """Slides of a cohort that failed; all others are finished.
+    """Slides of a cohort failed; all others are finished.
 
     Args:
-        failures: The slide's name → what happened, on one line.
+        failures: What happened, on one line, by the slide's name.
         n_slides: Number of slides of the cohort.
     """
 
     def __init__(self, failures: Mapping[str, str], n_slides: int) -> None:
         self.failures, self.n_slides = dict(failures), n_slides
-        shown = "; ".join(f"{name}: {what}" for name, what in list(self.failures.items())[:3])
-        more = f"; and {len(self.failures) - 3} more" if len(self.failures) > 3 else ""
-        super().__init__(f"{len(self.failures)} of {n_slides} slides failed ({shown}{more}). The others are finished")
-
-    def __reduce__(self) -> tuple[type[CohortFailures], tuple[dict[str, str], int]]:
-        return type(self), (self.failures, self.n_slides)
+        shown = _first_three(self.failures)
+        super().__init__(f"{len(failures)} of {n_slides} slides failed ({shown}). The others are finished")
 
 
-# What trying again won't mend.
-HOPELESS = (SettingsError, SegmenterError, BlockLostError)
+def _first_three(failures: Mapping[str, object]) -> str:
+    shown = "; ".join(f"{name}: {failure}" for name, failure in list(failures.items())[:3])
+    return f"{shown}; and {len(failures) - 3} more" if len(failures) > 3 else shown
 
 
 def in_one_line(error: BaseException | str, limit: int = 1000) -> str:

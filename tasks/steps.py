@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from slidesam.tasks.errors import HOPELESS, BlockFailures, BlockLostError, in_one_line
+from slidesam.tasks.errors import BlockFailure, BlockFailures
 from slidesam.tasks.labels.objects import describe_block
 from slidesam.tasks.labels.results import BlockResults, save_frame, save_table
 from slidesam.tasks.pixels.background import background_of
@@ -242,14 +242,11 @@ def _failure(run: Run, failures: dict[int, Exception], *, alone: bool) -> Except
     """What a task raises for blocks that failed."""
     if alone:
         return next(iter(failures.values()))
-    error = BlockFailures(
+    return BlockFailures(
         run.name,
-        {block_id: in_one_line(why) for block_id, why in failures.items()},
+        {block_id: BlockFailure.of(error) for block_id, error in failures.items()},
         len(kept_blocks(run)),
-        lost=tuple(block_id for block_id, why in failures.items() if isinstance(why, BlockLostError)),
     )
-    error.hopeless = all(isinstance(why, HOPELESS) for why in failures.values())
-    return error
 
 
 @task(name="match seams", cache_policy=NO_CACHE, persist_result=False)

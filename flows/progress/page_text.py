@@ -14,7 +14,15 @@ from pydantic import BaseModel
 
 from slidesam.flows.progress.markdown import block, code, table, text
 from slidesam.flows.progress.pace import duration_words
-from slidesam.tasks.errors import BlockFailures, SettingsError, SlideError, SlideGoneError, SlidesamError, in_one_line
+from slidesam.tasks.errors import (
+    BlockFailure,
+    BlockFailures,
+    SettingsError,
+    SlideError,
+    SlideGoneError,
+    SlidesamError,
+    in_one_line,
+)
 from slidesam.tasks.run.layout import jobs_folder
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.sections import Settings
@@ -24,8 +32,6 @@ from slidesam.tasks.stitch.report import COLUMNS
 # The picture goes to the server's database, twice: as the run's artifact and as the key's latest.
 _PICTURE_BYTES, _PICTURE_SIDES = 220_000, (1600, 1280, 1024, 800, 640, 480, 320)
 _MOST_BLOCKS, _ERROR_LENGTH = 50, 400
-# What `BlockLostError` puts before the last lines of a worker's log.
-_LOG_ENDS = "; its log ends with: "
 _AMONG_OBJECTS = ("matched", "contested", "one_sided", "united")
 
 
@@ -194,19 +200,18 @@ def _blocks_failed(run: Run | None, error: BlockFailures) -> list[str]:
     if error.untried:
         words += f" {error.untried:,} weren't tried after so many failures in a row."
     shown = list(error.failures.items())[:_MOST_BLOCKS]
-    rows = [_block_row(run, block_id, what) for block_id, what in shown]
+    rows = [_block_row(run, block_id, failure) for block_id, failure in shown]
     parts = [words, table(("block", "row", "column", "pixel (x,&nbsp;y)", "what happened"), rows, "rrrrl")]
     if (more := len(error.failures) - len(shown)) > 0:
         parts.append(f"… and {more:,} more.")
     return parts
 
 
-def _block_row(run: Run | None, block_id: int, failure: str) -> tuple[str, ...]:
-    what, found, said = failure.partition(_LOG_ENDS)
-    words = text(in_one_line(what, _ERROR_LENGTH))
-    if found:
+def _block_row(run: Run | None, block_id: int, failure: BlockFailure) -> tuple[str, ...]:
+    words = text(in_one_line(failure.message, _ERROR_LENGTH))
+    if failure.log_tail:
         # The last lines say how it ended.
-        lines = [line.strip() for line in said.split(" | ")][-5:]
+        lines = [line.strip() for line in failure.log_tail.split(" | ")][-5:]
         words += "<br>its log ends with:<br>" + "<br>".join(text(in_one_line(line, _ERROR_LENGTH)) for line in lines)
     if run is None or not 0 <= block_id < len(run.grid):
         return str(block_id), "", "", "", words

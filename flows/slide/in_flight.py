@@ -24,7 +24,8 @@ from prefect.futures import PrefectFuture
 from slidesam.flows.cluster.cluster import opened
 from slidesam.flows.prefect_api.endings import crash_task_run
 from slidesam.flows.progress.reporters import current
-from slidesam.tasks.errors import BlockFailures, BlockLostError, ClusterError
+from slidesam.tasks.errors import BlockFailure, BlockFailures, BlockLostError, ClusterError
+from slidesam.tasks.retry import Action, decide
 
 MAX_IN_FLIGHT = 256
 # Where the number of workers is known: so many for each, but no fewer than these.
@@ -102,7 +103,7 @@ def in_flight(
             job, tries, _ = running.pop(future.task_run_id)
             result, error = _outcome(future)
             if isinstance(error, KilledWorker):
-                if tries < _MOST_TRIES:
+                if decide(error, attempts_left=_MOST_TRIES - tries) is Action.RETRY:
                     again.append((job, tries + 1))
                     continue
                 error = _given_up(error, tries)
@@ -130,8 +131,8 @@ def _given_up(error: KilledWorker, tries: int) -> ClusterError:
     """What is said of a task that ended its workers again and again."""
     deaths = tries * (error.allowed_failures + 1)
     return ClusterError(
-        f"a task ended its worker {deaths} times, the last at {error.last_worker.address}; most often that is for want of "
-        "memory: give jobs more of it, or take smaller blocks"
+        f"a task ended its worker {deaths} times, the last at {error.last_worker.address}; usually out of memory",
+        "give jobs more memory, or take smaller blocks",
     )
 
 
@@ -190,7 +191,8 @@ def _outcome(future: PrefectFuture[Any]) -> tuple[Any, Exception | None]:
         return None, error
     except (BlockLostError, BlockFailures) as error:
         # What cost workers has crashed, even if it is told by a worker that lives.
-        if isinstance(error, BlockLostError) or error.lost:
+        failures = [BlockFailure.of(error)] if isinstance(error, BlockLostError) else error.failures.values()
+        if any(failure.ended_worker for failure in failures):
             crash_task_run(future.task_run_id, str(error))
         return None, error
     except Exception as error:  # noqa: BLE001

@@ -16,15 +16,10 @@ from slidesam.flows.progress.reporters import current, stage
 from slidesam.flows.slide.batches import Batches
 from slidesam.flows.slide.in_flight import alone, in_flight
 from slidesam.tasks import steps
-from slidesam.tasks.errors import (
-    HOPELESS,
-    BlockFailures,
-    OutputError,
-    SlideGoneError,
-    in_one_line,
-)
+from slidesam.tasks.errors import BlockFailure, BlockFailures
 from slidesam.tasks.pixels.plan import PIECE_BYTES
 from slidesam.tasks.plan import pieced_levels
+from slidesam.tasks.retry import Action, decide
 from slidesam.tasks.run.marks import block_facts
 from slidesam.tasks.run.run import Run, batches
 from slidesam.tasks.settings.sections import RunSettings
@@ -34,8 +29,6 @@ from slidesam.tasks.store import convert
 Facts = dict[str, Any]
 # Past so many blocks the graph in the UI can't be read, and Prefect's share of the time shows.
 _SINGLE_BLOCKS, _MOST_PER_TASK = 256, 16
-# So many failures without a success between them aren't the blocks' fault.
-_HOPELESS_ROW = 24
 # Levels of so few pieces are written along with the image's end.
 _FEW_PIECES = 4
 
@@ -97,13 +90,13 @@ def segment_blocks(run: Run, block_ids: Sequence[int] | None = None) -> dict[str
     todo = [block_id for block_id in wanted if block_facts(run, block_id) is None]
     segment, go = with_retries(steps.segment_blocks, run.settings.run), uuid.uuid4().hex
     jobs = _batches(run, todo)
-    failures: dict[int, str] = {}
+    failures: dict[int, BlockFailure] = {}
     tried = in_a_row = 0
     with stage("segmenting blocks", len(wanted), len(wanted) - len(todo)) as progress:
         named = lambda ids: segment.with_options(task_run_name=blocks_name(run, ids)).submit(run, ids, go)  # noqa: E731
         with contextlib.closing(in_flight(jobs, named)) as ended:
             for ids, facts, error in ended:
-                if isinstance(error, OutputError | SlideGoneError):
+                if error is not None and decide(error) is Action.STOP:
                     raise error
                 failed = {} if error is None else _failed_blocks(run, ids, error)
                 # A worker whose job ends leaves what it hasn't begun.
@@ -117,7 +110,7 @@ def segment_blocks(run: Run, block_ids: Sequence[int] | None = None) -> dict[str
                     continue
                 failures |= failed
                 in_a_row = in_a_row + len(failed) if len(failed) == len(ids) else 0
-                if in_a_row >= _HOPELESS_ROW:
+                if decide(error, failures=in_a_row) is Action.STOP:
                     break
     if failures:
         raise BlockFailures(run.name, failures, len(kept), untried=len(todo) - tried)
@@ -142,11 +135,11 @@ def _untouched(run: Run, ids: Sequence[int], error: Exception) -> list[int]:
     return [block_id for block_id in ids if block_id not in error.failures and block_facts(run, block_id) is None]
 
 
-def _failed_blocks(run: Run, ids: Sequence[int], error: Exception) -> dict[int, str]:
+def _failed_blocks(run: Run, ids: Sequence[int], error: Exception) -> dict[int, BlockFailure]:
     """Which blocks of a task failed, and why."""
     if isinstance(error, BlockFailures):
         return error.failures
-    return {block_id: in_one_line(error) for block_id in ids if block_facts(run, block_id) is None}
+    return {block_id: BlockFailure.of(error) for block_id in ids if block_facts(run, block_id) is None}
 
 
 @flow(
@@ -207,7 +200,7 @@ def _in_jobs(
                     seconds += facts["seconds"]
                     continue
                 failed.append(error)
-                if isinstance(error, OutputError | SlideGoneError) or len(failed) >= _HOPELESS_ROW:
+                if decide(error, failures=len(failed)) is Action.STOP:
                     raise error
     if failed:
         raise failed[0]
@@ -227,7 +220,7 @@ def with_retries(step: Task[..., Facts], settings: RunSettings) -> Task[..., Fac
 def worth_a_retry(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
     """Whether trying again can help: not where the settings or the segmenter itself are wrong."""
     error = state.result(raise_on_failure=False)
-    return not (isinstance(error, HOPELESS) or (isinstance(error, BlockFailures) and error.hopeless))
+    return isinstance(error, Exception) and decide(error, attempts_left=1) is Action.RETRY
 
 
 def blocks_name(run: Run, block_ids: Sequence[int]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
-from slidesam.tasks.errors import OutputError, SlideGoneError
+from slidesam.tasks.retry import Action, decide
 
 
 class Finisher:
@@ -69,7 +69,7 @@ class Finisher:
         """Keeps what a block raises for later; lets through what no other block would get past."""
         try:
             yield
-        except (OutputError, SlideGoneError):
-            raise
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
+            if decide(error) is Action.STOP:
+                raise
             self._failures[block_id] = error

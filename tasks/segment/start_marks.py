@@ -63,8 +63,14 @@ class Attempts:
         before, lost = self._read(block_id), self.lost(block_id)
         timed_out = self._timed_out(before)
         if lost >= self.allowed:
-            said = last_lines(Path(before["log"])) if before.get("log") else ""
-            raise BlockLostError(block_id, lost, timed_out, str(before.get("host")), self.timeout, said)
+            raise BlockLostError(
+                block_id,
+                lost=lost,
+                timed_out=timed_out,
+                host=str(before.get("host")),
+                timeout=self.timeout,
+                log_tail=last_lines(Path(before["log"])) if before.get("log") else "",
+            )
         facts, path = self._facts(lost, timed_out), self._path(block_id)
         write_json(path, facts, sync=False)
         _at_work[path] = facts

@@ -15,7 +15,7 @@ from slidesam.flows.progress.markdown import code, text
 from slidesam.flows.progress.pace import Pace, duration_words, rate_words
 from slidesam.flows.progress.page_text import changed_settings, failure_markdown, picture_uri, result_markdown
 from slidesam.flows.progress.run_page import RunPage, _Bar, artifact_key, show_failure, show_result
-from slidesam.tasks.errors import BlockFailures, BlockLostError, SettingsError, SlideError, in_one_line
+from slidesam.tasks.errors import BlockFailure, BlockFailures, BlockLostError, SettingsError, SlideError
 from slidesam.tasks.plan import plan_run
 from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.stitch.report import COLUMNS
@@ -230,7 +230,7 @@ def test_result_of_an_older_version_lacks_what_it_lacks(run) -> None:
 
 
 def test_failure_lists_the_first_blocks(run) -> None:
-    failures = dict.fromkeys(range(60), f"ValueError: {ODD}")
+    failures = dict.fromkeys(range(60), BlockFailure.of(ValueError(ODD)))
     markdown = failure_markdown(run, run.slide.path, BlockFailures(run.name, failures, 100, untried=10))
     rows = [line for line in markdown.splitlines() if re.match(r"\| \d", line)]
     assert len(rows) == 50
@@ -241,12 +241,15 @@ def test_failure_lists_the_first_blocks(run) -> None:
     assert all(len(re.findall(r"(?<!\\)\|", row)) == 6 for row in rows)
     assert "`slidesam retry " in markdown
     assert "**Retry**" not in markdown
-    assert "**Retry**" in failure_markdown(run, run.slide.path, BlockFailures("a", {1: "b"}, 2), can_retry=True)
+    assert "**Retry**" in failure_markdown(
+        run, run.slide.path, BlockFailures("a", {1: BlockFailure("b")}, 2), can_retry=True
+    )
 
 
 def test_failure_shows_how_a_lost_workers_log_ends(run) -> None:
-    lost = BlockLostError(4, 3, 0, "node1", None, said="memory is high | slurmstepd: oom_kill | Killed")
-    markdown = failure_markdown(run, run.slide.path, BlockFailures(run.name, {4: in_one_line(lost)}, 9))
+    log_tail = "memory is high | slurmstepd: oom_kill | Killed"
+    error = BlockLostError(4, lost=3, timed_out=0, host="node1", timeout=None, log_tail=log_tail)
+    markdown = failure_markdown(run, run.slide.path, BlockFailures(run.name, {4: BlockFailure.of(error)}, 9))
     (row,) = [line for line in markdown.splitlines() if line.startswith("| 4 ")]
     assert "block 4 ended its worker 3 times, last on node1" in row
     assert row.endswith("its log ends with:<br>memory is high<br>slurmstepd: oom\\_kill<br>Killed |")
