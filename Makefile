@@ -55,7 +55,8 @@ many-slides: install  ## thirty slides at once on a server with PostgreSQL, 4 mi
 	@SLIDESAM_TEST_SLIDES=30 $(BIN)/python -m pytest -s tests/flows/many/test_operations.py -k many_slides
 
 full-networks: install  ## labels beside micro-sam's with a ViT-B of full size instead of a small one
-	@SLIDESAM_TEST_FULL_NETWORKS=1 $(KEEP_MEMORY) $(BIN)/python -m pytest tests/tasks/segmenters/microsam/test_segmenter.py -k "labels or any_batch"
+	@SLIDESAM_TEST_FULL_NETWORKS=1 $(KEEP_MEMORY) $(BIN)/python -m pytest tests/tasks/segmenters/microsam/test_segmenter.py \
+	    tests/tasks/segmenters/microsam/test_encoder.py -k "labels or any_batch"
 
 screenshots: install  ## the browser test, keeping its pictures in screenshots/
 	@SLIDESAM_SCREENSHOTS=screenshots $(BIN)/python -m pytest -m browser

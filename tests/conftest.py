@@ -31,7 +31,9 @@ GROUPS = {
         "flows/doctor/test_doctor",
     ),
     "operations": ("flows/many/test_operations", "infra/test_prefect_server"),
-    "microsam": tuple(f"tasks/segmenters/microsam/test_{file}" for file in ("segmenter", "pipeline", "registry")),
+    "microsam": tuple(
+        f"tasks/segmenters/microsam/test_{file}" for file in ("segmenter", "encoder", "pipeline", "offline")
+    ),
     "cli": ("flows/cli/test_app",),
     "flows": (
         "flows/slide/test_segment_slide",

@@ -31,8 +31,7 @@ from numpy.typing import NDArray
 
 from slidesam.tasks.errors import SegmenterError, in_one_line
 from slidesam.tasks.segmenters.normalize import normalized, slide_range
-from slidesam.tasks.segmenters.torch_host import choose_device, keep_to_threads
-from slidesam.tasks.segmenters.weights import given_path, hash_of
+from slidesam.tasks.segmenters.torch_host import choose_device, given_path, hash_of, keep_to_threads
 from slidesam.tasks.settings.methods import Cellpose
 
 if TYPE_CHECKING:

@@ -31,8 +31,7 @@ from numpy.typing import NDArray
 
 from slidesam.tasks.errors import SegmenterError, in_one_line
 from slidesam.tasks.segmenters.normalize import normalized, slide_range
-from slidesam.tasks.segmenters.torch_host import given_threads
-from slidesam.tasks.segmenters.weights import given_path, hash_of
+from slidesam.tasks.segmenters.torch_host import given_path, given_threads, hash_of
 from slidesam.tasks.settings.methods import StarDist
 
 if TYPE_CHECKING:

@@ -54,5 +54,5 @@ def microsam_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def alone(script: str, *arguments: object, threads: int = 1) -> None:
     """Runs one of the scripts beside this file to its end, in a process of its own."""
-    command = [sys.executable, "-W", "ignore", "-m", f"tests.microsam_{script}", *map(str, arguments)]
+    command = [sys.executable, "-W", "ignore", "-m", f"tests.support.microsam_{script}", *map(str, arguments)]
     subprocess.run(command, check=True, timeout=800, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": str(threads)})

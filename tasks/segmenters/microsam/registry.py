@@ -9,18 +9,18 @@ registry format, `NAME HASH [URL]`, for a site with a mirror of the weights.
 from __future__ import annotations
 
 import ast
-import hashlib
 import importlib.util
 import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 from slidesam.tasks.errors import OutputError, SegmenterError, SettingsError, in_one_line
+from slidesam.tasks.segmenters.torch_host import can_hash, hash_file, unreadable
 
 # micro-sam's registry without the vit_t family, which needs mobile_sam; the value says whether a decoder comes with it.
 MODELS = {
@@ -166,53 +166,6 @@ def _read_overrides(path: Path) -> dict[str, Registered]:
     return {name: Registered(known, store.urls.get(name)) for name, known in store.registry.items()}
 
 
-def hash_file(path: Path, *algorithms: str) -> tuple[bytes, ...]:
-    """Digests of a file, all from one reading; a file that hasn't changed is read once per process.
-
-    Args:
-        path: The file (375 MB: about a second).
-        algorithms: Names as in `Registered.algorithm`; those that `can_hash` knows.
-
-    Raises:
-        OSError: It can't be read.
-    """
-    facts = path.stat()
-    return _hash_file(path, facts.st_size, facts.st_mtime_ns, facts.st_ino, algorithms)
-
-
-@lru_cache(maxsize=8)
-def _hash_file(path: Path, size: int, mtime_ns: int, inode: int, algorithms: tuple[str, ...]) -> tuple[bytes, ...]:
-    hashers = [_hasher(algorithm) for algorithm in algorithms]
-    buffer = memoryview(bytearray(_MIB))
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            for hasher in hashers:
-                hasher.update(buffer[:count])
-    return tuple(hasher.digest() for hasher in hashers)
-
-
-def can_hash(algorithm: str) -> bool:
-    """Whether hashes of this kind can be made here."""
-    return _hash_function(algorithm) is not None
-
-
-def _hasher(algorithm: str) -> Any:
-    function = _hash_function(algorithm)
-    assert function is not None, algorithm
-    return function()
-
-
-def _hash_function(algorithm: str) -> Callable[[], Any] | None:
-    """micro-sam's xxhash, which it brings along, or one of Python's."""
-    if algorithm in hashlib.algorithms_available:
-        return partial(hashlib.new, algorithm, usedforsecurity=False)
-    if not algorithm.startswith("xxh") or importlib.util.find_spec("xxhash") is None:
-        return None
-    import xxhash
-
-    return getattr(xxhash, algorithm, None)
-
-
 def state_of(path: Path, entry: Registered | None) -> State:
     """Whether a file is the registered one; unchecked where the registry or its kind of hash isn't known here.
 
@@ -228,13 +181,6 @@ def state_of(path: Path, entry: Registered | None) -> State:
     except OSError as error:
         raise unreadable(path, error) from error
     return "whole" if found.hex() == entry.digest else "wrong"
-
-
-def unreadable(path: Path, error: OSError) -> SegmenterError:
-    """The error for a file of weights that is there and can't be read."""
-    return SegmenterError(
-        f"weights {path} can't be read ({error.strerror or error}): let the account that runs slidesam read them"
-    )
 
 
 def fetch(name: str, folder: Path, bar: Bar) -> None:

@@ -19,12 +19,10 @@ from slidesam.tasks.segmenters.microsam.registry import (
     MODELS,
     Registered,
     cache_folder,
-    can_hash,
     files_of,
-    hash_file,
     registry,
-    unreadable,
 )
+from slidesam.tasks.segmenters.torch_host import can_hash, hash_file, unreadable
 from slidesam.tasks.settings.methods import MicroSam
 
 _ARCHITECTURES = ("vit_b", "vit_l", "vit_h")

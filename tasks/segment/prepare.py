@@ -1,0 +1,87 @@
+"""What all blocks of a slide share, found once: the segmenter's parameters, the background, the blocks that hold tissue."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slidesam.tasks.labels.results import BlockResults
+from slidesam.tasks.pixels.background import background_of
+from slidesam.tasks.pixels.mask_image import read_mask
+from slidesam.tasks.pixels.sample import sample_slide
+from slidesam.tasks.pixels.tissue import blocks_with_tissue, find_tissue
+from slidesam.tasks.run.files import load_arrays, output_errors, read_json, save_arrays, write_json
+from slidesam.tasks.run.marks import is_segmented, prepared
+from slidesam.tasks.run.run import Run
+from slidesam.tasks.segment.devices import check_given, check_torch
+from slidesam.tasks.segmenters import Segmenter, jsonable_params, load_segmenter
+from slidesam.tasks.store.image import slide_overview
+from slidesam.tasks.store.readers import open_pixels
+
+Facts = dict[str, Any]
+
+
+def prepare_run(run: Run) -> Facts:
+    """Finds what all blocks share, and which of them hold tissue, unless that is known."""
+    started = time.perf_counter()
+    if is_segmented(run):
+        # A model that wants a GPU isn't loaded where there is nothing left to segment.
+        return prepared(run)
+    # First of all, so that nothing is written for a segmenter that can't be made.
+    segmenter = load_run_segmenter(run)
+    path = run.segment_folder / "params.json"
+    known = read_json(path)
+    if known is None:
+        overview = slide_overview(run)
+        with closing(open_pixels(run)) as reader:
+            sample = sample_slide(run.segmented_grid.shape, overview, reader)
+        params = jsonable_params(
+            segmenter.prepare(sample[..., 0] if sample.shape[2] == 1 else sample, run.segmented_slide)
+        )
+        fill = background_of(overview, is_rgb=run.slide.is_rgb)
+        blocks = _blocks_to_segment(run, overview)
+        known = {"params": params, "fill": fill.tolist(), "blocks": blocks, "seconds": time.perf_counter() - started}
+        write_json(run.segment_folder / "causes.json", run.causes["segment"])
+        write_json(path, known)
+    with output_errors(run.segment_folder):
+        BlockResults.create(run)
+    return known
+
+
+def _blocks_to_segment(run: Run, overview: NDArray[Any]) -> list[int] | None:
+    """Ids of the blocks that hold tissue, None for all; the mask is kept for the picture."""
+    where = run.settings.blocks.tissue
+    if where == "off":
+        return None
+    is_rgb = run.slide.is_rgb
+    mask = find_tissue(overview, is_rgb=is_rgb) if where == "auto" else read_mask(Path(where), run.slide.shape)
+    arrays = {"bits": np.packbits(mask), "shape": np.asarray(mask.shape)}
+    save_arrays(run.segment_folder / "tissue.npz", arrays, compressed=True)
+    return blocks_with_tissue(mask, run.grid)
+
+
+def read_tissue(run: Run) -> NDArray[np.bool_] | None:
+    """(y, x) the mask that was found, or None where all blocks are segmented."""
+    path = run.segment_folder / "tissue.npz"
+    if not path.exists():
+        return None
+    arrays = load_arrays(path)
+    height, width = arrays["shape"]
+    return np.unpackbits(arrays["bits"], count=height * width).reshape(height, width).astype(bool)
+
+
+def load_run_segmenter(run: Run) -> Segmenter:
+    """The run's segmenter, on the device that this worker was given.
+
+    Raises:
+        DeviceError: It would compute on another.
+    """
+    check_given()
+    segmenter = load_segmenter(run.settings.segmenter.model_dump_json(), run.slide.is_rgb, run.segmenter_identity)
+    check_torch()
+    return segmenter
