@@ -126,7 +126,8 @@ class Frames:
 
     def view(self, block: Block, region: Region) -> View:
         """A block's labels on a region that it sees: a part of its frame if it lies there, else read from its result."""
-        for place, labels in self._strips(block):
+        # The inner region never lies in a strip, so that strips needn't be loaded for it.
+        for place, labels in () if region == block.inner else self._strips(block):
             if place & region == region:
                 return View(labels, region.relative_to(place)[:2])
         return View(self._results.read(block, region))

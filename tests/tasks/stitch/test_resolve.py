@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 
 from slidesam.tasks.grid import BlockGrid
 from slidesam.tasks.settings.sections import StitchSettings
-from tests.support.blockwise import Stitched, segmented, stitched
+from tests.support.blockwise import Stitched, segmented, stitched, stitched_backwards
 from tests.support.same import assert_same_segmentation
 
 
@@ -104,7 +104,7 @@ def test_whatever_blocks_say(case, rule) -> None:
     grid, outer = case
     found = stitched(outer, grid, rule)
     assert_numbered(found)
-    again = stitched(outer, grid, rule, order=-1)
+    again = stitched_backwards(outer, grid, rule)
     np.testing.assert_array_equal(again.labels, found.labels)
     assert_chains_of_matches(found, rule)
     assert_nothing_undisputed_is_lost(found, outer, grid)
