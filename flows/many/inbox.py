@@ -68,7 +68,7 @@ def inbox(
     failed: list[str] = []
     started: list[str] = []
     # Two looks at once would each forget what the other saw.
-    with locked(memory.with_suffix(".lock.json"), f'flow run "{flow_run.name}"', what=f"inbox {folder}"):
+    with locked(memory.with_suffix(".lock.json"), f'flow run "{flow_run.name}"', target=f"inbox {folder}"):
         whole, growing = look(folder, memory, seconds_of(quiet), time.time())
         for slide in whole:
             try:

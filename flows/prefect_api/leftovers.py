@@ -63,7 +63,7 @@ def end_all_leftovers(output: Path, note: Callable[[str], None]) -> None:
                 continue
             try:
                 what = f"{path.parents[1].name} ({path.parent.name})"
-                locks.enter_context(locked(path.with_name("lock.json"), "slidesam clean", what=what))
+                locks.enter_context(locked(path.with_name("lock.json"), "slidesam clean", target=what))
                 killed.append(path)
             except LockedError:
                 at_work.update(state.get("jobs") or [])

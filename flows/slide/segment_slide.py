@@ -162,7 +162,7 @@ class _Going:
     def _computed(self, run: Run) -> Facts:
         owner = f'flow run "{flow_run.name}"'
         what = f"{run.name} ({run.label}) in {run.output}"
-        with locked(run.work / "lock.json", owner, what=what, on_wait=current().note) as lock:
+        with locked(run.work / "lock.json", owner, target=what, on_wait=current().note) as lock:
             # Before this run is noted: where it can't be done, the next has to know what there was.
             if (left := read_json(run.work / "state.json")) is not None:
                 end_leftovers(left, current().note, self.own_id)
@@ -243,7 +243,7 @@ def _stages(run: Run, workers: Cluster, owner: str, check: Callable[[], None], k
         return runner
 
     what = f"the image of {run.name} in {run.output}"
-    with locked(run.slide_work / "lock.json", owner, what=what, wait=_WAIT_FOR_IMAGE, on_wait=current().note):
+    with locked(run.slide_work / "lock.json", owner, target=what, wait=_WAIT_FOR_IMAGE, on_wait=current().note):
         # Asked here, and not before: another label's run may be at it, or `clean` may just remove it.
         if not convert.is_ready(run):
             seconds["image"] = write_image.with_options(task_runner=on("cpu"))(run)

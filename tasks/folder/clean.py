@@ -182,7 +182,7 @@ class _Cleaning:
             _refuse_if_held(path)
             return
         try:
-            locks.enter_context(locked(path, "slidesam clean", what=what))
+            locks.enter_context(locked(path, "slidesam clean", target=what))
         except OutputError as error:
             cause = error.__cause__
             if not isinstance(cause, OSError) or cause.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -1,9 +1,9 @@
-"""A run's lock: a file that names its owner and beats, so that two runs never write one output at once.
+"""The lock of a run or of a slide's image, so that two runs never write the same output at once.
 
-    with locked(path, 'flow run "CMU-1 · watershed"', what="CMU-1 (cells) in /out") as lock:
-        lock.check()    # before each stage: is it still ours?
+    with locked(path, 'flow run "CMU-1 · watershed"', target="CMU-1 (cells) in /out") as lock:
+        lock.check()    # before each stage: do we still hold it?
 
-How the file is had, and taken over, is told in `lock_file`.
+`lock_file` says how the lock is created and taken over.
 """
 
 from __future__ import annotations
@@ -17,155 +17,146 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from slidesam.tasks.errors import OutputError
-from slidesam.tasks.run.lock_file import PACE, Contender, Pace, Seen, look
+from slidesam.tasks.run.lock_file import PACE, Contender, LockFile, Pace, claim_path, read_lock_file
 
 
 class LockedError(OutputError):
-    """Somebody else is at work there, or took the lock over: wait, or end one of the two."""
+    """Another process holds the lock, or took it over: wait for that process, or end one of the two."""
 
 
 class Lock:
-    """A lock that is held: `locked` makes it.
+    """A lock that this process holds; made by `locked`.
 
     Args:
-        path: Its file.
-        owner: What its owner calls itself.
-        what: What is locked, in words.
-        pace: Its pace.
-
-    Attributes:
-        lost: Set once the lock isn't ours any more.
+        path: The lock's file.
+        owner: Name of this process, for messages of others.
+        target: The locked thing, in words.
+        pace: The lock's times.
     """
 
-    def __init__(self, path: Path, owner: str, what: str, pace: Pace) -> None:
-        self.path, self.what, self.pace = path, what, pace
-        self.lost = threading.Event()
+    def __init__(self, path: Path, owner: str, target: str, pace: Pace) -> None:
+        self.path, self.target, self.pace = path, target, pace
+        self._released = threading.Event()
+        # How we lost the lock, in words; empty while we hold it.
         self._loss = ""
-        self._ended = threading.Event()
         self._contender = Contender(path, owner, pace)
-        self._beaten = time.monotonic()
-        self._thread = threading.Thread(target=self._beat_on, name=f"lock of {what}", daemon=True)
+        self._last_beat = time.monotonic()
+        self._thread = threading.Thread(target=self._beat_until_released, name=f"lock of {target}", daemon=True)
 
     def check(self) -> None:
-        """Makes sure that the lock is still ours; call it before each stage.
+        """Make sure that we still hold the lock; call it before each stage.
 
         Raises:
-            LockedError: It was taken over or removed, or for long nobody could tell.
+            LockedError: It was taken over or removed, or its file couldn't be reached for `pace.stale` seconds.
         """
-        if not self.lost.is_set():
-            try:
-                with self._undisturbed():
-                    self._beat()
-            except OSError:
-                # No room for the claim, or no answer. What others see of us is the lock itself.
-                with suppress(OSError):
-                    self._beat()
-        if self.lost.is_set():
+        if not self._loss:
+            with suppress(OSError), self._claimed():
+                self._beat()
+        if self._loss:
             raise LockedError(self._loss)
-        if time.monotonic() - self._beaten > self.pace.stale:
+        if time.monotonic() - self._last_beat > self.pace.stale:
             raise LockedError(
-                f"{self.what}: its lock {self.path} couldn't be reached for {self.pace.stale:g} s, so another run may have "
+                f"{self.target}: its lock {self.path} couldn't be reached for {self.pace.stale:g} s, so another run may have "
                 "taken over: check the file server, then run the same command again"
             )
 
-    def take(self, wait: float, on_wait: Callable[[str], None] | None) -> None:
-        """Gets the lock and starts to beat; `locked` calls it."""
+    def acquire(self, wait: float, on_wait: Callable[[str], None] | None) -> None:
+        """Get the lock and start to beat; called by `locked`."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._wait_for_it(wait, on_wait)
+            self._wait_for_rivals(wait, on_wait)
             self._contender.close()
         except LockedError:
             raise
         except OSError as error:
-            todo = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the folder"
+            cure = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the folder"
             raise OutputError(
-                f"{self.what} can't be locked, as {self.path} can't be written ({os.strerror(error.errno or 0)}): "
-                f"{todo}, then run the same command again"
+                f"{self.target} can't be locked, as {self.path} can't be written ({os.strerror(error.errno or 0)}): "
+                f"{cure}, then run the same command again"
             ) from error
-        self._beaten = time.monotonic()
+        self._last_beat = time.monotonic()
         self._thread.start()
 
     def release(self) -> None:
-        """Removes the lock if it is ours; `locked` calls it."""
-        if os.getpid() != self._contender.me.pid:
+        """Remove the lock's file if it is ours; called by `locked`."""
+        if os.getpid() != self._contender.owner.pid:
             # A fork of the owner isn't the owner.
             return
-        self._ended.set()
+        self._released.set()
         if self._thread.is_alive():
-            # Not for long: its server may hang. A beat that comes late finds that the lock isn't ours any more.
+            # The file server may hang, so don't wait for long. A late beat finds that the lock is no longer ours.
             self._thread.join(self.pace.beat)
-        # What can't be removed is abandoned as soon as this process ends.
+        # A file that can't be removed is abandoned as soon as this process ends.
         with suppress(OSError):
             if self._contender.holds(self.path):
-                self._remove()
+                with self._claimed():
+                    # If another process is taking over and doesn't finish, it may do so between our look and the removal.
+                    if not self._loss:
+                        self._contender.unlock(self.path)
         self._contender.close()
 
-    def _wait_for_it(self, wait: float, on_wait: Callable[[str], None] | None) -> None:
+    def _wait_for_rivals(self, wait: float, on_wait: Callable[[str], None] | None) -> None:
         deadline = time.monotonic() + wait
-        while (rival := self._contender.try_once(self.path)) is not None:
-            left = deadline - time.monotonic()
-            if not rival.seems_gone and left <= 0:
-                raise LockedError(_refusal(self.what, self.path, rival.seen, self.pace))
+        while (rival := self._contender.try_lock(self.path)) is not None:
+            remaining = deadline - time.monotonic()
+            owner = _describe_owner(self.path, rival.file)
+            if not rival.seems_dead and remaining <= 0:
+                raise LockedError(
+                    f"{self.target} is locked by {owner}: wait for it, or end it; "
+                    f"if that process is gone the lock is free within {self.pace.stale:g} s"
+                )
             if on_wait is not None:
-                on_wait(f"{self.what} is locked by {_words(self.path, rival.seen)}: waiting for it")
+                on_wait(f"{self.target} is locked by {owner}: waiting for it")
                 on_wait = None
-            time.sleep(self.pace.poll if rival.seems_gone else min(self.pace.poll, left))
+            time.sleep(self.pace.poll if rival.seems_dead else min(self.pace.poll, remaining))
 
-    def _beat_on(self) -> None:
-        while not self.lost.is_set() and not self._ended.wait(self.pace.beat):
-            # A file server that hiccups is tried again at the next beat.
+    def _beat_until_released(self) -> None:
+        while not self._loss and not self._released.wait(self.pace.beat):
+            # If the file server fails for a moment, the next beat tries again.
             with suppress(OSError):
                 self._beat()
 
     def _beat(self) -> None:
-        """Touches the lock if it is ours; else notes that it is lost."""
+        """Touch the file if it is ours; otherwise the lock is lost."""
         if self._contender.holds(self.path):
             os.utime(self.path)
-            self._beaten = time.monotonic()
-        elif not self._ended.is_set():
-            self._lose(look(self.path))
+            self._last_beat = time.monotonic()
+        elif not self._released.is_set():
+            self._lose(read_lock_file(self.path))
 
-    def _lose(self, seen: Seen | None) -> None:
-        if seen is None:
+    def _lose(self, file: LockFile | None) -> None:
+        if file is None:
             self._loss = (
-                f"{self.what}: its lock {self.path} was removed while this run was at work: make sure that no other run "
+                f"{self.target}: its lock {self.path} was removed while this run was at work: make sure that no other run "
                 "writes there, then run the same command again"
             )
         else:
             self._loss = (
-                f"{self.what} was taken over by {_words(self.path, seen)}, after this run had been suspended or cut off "
-                f"from the file server for {self.pace.stale:g} s: let that one finish, or end it and run the same command again"
+                f"{self.target} was taken over by {_describe_owner(self.path, file)}, after this run had been suspended or cut "
+                f"off from the file server for {self.pace.stale:g} s: let that one finish, or end it and run the same command "
+                "again"
             )
-        self.lost.set()
 
     @contextmanager
-    def _undisturbed(self) -> Iterator[None]:
-        """Keeps others from taking over meanwhile; if somebody is just doing so, and doesn't finish, the lock is lost."""
-        # Under a token of its own: a claim must never be of the token that it is about.
-        other = Contender(self.path, self._contender.me.owner, self.pace)
-        claim = other.claim_of(self.path, self._contender.me.token)
-        patience = time.monotonic() + self.pace.watch
+    def _claimed(self) -> Iterator[None]:
+        """Keep others from taking over meanwhile; if another process is doing so and doesn't finish, the lock is lost."""
+        # With a token of its own: a claim must never have the token that it is about.
+        claimant = Contender(self.path, self._contender.owner.owner, self.pace)
+        claim = claim_path(self.path, self._contender.owner.token)
+        deadline = time.monotonic() + self.pace.watch
         try:
-            while (rival := other.try_once(claim)) is not None:
-                if time.monotonic() > patience and not rival.seems_gone:
-                    self._lose(rival.seen)
-                    break
-                time.sleep(min(0.05, self.pace.poll))
+            # A full disk has no room for the claim. We continue without it: our lock is what others look at.
+            with suppress(OSError):
+                while (rival := claimant.try_lock(claim)) is not None:
+                    if time.monotonic() > deadline and not rival.seems_dead:
+                        self._lose(rival.file)
+                        break
+                    time.sleep(min(0.05, self.pace.poll))
             yield
         finally:
             with suppress(OSError):
-                other.drop(claim)
-            other.close()
-
-    def _remove(self) -> None:
-        try:
-            with self._undisturbed():
-                # Whoever is just taking over, and doesn't finish, may do so between our look and the removal.
-                if not self.lost.is_set():
-                    self._contender.drop(self.path)
-        except OSError:
-            # A full disk has no room for the claim.
-            self._contender.drop(self.path)
+                claimant.unlock(claim)
+            claimant.close()
 
 
 @contextmanager
@@ -173,57 +164,50 @@ def locked(
     path: Path,
     owner: str,
     *,
-    what: str,
+    target: str,
     wait: float = 0.0,
     on_wait: Callable[[str], None] | None = None,
     pace: Pace = PACE,
 ) -> Iterator[Lock]:
-    """Holds a lock while the code inside runs.
+    """Hold a lock while the code inside runs.
 
-    A lock whose process was killed on this machine is taken over at once; of one that shows no sign of life for
-    `pace.stale` seconds that is first made sure, for `pace.watch` seconds, whatever `wait` says.
+    The lock of a process that was killed on this machine is taken over at once. A lock without a sign of life for
+    `pace.stale` seconds is first watched for `pace.watch` seconds, even if `wait` is shorter.
 
     Args:
-        path: The lock's file; its folder is made.
-        owner: Who wants it, in words for others: 'flow run "CMU-1 · watershed"'.
-        what: What is locked, in words for messages: "CMU-1 (cells) in /out".
+        path: The lock's file; its folder is created.
+        owner: Name of this process, for messages of others: 'flow run "CMU-1 · watershed"'.
+        target: The locked thing, in words for messages: "CMU-1 (cells) in /out".
         wait: Seconds to wait for another owner to finish.
-        on_wait: Told once, in words, if there is something to wait for.
-        pace: For tests.
+        on_wait: Called once, with a message, if another process holds the lock.
+        pace: The lock's times; others than the default are for tests.
 
     Raises:
-        LockedError: Somebody else holds it, and did so until the end of `wait`.
+        LockedError: Another process holds it, and did so until the end of `wait`.
         OutputError: The file can't be written.
     """
-    lock = Lock(path, owner, what, pace)
+    lock = Lock(path, owner, target, pace)
     try:
-        lock.take(wait, on_wait)
+        lock.acquire(wait, on_wait)
         yield lock
     finally:
         lock.release()
 
 
 def holder(path: Path) -> str | None:
-    """Who holds a lock, in words; None if nobody does, or its process is gone. Writes nothing.
+    """Describe the process that holds a lock; None if there is none, or it has ended. Write nothing.
 
     Raises:
         OutputError: The file can't be read.
     """
     try:
-        seen = look(path)
+        file = read_lock_file(path)
     except OSError as error:
-        raise OutputError(f"{path} can't be read ({os.strerror(error.errno or 0)}): mend its permissions") from error
-    if seen is None or (seen.owner is not None and seen.owner.is_gone):
+        raise OutputError(f"{path} can't be read ({os.strerror(error.errno or 0)}): fix its permissions") from error
+    if file is None or (file.owner is not None and file.owner.has_ended):
         return None
-    return _words(path, seen)
+    return _describe_owner(path, file)
 
 
-def _words(path: Path, seen: Seen) -> str:
-    return str(seen.owner) if seen.owner else f"somebody whose lock {path} says nothing"
-
-
-def _refusal(what: str, path: Path, seen: Seen, pace: Pace) -> str:
-    return (
-        f"{what} is locked by {_words(path, seen)}: wait for it, or end it; "
-        f"if that process is gone the lock is free within {pace.stale:g} s"
-    )
+def _describe_owner(path: Path, file: LockFile) -> str:
+    return str(file.owner) if file.owner else f"an unknown process ({path} doesn't name it)"

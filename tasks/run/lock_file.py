@@ -1,39 +1,38 @@
-"""A lock's file, and how one gets it, or takes it over from an owner that is gone.
+"""A lock's file: how a process creates it, and how it takes the lock over from an owner that is gone.
 
-It has to hold between hosts on NFS, Lustre or GPFS, and after kill -9. So it stands on what all of them promise: of many who
-link one name one wins, and a rename replaces a file at once. The file is written whole under a private name, then linked to
-the lock's. Afterwards only its time of change moves: its owner's thread touches it every `beat` seconds.
+The lock must work between hosts on NFS, Lustre or GPFS, and after kill -9. So it relies only on what all of these guarantee:
+if several processes link the same name, exactly one succeeds; and a rename replaces a file at once. (`SoftFileLease` of the
+package filelock exchanges two files by a rename, which NFS refuses: a dead owner's lock would stay for ever.)
 
-Abandoned is a lock
+A process writes its file under a private name, then links it to the lock's name. After that only the modification time
+changes: a thread of the owner touches the file every `beat` seconds. A lock is abandoned if
 
-- whose process is gone, which its own machine alone can tell: at once;
-- that wasn't touched for `stale` seconds, nor during two more beats under the eyes of who wants it. The first by the file
-  server's clock (that of a file just touched beside it), as clocks of nodes differ. The second because a file server that
-  was away leaves all locks old, and their owners touch them as soon as it is back.
+- its process has ended, which only its own machine can tell;
+- or nobody touched it for `stale` seconds, nor for two more beats while we watched. The age is measured by the file server's
+  clock (we touch a file beside it), as clocks of nodes differ. We watch because all locks are old after an outage of the
+  file server; their owners touch them as soon as it is back.
 
-Takeover. The file at the lock's name changes in three ways only:
+The file under the lock's name changes in three ways only:
 
-1. it is linked, where there is none;
-2. it is replaced, an abandoned token T by another, by who holds T's claim and sees T there;
-3. it is removed, by its owner, who holds its claim and sees its own token there.
+1. a process links its file, where there is none;
+2. a process replaces an abandoned file with token T, while it holds T's claim and after it has read T there;
+3. its owner removes it, while it holds its token's claim and after it has read its token there.
 
-T's claim is a lock itself, `.lock.json.<T>.claim`, held for the milliseconds that 2 and 3 take. So nothing changes between the
-look and the replacing, and there is never a moment without a lock into which a third could slip (as there would be if the
-abandoned file were renamed away first). The interleavings that this was made for:
+T's claim is a lock itself, `.lock.json.<T>.claim`, held for milliseconds. So nothing changes between reading and replacing,
+and the name is never free for a third process (as it would be if the abandoned file were renamed away first). The cases:
 
-- A and B find T abandoned. A gets the claim, replaces T and drops the claim. B gets it after that, looks again, sees A's
-  token, and leaves: tokens never come back, so whoever comes late for T finds it gone.
-- T's owner O was suspended and comes back while A takes over. `check` holds T's claim while it touches and looks: either A
-  has replaced T and O sees that, or A comes later, sees that the file was touched since it was judged, and leaves.
-- A dies with the claim. The claim is abandoned then and taken over like any lock, by a claim on A's token.
-- A holds the claim and is suspended for `stale` seconds between two system calls. B takes the claim over and replaces T; A
-  comes back and replaces B. A sees that its claim is gone and goes in only after B's next beat, at which B notices.
-- A link, rename or removal is done but its answer is lost on the network, and the repeated one fails. What counts is never
-  the answer but whose token is read afterwards.
+- A and B see that T is abandoned. A gets the claim, replaces T and drops the claim. B gets the claim later, reads A's token
+  and gives up. No token is used twice, so nobody can take over T again.
+- T's owner was suspended and resumes while A takes over. `Lock.check` holds T's claim while it touches and reads the file.
+  Either A has replaced T, and the owner sees it; or A comes later, sees that the file was touched, and gives up.
+- A dies while it holds the claim. The claim is then abandoned and taken over like any lock, by a claim on A's token.
+- A holds the claim and is suspended for `stale` seconds between two system calls. B takes over the claim and replaces T; A
+  resumes and replaces B. A sees that it lost the claim, and continues only after B's next beat, when B notices.
+- A link, rename or removal succeeds, but the answer is lost and the repeated call fails. So we read the token afterwards.
 
-What no lock of this kind can give: an owner that was suspended for long works on, once it is back, until its next beat or
-`check`. Where the file system has no links the lock's name is created and then written; who is suspended just there for
-`stale` seconds can lose the lock to a taker without seeing it before the next beat.
+No such lock can prevent that an owner that was suspended for long works on, after it resumes, until its next beat or
+`check`. Without links the file is created under the lock's name, then written; a process that is suspended for `stale`
+seconds between the two can lose the lock without seeing it before the next beat.
 """
 
 from __future__ import annotations
@@ -44,27 +43,26 @@ import time
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from slidesam.tasks.run.owner import Owner
 
-# What link() says on file systems that have no links (FAT, some of FUSE and SMB).
+# Errors of link() on file systems without links (FAT, some FUSE and SMB).
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
-# Others take a place and leave it again in milliseconds: this often one looks anew before calling the file system broken.
-_TRIES = 200
+# Other processes hold a claim for milliseconds only: after so many attempts the file system must be broken.
+_ATTEMPTS = 200
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast a lock lives, in seconds; all who use one lock should agree.
+    """Times of a lock, in seconds; all processes that use one lock should agree on them.
 
     Attributes:
-        beat: Between two signs of life.
-        stale: Without a sign of life, after which the lock counts as abandoned.
-        poll: Between two looks of one who waits.
+        beat: Time between two touches of the file by its owner.
+        stale: Time without a touch after which the lock counts as abandoned.
+        poll: Time between two attempts of a process that waits for the lock.
     """
 
     beat: float = 5.0
@@ -73,7 +71,7 @@ class Pace:
 
     @property
     def watch(self) -> float:
-        """How long one looks on before taking over from somebody whose process may live: two beats, and some."""
+        """Time to watch the file before taking the lock over from a process that may be alive: more than two beats."""
         return 2.5 * self.beat
 
 
@@ -81,8 +79,14 @@ PACE = Pace()
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A lock file at one look; equal to another if nothing happened between the two."""
+class LockFile:
+    """A lock's file at one moment; equal to that of another moment if nothing happened between the two.
+
+    Attributes:
+        owner: Process that holds the lock; None if the file names none.
+        inode: Number of the file.
+        touched: Modification time in nanoseconds.
+    """
 
     owner: Owner | None
     inode: int
@@ -90,197 +94,192 @@ class Seen:
 
     @property
     def token(self) -> str:
-        """Its owner's; of a file that names none, what tells this very file from others."""
-        # Such a file was being written, without links, when its writer ended.
+        """The owner's token, or one that identifies this very file if its writer died before writing it."""
         return self.owner.token if self.owner else f"{self.inode:x}-{self.touched:x}"
 
 
-def look(place: Path) -> Seen | None:
-    """What a lock file says; None where there is none."""
+def read_lock_file(path: Path) -> LockFile | None:
+    """Read a lock's file; None if there is none."""
     try:
-        # NFS asks its server at an open; a stat may be answered from memory.
-        with place.open("rb") as stream:
-            facts, text = os.fstat(stream.fileno()), stream.read(1 << 16)
+        # NFS asks its server at an open; it may answer a stat from its cache.
+        with path.open("rb") as stream:
+            status, text = os.fstat(stream.fileno()), stream.read(1 << 16)
     except FileNotFoundError:
         return None
     try:
         owner = Owner.model_validate_json(text)
     except ValidationError:
         owner = None
-    return Seen(owner, facts.st_ino, facts.st_mtime_ns)
-
-
-def _write(place: Path, text: bytes) -> bool:
-    """Makes a file that isn't there, or nothing; False where there is one.
-
-    Without fsync: after a power cut the file may be empty, which counts as a lock of nobody's that grows old.
-    """
-    try:
-        stream = place.open("xb")
-    except FileExistsError:
-        return False
-    try:
-        with stream:
-            stream.write(text)
-        # Writing may leave our clock's time, this leaves the file server's.
-        os.utime(place)
-    except BaseException:
-        place.unlink(missing_ok=True)
-        raise
-    return True
+    return LockFile(owner, status.st_ino, status.st_mtime_ns)
 
 
 @dataclass(frozen=True)
 class Rival:
-    """Who has what we want."""
+    """Another process that holds the lock we want.
 
-    seen: Seen
-    seems_gone: bool
+    Attributes:
+        file: Its file.
+        seems_dead: Whether the file is old, but not yet watched for long enough.
+    """
+
+    file: LockFile
+    seems_dead: bool
 
 
 @dataclass
-class _Watched:
-    """What we remember of a lock file.
+class _Watch:
+    """Memory of a lock's file over several looks."""
 
-    Attributes:
-        seen: What it was at the last look.
-        looked: When that was.
-        unmoved: For how many seconds nothing has happened to it.
-        lives: Whether we ever saw it touched.
-    """
+    file: LockFile
+    # Of the last look, on our own clock.
+    read_at: float
+    # Seconds for which we saw no change.
+    unchanged: float = 0.0
+    # Whether we ever saw it touched.
+    is_alive: bool = False
 
-    seen: Seen
-    looked: float
-    unmoved: float = 0.0
-    lives: bool = False
+
+def claim_path(path: Path, token: str) -> Path:
+    """Return the lock that a process must hold to replace or remove a file with this token."""
+    return path.with_name(f".{path.name}.{token}.claim")
 
 
 class Contender:
-    """One who wants a lock: a token of its own, and a memory of what it saw.
+    """A process that wants a lock: it has a token, and remembers the files that it saw.
 
     Args:
         path: The lock's file.
-        owner: What to call itself.
-        pace: The lock's pace.
+        name: Name of the process, for messages.
+        pace: The lock's times.
     """
 
-    def __init__(self, path: Path, owner: str, pace: Pace) -> None:
-        self.path, self.pace = path, pace
-        self.me = Owner.me(owner)
-        self._private = self._new_private()
-        self._watched: dict[Path, _Watched] = {}
+    def __init__(self, path: Path, name: str, pace: Pace) -> None:
+        self.pace = pace
+        self.owner = Owner.this_process(name)
+        # Named like all half-written files, which `slidesam clean` removes after a crash.
+        self._private = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+        self._watches: dict[Path, _Watch] = {}
 
-    def try_once(self, place: Path) -> Rival | None:
-        """Tries to get a place, taking it over if it is abandoned; None: it is ours."""
-        self._renew()
-        return self._get(place)
+    def try_lock(self, path: Path) -> Rival | None:
+        """Try once to lock the path, by taking it over if it is abandoned.
 
-    def drop(self, place: Path) -> None:
-        """Gives a place back, if it is ours."""
-        if self.holds(place):
-            place.unlink(missing_ok=True)
+        Returns:
+            None if we hold it now; otherwise the process that does.
+        """
+        # After a wait the lock is ours from now on, not from when we began to wait.
+        self.owner = Owner.this_process(self.owner.owner)
+        self._write_private()
+        return self._lock(path)
 
-    def holds(self, place: Path) -> bool:
-        """Whether a place is ours."""
-        seen = look(place)
-        return seen is not None and seen.token == self.me.token
+    def unlock(self, path: Path) -> None:
+        """Remove the file if it is ours."""
+        if self.holds(path):
+            path.unlink(missing_ok=True)
 
-    def claim_of(self, place: Path, token: str) -> Path:
-        """The place that one has to hold to replace or remove a token."""
-        return place.with_name(f".{place.name}.{token}.claim")
+    def holds(self, path: Path) -> bool:
+        """Tell whether the file is ours."""
+        file = read_lock_file(path)
+        return file is not None and file.token == self.owner.token
 
     def close(self) -> None:
-        """Removes what nobody else sees."""
+        """Remove the private file."""
         with suppress(OSError):
             self._private.unlink(missing_ok=True)
 
-    def _get(self, place: Path) -> Rival | None:
-        for _ in range(_TRIES):
-            if self._link(place):
+    def _lock(self, path: Path) -> Rival | None:
+        for _ in range(_ATTEMPTS):
+            if self._link(path):
                 return None
-            seen = look(place)
-            if seen is None:
-                # Given back between the two. Others may be quicker again, so let them finish.
+            file = read_lock_file(path)
+            if file is None:
+                # Removed since we tried to link. Others may be faster again, so let them finish.
                 time.sleep(0.005)
                 continue
-            if seen.token == self.me.token:
+            if file.token == self.owner.token:
                 return None
-            if (rival := self._judge(place, seen)) or (rival := self._take_over(place, seen)):
+            if (rival := self._judge(path, file)) or (rival := self._take_over(path, file)):
                 return rival
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
-    def _judge(self, place: Path, seen: Seen) -> Rival | None:
-        """None for an abandoned lock."""
-        if seen.owner is not None and seen.owner.is_gone:
+    def _judge(self, path: Path, file: LockFile) -> Rival | None:
+        """Return the file's owner; None if the lock is abandoned."""
+        if file.owner is not None and file.owner.has_ended:
             return None
         os.utime(self._private)
-        age = (self._private.stat().st_mtime_ns - seen.touched) / 1e9
-        watched = self._watch(place, seen)
-        # The second is for a clock that was ahead when it stamped the file (on Lustre the nodes' own clocks do).
-        if (age >= self.pace.stale and watched.unmoved >= self.pace.watch) or watched.unmoved >= self.pace.stale:
+        age = (self._private.stat().st_mtime_ns - file.touched) / 1e9
+        is_old, watch = age >= self.pace.stale, self._watch(path, file)
+        # The second is for a clock that was ahead when it stamped the file (on Lustre, nodes stamp with their own clocks).
+        if (is_old and watch.unchanged >= self.pace.watch) or watch.unchanged >= self.pace.stale:
             return None
-        return Rival(seen, seems_gone=age >= self.pace.stale and not watched.lives)
+        return Rival(file, seems_dead=is_old and not watch.is_alive)
 
-    def _watch(self, place: Path, seen: Seen) -> _Watched:
-        """Notes one more look at a lock file."""
+    def _watch(self, path: Path, file: LockFile) -> _Watch:
+        """Remember one more look at a file."""
         now = time.monotonic()
-        watched = self._watched.setdefault(place, _Watched(seen, now))
-        if seen.token != watched.seen.token:
-            watched = self._watched[place] = _Watched(seen, now)
-        elif seen != watched.seen:
-            watched.unmoved, watched.lives = 0.0, True
+        watch = self._watches.get(path)
+        if watch is None or file.token != watch.file.token:
+            watch = self._watches[path] = _Watch(file, now)
+        elif file != watch.file:
+            watch.unchanged, watch.is_alive = 0.0, True
         else:
-            # While we were suspended ourselves, or the file server was away, its owner may have had no chance to touch it.
-            watched.unmoved += min(now - watched.looked, 2 * self.pace.poll)
-        watched.seen, watched.looked = seen, now
-        return watched
+            # While we were suspended or the file server was away, its owner perhaps could not touch it.
+            watch.unchanged += min(now - watch.read_at, 2 * self.pace.poll)
+        watch.file, watch.read_at = file, now
+        return watch
 
-    def _take_over(self, place: Path, seen: Seen) -> Rival | None:
-        """Replaces an abandoned token by ours, unless something has happened to it; a rival is somebody else doing so."""
-        claim = self.claim_of(place, seen.token)
+    def _take_over(self, path: Path, file: LockFile) -> Rival | None:
+        """Replace an abandoned file by ours, unless something happened to it; return a process that is already doing so."""
+        claim = claim_path(path, file.token)
         try:
-            if (rival := self._get(claim)) is not None:
+            if (rival := self._lock(claim)) is not None:
                 return rival
-            if look(place) == seen:
-                self._replace(place)
+            if read_lock_file(path) == file:
+                # A call that is repeated after a lost answer finds no private file.
+                with suppress(FileNotFoundError):
+                    self._private.replace(path)
+                self._write_private()
             if not self.holds(claim):
-                # We were suspended for long: who took the claim from us may have gone in, and notices at the next beat.
+                # We were suspended for long. The process that took over our claim may hold the lock; it notices at its next beat.
                 time.sleep(self.pace.watch)
         finally:
-            self.drop(claim)
+            self.unlock(claim)
         return None
 
-    def _link(self, place: Path) -> bool:
+    def _link(self, path: Path) -> bool:
         try:
-            os.link(self._private, place)
+            os.link(self._private, path)
         except FileExistsError:
             return False
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            return _write(place, self._text)
+            return _create_file(path, self._text)
         return True
 
-    def _replace(self, place: Path) -> None:
-        spare = self._new_private()
-        try:
-            _write(spare, self._text)
-            # Repeated after a lost answer it says that there is no `spare`.
-            with suppress(FileNotFoundError):
-                spare.replace(place)
-        finally:
-            spare.unlink(missing_ok=True)
-
-    def _renew(self) -> None:
-        """Writes the private file anew: who has waited holds the lock since now."""
-        self.me = self.me.model_copy(update={"started": datetime.now(UTC).isoformat(timespec="seconds")})
+    def _write_private(self) -> None:
         self._private.unlink(missing_ok=True)
-        _write(self._private, self._text)
-
-    def _new_private(self) -> Path:
-        # Named like all half-written files, which `slidesam clean` removes where a crash left them.
-        return self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex}.partial")
+        _create_file(self._private, self._text)
 
     @property
     def _text(self) -> bytes:
-        return (self.me.model_dump_json(indent=2) + "\n").encode()
+        return (self.owner.model_dump_json(indent=2) + "\n").encode()
+
+
+def _create_file(path: Path, text: bytes) -> bool:
+    """Create a file, whole or not at all; return False if there is one.
+
+    It isn't synced: after a power cut it may be empty, and then counts by its age.
+    """
+    try:
+        stream = path.open("xb")
+    except FileExistsError:
+        return False
+    try:
+        with stream:
+            stream.write(text)
+        # Writing may stamp the file with our clock, this does with the file server's.
+        os.utime(path)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return True

@@ -1,4 +1,4 @@
-"""Who holds a lock: a process, by which its own machine can tell whether it has ended."""
+"""The process that holds a lock, and whether it has ended. Only its own machine can tell."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Owner(BaseModel):
-    """Who holds a lock: what its file says.
+    """A process that holds a lock, as written in the lock's file.
 
     Attributes:
         host: Name of the machine.
-        boot: Which start of which kernel, and which process namespace, gives `pid` its meaning; empty where unknown.
-        pid: The process.
-        born: When the process started, in ticks since boot; None where unknown.
-        owner: What it calls itself.
-        started: Since when it holds the lock, UTC.
-        token: Never given twice.
+        boot: Boot of the machine and process namespace in which `pid` has its meaning; empty if unknown.
+        pid: Process id.
+        born: Start of the process, in clock ticks since boot; None if unknown.
+        owner: Name of the process, for messages.
+        started: When it got the lock, UTC.
+        token: Random; never used for a second lock.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -36,26 +36,26 @@ class Owner(BaseModel):
     token: str = Field(pattern=r"^[0-9a-f]{32}$")
 
     @classmethod
-    def me(cls, owner: str) -> Owner:
-        """This process, under a new token."""
-        host, boot = _machine()
+    def this_process(cls, name: str) -> Owner:
+        """Describe this process, with a new token."""
+        host, boot = _this_machine()
         started, token = datetime.now(UTC).isoformat(timespec="seconds"), uuid.uuid4().hex
         pid = os.getpid()
-        return cls(host=host, boot=boot, pid=pid, born=_born(pid), owner=owner, started=started, token=token)
+        return cls(host=host, boot=boot, pid=pid, born=_read_start(pid), owner=name, started=started, token=token)
 
     @property
-    def is_gone(self) -> bool:
-        """Whether the process has ended for certain. Of another machine, boot or container one can't tell."""
-        if not self.boot or (self.host, self.boot) != _machine():
+    def has_ended(self) -> bool:
+        """Whether the process has certainly ended; False if it runs on another machine, boot or container."""
+        if not self.boot or (self.host, self.boot) != _this_machine():
             return False
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
             return True
         except (OSError, OverflowError):
-            # It is another user's: there it is.
+            # The process exists, but belongs to another user.
             pass
-        born = _born(self.pid)
+        born = _read_start(self.pid)
         return born is not None and self.born is not None and born != self.born
 
     def __str__(self) -> str:
@@ -64,22 +64,22 @@ class Owner(BaseModel):
 
 
 @functools.cache
-def _machine() -> tuple[str, str]:
-    """Host, and what gives process ids their meaning: containers share a boot, and may share the host's name."""
+def _this_machine() -> tuple[str, str]:
+    """Return the host, and the boot and process namespace: containers share a boot, and may share the host's name."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         namespace = Path("/proc/self/ns/pid").readlink()
-        # A /proc that numbers processes otherwise than the kernel does for us tells nothing.
-        known = str(Path("/proc/self").readlink()) == str(os.getpid())
+        # The /proc of another namespace numbers processes differently from os.kill.
+        is_own_proc = str(Path("/proc/self").readlink()) == str(os.getpid())
     except OSError:
-        known = False
-    return socket.gethostname(), f"{boot} {namespace}" if known else ""
+        is_own_proc = False
+    return socket.gethostname(), f"{boot} {namespace}" if is_own_proc else ""
 
 
-def _born(pid: int) -> int | None:
-    """When a process started; 0 for one that has ended and waits for its parent to notice; None where unknown."""
+def _read_start(pid: int) -> int | None:
+    """Return when a process started; 0 for a zombie, which has ended; None if unknown."""
     try:
-        # The name before it stands in brackets and may hold anything.
+        # The process name before it stands in brackets and may contain any character.
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
         return 0 if fields[0] in "ZX" else int(fields[19])
     except (OSError, ValueError, IndexError):

@@ -1,4 +1,4 @@
-"""Other owners of a lock: real processes, and lock files of hosts that are not there."""
+"""Other owners of a lock: real processes, and lock files of hosts that don't exist."""
 
 from __future__ import annotations
 
@@ -14,17 +14,12 @@ from pathlib import Path
 from slidesam.tasks.run.lock_file import PACE, Pace
 from slidesam.tasks.run.owner import Owner
 
-WHAT = "CMU-1 (cells) in /out"
-
-
+TARGET = "CMU-1 (cells) in /out"
 FAST = Pace(beat=0.1, stale=1.0, poll=0.02)
-
-
-# Of one who is suspended on purpose: a taker's eyes stay on anybody else for long, who may only seem so on a loaded machine.
+# QUIET is for an owner that is suspended on purpose. With PATIENT a process watches for long before it takes over from an
+# owner that only seems dead because the machine is loaded.
 QUIET, PATIENT = Pace(beat=0.2, stale=1.0, poll=0.05), Pace(beat=20, stale=1.0, poll=0.05)
-
-
-# A clock of the file server that is off: all times that it sets are.
+# Python code for a file server whose clock is wrong: so are all times that it sets.
 SKEWED = """
 import os
 plain = os.utime
@@ -34,15 +29,13 @@ def utime(path, *args, **kwargs):
     plain(path, ns=(moved, moved))
 os.utime = utime
 """
-
-
 OWNER = """
 import sys
 from pathlib import Path
 from slidesam.tasks.run.lock import locked
 from slidesam.tasks.run.lock_file import Pace
 beat, stale, poll = map(float, sys.argv[2].split())
-with locked(Path(sys.argv[1]), "the other", what="CMU-1 (cells) in /out", pace=Pace(beat, stale, poll)) as lock:
+with locked(Path(sys.argv[1]), "the other", target="CMU-1 (cells) in /out", pace=Pace(beat, stale, poll)) as lock:
     print("held", flush=True)
     for line in sys.stdin:
         try:
@@ -54,57 +47,58 @@ print("released", flush=True)
 """
 
 
-class Other:
-    """Another process that holds a lock, and answers whether it thinks that it still does."""
+class OwnerProcess:
+    """Another process that holds a lock, and answers whether it still does."""
 
-    def __init__(self, path: Path, pace: Pace, before: str = "") -> None:
-        command = [sys.executable, "-c", before + OWNER, str(path), f"{pace.beat} {pace.stale} {pace.poll}"]
+    def __init__(self, path: Path, pace: Pace, setup: str = "") -> None:
+        command = [sys.executable, "-c", setup + OWNER, str(path), f"{pace.beat} {pace.stale} {pace.poll}"]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout
         assert self.process.stdin
         self.stdin, self.stdout = self.process.stdin, self.process.stdout
 
-    def says(self) -> str:
+    def read_answer(self) -> str:
         return self.stdout.readline().strip()
 
-    def checks(self) -> str:
+    def check(self) -> str:
         self.stdin.write("check\n")
         self.stdin.flush()
-        return self.says()
+        return self.read_answer()
 
-    def ends(self) -> str:
+    def release(self) -> str:
         self.stdin.close()
-        return self.says()
+        return self.read_answer()
 
 
 @contextmanager
-def other(path: Path, pace: Pace = PACE, before: str = "") -> Iterator[Other]:
-    it = Other(path, pace, before)
+def locked_elsewhere(path: Path, pace: Pace = PACE, setup: str = "") -> Iterator[OwnerProcess]:
+    """Let another process hold a lock while the code inside runs."""
+    owner = OwnerProcess(path, pace, setup)
     try:
-        assert it.says() == "held"
-        yield it
+        assert owner.read_answer() == "held"
+        yield owner
     finally:
-        it.process.kill()
-        it.process.send_signal(signal.SIGCONT)
-        it.process.wait()
-        it.stdout.close()
-        if not it.stdin.closed:
-            it.stdin.close()
+        owner.process.kill()
+        owner.process.send_signal(signal.SIGCONT)
+        owner.process.wait()
+        owner.stdout.close()
+        if not owner.stdin.closed:
+            owner.stdin.close()
 
 
-def elsewhere(path: Path, age: float = 0.0, **changes: object) -> Owner:
-    """A lock of another host, last touched `age` seconds ago."""
-    owner = Owner.me("the other").model_copy(update={"host": "node7", **changes})
+def write_lock(path: Path, age: float = 0.0, **changes: object) -> Owner:
+    """Write a lock file of another host, last touched `age` seconds ago."""
+    owner = Owner.this_process("the other").model_copy(update={"host": "node7", **changes})
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(owner.model_dump_json())
-    aged(path, age)
+    set_age(path, age)
     return owner
 
 
-def aged(path: Path, age: float) -> None:
+def set_age(path: Path, age: float) -> None:
     os.utime(path, (time.time() - age, time.time() - age))
 
 
-def free(path: Path) -> bool:
-    """Nobody's lock, and nothing left beside it."""
+def is_free(path: Path) -> bool:
+    """Tell whether there is no lock, and no file beside it."""
     return list(path.parent.iterdir()) == []

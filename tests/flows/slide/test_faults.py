@@ -312,7 +312,7 @@ def test_two_runs_of_one_result_dont_meet(two_workers, tmp_path: Path) -> None:
     run = plan_run(slide, tmp_path / "out", make_settings(overrides=faulty(log)))
     place = run.work / "lock.json"
     with (
-        locked(place, 'flow run "first"', what="locked"),
+        locked(place, 'flow run "first"', target="locked"),
         pytest.raises(LockedError, match=r'locked \(cells\) in .*flow run "first"'),
     ):
         segment(slide, tmp_path / "out", faulty(log))
@@ -321,7 +321,7 @@ def test_two_runs_of_one_result_dont_meet(two_workers, tmp_path: Path) -> None:
     # Of a process that was killed the lock is taken over at once.
     hold = (
         "import os, signal, sys; from pathlib import Path; from slidesam.tasks.run.lock import locked\n"
-        "with locked(Path(sys.argv[1]), 'the dead', what='x'): os.kill(os.getpid(), signal.SIGKILL)"
+        "with locked(Path(sys.argv[1]), 'the dead', target='x'): os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", hold, str(place)]).returncode == -signal.SIGKILL
     assert place.exists()

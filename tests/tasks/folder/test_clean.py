@@ -124,12 +124,12 @@ def test_without_provenance_nothing_goes(text: str | None, tmp_path: Path) -> No
 
 def test_what_somebody_is_at_work_on_stays(tmp_path: Path) -> None:
     work = made(tmp_path)
-    with locked(work / "lock.json", "a run", what="s"):
+    with locked(work / "lock.json", "a run", target="s"):
         for dry_run in (True, False):
             assert clean(tmp_path, keep=0, dry_run=dry_run, now=NOW) == []
         assert stages(work) == STAGES
     # Its process is gone.
-    owner = Owner.me("a run")
+    owner = Owner.this_process("a run")
     (work / "lock.json").write_text(owner.model_copy(update={"born": 1}).model_dump_json())
     for dry_run in (True, False):
         assert len(clean(tmp_path, keep=0, dry_run=dry_run, now=NOW)) == 1
@@ -217,7 +217,7 @@ def test_the_image_goes_with_the_last_run_of_its_slide(tmp_path: Path) -> None:
     assert stages(late) == STAGES
     later = NOW + timedelta(days=7)
     for lock in (image / "lock.json", late / "lock.json"):
-        with locked(lock, "a run", what="s"):
+        with locked(lock, "a run", target="s"):
             assert ".image" not in [removed.label for removed in clean(tmp_path, keep=None, now=later)]
     assert clean(tmp_path, keep=None, now=later)[-1] == ("s", ".image", 200, 2, "")
     assert [path.name for path in image.iterdir()] == ["note.txt"]
@@ -300,7 +300,7 @@ def test_a_full_disk_can_be_cleaned(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             raise OSError(errno.ENOSPC, "full")
         return real(self, mode, *args, **kwargs)
 
-    with locked(busy / "lock.json", "a run", what="busy"):
+    with locked(busy / "lock.json", "a run", target="busy"):
         monkeypatch.setattr(Path, "open", full)
         assert [removed[:2] for removed in clean(tmp_path, keep=0, now=NOW)] == [("s", "cells")]
         monkeypatch.setattr(Path, "open", real)

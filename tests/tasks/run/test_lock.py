@@ -1,4 +1,4 @@
-"""The lock between real processes: killed, suspended, cut off; what it says to whoever finds it held."""
+"""The lock between real processes that are killed, suspended or cut off, and its messages."""
 
 from __future__ import annotations
 
@@ -15,80 +15,84 @@ import pytest
 
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.run.lock import LockedError, holder, locked
-from slidesam.tasks.run.lock_file import Pace
+from slidesam.tasks.run.lock_file import Pace, claim_path
 from slidesam.tasks.run.owner import Owner
-from tests.support.lock_owners import FAST, PATIENT, QUIET, SKEWED, WHAT, elsewhere, free, other
+from tests.support.lock_owners import FAST, PATIENT, QUIET, SKEWED, TARGET, is_free, locked_elsewhere, write_lock
 
 
 def test_one_at_a_time_and_free_afterwards(path: Path) -> None:
-    with locked(path, "me", what=WHAT) as lock:
+    with locked(path, "me", target=TARGET) as lock:
         assert Owner.model_validate_json(path.read_bytes()).pid == os.getpid()
         assert [file.name for file in path.parent.iterdir()] == ["lock.json"]
-        with pytest.raises(LockedError), locked(path, "me again", what=WHAT):
+        with pytest.raises(LockedError), locked(path, "me again", target=TARGET):
             pytest.fail("two at once")
         lock.check()
-    assert free(path)
-    with pytest.raises(ZeroDivisionError), locked(path, "me", what=WHAT):
+    assert is_free(path)
+    with pytest.raises(ZeroDivisionError), locked(path, "me", target=TARGET):
         1 / 0  # noqa: B018
-    assert free(path)
+    assert is_free(path)
 
 
-def test_the_refusal_says_who_where_since_when_and_what_to_do(path: Path) -> None:
-    with other(path) as owner:
-        with pytest.raises(LockedError) as caught, locked(path, "me", what=WHAT):
+def test_the_refusal_names_owner_host_process_and_time_and_the_cure(path: Path) -> None:
+    with locked_elsewhere(path) as owner:
+        with pytest.raises(LockedError) as caught, locked(path, "me", target=TARGET):
             pytest.fail("two at once")
-        words, pid = str(caught.value), owner.process.pid
-        assert words.startswith(f"{WHAT} is locked by the other (host {os.uname().nodename}, process {pid}, since 2")
-        assert "UTC): wait for it, or end it; if that process is gone the lock is free within 60 s" in words
-        assert "\n" not in words
-        assert holder(path) == words.removeprefix(f"{WHAT} is locked by ").partition(": wait")[0]
-        assert owner.checks() == "ours"
-        assert owner.ends() == "released"
-    assert free(path)
+        message, pid = str(caught.value), owner.process.pid
+        assert message.startswith(
+            f"{TARGET} is locked by the other (host {os.uname().nodename}, process {pid}, since 2"
+        )
+        assert "UTC): wait for it, or end it; if that process is gone the lock is free within 60 s" in message
+        assert "\n" not in message
+        assert holder(path) == message.removeprefix(f"{TARGET} is locked by ").partition(": wait")[0]
+        assert owner.check() == "ours"
+        assert owner.release() == "released"
+    assert is_free(path)
     assert holder(path) is None
 
 
-def test_whoever_waits_is_told_once_and_gets_it(path: Path) -> None:
-    told = []
-    with other(path) as owner:
-        wait = {"wait": 60.0, "pace": FAST}
-        with locked(
-            path, "me", what=WHAT, **wait, on_wait=lambda words: told.append(words) or owner.stdin.close()
-        ) as lock:
-            assert owner.says() == "released"
+def test_a_waiting_process_gets_one_message_and_then_the_lock(path: Path) -> None:
+    messages = []
+    with locked_elsewhere(path) as owner:
+
+        def end_owner(message: str) -> None:
+            messages.append(message)
+            owner.stdin.close()
+
+        with locked(path, "me", target=TARGET, wait=60, pace=FAST, on_wait=end_owner) as lock:
+            assert owner.read_answer() == "released"
             lock.check()
-    assert len(told) == 1
-    assert told[0].startswith(f"{WHAT} is locked by the other (host")
-    assert told[0].endswith("waiting for it")
+    assert len(messages) == 1
+    assert messages[0].startswith(f"{TARGET} is locked by the other (host")
+    assert messages[0].endswith("waiting for it")
 
 
 def test_waiting_ends(path: Path) -> None:
-    told: list[str] = []
+    messages: list[str] = []
     started = time.monotonic()
-    with locked(path, "me", what=WHAT):
-        with pytest.raises(LockedError), locked(path, "I", what=WHAT, wait=0.3, on_wait=told.append):
+    with locked(path, "me", target=TARGET):
+        with pytest.raises(LockedError), locked(path, "I", target=TARGET, wait=0.3, on_wait=messages.append):
             pytest.fail("two at once")
         assert time.monotonic() - started >= 0.3
-    assert len(told) == 1
-    assert free(path)
+    assert len(messages) == 1
+    assert is_free(path)
 
 
-def test_a_killed_owner_is_followed_at_once(path: Path) -> None:
-    with other(path) as owner:
-        # Killed and not waited for: still in the list of processes, as one that has ended.
+def test_a_killed_owners_lock_is_taken_over_at_once(path: Path) -> None:
+    with locked_elsewhere(path) as owner:
+        # Without wait(), so that it stays in the list of processes as a zombie.
         owner.process.kill()
         os.waitid(os.P_PID, owner.process.pid, os.WEXITED | os.WNOWAIT)
         assert holder(path) is None
         started = time.monotonic()
-        with locked(path, "me", what=WHAT) as lock:
+        with locked(path, "me", target=TARGET) as lock:
             assert time.monotonic() - started < 5
             lock.check()
-    assert free(path)
+    assert is_free(path)
 
 
 @pytest.mark.parametrize("skew", [0, 3600, -3600])
 def test_a_suspended_owner_loses_its_lock_and_notices(skew: int, path: Path, monkeypatch) -> None:
-    before = SKEWED.format(skew=skew) if skew else ""
+    setup = SKEWED.format(skew=skew) if skew else ""
     if skew:
         utime = os.utime
 
@@ -98,92 +102,95 @@ def test_a_suspended_owner_loses_its_lock_and_notices(skew: int, path: Path, mon
             utime(file, ns=(moved, moved))
 
         monkeypatch.setattr(os, "utime", skewed)
-    with other(path, QUIET, before) as owner:
-        with pytest.raises(LockedError), locked(path, "me", what=WHAT, pace=Pace(beat=0.2, poll=0.05)):
+    with locked_elsewhere(path, QUIET, setup) as owner:
+        with pytest.raises(LockedError), locked(path, "me", target=TARGET, pace=Pace(beat=0.2, poll=0.05)):
             pytest.fail("two at once")
         owner.process.send_signal(signal.SIGSTOP)
-        with locked(path, "me", what=WHAT, wait=60, pace=QUIET) as lock:
+        with locked(path, "me", target=TARGET, wait=60, pace=QUIET) as lock:
             owner.process.send_signal(signal.SIGCONT)
-            words = owner.checks()
-            assert words.startswith(f"LockedError {WHAT} was taken over by me (host")
-            assert "run the same command again" in words
-            assert owner.ends() == "released"
+            message = owner.check()
+            assert message.startswith(f"LockedError {TARGET} was taken over by me (host")
+            assert "run the same command again" in message
+            assert owner.release() == "released"
             lock.check()
             assert Owner.model_validate_json(path.read_bytes()).owner == "me"
-    assert free(path)
+    assert is_free(path)
 
 
-def test_an_owner_back_in_time_keeps_its_lock(path: Path) -> None:
-    with other(path, QUIET) as owner:
+def test_a_suspended_owner_that_resumes_in_time_keeps_its_lock(path: Path) -> None:
+    with locked_elsewhere(path, QUIET) as owner:
         owner.process.send_signal(signal.SIGSTOP)
         time.sleep(QUIET.stale + 0.2)
         owner.process.send_signal(signal.SIGCONT)
-        assert owner.checks() == "ours"
-        with pytest.raises(LockedError), locked(path, "me", what=WHAT, pace=PATIENT):
+        assert owner.check() == "ours"
+        with pytest.raises(LockedError), locked(path, "me", target=TARGET, pace=PATIENT):
             pytest.fail("two at once")
 
 
-def test_an_owner_waits_for_whoever_is_taking_over(path: Path) -> None:
-    with locked(path, "me", what=WHAT, pace=FAST) as lock:
+def test_check_waits_for_a_process_that_is_taking_over(path: Path) -> None:
+    with locked(path, "me", target=TARGET, pace=FAST) as lock:
         token = Owner.model_validate_json(path.read_bytes()).token
-        claim = path.with_name(f".{path.name}.{token}.claim")
-        # Left by one that died: of no meaning.
-        elsewhere(claim, host=os.uname().nodename, born=1)
+        claim = claim_path(path, token)
+        # The claim of a dead process has no effect.
+        write_lock(claim, host=os.uname().nodename, born=1)
         lock.check()
         assert not claim.exists()
-        # By one that lives and doesn't finish: it may do so any time.
+        # A living process may take over at any time.
         with (
-            locked(claim, "a slow one", what="", pace=FAST),
+            locked(claim, "a slow one", target="", pace=FAST),
             pytest.raises(LockedError, match="taken over by a slow one"),
         ):
             lock.check()
 
 
-def test_a_lock_that_somebody_removed_is_lost(path: Path) -> None:
-    with locked(path, "me", what=WHAT) as lock:
+def test_a_removed_or_replaced_lock_is_lost(path: Path) -> None:
+    with locked(path, "me", target=TARGET) as lock:
         path.unlink()
         with pytest.raises(LockedError, match="was removed while this run was at work"):
             lock.check()
-        assert lock.lost.is_set()
-    with locked(path, "me", what=WHAT, pace=FAST) as lock:
-        theirs = elsewhere(path)
-        assert lock.lost.wait(60)
+    with locked(path, "me", target=TARGET, pace=FAST) as lock:
+        theirs = write_lock(path)
+        # The next beat notices, and is the last.
+        lock._thread.join(60)
+        assert not lock._thread.is_alive()
+        with pytest.raises(LockedError, match="taken over by the other"):
+            lock.check()
     assert Owner.model_validate_json(path.read_bytes()) == theirs
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EACCES])
 @pytest.mark.parametrize("call", ["link", "utime"])
-def test_what_cannot_be_written_is_said(number: int, call: str, path: Path, monkeypatch) -> None:
+def test_the_error_says_why_a_lock_cannot_be_written(number: int, call: str, path: Path, monkeypatch) -> None:
     def fail(*args: object) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, call, fail)
-    todo = "make room there" if number == errno.ENOSPC else "check the folder"
-    words = rf"{os.strerror(number)}\): {todo}, then run the same command again"
-    with pytest.raises(OutputError, match=words) as caught, locked(path, "me", what=WHAT):
+    cure = "make room there" if number == errno.ENOSPC else "check the folder"
+    message = rf"{os.strerror(number)}\): {cure}, then run the same command again"
+    with pytest.raises(OutputError, match=message) as caught, locked(path, "me", target=TARGET):
         pytest.fail("not locked")
     assert not isinstance(caught.value, LockedError)
-    assert str(caught.value).startswith(WHAT)
-    assert free(path)
+    assert str(caught.value).startswith(TARGET)
+    assert is_free(path)
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(OutputError, match="can't be locked"),
-        locked(tmp_path / "file" / "x" / "lock.json", "me", what=WHAT),
+        locked(tmp_path / "file" / "x" / "lock.json", "me", target=TARGET),
     ):
         pytest.fail("not locked")
 
 
-def test_a_file_server_that_hiccups_costs_nothing(path: Path, monkeypatch) -> None:
+def test_a_short_failure_of_the_file_server_costs_nothing(path: Path, monkeypatch) -> None:
     utime, link, failed = os.utime, os.link, Event()
 
     def fail(*args: object) -> None:
         failed.set()
         raise OSError(errno.ESTALE, "stale")
 
-    with locked(path, "me", what=WHAT, pace=Pace(beat=0.05)) as lock:
+    with locked(path, "me", target=TARGET, pace=Pace(beat=0.05)) as lock:
         monkeypatch.setattr(os, "utime", fail)
         monkeypatch.setattr(os, "link", fail)
         assert failed.wait(60)
@@ -191,15 +198,14 @@ def test_a_file_server_that_hiccups_costs_nothing(path: Path, monkeypatch) -> No
         monkeypatch.setattr(os, "utime", utime)
         monkeypatch.setattr(os, "link", link)
         lock.check()
-        assert not lock.lost.is_set()
-    assert free(path)
+    assert is_free(path)
 
 
-def test_an_owner_that_cannot_tell_for_long_stops(path: Path, monkeypatch) -> None:
+def test_an_owner_that_cannot_reach_its_file_for_long_stops(path: Path, monkeypatch) -> None:
     def fail(*args: object) -> None:
         raise OSError(errno.EIO, "broken")
 
-    with locked(path, "me", what=WHAT, pace=Pace(beat=0.1, stale=0.4)) as lock:
+    with locked(path, "me", target=TARGET, pace=Pace(beat=0.1, stale=0.4)) as lock:
         monkeypatch.setattr(os, "utime", fail)
         time.sleep(0.6)
         with pytest.raises(LockedError, match=r"couldn't be reached for 0.4 s"):
@@ -210,10 +216,10 @@ def test_a_full_disk_does_not_keep_the_lock(path: Path, monkeypatch) -> None:
     def fail(*args: object) -> None:
         raise OSError(errno.ENOSPC, "full")
 
-    with locked(path, "me", what=WHAT) as lock:
+    with locked(path, "me", target=TARGET) as lock:
         monkeypatch.setattr(os, "link", fail)
         lock.check()
-    assert free(path)
+    assert is_free(path)
 
 
 def test_a_fork_does_not_release(path: Path) -> None:
@@ -222,7 +228,7 @@ import os, sys
 from pathlib import Path
 from slidesam.tasks.run.lock import locked
 path = Path(sys.argv[1])
-with locked(path, "me", what="it") as lock:
+with locked(path, "me", target="it") as lock:
     child = os.fork()
     if child:
         os.waitpid(child, 0)
@@ -231,4 +237,4 @@ with locked(path, "me", what="it") as lock:
 assert bool(child) != path.exists()
 """
     subprocess.run([sys.executable, "-c", code, str(path)], check=True, timeout=180)
-    assert free(path)
+    assert is_free(path)

@@ -1,4 +1,4 @@
-"""Getting a lock and taking it over: races of processes that die, odd clocks, file systems without links."""
+"""Getting and taking over a lock: races of processes that die, wrong clocks, file systems without links."""
 
 from __future__ import annotations
 
@@ -13,64 +13,64 @@ import pytest
 
 from slidesam.tasks.run.lock import LockedError, locked
 from slidesam.tasks.run.lock_file import Contender, Pace
-from tests.support.lock_owners import FAST, WHAT, aged, elsewhere, free
+from tests.support.lock_owners import FAST, TARGET, is_free, set_age, write_lock
 
 
 def test_another_hosts_lock_is_taken_when_it_is_old_and_nobody_touches_it(path: Path) -> None:
-    elsewhere(path, age=59)
-    with pytest.raises(LockedError, match="host node7"), locked(path, "me", what=WHAT):
+    write_lock(path, age=59)
+    with pytest.raises(LockedError, match="host node7"), locked(path, "me", target=TARGET):
         pytest.fail("not old enough")
-    elsewhere(path, age=61)
-    told: list[str] = []
+    write_lock(path, age=61)
+    messages: list[str] = []
     started = time.monotonic()
-    with locked(path, "me", what=WHAT, on_wait=told.append, pace=Pace(beat=0.2, poll=0.05)) as lock:
+    with locked(path, "me", target=TARGET, on_wait=messages.append, pace=Pace(beat=0.2, poll=0.05)) as lock:
         assert time.monotonic() - started >= 0.5
         lock.check()
-    assert len(told) == 1
-    assert free(path)
+    assert len(messages) == 1
+    assert is_free(path)
 
 
-def test_a_clock_that_was_ahead_locks_nobody_out(path: Path) -> None:
-    elsewhere(path, age=-3600)
-    with pytest.raises(LockedError), locked(path, "me", what=WHAT):
+def test_a_clock_that_was_ahead_does_not_lock_for_ever(path: Path) -> None:
+    write_lock(path, age=-3600)
+    with pytest.raises(LockedError), locked(path, "me", target=TARGET):
         pytest.fail("not old")
-    with locked(path, "me", what=WHAT, wait=60, pace=FAST):
+    with locked(path, "me", target=TARGET, wait=60, pace=FAST):
         pass
 
 
 def test_an_old_lock_that_is_touched_again_lives(path: Path) -> None:
     """As after an outage of the file server."""
-    with locked(path, "me", what=WHAT, pace=Pace(beat=0.2)) as lock:
-        aged(path, 100)
-        with pytest.raises(LockedError), locked(path, "I", what=WHAT, pace=Pace(beat=20, poll=0.05)):
+    with locked(path, "me", target=TARGET, pace=Pace(beat=0.2)) as lock:
+        set_age(path, 100)
+        with pytest.raises(LockedError), locked(path, "I", target=TARGET, pace=Pace(beat=20, poll=0.05)):
             pytest.fail("it lives")
         lock.check()
 
 
-def test_a_living_owner_whose_clock_is_behind_is_not_watched_for_ever(path: Path, monkeypatch) -> None:
+def test_a_living_owner_whose_clock_is_behind_keeps_its_lock(path: Path, monkeypatch) -> None:
     utime = os.utime
 
     def behind(file: Path) -> None:
         past = time.time() - 100
         utime(file, (past, past) if file == path else None)
 
-    with locked(path, "me", what=WHAT, pace=Pace(beat=0.1)):
+    with locked(path, "me", target=TARGET, pace=Pace(beat=0.1)):
         monkeypatch.setattr(os, "utime", behind)
         time.sleep(0.3)
-        with pytest.raises(LockedError), locked(path, "I", what=WHAT, pace=Pace(beat=20, poll=0.05)):
+        with pytest.raises(LockedError), locked(path, "I", target=TARGET, pace=Pace(beat=20, poll=0.05)):
             pytest.fail("it lives")
 
 
-def test_a_taker_finds_a_lock_that_was_touched_since_it_was_judged(path: Path, monkeypatch) -> None:
-    elsewhere(path, age=100)
-    replace = Contender._take_over
+def test_a_lock_that_was_touched_since_it_was_judged_is_not_taken_over(path: Path, monkeypatch) -> None:
+    write_lock(path, age=100)
+    take_over = Contender._take_over
 
-    def late(self, place, seen):
-        aged(place, 0)
-        return replace(self, place, seen)
+    def touch_and_take_over(self, path, file):
+        set_age(path, 0)
+        return take_over(self, path, file)
 
-    monkeypatch.setattr(Contender, "_take_over", late)
-    with pytest.raises(LockedError, match="node7"), locked(path, "me", what=WHAT, pace=Pace(beat=0.1, poll=0.05)):
+    monkeypatch.setattr(Contender, "_take_over", touch_and_take_over)
+    with pytest.raises(LockedError, match="node7"), locked(path, "me", target=TARGET, pace=Pace(beat=0.1, poll=0.05)):
         pytest.fail("it came back")
     assert [file.name for file in path.parent.iterdir()] == ["lock.json"]
 
@@ -79,13 +79,13 @@ def test_a_taker_finds_a_lock_that_was_touched_since_it_was_judged(path: Path, m
 def test_a_file_that_names_nobody_counts_by_its_age(content: bytes, path: Path) -> None:
     path.parent.mkdir()
     path.write_bytes(content)
-    nobody = r"locked by somebody whose lock .*lock\.json says nothing: wait"
-    with pytest.raises(LockedError, match=nobody), locked(path, "me", what=WHAT):
-        pytest.fail("it may be just being written")
-    aged(path, 61)
-    with locked(path, "me", what=WHAT, pace=Pace(beat=0.05, poll=0.02)) as lock:
+    unknown = r"locked by an unknown process \(.*lock\.json doesn't name it\): wait"
+    with pytest.raises(LockedError, match=unknown), locked(path, "me", target=TARGET):
+        pytest.fail("its owner may be writing it")
+    set_age(path, 61)
+    with locked(path, "me", target=TARGET, pace=Pace(beat=0.05, poll=0.02)) as lock:
         lock.check()
-    assert free(path)
+    assert is_free(path)
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
@@ -94,16 +94,16 @@ def test_without_links(number: int, path: Path, monkeypatch) -> None:
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "link", link)
-    with locked(path, "me", what=WHAT), pytest.raises(LockedError), locked(path, "me again", what=WHAT):
+    with locked(path, "me", target=TARGET), pytest.raises(LockedError), locked(path, "me again", target=TARGET):
         pytest.fail("two at once")
-    assert free(path)
-    elsewhere(path, host=os.uname().nodename, born=1)
-    with locked(path, "me", what=WHAT) as lock:
+    assert is_free(path)
+    write_lock(path, host=os.uname().nodename, born=1)
+    with locked(path, "me", target=TARGET) as lock:
         lock.check()
-    assert free(path)
+    assert is_free(path)
 
 
-def test_a_link_whose_answer_was_lost_counts(path: Path, monkeypatch) -> None:
+def test_a_link_counts_even_if_its_answer_was_lost(path: Path, monkeypatch) -> None:
     link = os.link
 
     def repeated(*args: object) -> None:
@@ -111,12 +111,12 @@ def test_a_link_whose_answer_was_lost_counts(path: Path, monkeypatch) -> None:
         link(*args)
 
     monkeypatch.setattr(os, "link", repeated)
-    with locked(path, "me", what=WHAT) as lock:
+    with locked(path, "me", target=TARGET) as lock:
         lock.check()
-    assert free(path)
+    assert is_free(path)
 
 
-# Each round a fork of its own tries to get in, and most of them die inside: with the lock, or in the middle of a takeover.
+# In each round a fork tries to get the lock. Most forks die: while they hold it, or in the middle of a takeover.
 RACER = """
 import os, random, sys, time
 from pathlib import Path
@@ -128,9 +128,9 @@ path, rounds, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 inside, log = path.parent.parent / "inside", path.parent.parent / "log"
 open_file, unlink = os.open, os.unlink
 
-def note(words):
+def note(message):
     with os.fdopen(open_file(log, os.O_APPEND | os.O_CREAT | os.O_WRONLY), "w") as stream:
-        stream.write(words + "\\n")
+        stream.write(message + "\\n")
 
 def slowed(name, deadly):
     call = getattr(os, name)
@@ -147,7 +147,7 @@ def slowed(name, deadly):
 
 def once():
     slowed("link", 0.01), slowed("replace", 0.05), slowed("unlink", 0.01), slowed("fstat", 0)
-    with locked(path, "racer", what="it", wait=60, pace=Pace(poll=0.002)) as lock:
+    with locked(path, "racer", target="it", wait=60, pace=Pace(poll=0.002)) as lock:
         try:
             os.close(open_file(inside, os.O_CREAT | os.O_EXCL))
         except FileExistsError:
@@ -174,13 +174,13 @@ for round in range(rounds):
 
 def test_racing_takers_never_get_in_together(path: Path) -> None:
     racers, rounds = 6, 20
-    elsewhere(path, host=os.uname().nodename, born=1)
+    write_lock(path, host=os.uname().nodename, born=1)
     command = [sys.executable, "-c", RACER, str(path), str(rounds)]
     processes = [subprocess.Popen([*command, str(seed)]) for seed in range(racers)]
     assert [process.wait() for process in processes] == [0] * racers
     lines = (path.parent.parent / "log").read_text().splitlines()
     assert set(lines) == {"alone"}
     assert racers * rounds / 4 < len(lines) <= racers * rounds
-    with locked(path, "me", what=WHAT) as lock:
+    with locked(path, "me", target=TARGET) as lock:
         lock.check()
     assert not path.exists()

@@ -238,7 +238,7 @@ def test_an_image_that_another_labels_run_reads_isnt_taken_away(tmp_path: Path) 
     slide, out = stack(tmp_path / "s.ome.tif"), tmp_path / "out"
     first = converted(slide, out)
     second = planned(slide, out, output__label="other", image__codec="lz4")
-    with locked(first.work / "lock.json", "the first", what="s"):
+    with locked(first.work / "lock.json", "the first", target="s"):
         with pytest.raises(OutputError, match=r"cells reads it now, run by the first.*: wait for that"):
             steps.ready_image.fn(second)
         assert convert.is_ready(first)
