@@ -45,8 +45,8 @@ def converted(slide: Path, output: Path, address: str) -> tuple[float, float, Ru
     started = time.perf_counter()
     write_image.with_options(task_runner=runner)(run)
     whole = time.perf_counter() - started
-    begun = (run.image_folder / "started.json").stat().st_mtime
-    ended = max(path.stat().st_mtime for path in (run.image_folder / "marks").glob("0-*.json"))
+    begun = run.image_folder.started.stat().st_mtime
+    ended = max(path.stat().st_mtime for path in run.image_folder.marks.glob("0-*.json"))
     return ended - begun, whole, run
 
 

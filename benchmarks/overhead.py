@@ -53,7 +53,6 @@ def seconds_of(slide: Path, output: Path, seconds: float, address: str, per_task
     from prefect_dask.task_runners import DaskTaskRunner
 
     from slidesam.flows.slide.stages import segment_blocks, write_image
-    from slidesam.tasks.run.marks import Marks
 
     shutil.rmtree(output, ignore_errors=True)
     settings = {
@@ -67,8 +66,8 @@ def seconds_of(slide: Path, output: Path, seconds: float, address: str, per_task
     started = time.time()
     segment_blocks.with_options(task_runner=runner)(run)
     whole = time.time() - started
-    prepared = (run.segment_folder / "params.json").stat().st_mtime
-    marks = [path.stat().st_mtime for path in Marks(run.segment_folder).folder.iterdir()]
+    prepared = run.segment_folder.params.stat().st_mtime
+    marks = [path.stat().st_mtime for path in run.segment_folder.marks.iterdir()]
     return max(marks) - prepared, whole
 
 

@@ -45,7 +45,7 @@ def read_all(slide: Path, output: Path, rechunk: str, block: int) -> tuple[float
     read = time.perf_counter()
     factor = run.image_plan.amplification
     if run.image_plan.mode == "rechunk":
-        array = zarr.open_array(run.image_folder / "pixels.zarr" / "0", mode="r")
+        array = zarr.open_array(run.image_folder.pixels / "0", mode="r")
         chunks = (1, 1, 1, array.chunks[3], array.chunks[4])
         channels = range(len(run.slide.channels))
         factor = amplification(chunks, run.slide.shape, tuple(channels), array.dtype.itemsize, run.grid)

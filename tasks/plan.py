@@ -11,6 +11,7 @@ from slidesam.tasks.errors import OutputError
 from slidesam.tasks.pixels.mask_image import mask_identity
 from slidesam.tasks.pixels.resample import grids, make_scale
 from slidesam.tasks.run.files import read_json
+from slidesam.tasks.run.layout import RunPaths, StageFolder
 from slidesam.tasks.run.marks import Marks, kept_blocks
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.segmenters import segmenter_identity
@@ -122,7 +123,7 @@ def _explain_image(run: Run) -> str:
     done, pieces = len(Marks(run.image_folder).names()), sum(len(plan.grid(n)) for n in pieced_levels(run))
     if done:
         return f"image: goes on where it stopped, {done} of {pieces} pieces are there"
-    why = _changed(run.slide_work, plan.mode, run.causes["image"]) or plan.reason
+    why = _changed(run.paths.image, plan.mode, run.causes["image"]) or plan.reason
     return f"image: {verb} {pieces} piece{'' if pieces == 1 else 's'} ({why})"
 
 
@@ -133,9 +134,9 @@ def pieced_levels(run: Run) -> list[int]:
 
 
 def _explain_segmenting(run: Run) -> str:
-    known = read_json(run.segment_folder / "params.json")
+    known = read_json(run.segment_folder.params)
     if known is None:
-        changed = _changed(run.work, "segment", run.causes["segment"])
+        changed = _changed(run.paths, "segment", run.causes["segment"])
         return f"segment: {'anew' if changed else 'from the start'} ({changed or 'nothing is there yet'})"
     kept = kept_blocks(run)
     done = len(Marks(run.segment_folder).names().intersection(map(str, kept)))
@@ -143,18 +144,18 @@ def _explain_segmenting(run: Run) -> str:
 
 
 def _explain_stitching(run: Run) -> str:
-    if read_json(run.stitch_folder / "resolved.json") is not None:
+    if read_json(run.stitch_folder.resolved) is not None:
         return "stitch: objects are numbered already (same blocks and settings)"
-    changed = _changed(run.work, "stitch", run.causes["stitch"])
+    changed = _changed(run.paths, "stitch", run.causes["stitch"])
     return f"stitch: {'anew' if changed else 'from the start'} ({changed or 'nothing is there yet'})"
 
 
-def _changed(work: Path, stage: str, causes: dict[str, Any]) -> str | None:
+def _changed(paths: RunPaths, stage: str, causes: dict[str, Any]) -> str | None:
     """What differs from the last time that this stage was begun, in words; None if there was none."""
-    folders = [path for path in work.glob(f"{stage}-*/causes.json") if path.is_file()]
-    if not folders:
+    files = [path for folder in paths.stage_folders(stage) if (path := StageFolder(folder).causes).is_file()]
+    if not files:
         return None
-    before = read_json(max(folders, key=lambda path: path.stat().st_mtime)) or {}
+    before = read_json(max(files, key=lambda path: path.stat().st_mtime)) or {}
     now = json.loads(json.dumps(causes, default=str))
     differing = [name for name in now if before.get(name) != now[name]]
     return "; ".join(_difference(name, before.get(name), now[name]) for name in differing[:3]) or None

@@ -148,6 +148,6 @@ def export_slide(run: Run, objects: int, seconds: dict[str, float]) -> Facts:
     seconds = {**seconds, "export": time.perf_counter() - started}
     seams = stitch.resolve_run(run)["seams"]
     facts = provenance(run, objects=objects, seams=seams, seconds=seconds)
-    write_json(run.provenance, facts)
+    write_json(run.paths.provenance, facts)
     # A row per seam is for the file, not for a flow's result.
     return facts | {"seams": {name: value for name, value in seams.items() if name != "rows"}}

@@ -124,17 +124,16 @@ def _load(settings: str, is_rgb: bool, identity: str, small: bool) -> int:
 def _stages(run: Any, began: float) -> dict[str, float]:
     """Wall seconds of the stages, from when their files were written."""
     from slidesam.tasks.run.files import read_json
-    from slidesam.tasks.run.marks import Marks
 
-    params = run.segment_folder / "params.json"
+    params = run.segment_folder.params
     known = read_json(params) or {}
     prepared = params.stat().st_mtime
-    last = max(path.stat().st_mtime for path in Marks(run.segment_folder).folder.iterdir())
+    last = max(path.stat().st_mtime for path in run.segment_folder.marks.iterdir())
     return {
         "image": prepared - known["seconds"] - began,
         "prepare": known["seconds"],
         "segment": last - prepared,
-        "stitch": run.provenance.stat().st_mtime - last,
+        "stitch": run.paths.provenance.stat().st_mtime - last,
     }
 
 

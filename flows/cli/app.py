@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import sys
 from collections.abc import Sequence
@@ -59,7 +58,6 @@ add_cluster_commands(app)
 add_models_commands(app)
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
 # What the names of a store and of the file on its making end with, after the slide's name and the label.
-_STORE, _PROVENANCE = ".ome.zarr", ".run.json"
 
 
 def _version(show: bool) -> None:
@@ -306,20 +304,19 @@ def finished_runs(store: Path, label: str | None = None) -> dict[str, dict[str, 
         SettingsError: It is no store, none of its label images is finished, or not this one.
     """
     from slidesam.tasks.run.files import read_json
+    from slidesam.tasks.run.layout import STORE_SUFFIX, find_provenance
 
-    folder, name = store.absolute().parent, store.absolute().name.removesuffix(_STORE)
-    if not store.is_dir() or not store.absolute().name.endswith(_STORE):
-        stores = sorted(path.name for path in store.glob(f"*{_STORE}")) if store.is_dir() else []
+    folder, name = store.absolute().parent, store.absolute().name.removesuffix(STORE_SUFFIX)
+    if not store.is_dir() or not store.absolute().name.endswith(STORE_SUFFIX):
+        stores = sorted(path.name for path in store.glob(f"*{STORE_SUFFIX}")) if store.is_dir() else []
         there = f", such as {store / stores[0]}" if stores else ""
         raise SettingsError(
-            f"{store} is no result: give <name>{_STORE} in the folder that was named with --output{there}"
+            f"{store} is no result: give <name>{STORE_SUFFIX} in the folder that was named with --output{there}"
         )
     found = {}
-    for path in sorted(folder.glob(f"{glob.escape(name)}.*{_PROVENANCE}")):
-        # With a dot in it, it is of another slide whose name begins like this one's.
-        found_label = path.name.removeprefix(f"{name}.").removesuffix(_PROVENANCE)
+    for found_label, path in find_provenance(folder, name).items():
         with suppress(ValueError):
-            if "." not in found_label and (facts := read_json(path)) is not None:
+            if (facts := read_json(path)) is not None:
                 found[found_label] = facts
     if not found:
         raise SettingsError(

@@ -15,7 +15,7 @@ from slidesam.flows.console import err, out, say, say_failed
 from slidesam.flows.prefect_api.server import prefect_api
 from slidesam.flows.signals import Stops, interrupts
 from slidesam.tasks.errors import CohortFailures, SettingsError
-from slidesam.tasks.run.layout import jobs_folder
+from slidesam.tasks.run.layout import RunPaths, jobs_folder
 from slidesam.tasks.run.status import unchanged_since_refused, unfinished
 from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.settings.sections import Settings
@@ -181,8 +181,9 @@ class _Each:
         for warning in facts["slide"]["warnings"]:
             say("[yellow]note:[/]", f"{name}: {warning}")
         say("[green]✓[/]", f"{name}: {facts['objects']:,} {facts['label']} in {_blocks(facts)}, {seconds:.1f} s")
-        say(" ", f"{self.output / name}.ome.zarr")
-        say(" ", f"{self.output / name}.{facts['label']}.overlay.png")
+        paths = RunPaths(self.output, name, facts["label"])
+        say(" ", str(paths.store))
+        say(" ", str(paths.overlay))
 
 
 def _blocks(facts: dict[str, Any]) -> str:

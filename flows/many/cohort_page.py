@@ -19,6 +19,8 @@ from slidesam.flows.progress.markdown import table, text
 from slidesam.flows.progress.run_page import harmless
 from slidesam.tasks.errors import in_one_line
 from slidesam.tasks.run.files import read_json
+from slidesam.tasks.run.layout import RunPaths, SegmentFolder
+from slidesam.tasks.run.marks import Marks
 from slidesam.tasks.run.status import read_state
 from slidesam.tasks.slides.listing import Listed
 
@@ -100,12 +102,13 @@ def row_of_run(run: FlowRun, slide: Listed, output: Path) -> Row:
 def _result(slide: Listed, output: Path, *, finished: bool) -> dict[str, Any]:
     """Objects and blocks of a slide, from what lies in the output folder."""
     label = slide.settings.output.label
+    paths = RunPaths(output, slide.name, label)
     if not finished:
         state = read_state(output, slide.name, label)
-        folder = output / ".slidesam" / slide.name / label / str(state.get("segment_folder")) / "marks"
+        folder = SegmentFolder(paths.work / str(state.get("segment_folder")))
         blocks = state.get("blocks")
-        return {"blocks": f"{len(list(folder.glob('[0-9]*.json')))} of {blocks}"} if blocks else {}
-    facts = read_json(output / f"{slide.name}.{label}.run.json") or {}
+        return {"blocks": f"{len(Marks(folder).names())} of {blocks}"} if blocks else {}
+    facts = read_json(paths.provenance) or {}
     left_out = len(facts.get("blocks_without_tissue", []))
     return {"objects": facts.get("objects"), "blocks": str(facts.get("blocks", 0) - left_out)}
 

@@ -19,7 +19,7 @@ from slidesam.flows.slide.segment_slide import run_name
 from slidesam.tasks.errors import SettingsError, in_one_line
 from slidesam.tasks.folder.inbox import Arrival, has_result, look, note_started
 from slidesam.tasks.plan import check_output
-from slidesam.tasks.run.layout import work_folder
+from slidesam.tasks.run.layout import RunPaths, inbox_lock, inbox_memory
 from slidesam.tasks.run.lock import holder, locked
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.settings.types import Duration, seconds_of
@@ -63,12 +63,11 @@ def inbox(
     if not folder.is_dir():
         raise SettingsError(f"inbox {folder} is no folder: make it, or name another in the deployment's parameters")
     check_output(output)
-    work = output.resolve() / ".slidesam" / ".inbox"
-    memory = work / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]}.json"
+    memory = inbox_memory(output, folder)
     failed: list[str] = []
     started: list[str] = []
     # Two looks at once would each forget what the other saw.
-    with locked(memory.with_suffix(".lock.json"), f'flow run "{flow_run.name}"', target=f"inbox {folder}"):
+    with locked(inbox_lock(memory), f'flow run "{flow_run.name}"', target=f"inbox {folder}"):
         whole, growing = look(folder, memory, seconds_of(quiet), time.time())
         for slide in whole:
             try:
@@ -100,7 +99,7 @@ def _is_wanted(slide: Arrival, arrived: Sequence[Arrival], output: Path, setting
     if len(twins) > 1:
         raise SettingsError(f"{' and '.join(twins)} would write the same results: rename all but one")
     # A run of what the file was before: the next look starts what it is now.
-    return holder(work_folder(output, name, label) / "lock.json") is None
+    return holder(RunPaths(output, name, label).lock) is None
 
 
 def _start(slide: Arrival, output: Path, settings: Settings) -> None:

@@ -14,6 +14,7 @@ from uuid import UUID
 
 from slidesam.flows.cluster import slurm
 from slidesam.tasks.run.files import read_json, write_json
+from slidesam.tasks.run.layout import list_noted_runs
 from slidesam.tasks.run.lock import LockedError, locked
 
 
@@ -57,14 +58,13 @@ def end_all_leftovers(output: Path, note: Callable[[str], None]) -> None:
     """
     killed, at_work = [], set[str]()
     with ExitStack() as locks:
-        for path in sorted((output / ".slidesam").glob("*/*/state.json")):
-            state = read_json(path) or {}
+        for paths in list_noted_runs(output):
+            state = read_json(paths.state) or {}
             if state.get("status") != "running":
                 continue
             try:
-                what = f"{path.parents[1].name} ({path.parent.name})"
-                locks.enter_context(locked(path.with_name("lock.json"), "slidesam clean", target=what))
-                killed.append(path)
+                locks.enter_context(locked(paths.lock, "slidesam clean", target=f"{paths.name} ({paths.label})"))
+                killed.append(paths.state)
             except LockedError:
                 at_work.update(state.get("jobs") or [])
         for path in killed:

@@ -23,7 +23,7 @@ from slidesam.tasks.errors import (
     SlidesamError,
     in_one_line,
 )
-from slidesam.tasks.run.layout import jobs_folder
+from slidesam.tasks.run.layout import jobs_folder, list_job_logs
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.facts import slide_name
@@ -132,10 +132,10 @@ def _provenance_part(run: Run, facts: Mapping[str, Any]) -> list[str]:
 
 def _where_part(run: Run) -> str:
     paths = {
-        "labels": run.store / "labels" / run.label,
+        "labels": run.paths.label_image,
         "image and labels": run.store,
-        "picture": run.overlay,
-        "how it was made": run.provenance,
+        "picture": run.paths.overlay,
+        "how it was made": run.paths.provenance,
     }
     return "## Where it is\n\n" + "\n".join(f"- {name}: {code(str(path))}" for name, path in paths.items())
 
@@ -238,8 +238,8 @@ def _next_part(output: Path | None, error: Exception, *, can_retry: bool) -> lis
 def _logs_part(run: Run | None, slide: Path) -> list[str]:
     lines = [f"- slide: {code(str(slide if run is None else run.slide.path))}"]
     if run is not None:
-        lines.append(f"- what is kept: {code(str(run.work))}")
-        if any(jobs_folder(run.output).glob("*.log")):
+        lines.append(f"- what is kept: {code(str(run.paths.work))}")
+        if list_job_logs(run.output):
             lines.append(f"- logs of jobs: {code(str(jobs_folder(run.output)))}")
     return ["## Where to look", "\n".join(lines)]
 

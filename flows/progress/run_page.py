@@ -241,7 +241,7 @@ def show_result(run: Run, facts: Mapping[str, Any]) -> None:
     with harmless(log, "the result"):
         picture = None
         with harmless(log, "the picture"):
-            picture = picture_uri(run.overlay)
+            picture = picture_uri(run.paths.overlay)
         words = text(f"{facts['objects']:,} {run.label} in {run.name}")
         _put(artifact_key(run.name, run.label, "result"), result_markdown(run, facts, picture), words)
 

@@ -45,7 +45,7 @@ from slidesam.tasks.errors import (
 from slidesam.tasks.plan import explain, plan_run
 from slidesam.tasks.report.provenance import finished_facts
 from slidesam.tasks.run.files import read_json
-from slidesam.tasks.run.layout import jobs_folder, work_folder
+from slidesam.tasks.run.layout import RunPaths, jobs_folder
 from slidesam.tasks.run.lock import holder, locked
 from slidesam.tasks.run.marks import is_segmented
 from slidesam.tasks.run.run import Run
@@ -162,12 +162,12 @@ class _Going:
     def _computed(self, run: Run) -> Facts:
         owner = f'flow run "{flow_run.name}"'
         what = f"{run.name} ({run.label}) in {run.output}"
-        with locked(run.work / "lock.json", owner, target=what, on_wait=current().note) as lock:
+        with locked(run.paths.lock, owner, target=what, on_wait=current().note) as lock:
             # Before this run is noted: where it can't be done, the next has to know what there was.
-            if (left := read_json(run.work / "state.json")) is not None:
+            if (left := read_json(run.paths.state)) is not None:
                 end_leftovers(left, current().note, self.own_id)
             self.is_ours = True
-            self.knows(blocks=len(run.grid), segment_folder=run.segment_folder.name)
+            self.knows(blocks=len(run.grid), segment_folder=run.segment_folder.path.name)
             for line in explain(run):
                 current().note(f"{run.name}: {line}")
             with open_cluster(self.cluster, jobs_folder(self.output)) as workers, checking(lock.check):
@@ -197,7 +197,7 @@ class _Going:
     def _is_held(self) -> bool:
         """Whether a process is at work on this result."""
         with contextlib.suppress(OSError):
-            return holder(work_folder(self.output, self.name, self.label) / "lock.json") is not None
+            return holder(RunPaths(self.output, self.name, self.label).lock) is not None
         return False
 
     def _note_end(self, error: BaseException) -> None:
@@ -243,7 +243,7 @@ def _stages(run: Run, workers: Cluster, owner: str, check: Callable[[], None], k
         return runner
 
     what = f"the image of {run.name} in {run.output}"
-    with locked(run.slide_work / "lock.json", owner, target=what, wait=_WAIT_FOR_IMAGE, on_wait=current().note):
+    with locked(run.paths.image.lock, owner, target=what, wait=_WAIT_FOR_IMAGE, on_wait=current().note):
         # Asked here, and not before: another label's run may be at it, or `clean` may just remove it.
         if not convert.is_ready(run):
             seconds["image"] = write_image.with_options(task_runner=on("cpu"))(run)

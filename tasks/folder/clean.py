@@ -28,15 +28,22 @@ from typing import Any, NamedTuple
 
 from slidesam.tasks.errors import OutputError, in_one_line
 from slidesam.tasks.run.files import read_json, write_json
-from slidesam.tasks.run.layout import jobs_folder
+from slidesam.tasks.run.layout import (
+    IMAGE,
+    IMAGE_STAGES,
+    RUN_STAGES,
+    RunPaths,
+    SegmentFolder,
+    list_job_logs,
+    list_runs,
+    list_slide_folders,
+    work_root,
+)
 from slidesam.tasks.run.lock import LockedError, holder, locked
 from slidesam.tasks.run.marks import Marks
 from slidesam.tasks.settings.sections import RunSettings
 from slidesam.tasks.settings.types import seconds_of
 
-# In the order in which they go.
-_STAGES, _IMAGE_STAGES = ("paint-*", "stitch-*", "segment-*"), ("convert-*", "rechunk-*")
-_IMAGE = ".image"
 # What `write_atomic` and the lock leave where they are killed; files of that age are nobody's any more.
 _HALF_WRITTEN = re.compile(r"\..+\.[0-9a-f]{32}\.partial")
 _CLAIM = re.compile(r"\.+lock\.json\..+\.claim")
@@ -91,14 +98,14 @@ def clean(output: Path, *, keep: float | None, dry_run: bool = False, now: datet
     if not output.is_dir():
         raise OutputError(f"{output} is no folder: give the one that was named with --output")
     cleaning = _Cleaning(output, keep, dry_run, now or datetime.now(UTC))
-    found = [removed for slide in _folders(output / ".slidesam", "[!.]*") for removed in cleaning.slide(slide)]
+    found = [removed for slide in list_slide_folders(output) for removed in cleaning.slide(slide)]
     found.append(cleaning.job_logs())
     return [removed for removed in found if removed.files or removed.error]
 
 
 def size_of(output: Path) -> Size:
     """How much the intermediate results of an output folder take, of all runs together."""
-    return _size(output / ".slidesam")
+    return _size(work_root(output))
 
 
 @dataclass(frozen=True)
@@ -112,17 +119,18 @@ class _Cleaning:
 
     def slide(self, folder: Path) -> Iterator[Removed]:
         """Cleans all that belongs to one slide."""
-        for run in _folders(folder, "[!.]*"):
-            yield self.folder(run, _STAGES, partial(list, [run]))
-        if (folder / _IMAGE).is_dir():
-            yield self.folder(folder / _IMAGE, _IMAGE_STAGES, partial(_runs, folder))
+        for run in list_runs(folder):
+            yield self.folder(run, RUN_STAGES, partial(list, [run]))
+        image = RunPaths.of_work(folder / IMAGE)
+        if image.work.is_dir():
+            yield self.folder(image, IMAGE_STAGES, partial(_runs, folder))
 
     def job_logs(self) -> Removed:
         """Removes what jobs said long ago."""
         removed = Removed("logs of", "jobs", 0, 0)
         kept = seconds_of(RunSettings().keep_work) if self.keep is None else self.keep
         try:
-            for path in jobs_folder(self.output).glob("*.log"):
+            for path in list_job_logs(self.output):
                 status = path.stat()
                 # One that was just written may be of a job that runs.
                 if self.now.timestamp() - status.st_mtime > max(kept, _LEFT_OVER_AFTER):
@@ -133,39 +141,39 @@ class _Cleaning:
             removed = removed._replace(error=in_one_line(error))
         return removed
 
-    def folder(self, folder: Path, stages: tuple[str, ...], runs: Callable[[], list[Path]]) -> Removed:
+    def folder(self, paths: RunPaths, stages: tuple[str, ...], runs: Callable[[], list[RunPaths]]) -> Removed:
         """Cleans one folder.
 
         Args:
-            folder: Of a run, or of a slide's image.
-            stages: Patterns of what goes with it.
-            runs: Finds the folders of the runs that use it, all of which have to be finished for long.
+            paths: Of a run, or of a slide's image.
+            stages: What goes with it, in this order.
+            runs: Finds the runs that use it, all of which have to be finished for long.
         """
-        removed = Removed(folder.parent.name, folder.name, 0, 0)
+        removed = Removed(paths.name, paths.label, 0, 0)
         try:
-            for path in list(self._left_over(folder)):
+            for path in list(self._left_over(paths)):
                 removed = self._remove(path, removed)
-            if any(_folders(folder, stage) for stage in stages) and self._are_done(runs()):
+            if paths.stage_folders(*stages) and self._are_done(runs()):
                 with ExitStack() as locks:
-                    for used in dict.fromkeys([*runs(), folder]):
+                    for used in dict.fromkeys([*runs(), paths]):
                         self._lock(locks, used)
                     # Once more: from now on only a run under a new label can begin, and that waits for the image's lock.
                     if self._are_done(runs()):
                         for stage in stages:
-                            removed = self._remove_stage(folder, stage, removed)
+                            removed = self._remove_stage(paths, stage, removed)
         except LockedError:
             pass
         except OSError as error:
             removed = removed._replace(error=in_one_line(error))
         return removed
 
-    def _are_done(self, runs: list[Path]) -> bool:
+    def _are_done(self, runs: list[RunPaths]) -> bool:
         """Whether all these runs, and at least one, finished long enough ago."""
         return bool(runs) and all(self._is_done(run) for run in runs)
 
-    def _is_done(self, run: Path) -> bool:
-        facts = _facts(self.output / f"{run.parent.name}.{run.name}.run.json")
-        if _facts(run / "state.json").get("status") != "finished" or facts.get("status") != "finished":
+    def _is_done(self, run: RunPaths) -> bool:
+        facts = _facts(run.provenance)
+        if _facts(run.state).get("status") != "finished" or facts.get("status") != "finished":
             return False
         try:
             finished = datetime.fromisoformat(str(facts.get("finished")))
@@ -175,9 +183,9 @@ class _Cleaning:
         keep = _keep_of(facts) if self.keep is None else self.keep
         return (self.now - finished).total_seconds() >= keep
 
-    def _lock(self, locks: ExitStack, folder: Path) -> None:
+    def _lock(self, locks: ExitStack, paths: RunPaths) -> None:
         """Keeps runs from beginning."""
-        path, what = folder / "lock.json", f"{folder.parent.name} ({folder.name}) in {self.output}"
+        path, what = paths.lock, f"{paths.name} ({paths.label}) in {self.output}"
         if self.dry_run:
             _refuse_if_held(path)
             return
@@ -190,10 +198,10 @@ class _Cleaning:
             # To make room is what clean is for. Where it finds none for a lock, no run that would begin does.
             _refuse_if_held(path)
 
-    def _remove_stage(self, folder: Path, stage: str, removed: Removed) -> Removed:
-        if stage == "segment-*" and not self.dry_run:
-            _note_blocks(folder)
-        for path in _folders(folder, stage):
+    def _remove_stage(self, paths: RunPaths, stage: str, removed: Removed) -> Removed:
+        if stage == "segment" and not self.dry_run:
+            _note_blocks(paths)
+        for path in paths.stage_folders(stage):
             removed = self._remove(path, removed)
         return removed
 
@@ -204,16 +212,16 @@ class _Cleaning:
             _remove(path)
         return removed._replace(bytes=removed.bytes + size.bytes, files=removed.files + size.files)
 
-    def _left_over(self, folder: Path) -> Iterator[Path]:
+    def _left_over(self, paths: RunPaths) -> Iterator[Path]:
         """What an earlier clean, or a process that was killed in the middle of writing, left in a folder."""
-        for place, folders, files in os.walk(folder):
+        for place, folders, files in os.walk(paths.work):
             here = Path(place)
             yield from (here / name for name in folders if name.startswith(".trash-"))
             # Zarr writes in its own ways.
             folders[:] = [name for name in folders if not name.startswith(".trash-") and not name.endswith(".zarr")]
             # While there is a lock its claims may matter; afterwards they mean nothing any more.
             for name in files:
-                stray = _CLAIM.fullmatch(name) and "lock.json" not in files
+                stray = _CLAIM.fullmatch(name) and paths.lock.name not in files
                 if (stray or _HALF_WRITTEN.fullmatch(name)) and self._is_old(here / name):
                     yield here / name
 
@@ -246,27 +254,22 @@ def _keep_of(facts: dict[str, Any]) -> float:
         return seconds_of(RunSettings().keep_work)
 
 
-def _note_blocks(folder: Path) -> None:
+def _note_blocks(paths: RunPaths) -> None:
     """Writes down how many blocks are done, which `slidesam status` can't count any more once their marks are gone."""
-    state = _facts(folder / "state.json")
-    segment = folder / str(state.get("segment_folder"))
-    if not segment.is_dir():
+    state = _facts(paths.state)
+    segment = SegmentFolder(paths.work / str(state.get("segment_folder")))
+    if not segment.path.is_dir():
         return
-    kept = _facts(segment / "params.json").get("blocks")
+    kept = _facts(segment.params).get("blocks")
     counts = {"blocks_done": len(Marks(segment).names())} | ({} if kept is None else {"blocks": len(kept)})
     # On a full disk it shows none, which costs nothing but looks.
     with suppress(OutputError):
-        write_json(folder / "state.json", {**state, **counts})
+        write_json(paths.state, {**state, **counts})
 
 
-def _runs(slide: Path) -> list[Path]:
-    """Folders of a slide's runs, all labels; one without anything is none of a run."""
-    return [run for run in _folders(slide, "[!.]*") if any(run.iterdir())]
-
-
-def _folders(folder: Path, pattern: str) -> list[Path]:
-    """Folders in a folder, by name; links to some are left alone."""
-    return sorted(path for path in folder.glob(pattern) if path.is_dir() and not path.is_symlink())
+def _runs(slide: Path) -> list[RunPaths]:
+    """A slide's runs, all labels; a folder without anything is none of a run."""
+    return [run for run in list_runs(slide) if any(run.work.iterdir())]
 
 
 def _size(path: Path) -> Size:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from slidesam.tasks.errors import SlidesamError
 from slidesam.tasks.run.files import read_json, write_json
+from slidesam.tasks.run.layout import RunPaths
 from slidesam.tasks.run.status import file_facts
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.facts import slide_name
@@ -87,7 +88,7 @@ def has_result(path: Path, output: Path, settings: Settings) -> bool:
         settings: Which of its images is meant, and under which name and label.
     """
     name = slide_name(path, settings.slide.name)
-    facts = read_json(output / f"{name}.{settings.output.label}.run.json") or {}
+    facts = read_json(RunPaths(output, name, settings.output.label).provenance) or {}
     if facts.get("status") != "finished":
         return False
     try:

@@ -68,12 +68,12 @@ class BlockResults:
     @classmethod
     def of(cls, run: Run) -> BlockResults:
         """A run's results."""
-        return cls(run.segment_folder / "blocks.zarr", run.grid)
+        return cls(run.segment_folder.blocks, run.grid)
 
     @classmethod
     def create(cls, run: Run) -> BlockResults:
         """A run's results, whose array is made if it isn't there."""
-        path = run.segment_folder / "blocks.zarr"
+        path = run.segment_folder.blocks
         if not (path / "zarr.json").exists():
             create_results(path, run.grid)
         return cls.of(run)
@@ -194,7 +194,7 @@ def _places(grid: BlockGrid, block: Block) -> list[Region]:
 
 
 def _frame_path(run: Run, block_id: int) -> Path:
-    return run.segment_folder / "frames" / f"{block_id}.blosc"
+    return run.segment_folder.frame(block_id)
 
 
 def save_table(run: Run, block_id: int, table: ObjectTable) -> None:
@@ -217,4 +217,4 @@ def load_table(run: Run, block_id: int) -> ObjectTable:
 
 
 def _table_path(run: Run, block_id: int) -> Path:
-    return run.segment_folder / "objects" / f"{block_id}.npy"
+    return run.segment_folder.objects(block_id)

@@ -54,7 +54,7 @@ def write_overlay(
     Raises:
         SlideError: The slide's pixels can't be read.
     """
-    labels = zarr.open_array(run.store / "labels" / run.label / "0", mode="r")
+    labels = zarr.open_array(run.paths.label_image / "0", mode="r")
     kept = np.isin(np.arange(len(run.grid)), list(range(len(run.grid)) if block_ids is None else block_ids))
     kept = kept.reshape(run.grid.grid_shape)
     places = choose_places(run.grid, labels, kept)
@@ -70,7 +70,7 @@ def write_overlay(
             tiles.append((drawn, caption))
     buffer = io.BytesIO()
     _composed(tiles).save(buffer, "PNG")
-    write_atomic(run.overlay, buffer.getvalue())
+    write_atomic(run.paths.overlay, buffer.getvalue())
 
 
 def choose_places(grid: BlockGrid, labels: zarr.Array[Any], kept: NDArray[np.bool_] | None = None) -> list[Place]:

@@ -31,7 +31,7 @@ _PACKAGES = (
 
 def finished_facts(run: Run) -> dict[str, Any] | None:
     """The provenance of this very run if it is finished, else None."""
-    facts = read_json(run.provenance)
+    facts = read_json(run.paths.provenance)
     if facts is None or facts.get("fingerprints") != run.fingerprints:
         return None
     return facts if omezarr.is_finished(run.store, run.label) else None
@@ -46,7 +46,7 @@ def provenance(run: Run, *, objects: int, seams: dict[str, Any], seconds: dict[s
         seams: The report on them, as `seam_report.make_report` returns it.
         seconds: Per stage, the wall time of its tasks added up.
     """
-    prepared = read_json(run.segment_folder / "params.json") or {}
+    prepared = read_json(run.segment_folder.params) or {}
     kept = kept_blocks(run)
     marks = [block_facts(run, block_id) or {} for block_id in kept]
     left_out = sorted(set(range(len(run.grid))) - set(kept))

@@ -78,7 +78,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """A JSON mapping, or None where there is no such file or it isn't whole."""
     try:
         value = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
         return None
     return value if isinstance(value, dict) else None
 

@@ -1,32 +1,269 @@
-"""Where everything lies below the output folder.
+"""The output folder: where each file lies. No other module spells a path below it.
 
+    OUT/<name>.ome.zarr/                  image pyramid, and labels/<label>/ beside it
+    OUT/<name>.<label>.run.json           how the result was made; written last: if it is there, the run is finished
+    OUT/<name>.<label>.overlay.png        the picture
     OUT/.slidesam/.jobs/                  <job>-<number>.log
-    OUT/.slidesam/<name>/.image/
+    OUT/.slidesam/.inbox/                 <hash of a folder>.json, its lock
+    OUT/.slidesam/<name>/.image/          what all labels of the slide share
         lock.json                         who writes the slide's image
-        convert-<fingerprint>/            marks/<level>-<piece>.json
-        rechunk-<fingerprint>/            pixels.zarr, marks/<level>-<piece>.json
+        convert-<fingerprint>/            causes.json, started.json, marks/<level>-<piece>.json
+        rechunk-<fingerprint>/            the same, done.json, and pixels.zarr
     OUT/.slidesam/<name>/<label>/
         lock.json                         who runs
         state.json                        what `slidesam status` shows
-        segment-<fingerprint>/            params.json, tissue.npz, blocks.zarr, frames/<block_id>.blosc,
-                                          objects/<block_id>.npy, marks/<block_id>.json, starts/<block_id>.json
-        stitch-<fingerprint>/             overlaps/<group>.npz, resolved.json, relabelling.npy, offsets.npy, sizes.npy
-        paint-<fingerprint>/              measures/<group>.npy, marks/<group>.json
+        segment-<fingerprint>/            causes.json, params.json, tissue.npz, blocks.zarr (one shard per block),
+                                          frames/<block_id>.blosc, objects/<block_id>.npy, marks/<block_id>.json,
+                                          starts/<block_id>.json and .trace.txt
+        stitch-<fingerprint>/             causes.json, overlaps/<group>.npz, offsets.npy, relabelling.npy, sizes.npy,
+                                          resolved.json (written last)
+        paint-<fingerprint>/              started.json, measures/<group>.npy, marks/<group>.json
 
-Folders carry the fingerprint of their stage, so results made under other settings are never mixed in, and a changed setting
-redoes its stage and those after it only. A done-mark is written last, after the result that it vouches for.
+Stage folders carry the fingerprint of their stage, so results made under other settings are never mixed in, and a changed
+setting redoes its stage and those after it only. A done-mark is written last, after the result that it vouches for.
 """
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 
+STORE_SUFFIX = ".ome.zarr"
+IMAGE = ".image"
+"""In place of a label: the folder that all labels of a slide share. No label can have this name."""
+RUN_STAGES, IMAGE_STAGES = ("paint", "stitch", "segment"), ("convert", "rechunk")
+"""Stages that have folders, later ones first."""
+_WORK, _LOCK, _PROVENANCE_SUFFIX = ".slidesam", "lock.json", ".run.json"
 
-def work_folder(output: Path, name: str, label: str) -> Path:
-    """Folder of a run's intermediate results."""
-    return output / ".slidesam" / name / label
+
+@dataclass(frozen=True)
+class RunPaths:
+    """Paths of one run (slide × label).
+
+    Attributes:
+        output: The output folder.
+        name: The slide's name.
+        label: Name of the label image, or `IMAGE`.
+    """
+
+    output: Path
+    name: str
+    label: str
+
+    @classmethod
+    def of_work(cls, work: Path) -> RunPaths:
+        """Paths of the run whose intermediate results lie in this folder."""
+        return cls(work.parents[2], work.parent.name, work.name)
+
+    @property
+    def store(self) -> Path:
+        """The OME-Zarr with image and labels."""
+        return self.output / f"{self.name}{STORE_SUFFIX}"
+
+    @property
+    def label_image(self) -> Path:
+        """The label image in the store."""
+        return self.store / "labels" / self.label
+
+    @property
+    def provenance(self) -> Path:
+        """The file that says how the result was made; written last of all."""
+        return self.output / f"{self.name}.{self.label}{_PROVENANCE_SUFFIX}"
+
+    @property
+    def overlay(self) -> Path:
+        """The picture of the result."""
+        return self.output / f"{self.name}.{self.label}.overlay.png"
+
+    @property
+    def work(self) -> Path:
+        """Folder of intermediate results."""
+        return slide_folder(self.output, self.name) / self.label
+
+    @property
+    def lock(self) -> Path:
+        """The lock of whoever runs."""
+        return self.work / _LOCK
+
+    @property
+    def state(self) -> Path:
+        """What `slidesam status` shows."""
+        return self.work / "state.json"
+
+    @property
+    def image(self) -> RunPaths:
+        """The same of what all labels of the slide share: folder and lock of its image."""
+        return RunPaths(self.output, self.name, IMAGE)
+
+    def stage_folders(self, *stages: str) -> list[Path]:
+        """All folders of these stages, of whatever settings, by stage and name."""
+        return [path for stage in stages for path in _folders(self.work, f"{stage}-*")]
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """Results of one stage under one fingerprint."""
+
+    path: Path
+
+    @property
+    def causes(self) -> Path:
+        """What went into the fingerprint."""
+        return self.path / "causes.json"
+
+    @property
+    def started(self) -> Path:
+        """Says that the arrays to fill are made; as long as it is there, the marks count."""
+        return self.path / "started.json"
+
+    @property
+    def marks(self) -> Path:
+        """Folder of the done-marks."""
+        return self.path / "marks"
+
+    def mark(self, name: int | str) -> Path:
+        """The done-mark of a block, a group of blocks or a piece of the image."""
+        return self.marks / f"{name}.json"
+
+
+class ImageFolder(StageFolder):
+    """What converting or rechunking a slide keeps."""
+
+    @property
+    def done(self) -> Path:
+        """Vouches for rechunked pixels."""
+        return self.path / "done.json"
+
+    @property
+    def pixels(self) -> Path:
+        """The rechunked pixels."""
+        return self.path / "pixels.zarr"
+
+
+class SegmentFolder(StageFolder):
+    """Results of the blocks."""
+
+    @property
+    def params(self) -> Path:
+        """What all blocks share."""
+        return self.path / "params.json"
+
+    @property
+    def tissue(self) -> Path:
+        """The mask of the tissue."""
+        return self.path / "tissue.npz"
+
+    @property
+    def blocks(self) -> Path:
+        """The array of all blocks' labels."""
+        return self.path / "blocks.zarr"
+
+    def shard(self, block_id: int) -> Path:
+        """The file in that array that holds a block's labels."""
+        return self.blocks / "c" / str(block_id) / "0" / "0"
+
+    def frame(self, block_id: int) -> Path:
+        """A block's labels along the edges that it shares."""
+        return self.path / "frames" / f"{block_id}.blosc"
+
+    def objects(self, block_id: int) -> Path:
+        """A block's table of objects."""
+        return self.path / "objects" / f"{block_id}.npy"
+
+    def start_mark(self, block_id: int) -> Path:
+        """Says which process is computing a block."""
+        return self.path / "starts" / f"{block_id}.json"
+
+    @staticmethod
+    def trace(start_mark: Path) -> Path:
+        """Where the process of a start-mark was as its block took too long."""
+        return start_mark.with_suffix(".trace.txt")
+
+
+class StitchFolder(StageFolder):
+    """Matches and the numbering."""
+
+    def numbering(self, name: str) -> Path:
+        """An array of the objects' numbering: `offsets`, `relabelling` or `sizes`."""
+        return self.path / f"{name}.npy"
+
+    @property
+    def resolved(self) -> Path:
+        """Number of objects and report on the seams; vouches for the arrays."""
+        return self.path / "resolved.json"
+
+    def overlaps(self, group: str) -> Path:
+        """What a group of blocks has in common with its neighbours."""
+        return self.path / "overlaps" / f"{group}.npz"
+
+
+class PaintFolder(StageFolder):
+    """What was painted into the label image."""
+
+    def measures(self, group: str) -> Path:
+        """Measurements of the objects that a group of blocks shows."""
+        return self.path / "measures" / f"{group}.npy"
+
+
+def work_root(output: Path) -> Path:
+    """Folder of everything but results."""
+    return output / _WORK
+
+
+def slide_folder(output: Path, name: str) -> Path:
+    """Folder of the intermediate results of all of a slide's runs."""
+    return work_root(output) / name
 
 
 def jobs_folder(output: Path) -> Path:
     """Folder of the logs of jobs that worked on an output folder."""
-    return output.resolve() / ".slidesam" / ".jobs"
+    return work_root(output.resolve()) / ".jobs"
+
+
+def list_job_logs(output: Path) -> list[Path]:
+    """The logs of jobs that worked on an output folder."""
+    return sorted(jobs_folder(output).glob("*.log"))
+
+
+def inbox_memory(output: Path, folder: Path) -> Path:
+    """The file that keeps what was seen in a folder where slides arrive."""
+    digest = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
+    return work_root(output.resolve()) / ".inbox" / f"{digest}.json"
+
+
+def inbox_lock(memory: Path) -> Path:
+    """The lock of such a file."""
+    return memory.with_suffix(f".{_LOCK}")
+
+
+def list_slide_folders(output: Path) -> list[Path]:
+    """Folders of the slides whose intermediate results an output folder has, by name."""
+    return _folders(work_root(output), "[!.]*")
+
+
+def list_runs(slide: Path) -> list[RunPaths]:
+    """The runs of a slide, by label; from its folder of intermediate results."""
+    return [RunPaths.of_work(path) for path in _folders(slide, "[!.]*")]
+
+
+def list_noted_runs(output: Path) -> list[RunPaths]:
+    """The runs of an output folder that have a `state.json`, by slide and label."""
+    return [RunPaths.of_work(path.parent) for path in sorted(work_root(output).glob("*/*/state.json"))]
+
+
+def find_provenance(output: Path, name: str) -> dict[str, Path]:
+    """The `run.json` files of a slide, by label."""
+    found = {}
+    for path in sorted(output.glob(f"{escape(name)}.*{_PROVENANCE_SUFFIX}")):
+        label = path.name.removeprefix(f"{name}.").removesuffix(_PROVENANCE_SUFFIX)
+        # With a dot in it, it is of another slide whose name begins like this one's.
+        if "." not in label:
+            found[label] = path
+    return found
+
+
+def _folders(folder: Path, pattern: str) -> list[Path]:
+    """Folders in a folder, by name; links to some are left alone."""
+    return sorted(path for path in folder.glob(pattern) if path.is_dir() and not path.is_symlink())

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from slidesam.tasks.grid import BlockGrid
 from slidesam.tasks.pixels.plan import ImagePlan, plan_image
 from slidesam.tasks.pixels.resample import Scale, best_level, grids, make_scale
-from slidesam.tasks.run.layout import work_folder
+from slidesam.tasks.run.layout import ImageFolder, PaintFolder, RunPaths, SegmentFolder, StitchFolder
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.facts import Slide
 
@@ -51,25 +51,15 @@ class Run(BaseModel):
         """Name of the label image."""
         return self.settings.output.label
 
+    @cached_property
+    def paths(self) -> RunPaths:
+        """Where its files lie."""
+        return RunPaths(self.output, self.name, self.label)
+
     @property
     def store(self) -> Path:
         """The OME-Zarr with image and labels."""
-        return self.output / f"{self.name}.ome.zarr"
-
-    @property
-    def provenance(self) -> Path:
-        """The file that says how the result was made; written last of all."""
-        return self.output / f"{self.name}.{self.label}.run.json"
-
-    @property
-    def overlay(self) -> Path:
-        """The picture of the result."""
-        return self.output / f"{self.name}.{self.label}.overlay.png"
-
-    @property
-    def work(self) -> Path:
-        """Folder of intermediate results."""
-        return work_folder(self.output, self.name, self.label)
+        return self.paths.store
 
     @cached_property
     def scale(self) -> Scale:
@@ -147,30 +137,25 @@ class Run(BaseModel):
         return {stage: _digest(causes) for stage, causes in self.causes.items()}
 
     @property
-    def image_folder(self) -> Path:
+    def image_folder(self) -> ImageFolder:
         """Marks of the pieces that are converted or rechunked; with the pixels, if only rechunked."""
         mode = self.image_plan.mode.replace(" ", "-")
-        return self.slide_work / f"{mode}-{self.fingerprints['image']}"
+        return ImageFolder(self.paths.image.work / f"{mode}-{self.fingerprints['image']}")
 
     @property
-    def slide_work(self) -> Path:
-        """Folder of intermediate results that all labels of a slide share; no label can be called so."""
-        return work_folder(self.output, self.name, ".image")
-
-    @property
-    def segment_folder(self) -> Path:
+    def segment_folder(self) -> SegmentFolder:
         """Results of the blocks."""
-        return self.work / f"segment-{self.fingerprints['segment']}"
+        return SegmentFolder(self.paths.work / f"segment-{self.fingerprints['segment']}")
 
     @property
-    def stitch_folder(self) -> Path:
+    def stitch_folder(self) -> StitchFolder:
         """Matches and the relabelling."""
-        return self.work / f"stitch-{self.fingerprints['stitch']}"
+        return StitchFolder(self.paths.work / f"stitch-{self.fingerprints['stitch']}")
 
     @property
-    def paint_folder(self) -> Path:
+    def paint_folder(self) -> PaintFolder:
         """Marks of what was painted into the label image."""
-        return self.work / f"paint-{self.fingerprints['export']}"
+        return PaintFolder(self.paths.work / f"paint-{self.fingerprints['export']}")
 
 
 def _digest(*parts: object) -> str:

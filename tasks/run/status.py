@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from slidesam.tasks.run.files import read_json, write_json
-from slidesam.tasks.run.layout import work_folder
+from slidesam.tasks.run.layout import RunPaths, SegmentFolder, list_noted_runs
 from slidesam.tasks.run.lock import holder
+from slidesam.tasks.run.marks import Marks
 from slidesam.tasks.run.run import Run
 
 
 def write_state(output: Path, name: str, label: str, status: str, **facts: Any) -> None:
     """Notes how a run stands: running, stopped, failed or finished."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(work_folder(output, name, label) / "state.json", {"status": status, "updated": now, **facts})
+    write_json(RunPaths(output, name, label).state, {"status": status, "updated": now, **facts})
 
 
 def read_state(output: Path, name: str, label: str) -> dict[str, Any]:
     """What is noted of a run; empty where nothing is."""
-    return read_json(work_folder(output, name, label) / "state.json") or {}
+    return read_json(RunPaths(output, name, label).state) or {}
 
 
 def note_finished(run: Run, facts: dict[str, Any]) -> None:
@@ -29,7 +30,7 @@ def note_finished(run: Run, facts: dict[str, Any]) -> None:
     if read_state(run.output, run.name, run.label).get("status") != "finished":
         started = {
             "blocks": len(run.grid),
-            "segment_folder": run.segment_folder.name,
+            "segment_folder": run.segment_folder.path.name,
             "slide_path": str(run.slide.path),
         }
         write_state(run.output, run.name, run.label, "finished", objects=facts["objects"], **started)
@@ -38,23 +39,22 @@ def note_finished(run: Run, facts: dict[str, Any]) -> None:
 def read_states(output: Path) -> list[dict[str, Any]]:
     """The noted states of all runs of an output folder, by name and label; blocks done are counted anew."""
     states = []
-    for path in sorted((output / ".slidesam").glob("*/*/state.json")):
-        state = read_json(path) or {"status": "unreadable"}
-        segment = state.get("segment_folder")
-        done = len(list((path.parent / segment / "marks").glob("[0-9]*.json"))) if segment else 0
-        kept = (read_json(path.parent / segment / "params.json") or {}).get("blocks") if segment else None
-        if kept is not None:
-            state["blocks"] = len(kept)
-        states.append({"slide": path.parents[1].name, "label": path.parent.name, "blocks_done": done, **state})
+    for paths in list_noted_runs(output):
+        state = read_json(paths.state) or {"status": "unreadable"}
+        segment, done = state.get("segment_folder"), 0
+        if segment:
+            folder = SegmentFolder(paths.work / segment)
+            done, kept = len(Marks(folder).names()), (read_json(folder.params) or {}).get("blocks")
+            if kept is not None:
+                state["blocks"] = len(kept)
+        states.append({"slide": paths.name, "label": paths.label, "blocks_done": done, **state})
     return states
 
 
 def unfinished(output: Path) -> list[dict[str, Any]]:
     """The states of runs that failed, were stopped or were killed, as `read_states` returns them; none that is at work."""
     left = [state for state in read_states(output) if state["status"] in ("failed", "stopped", "running")]
-    return [
-        state for state in left if holder(work_folder(output, state["slide"], state["label"]) / "lock.json") is None
-    ]
+    return [state for state in left if holder(RunPaths(output, state["slide"], state["label"]).lock) is None]
 
 
 def file_facts(path: Path) -> dict[str, int] | None:

@@ -6,7 +6,6 @@ No Prefect, no Dask: the same loop runs serially, in a local cluster and in a jo
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -22,7 +21,7 @@ from slidesam.tasks.labels.objects import describe_block
 from slidesam.tasks.labels.results import BlockResults, save_frame, save_table
 from slidesam.tasks.pixels.resample import to_level0
 from slidesam.tasks.run.files import output_errors
-from slidesam.tasks.run.marks import Marks, block_facts, kept_blocks, prepared
+from slidesam.tasks.run.marks import Marks, block_facts, kept_blocks, prepared, remove_stage
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.segment.block import begin_outer, renumbered
 from slidesam.tasks.segment.finisher import Finisher
@@ -130,7 +129,7 @@ def _finish_block(
     marks = Marks(run.segment_folder)
     # An old mark must not vouch for a mixture of old and new.
     marks.remove(block_id)
-    with output_errors(run.segment_folder):
+    with output_errors(run.segment_folder.path):
         results.write(block, labels)
     table = describe_block(labels, block, run.grid.shape)
     if table.area.size:
@@ -142,10 +141,8 @@ def _finish_block(
 
 def _forget_stitching(run: Run) -> None:
     """Removes what was made of blocks of which some are segmented anew: on another device their labels may be others."""
-    for folder in (*run.work.glob("stitch-*"), *run.work.glob("paint-*")):
-        for name in ("resolved.json", "started.json"):
-            (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
+    for folder in run.paths.stage_folders("stitch", "paint"):
+        remove_stage(folder, ignore_errors=True)
 
 
 def _failure(run: Run, failures: dict[int, Exception], *, alone: bool) -> Exception:

@@ -34,7 +34,7 @@ def prepare_run(run: Run) -> Facts:
         return prepared(run)
     # First of all, so that nothing is written for a segmenter that can't be made.
     segmenter = load_run_segmenter(run)
-    path = run.segment_folder / "params.json"
+    path = run.segment_folder.params
     known = read_json(path)
     if known is None:
         overview = slide_overview(run)
@@ -46,9 +46,9 @@ def prepare_run(run: Run) -> Facts:
         fill = background_of(overview, is_rgb=run.slide.is_rgb)
         blocks = _blocks_to_segment(run, overview)
         known = {"params": params, "fill": fill.tolist(), "blocks": blocks, "seconds": time.perf_counter() - started}
-        write_json(run.segment_folder / "causes.json", run.causes["segment"])
+        write_json(run.segment_folder.causes, run.causes["segment"])
         write_json(path, known)
-    with output_errors(run.segment_folder):
+    with output_errors(run.segment_folder.path):
         BlockResults.create(run)
     return known
 
@@ -61,13 +61,13 @@ def _blocks_to_segment(run: Run, overview: NDArray[Any]) -> list[int] | None:
     is_rgb = run.slide.is_rgb
     mask = find_tissue(overview, is_rgb=is_rgb) if where == "auto" else read_mask(Path(where), run.slide.shape)
     arrays = {"bits": np.packbits(mask), "shape": np.asarray(mask.shape)}
-    save_arrays(run.segment_folder / "tissue.npz", arrays, compressed=True)
+    save_arrays(run.segment_folder.tissue, arrays, compressed=True)
     return blocks_with_tissue(mask, run.grid)
 
 
 def read_tissue(run: Run) -> NDArray[np.bool_] | None:
     """(y, x) the mask that was found, or None where all blocks are segmented."""
-    path = run.segment_folder / "tissue.npz"
+    path = run.segment_folder.tissue
     if not path.exists():
         return None
     arrays = load_arrays(path)

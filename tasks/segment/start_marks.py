@@ -21,6 +21,7 @@ from typing import Any
 
 from slidesam.tasks.errors import BlockLostError, OutputError
 from slidesam.tasks.run.files import read_json, write_json
+from slidesam.tasks.run.layout import SegmentFolder
 
 # Set in processes that may be ended for a block that takes too long: something starts another in their place.
 DISPOSABLE = "SLIDESAM_WORKER"
@@ -45,8 +46,8 @@ class Attempts:
         timeout: Seconds that a block may take, or None.
     """
 
-    def __init__(self, folder: Path, go: str, allowed: int, timeout: float | None = None) -> None:
-        self.folder, self.go, self.allowed, self.timeout = folder / "starts", go, allowed, timeout
+    def __init__(self, folder: SegmentFolder, go: str, allowed: int, timeout: float | None = None) -> None:
+        self.folder, self.go, self.allowed, self.timeout = folder, go, allowed, timeout
 
     def lost(self, block_id: int) -> int:
         """How many workers a block has cost in this go."""
@@ -137,7 +138,7 @@ class Attempts:
             timer.cancel()
 
     def _path(self, block_id: int) -> Path:
-        return self.folder / f"{block_id}.json"
+        return self.folder.start_mark(block_id)
 
     def _read(self, block_id: int) -> dict[str, Any]:
         mark = read_json(self._path(block_id)) or {}
@@ -175,7 +176,7 @@ def last_lines(log: Path) -> str:
 def _give_up(path: Path, facts: dict[str, Any]) -> None:
     """Notes where the process hangs, and ends it."""
     try:
-        with path.with_suffix(".trace.txt").open("w") as stream:
+        with SegmentFolder.trace(path).open("w") as stream:
             faulthandler.dump_traceback(stream)
         write_json(path, {**facts, "state": "timed out"}, sync=False)
         _at_work.pop(path, None)

@@ -98,18 +98,18 @@ def resolve_run(run: Run) -> dict[str, Any]:
     Returns:
         `objects`, their number, and `seams`, the report.
     """
-    path = run.stitch_folder / "resolved.json"
+    path = run.stitch_folder.resolved
     resolved = read_json(path)
-    if resolved is not None and all((run.stitch_folder / f"{name}.npy").exists() for name in Numbering._fields):
+    if resolved is not None and all(run.stitch_folder.numbering(name).exists() for name in Numbering._fields):
         return resolved
     instances, pairs = load_instances(run)
     result = resolve(instances, pairs, run.settings.stitch)
     report = seam_report.make_report(run.grid, instances, pairs, result, min(run.scale.factor))
     numbering = Numbering(instances.offsets, result.relabelling, result.size)
     for name, array in numbering._asdict().items():
-        save_array(run.stitch_folder / f"{name}.npy", array)
+        save_array(run.stitch_folder.numbering(name), array)
     resolved = {"objects": result.objects, "seams": report}
-    write_json(run.stitch_folder / "causes.json", run.causes["stitch"])
+    write_json(run.stitch_folder.causes, run.causes["stitch"])
     write_json(path, resolved)
     return resolved
 
@@ -124,7 +124,7 @@ def load_instances(run: Run) -> tuple[Instances, Pairs]:
 
 
 def _overlaps_path(run: Run, group: tuple[int, ...]) -> Path:
-    return run.stitch_folder / "overlaps" / f"{group_name(group)}.npz"
+    return run.stitch_folder.overlaps(group_name(group))
 
 
 def is_compared(run: Run, group: tuple[int, ...]) -> bool:
@@ -138,7 +138,7 @@ def is_compared(run: Run, group: tuple[int, ...]) -> bool:
 def paint_group(run: Run, group: tuple[int, ...]) -> None:
     """Writes the labels of a group's blocks to level 0 and to the further levels that they fill, then what they measure."""
     segmented, strips = set(kept_blocks(run)), Frames(run)
-    levels = omezarr.open_levels(run.store / "labels" / run.label, run.settings.image.ome_zarr)
+    levels = omezarr.open_levels(run.paths.label_image, run.settings.image.ome_zarr)
     in_block = in_block_levels(run.grid.block_shape, len(levels))
     numbering = _numbering(run)
     measures = [np.zeros((0, 1 + len(_MEASURES)), np.int64)]
@@ -153,13 +153,13 @@ def paint_group(run: Run, group: tuple[int, ...]) -> None:
             for number, array in enumerate(levels[:in_block]):
                 omezarr.write_shards(array, shard_region(block.inner, number), labels)
                 labels = halve_labels(labels)
-    save_array(run.paint_folder / "measures" / f"{group_name(group)}.npy", np.concatenate(measures))
+    save_array(run.paint_folder.measures(group_name(group)), np.concatenate(measures))
     Marks(run.paint_folder).put(group_name(group), {})
 
 
 def is_painted(run: Run, group: tuple[int, ...]) -> bool:
     """Whether a group's labels are written."""
-    measured = (run.paint_folder / "measures" / f"{group_name(group)}.npy").exists()
+    measured = run.paint_folder.measures(group_name(group)).exists()
     return measured and Marks(run.paint_folder).get(group_name(group)) is not None
 
 
@@ -172,10 +172,10 @@ def _numbering(run: Run) -> Numbering:
     folder = run.stitch_folder
     try:
         # Not read-only, which numba would compile for once more; nothing is written back.
-        return Numbering(*(np.asarray(np.load(folder / f"{name}.npy", mmap_mode="c")) for name in Numbering._fields))
+        return Numbering(*(np.asarray(np.load(folder.numbering(name), mmap_mode="c")) for name in Numbering._fields))
     except (OSError, ValueError, EOFError) as error:
-        (folder / "resolved.json").unlink(missing_ok=True)
-        raise OutputError(f"{folder} lost the numbers of the objects: run the same command again") from error
+        folder.resolved.unlink(missing_ok=True)
+        raise OutputError(f"{folder.path} lost the numbers of the objects: run the same command again") from error
 
 
 def _measured(labels: NDArray[Any], inner: Region) -> NDArray[np.int64]:

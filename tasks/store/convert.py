@@ -9,7 +9,6 @@ A piece is read once and written as whole shards by one task; `image_plan` says 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from slidesam.tasks.grid import Region
 from slidesam.tasks.pixels.plan import shard_region
 from slidesam.tasks.pixels.pyramid import halve, halve_region
 from slidesam.tasks.run.files import read_json, write_json
-from slidesam.tasks.run.marks import Marks
+from slidesam.tasks.run.marks import Marks, remove_stage
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.slides.reader import SlideReader
 from slidesam.tasks.store.image import is_filling, is_shown, note_filling, ready_store, show_image
@@ -33,8 +32,7 @@ _BAND_ROWS = 256
 
 def is_ready(run: Run) -> bool:
     """Whether the store's image is there, and the rechunked pixels if they are wanted."""
-    done = run.image_folder / "done.json"
-    rechunked = read_json(done) is not None and (done.parent / "pixels.zarr").is_dir()
+    rechunked = read_json(run.image_folder.done) is not None and run.image_folder.pixels.is_dir()
     return is_shown(run) and (run.image_plan.mode != "rechunk" or rechunked)
 
 
@@ -44,18 +42,18 @@ def ready_arrays(run: Run) -> None:
     Raises:
         OutputError: The store can't be written, isn't slidesam's, or holds labels of another slide or plane.
     """
-    started, plan = run.image_folder / "started.json", run.image_plan
+    started, plan = run.image_folder.started, run.image_plan
     converting = plan.mode == "convert"
     begun = read_json(started) is not None and (is_filling(run) or not converting)
     if begun and all(_array_folder(run, level).is_dir() for level in range(len(plan.levels))):
         return
     # The store first: until its arrays are noted as this conversion's, no mark of an earlier one can count.
     root = ready_store(run) if converting else None
-    for old in run.slide_work.glob("convert-*" if converting else run.image_folder.name):
-        (old / "started.json").unlink(missing_ok=True)
-        shutil.rmtree(old)
+    folder = run.image_folder.path
+    for old in run.paths.image.stage_folders("convert") if converting else [folder] if folder.exists() else []:
+        remove_stage(old)
     if root is None:
-        root = zarr.create_group(run.image_folder / "pixels.zarr", overwrite=True)
+        root = zarr.create_group(run.image_folder.pixels, overwrite=True)
     for number, level in enumerate(plan.levels):
         halvings = number if number < plan.in_memory else 0
         create_plane_array(
@@ -66,7 +64,7 @@ def ready_arrays(run: Run) -> None:
             (plan.shard[0] >> halvings, plan.shard[1] >> halvings),
             run.settings.image,
         )
-    write_json(run.image_folder / "causes.json", run.causes["image"])
+    write_json(run.image_folder.causes, run.causes["image"])
     write_json(started, {"reason": plan.reason})
     if converting:
         note_filling(run, root)
@@ -134,11 +132,11 @@ def finish_image(run: Run) -> None:
         downsamples = [(2.0**level, 2.0**level) for level in range(len(run.image_plan.levels))]
         show_image(run, zarr.open_group(run.store, mode="r+"), downsamples)
     else:
-        write_json(run.image_folder / "done.json", {"reason": run.image_plan.reason})
+        write_json(run.image_folder.done, {"reason": run.image_plan.reason})
 
 
 def _array_folder(run: Run, level: int) -> Path:
-    root = run.store if run.image_plan.mode == "convert" else run.image_folder / "pixels.zarr"
+    root = run.store if run.image_plan.mode == "convert" else run.image_folder.pixels
     return root / str(level)
 
 

@@ -17,6 +17,7 @@ from slidesam.tasks.grid import Region
 from slidesam.tasks.pixels.percentiles import nearest_percentiles
 from slidesam.tasks.pixels.plan import level_shapes
 from slidesam.tasks.pixels.pyramid import halve, is_coarse, overview_level, read_overview
+from slidesam.tasks.run.layout import list_runs, slide_folder
 from slidesam.tasks.run.lock import holder
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.slides.facts import Slide
@@ -83,10 +84,10 @@ def ready_store(run: Run) -> zarr.Group:
 
 def _refuse_to_take_away(run: Run) -> None:
     """An image that another label's run reads isn't replaced: it would go on with empty pixels."""
-    for lock in run.slide_work.parent.glob("[!.]*/lock.json"):
-        if lock.parent.name != run.label and (owner := holder(lock)) is not None:
+    for other in list_runs(slide_folder(run.output, run.name)):
+        if other.label != run.label and (owner := holder(other.lock)) is not None:
             raise OutputError(
-                f"{run.name} ({run.label}) needs the image in {run.store} written anew, and {lock.parent.name} reads it now, "
+                f"{run.name} ({run.label}) needs the image in {run.store} written anew, and {other.label} reads it now, "
                 f"run by {owner}: wait for that, or give both the same slide and image settings"
             )
 

@@ -64,7 +64,7 @@ def _open_level0(run: Run) -> PixelReader:
         case "convert":
             return _converted(run, run.slide.channels)
         case "rechunk":
-            array = zarr.open_array(run.image_folder / "pixels.zarr" / "0", mode="r")
+            array = zarr.open_array(run.image_folder.pixels / "0", mode="r")
             return ArrayReader(array, tuple(range(len(run.slide.channels))))
         case _:
             return SlideReader(run.slide)

@@ -45,4 +45,4 @@ def segment_serially(slide: Path, output: Path, overrides: dict) -> np.ndarray:
     steps.prepare_slide.fn(run)
     steps.segment_blocks.fn(run, kept_blocks(run))
     stitch_serially(run)
-    return np.asarray(zarr.open_array(run.store / "labels" / run.label / "0", mode="r")[0, 0, 0])
+    return np.asarray(zarr.open_array(run.paths.label_image / "0", mode="r")[0, 0, 0])

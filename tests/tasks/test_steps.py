@@ -71,7 +71,7 @@ def test_what_is_damaged_counts_as_not_done(damage: str, tmp_path: Path) -> None
     whole = segment_serially(slide, tmp_path / "out", FUNCTION)
     run = planned(slide, tmp_path / "out")
     assert block_facts(run, 4) is not None
-    mark, shard = run.segment_folder / "marks" / "4.json", run.segment_folder / "blocks.zarr" / "c" / "4" / "0" / "0"
+    mark, shard = run.segment_folder.mark(4), run.segment_folder.shard(4)
     {"empty mark": lambda: mark.write_bytes(b""), "no mark": mark.unlink, "no shard": shard.unlink}[damage]()
     assert block_facts(run, 4) is None
     np.testing.assert_array_equal(segment_serially(slide, tmp_path / "out", FUNCTION), whole)
@@ -82,8 +82,8 @@ def test_damaged_matches_are_removed_and_made_anew(tmp_path: Path) -> None:
     slide = write_numbered_slide(tmp_path / "s.tif")
     whole = segment_serially(slide, tmp_path / "out", FUNCTION)
     folder = planned(slide, tmp_path / "out").stitch_folder
-    next((folder / "overlaps").glob("*.npz")).write_bytes(b"cut")
-    (folder / "resolved.json").unlink()
+    next(folder.overlaps("0-0").parent.glob("*.npz")).write_bytes(b"cut")
+    folder.resolved.unlink()
     with pytest.raises(OutputError, match="damaged and was removed: run the same command again"):
         segment_serially(slide, tmp_path / "out", FUNCTION)
     np.testing.assert_array_equal(segment_serially(slide, tmp_path / "out", FUNCTION), whole)

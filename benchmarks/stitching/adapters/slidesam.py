@@ -89,15 +89,15 @@ def run_of(case: Case, folder: Path) -> Run:
     omezarr.describe_image(group, "case", [(1.0, 1.0)], None, None)
     overrides = _SETTINGS | {"blocks.block_shape": case.block_shape, "blocks.halo": case.halo}
     run = plan_run(slide, folder / "out", make_settings(overrides=overrides))
-    write_json(run.segment_folder / "params.json", {"blocks": None})
-    (run.segment_folder / "blocks.zarr").symlink_to(case.folder / "blocks.zarr")
+    write_json(run.segment_folder.params, {"blocks": None})
+    run.segment_folder.blocks.symlink_to(case.folder / "blocks.zarr")
     omezarr.create_store(run.store, ImageSettings(), slide)
     return run
 
 
 def describe(run: Run, block_ids: Iterable[int]) -> None:
     """What segmenting writes about these blocks beside their labels."""
-    case = Case.open((run.segment_folder / "blocks.zarr").resolve().parent)
+    case = Case.open(run.segment_folder.blocks.resolve().parent)
     for block_id in block_ids:
         labels = case.labels(block_id)
         table = describe_block(labels, run.grid[block_id], run.grid.shape)
@@ -169,7 +169,7 @@ def _peak_mib(_: int) -> float:
 
 def copy(run: Run, case: Case, out: Path) -> None:
     """The labels as an array of two dimensions, a row of blocks at a time."""
-    level = zarr.open_array(run.store / "labels" / run.label / "0", mode="r")
+    level = zarr.open_array(run.paths.label_image / "0", mode="r")
     array = zarr.create_array(out, shape=case.shape, chunks=(1024, 1024), dtype=level.dtype, overwrite=True)
     for y in range(0, case.shape[0], 1024):
         array[y : y + 1024] = level[0, 0, 0, y : y + 1024]

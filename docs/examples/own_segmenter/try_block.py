@@ -15,8 +15,7 @@ from scipy import ndimage
 
 from slidesam.tasks.labels.results import BlockResults
 from slidesam.tasks.plan import plan_run
-from slidesam.tasks.run.files import read_json
-from slidesam.tasks.run.marks import kept_blocks
+from slidesam.tasks.run.marks import kept_blocks, prepared
 from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.slides.reader import SlideReader
 from slidesam.tasks.steps import prepare_slide, ready_image, segment_blocks
@@ -45,7 +44,7 @@ def main():
         pixels = reader.read(block.outer)
     picture = chosen.output / f"block-{block.block_id}.png"
     Image.fromarray(with_outlines(pixels, labels)).save(picture)
-    params = read_json(run.segment_folder / "params.json")["params"]
+    params = prepared(run)["params"]
     print(f"block {block.block_id} of {len(run.grid)}: {labels.max()} objects, parameters {params}, picture {picture}")
 
 

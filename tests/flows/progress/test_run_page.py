@@ -17,6 +17,7 @@ from slidesam.flows.progress.page_text import changed_settings, failure_markdown
 from slidesam.flows.progress.run_page import RunPage, _Bar, artifact_key, show_failure, show_result
 from slidesam.tasks.errors import BlockFailure, BlockFailures, BlockLostError, SettingsError, SlideError
 from slidesam.tasks.plan import plan_run
+from slidesam.tasks.run.layout import jobs_folder
 from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.stitch.report import COLUMNS
 from tests.flows.slide.test_segment_slide import faulty, segment
@@ -218,7 +219,7 @@ def test_result_says_what_came_out(run) -> None:
     assert "| **one-sided** | 3 | 25&nbsp;% |" in markdown
     assert "blocks.block_shape: 64" in markdown
     assert f"slidesam seams '{run.store}' --label cells" in markdown
-    assert f"`{run.provenance}`" in markdown
+    assert f"`{run.paths.provenance}`" in markdown
     assert all(digest in markdown for digest in run.fingerprints.values())
 
 
@@ -258,7 +259,7 @@ def test_failure_shows_how_a_lost_workers_log_ends(run) -> None:
 def test_failure_names_job_logs_where_there_are(run) -> None:
     error = SlideError("no such slide")
     assert "logs of jobs" not in failure_markdown(run, run.slide.path, error)
-    logs = run.output / ".slidesam" / ".jobs"
+    logs = jobs_folder(run.output)
     logs.mkdir(parents=True)
     (logs / "a-1.log").touch()
     assert f"- logs of jobs: `{logs}`" in failure_markdown(run, run.slide.path, error)

@@ -310,14 +310,14 @@ def test_two_runs_of_one_result_dont_meet(two_workers, tmp_path: Path) -> None:
 
     log, slide = tmp_path / "log", write_numbered_slide(tmp_path / "locked.tif")
     run = plan_run(slide, tmp_path / "out", make_settings(overrides=faulty(log)))
-    place = run.work / "lock.json"
+    place = run.paths.lock
     with (
         locked(place, 'flow run "first"', target="locked"),
         pytest.raises(LockedError, match=r'locked \(cells\) in .*flow run "first"'),
     ):
         segment(slide, tmp_path / "out", faulty(log))
     assert not log.exists()
-    assert not (run.work / "state.json").exists()
+    assert not run.paths.state.exists()
     # Of a process that was killed the lock is taken over at once.
     hold = (
         "import os, signal, sys; from pathlib import Path; from slidesam.tasks.run.lock import locked\n"

@@ -99,6 +99,6 @@ def test_a_block_that_has_cost_a_worker_is_computed_by_itself(tmp_path: Path) ->
     log = tmp_path / "log"
     run = prepared(tmp_path, in_two_parts(log))
     for block_id in (0, 5):
-        write_json(run.segment_folder / "starts" / f"{block_id}.json", {"state": "running", "go": "go"})
+        write_json(run.segment_folder.start_mark(block_id), {"state": "running", "go": "go"})
     steps.segment_blocks.fn(run, range(9), "go")
     assert log.read_text().splitlines()[-4:] == ["1 begun", "1 done", "6 begun", "6 done"]

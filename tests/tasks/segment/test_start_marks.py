@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 
 from slidesam.tasks.errors import BlockLostError
+from slidesam.tasks.run.layout import SegmentFolder
 from slidesam.tasks.segment.start_marks import Attempts, excuse, last_lines
 
 # Marks block 7, and ends as the deed says.
 PROCESS = """
 import os, signal, sys
 from pathlib import Path
+from slidesam.tasks.run.layout import SegmentFolder
 from slidesam.tasks.segment.start_marks import Attempts, excuse
-attempts = Attempts(Path(sys.argv[1]), "go", 2)
+attempts = Attempts(SegmentFolder(Path(sys.argv[1])), "go", 2)
 with getattr(attempts, sys.argv[2])(7):
     if sys.argv[3] == "excused":
         excuse()
@@ -37,13 +39,13 @@ def in_a_process(folder: Path, way: str, deed: str, log: str = "") -> None:
 
 @pytest.mark.parametrize("way", ["at", "before"])
 def test_a_process_that_dies_counts_against_its_block_until_that_is_given_up(tmp_path: Path, way: str) -> None:
-    attempts, log = Attempts(tmp_path, "go", 2), tmp_path / "job.log"
+    attempts, log = Attempts(SegmentFolder(tmp_path), "go", 2), tmp_path / "job.log"
     log.write_text("2026-11-23 13:56:15,404 - distributed.nanny - INFO - Start\nslurmstepd: error: oom_kill event\n")
     for lost in (1, 2):
         in_a_process(tmp_path, way, "dies", str(log))
         assert attempts.lost(7) == lost
     assert attempts.lost(8) == 0
-    assert Attempts(tmp_path, "another go", 2).lost(7) == 0
+    assert Attempts(SegmentFolder(tmp_path), "another go", 2).lost(7) == 0
     with (
         pytest.raises(
             BlockLostError, match=r"block 7 ended its worker 2 times.*its log ends with: slurmstepd: error: oom_kill"
@@ -62,7 +64,7 @@ def test_a_process_that_dies_counts_against_its_block_until_that_is_given_up(tmp
 def test_an_end_that_isnt_the_blocks_fault_counts_nothing(tmp_path: Path, way: str, deed: str) -> None:
     in_a_process(tmp_path, way, "dies")
     in_a_process(tmp_path, way, deed)
-    assert Attempts(tmp_path, "go", 3).lost(7) == (0 if (way, deed) == ("at", "ends") else 1)
+    assert Attempts(SegmentFolder(tmp_path), "go", 3).lost(7) == (0 if (way, deed) == ("at", "ends") else 1)
 
 
 def test_what_isnt_at_work_needs_no_excuse(tmp_path: Path) -> None:
@@ -89,8 +91,9 @@ def test_of_a_log_only_what_says_something_is_shown(tmp_path: Path) -> None:
 TWO_AT_ONCE = """
 import sys, time
 from pathlib import Path
+from slidesam.tasks.run.layout import SegmentFolder
 from slidesam.tasks.segment.start_marks import Attempts
-folder = Path(sys.argv[1])
+folder = SegmentFolder(Path(sys.argv[1]))
 with Attempts(folder, "go", 2, timeout=0.3).at(7), Attempts(folder, "go", 2, timeout=60).at(8):
     time.sleep(60)
 """
@@ -100,5 +103,5 @@ def test_a_block_that_takes_too_long_costs_the_one_beside_it_nothing(tmp_path: P
     subprocess.run(
         [sys.executable, "-c", TWO_AT_ONCE, tmp_path], env=os.environ | {"SLIDESAM_WORKER": "1"}, check=False
     )
-    attempts = Attempts(tmp_path, "go", 2)
+    attempts = Attempts(SegmentFolder(tmp_path), "go", 2)
     assert [attempts.lost(block_id) for block_id in (7, 8)] == [1, 0]

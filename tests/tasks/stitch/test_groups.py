@@ -61,12 +61,12 @@ def segmented(slide: Path, output: Path, **changes: object) -> Run:
 
 def label_files(run: Run) -> dict[str, bytes]:
     """Every file of the label image."""
-    folder = run.store / "labels" / run.label
+    folder = run.paths.label_image
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def level_0(run: Run) -> np.ndarray:
-    return np.asarray(zarr.open_array(run.store / "labels" / run.label / "0", mode="r")[0, 0, 0])
+    return np.asarray(zarr.open_array(run.paths.label_image / "0", mode="r")[0, 0, 0])
 
 
 @pytest.mark.parametrize("changes", [{}, {"blocks.halo": 5}, {"blocks.halo": 70}, {"image.ome_zarr": "0.4"}])
@@ -94,11 +94,11 @@ def test_painting_again_over_what_is_there_gives_the_same_bytes(slide: Path, tmp
     run = segmented(slide, tmp_path)
     objects = stitch_serially(run)
     files = label_files(run)
-    shards = sorted((run.store / "labels" / run.label / "0" / "c").rglob("*/[0-9]"))
+    shards = sorted((run.paths.label_image / "0" / "c").rglob("*/[0-9]"))
     shards = [path for path in shards if path.is_file()]
     # A finished one; one that a killed task left: a shard cut, one not begun, one of something else.
     for damage in (lambda: None, lambda: _half_paint(shards)):
-        for mark in (run.paint_folder / "marks").glob("*.json"):
+        for mark in run.paint_folder.marks.glob("*.json"):
             mark.unlink()
         damage()
         for group in stitch.groups(run)[::-1]:
@@ -136,7 +136,7 @@ def test_no_object_at_all(tmp_path: Path) -> None:
 def test_measurements_of_the_parts_add_up(slide: Path, tmp_path: Path) -> None:
     run = segmented(slide, tmp_path)
     objects = stitch_serially(run)
-    parts = np.concatenate([np.load(path) for path in (run.paint_folder / "measures").glob("*.npy")])
+    parts = np.concatenate([np.load(path) for path in run.paint_folder.measures("0-0").parent.glob("*.npy")])
     known = regionprops_table(level_0(run), properties=("label", "area", "centroid", "bbox"))
     assert known["label"].size == objects
     for row, number in enumerate(known["label"]):
@@ -177,10 +177,10 @@ def test_a_shard_of_an_upper_level_that_a_kill_cut_is_written_anew(blobs: np.nda
 def test_a_block_segmented_anew_is_compared_and_painted_anew(slide: Path, tmp_path: Path) -> None:
     run = segmented(slide, tmp_path)
     stitch_serially(run)
-    (run.segment_folder / "marks" / "7.json").unlink()
+    run.segment_folder.mark(7).unlink()
     steps.segment_blocks.fn(run, [7])
     assert not any(stitch.is_compared(run, group) or stitch.is_painted(run, group) for group in stitch.groups(run))
-    assert not (run.stitch_folder / "resolved.json").exists()
+    assert not run.stitch_folder.resolved.exists()
 
 
 @pytest.mark.parametrize("lost", ["offsets.npy", "relabelling.npy", "sizes.npy"])
@@ -188,8 +188,8 @@ def test_lost_numbers_are_made_anew(lost: str, slide: Path, tmp_path: Path) -> N
     run = segmented(slide, tmp_path)
     stitch_serially(run)
     expected = level_0(run)
-    (run.stitch_folder / lost).write_bytes(b"cut")
-    for mark in (run.paint_folder / "marks").glob("*.json"):
+    (run.stitch_folder.path / lost).write_bytes(b"cut")
+    for mark in run.paint_folder.marks.glob("*.json"):
         mark.unlink()
     with pytest.raises(OutputError, match="lost the numbers of the objects: run the same command again"):
         stitch_serially(run)
@@ -210,9 +210,9 @@ def test_what_is_damaged_of_a_block_is_removed_and_made_anew(
     name: str, damage: str, slide: Path, tmp_path: Path
 ) -> None:
     run = segmented(slide, tmp_path)
-    data = bytearray((run.segment_folder / name).read_bytes())
+    data = bytearray((run.segment_folder.path / name).read_bytes())
     data[len(data) // 2] ^= 255
-    (run.segment_folder / name).write_bytes(data[:-7] if damage == "cut" else data)
+    (run.segment_folder.path / name).write_bytes(data[:-7] if damage == "cut" else data)
     with pytest.raises(OutputError, match="damaged and was removed: run the same command again"):
         stitch_serially(run)
     assert block_facts(run, 7) is None

@@ -148,7 +148,7 @@ def test_what_is_lost_is_written_again_and_nothing_else(
     assert convert.pieces_to_do(run, 0) == list(range(10, 16))
     assert not convert.is_ready(run)
     if damage == "no mark":
-        (run.image_folder / "marks" / "0-3.json").unlink()
+        run.image_folder.mark("0-3").unlink()
     elif damage == "no shard":
         (run.store / "0" / "c" / "0" / "0" / "0" / "0" / "3").unlink()
     else:
@@ -238,7 +238,7 @@ def test_an_image_that_another_labels_run_reads_isnt_taken_away(tmp_path: Path) 
     slide, out = stack(tmp_path / "s.ome.tif"), tmp_path / "out"
     first = converted(slide, out)
     second = planned(slide, out, output__label="other", image__codec="lz4")
-    with locked(first.work / "lock.json", "the first", target="s"):
+    with locked(first.paths.lock, "the first", target="s"):
         with pytest.raises(OutputError, match=r"cells reads it now, run by the first.*: wait for that"):
             steps.ready_image.fn(second)
         assert convert.is_ready(first)
