@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import doctest
 import importlib
-from pathlib import Path
 
 import pytest
 
@@ -12,8 +11,12 @@ from tests.support import ROOT
 
 
 def modules() -> list[str]:
-    paths = [*(ROOT / "tasks").rglob("[a-z]*.py"), *(ROOT / "flows").rglob("[a-z]*.py")]
-    return sorted("slidesam." + ".".join(Path(path.relative_to(ROOT)).with_suffix("").parts) for path in paths)
+    packages = {"slidesam": "api", "slidesam.flows": "flows", "slidesam.tasks": "tasks"}
+    return sorted(
+        ".".join((package, *path.relative_to(ROOT / folder).with_suffix("").parts))
+        for package, folder in packages.items()
+        for path in (ROOT / folder).rglob("[a-z]*.py")
+    )
 
 
 @pytest.mark.parametrize("name", modules())

@@ -37,7 +37,7 @@ work=$(mktemp -d /opt/.slidesam-build.XXXXXX)
 trap 'rm -rf "$work"' EXIT
 export TMPDIR="$work"
 mkdir "$work/source"
-cp -r "$source"/{pyproject.toml,README.md,LICENSE,requirements.lock,flows,tasks} "$work/source"
+cp -r "$source"/{pyproject.toml,README.md,LICENSE,requirements.lock,api,flows,tasks} "$work/source"
 
 # requirements.lock names more than is wanted here (all extras, tests, linters): it bounds versions, of what builds too;
 # pyproject.toml selects. Compiled to bytecode as it is installed, since the image can't be written to later.

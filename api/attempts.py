@@ -1,0 +1,118 @@
+"""One attempt at a slide from Python: its lock, its `state.json`, its stages in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from slidesam.executors import StepExecutor
+from slidesam.flows.prefect_api.leftovers import end_leftovers
+from slidesam.flows.progress.reporters import Reporter
+from slidesam.flows.slide import order
+from slidesam.tasks.errors import SlideAwayError, SlideError, SlideGoneError, SlidesamError, in_one_line
+from slidesam.tasks.plan import explain, plan_run
+from slidesam.tasks.report.provenance import finished_facts
+from slidesam.tasks.run.lock import locked
+from slidesam.tasks.run.run import Run
+from slidesam.tasks.run.status import file_facts, note_finished, read_state, write_state
+from slidesam.tasks.settings.sections import Settings
+from slidesam.tasks.slides.facts import slide_name
+from slidesam.tasks.store import convert
+
+_OWNER = "slidesam.segment"
+_WAIT_FOR_IMAGE = 7 * 86400.0
+
+
+class Attempt:
+    """One attempt at a slide, and what `slidesam status` is told of it.
+
+    Args:
+        slide: See `segment`.
+        output: See `segment`.
+        settings: See `segment`.
+        client: See `segment`.
+        reporter: Shows progress.
+    """
+
+    def __init__(self, slide: Path, output: Path, settings: Settings, client: Any, reporter: Reporter) -> None:
+        self.slide, self.output, self.settings, self.client, self.reporter = slide, output, settings, client, reporter
+        self.name, self.label = slide_name(slide, settings.slide.name), settings.output.label
+        cluster = {"kind": "local"} if client is None else {"kind": "attach", "address": client.scheduler.address}
+        self.is_ours = False
+        # So that `slidesam retry` knows what was asked for, from whichever folder.
+        self._known: dict[str, Any] = {
+            "slide_path": str(slide.absolute()),
+            "settings": settings.model_dump(mode="json"),
+            "cluster": cluster,
+        }
+
+    def finish(self) -> Run:
+        """Compute what is missing of the result, and note how that ends.
+
+        Raises:
+            SlidesamError: See `segment`.
+        """
+        try:
+            run = plan_run(self.slide, self.output, self.settings)
+            if (record := finished_facts(run)) is None:
+                self._compute(run)
+            else:
+                self.reporter.note(f"{run.name}: finished before with these settings, nothing to do")
+                note_finished(run, record)
+        except BaseException as error:
+            self._note_end(error)
+            raise
+        return run
+
+    def _compute(self, run: Run) -> None:
+        what = f"{run.name} ({run.label}) in {run.output}"
+        with locked(run.work / "lock.json", _OWNER, what=what, on_wait=self.reporter.note) as lock:
+            # Before this attempt is noted: where it can't be made, the next has to know what there was.
+            end_leftovers(read_state(run.output, run.name, run.label), self.reporter.note)
+            self.is_ours = True
+            self._known |= {"blocks": len(run.grid), "segment_folder": run.segment_folder.name}
+            self._note("running")
+            for line in [*run.slide.warnings, *explain(run)]:
+                self.reporter.note(f"{run.name}: {line}")
+            record = run_stages(run, StepExecutor(self.reporter, self.client, lock.check), lock.check)
+            lock.check()
+            self._note("finished", objects=record["objects"])
+
+    def _note(self, status: str, **facts: Any) -> None:
+        write_state(self.output, self.name, self.label, status, **self._known, **facts)
+
+    def _note_end(self, error: BaseException) -> None:
+        """Note for `slidesam status` how the attempt ended, unless another run is at work on the result."""
+        with suppress(SlidesamError, OSError):
+            if not self.is_ours and read_state(self.output, self.name, self.label).get("status") == "running":
+                return
+            if not isinstance(error, Exception):
+                self._note("stopped")
+                return
+            is_at_fault = isinstance(error, SlideError) and not isinstance(error, SlideGoneError | SlideAwayError)
+            self._note("failed", error=in_one_line(error), file=file_facts(self.slide) if is_at_fault else None)
+
+
+def run_stages(run: Run, executor: StepExecutor, check: Callable[[], None]) -> dict[str, Any]:
+    """Run the three stages, one after the other.
+
+    Args:
+        run: The run, whose lock is held.
+        executor: Executes the steps.
+        check: Raises where the lock is lost.
+
+    Returns:
+        The provenance.
+    """
+    seconds: dict[str, float] = {}
+    what = f"the image of {run.name} in {run.output}"
+    with locked(run.slide_work / "lock.json", _OWNER, what=what, wait=_WAIT_FOR_IMAGE, on_wait=executor.note):
+        # Asked here, and not before: the run of another label may write it, or `clean` remove it.
+        if not convert.is_ready(run):
+            seconds["image"] = order.write_image(run, executor)
+    check()
+    seconds |= order.segment_blocks(run, executor)
+    check()
+    return order.stitch_and_export(run, executor, seconds)

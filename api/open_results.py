@@ -1,0 +1,173 @@
+"""Results of finished runs: labels and pixels that are read as they are indexed, objects, settings, provenance."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import DTypeLike, NDArray
+
+from slidesam.lazy_arrays import LazyArray
+from slidesam.object_tables import read_objects
+from slidesam.tasks.errors import OutputError
+from slidesam.tasks.grid import Region
+from slidesam.tasks.run.files import read_json
+from slidesam.tasks.run.run import Run
+from slidesam.tasks.run.status import read_states
+from slidesam.tasks.settings.sections import Settings
+from slidesam.tasks.slides.facts import Slide
+from slidesam.tasks.slides.reader import SlideReader
+from slidesam.tasks.store import ome_zarr
+
+
+class Result:
+    """A finished run: one slide, one label image. `segment` and `open_result` make it.
+
+    Args:
+        output: The output folder.
+        record: The provenance, as in `<name>.<label>.run.json`.
+
+    Attributes:
+        run: The provenance: how the result was made, with which settings, versions and devices.
+        settings: The settings, with numbers where they said auto.
+        slide: Facts on the slide.
+    """
+
+    def __init__(self, output: Path, record: dict[str, Any]) -> None:
+        self.run = record
+        self.settings = Settings.model_validate(record["settings"])
+        self.slide = Slide.model_validate(record["slide"])
+        identity = record["segmenter"]["identity"]
+        self._run = Run(slide=self.slide, output=output, settings=self.settings, segmenter_identity=identity)
+
+    def __repr__(self) -> str:
+        height, width = self.slide.shape
+        return f"<Result {self.name} ({self.label}): {self.run['objects']} objects on {height} × {width} px in {self.store}>"
+
+    @property
+    def name(self) -> str:
+        """The slide's name."""
+        return self._run.name
+
+    @property
+    def label(self) -> str:
+        """The label image's name."""
+        return self._run.label
+
+    @property
+    def store(self) -> Path:
+        """The OME-Zarr with image and labels."""
+        return self._run.store
+
+    @property
+    def overlay(self) -> Path:
+        """The picture of the result."""
+        return self._run.overlay
+
+    @cached_property
+    def labels(self) -> LazyArray:
+        """(y, x) ids on the grid of the slide's level 0, 0 = background; `levels` has the coarser ones."""
+        arrays = _arrays(zarr.open_group(self.store / "labels" / self.label, mode="r"))
+        return _pyramid([(array.shape[3:], array.dtype, partial(_read_plane, array)) for array in arrays])
+
+    @cached_property
+    def image(self) -> LazyArray:
+        """(y, x, c) pixels of all channels, of the plane that was segmented, on the same grid as `labels`.
+
+        They come from the store where the slide was converted, else from the slide's own file.
+        """
+        slide = self.slide
+        if self.run["image"]["mode"] == "convert":
+            arrays = _arrays(zarr.open_group(self.store, mode="r"))
+            return _pyramid(
+                [((*array.shape[3:], array.shape[1]), array.dtype, partial(_read_channels, array)) for array in arrays]
+            )
+        return _pyramid(
+            [
+                ((*level.shape, slide.size_c), slide.dtype, partial(_read_slide, slide, number))
+                for number, level in enumerate(slide.levels)
+            ]
+        )
+
+    @cached_property
+    def objects(self) -> NDArray[Any]:
+        """One row per object, by id: `id`, `area` (px), centroid `y`, `x`, and box `y0`, `x0`, `y1`, `x1` (half open).
+
+        A structured array: `objects["area"]` is a column, `pandas.DataFrame(objects)` a table.
+        """
+        return read_objects(self._run, self.labels, self._run.work / f"paint-{self.run['fingerprints']['export']}")
+
+
+def open_result(path: str | os.PathLike[str], label: str | None = None) -> Result:
+    """Open the result of a finished run; pixels and labels are read later.
+
+    Args:
+        path: The store `<name>.ome.zarr`, the record `<name>.<label>.run.json`, or an output folder with one result.
+        label: Name of the label image, where there are several.
+
+    Raises:
+        OutputError: There is no finished result, or more than one.
+    """
+    given = Path(path)
+    if not given.exists():
+        raise OutputError(f"{given} isn't there: correct the path")
+    is_store = given.name.endswith(".ome.zarr")
+    output = given.parent if is_store or given.is_file() else given
+    files = [given] if given.is_file() else sorted(output.glob(f"*.{label or '*'}.run.json"))
+    records = [record for file in files if (record := read_json(file)) is not None]
+    results = [Result(output.resolve(), record) for record in records if record.get("status") == "finished"]
+    if is_store:
+        results = [result for result in results if result.store.name == given.name]
+    if not results:
+        raise OutputError(_nothing_finished(given, output, label))
+    if len(results) > 1:
+        names = ", ".join(f"{result.store.name} ({result.label})" for result in results[:5])
+        raise OutputError(
+            f"{given} has {len(results)} results ({names}): open one store, with label= where it has several"
+        )
+    if not ome_zarr.is_finished(results[0].store, results[0].label):
+        raise OutputError(
+            f"{results[0].store} has no finished label image {results[0].label}: segment the slide again to write it"
+        )
+    return results[0]
+
+
+def _nothing_finished(given: Path, output: Path, label: str | None) -> str:
+    """Words for a path without a finished result: what stands there instead, and what to do."""
+    wanted = f"{given}" + (f" (label {label})" if label else "")
+    states = [state for state in read_states(output) if label in (None, state["label"])]
+    if given.name.endswith(".ome.zarr"):
+        states = [state for state in states if f"{state['slide']}.ome.zarr" == given.name]
+    if not states:
+        return f"{wanted} has no finished result of slidesam: segment a slide into this folder first"
+    standing = "; ".join(f"{state['slide']} ({state['label']}) is {state['status']}" for state in states[:5])
+    return f"{wanted} has no finished result: {standing}. Call segment with the same settings again to finish it"
+
+
+def _arrays(group: zarr.Group) -> list[zarr.Array[Any]]:
+    """The group's levels, finest first."""
+    names = sorted((name for name in group.array_keys() if name.isdigit()), key=int)
+    return [zarr.open_array(group.store_path / name, mode="r") for name in names]
+
+
+def _pyramid(levels: Sequence[tuple[tuple[int, ...], DTypeLike, Callable[[Region], NDArray[Any]]]]) -> LazyArray:
+    """The first of several levels (shape, type, function that reads a region), which knows the coarser ones."""
+    return LazyArray(*levels[0], tuple(LazyArray(*level) for level in levels[1:]))
+
+
+def _read_plane(array: zarr.Array[Any], region: Region) -> NDArray[Any]:
+    return np.asarray(array[(0, 0, 0, *region.slices)])
+
+
+def _read_channels(array: zarr.Array[Any], region: Region) -> NDArray[Any]:
+    return np.moveaxis(np.asarray(array[(0, slice(None), 0, *region.slices)]), 0, -1)
+
+
+def _read_slide(slide: Slide, level: int, region: Region) -> NDArray[Any]:
+    with SlideReader(slide) as reader:
+        return reader.read(region, level, range(slide.size_c))

@@ -1,0 +1,118 @@
+"""Segmenting a slide from Python: the whole pipeline in this process, or its tasks on a Dask client, without Prefect's engine.
+
+A run is the same as the command line's: same files, lock, `state.json` and fingerprints, so either resumes what the other began.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from slidesam.tasks.errors import SettingsError
+from slidesam.tasks.settings.parse import make_settings
+from slidesam.tasks.settings.sections import Settings
+from slidesam.tasks.slides.facts import Slide, slide_name
+from slidesam.tasks.slides.inspect import inspect_slide
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from slidesam.open_results import Result
+    from slidesam.progress import Progress
+
+    PathLike = str | os.PathLike[str]
+    # Nested or dotted names and their values, a file of them, or the settings themselves.
+    SettingsLike = Settings | Mapping[str, Any] | PathLike | None
+
+
+def inspect(slide: PathLike, settings: SettingsLike = None) -> Slide:
+    """Read the facts of a slide: sizes, levels, pixel size, channels, warnings. No pixel is read.
+
+    Args:
+        slide: Slide file, or OME-Zarr folder.
+        settings: Which of its images and planes; see `segment`.
+
+    Raises:
+        SlideError: It can't be read, or isn't an image.
+        SettingsError: A setting can't be used with this slide.
+    """
+    return inspect_slide(slide, as_settings(settings).slide)
+
+
+def segment(
+    slide: PathLike,
+    output: PathLike,
+    settings: SettingsLike = None,
+    client: Client | None = None,
+    progress: Progress = None,
+) -> Result:
+    """Segment one slide; what exists from an earlier call with the same settings is used, not computed again.
+
+    Args:
+        slide: Slide file, or OME-Zarr folder.
+        output: Folder for the results; made where it doesn't exist.
+        settings: What to compute: a mapping with nested names ({"blocks": {"halo": 64}}) or dotted ones
+            ({"blocks.halo": 64}), the path of a YAML file, or `Settings`. All have defaults.
+        client: A `distributed.Client` whose workers compute and see the slide and the output folder under the same paths; None =
+            this process computes. One worker computes one task at a time, whatever its number of threads.
+        progress: Called with the stage's name, how many of its units are done, and how many it has; False = silent; None = bars
+            on a terminal and in a notebook.
+
+    Returns:
+        The result.
+
+    Raises:
+        SettingsError: A setting is unknown or can't be used.
+        SlideError: The slide can't be read.
+        OutputError: The output can't be written, or another run is at work on the same result (`LockedError`).
+        BlockFailures: Blocks failed after their retries; the others are kept, so that the next call tries only these.
+        SlidesamError: What else slidesam says of the segmenter, the device or the cluster.
+    """
+    # What computes takes seconds to import: only whoever segments waits for it.
+    from slidesam.attempts import Attempt
+    from slidesam.open_results import open_result
+    from slidesam.progress import open_reporter
+
+    chosen = as_settings(settings)
+    with open_reporter(progress, slide_name(slide, chosen.slide.name)) as reporter:
+        run = Attempt(Path(slide), Path(output), chosen, client, reporter).finish()
+    return open_result(run.provenance)
+
+
+def as_settings(settings: SettingsLike) -> Settings:
+    """Settings from whichever form they are given in; see `segment`.
+
+    Raises:
+        SettingsError: A name is unknown, a value can't be used, or the file can't be read.
+
+    Example:
+        >>> as_settings({"segmenter": {"kind": "watershed"}, "blocks.halo": 64}).blocks.halo
+        64
+    """
+    if isinstance(settings, Settings):
+        return settings
+    values: Any = {} if settings is None else settings
+    if isinstance(settings, str | os.PathLike):
+        values = read_settings_file(Path(settings))
+    nested = {name: value for name, value in values.items() if "." not in name}
+    dotted = {name: value for name, value in values.items() if "." in name}
+    return make_settings(nested, dotted)
+
+
+def read_settings_file(path: Path) -> dict[str, Any]:
+    """Nested names and values from a YAML file.
+
+    Raises:
+        SettingsError: It can't be read, or holds something else.
+    """
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"settings file {path} can't be read: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise SettingsError(f"settings file {path} holds no `section: {{key: value}}`: see `slidesam settings`")
+    return values

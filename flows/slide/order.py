@@ -1,0 +1,228 @@
+"""The order of a slide's steps, whoever executes them: what runs on what, in which batches, and which errors end a stage.
+
+    write_image          ready image, pieces of each level, the last levels with the image's metadata
+    segment_blocks       prepare, then batches of blocks that have no done-mark
+    stitch_and_export    groups compared, objects numbered, groups painted, export
+
+An `Executor` runs the steps: this process or a Dask client (`slidesam.executors`). Retries are its business; what a failed
+batch means for its stage is decided here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from prefect import Task
+
+from slidesam.flows.progress.reporters import Reporter
+from slidesam.flows.slide.batches import Batches
+from slidesam.tasks import steps
+from slidesam.tasks.errors import HOPELESS, BlockFailures, OutputError, SlideGoneError, in_one_line
+from slidesam.tasks.pixels.plan import PIECE_BYTES
+from slidesam.tasks.plan import pieced_levels
+from slidesam.tasks.run.marks import block_facts
+from slidesam.tasks.run.run import Run, batches
+from slidesam.tasks.stitch import groups as stitch
+from slidesam.tasks.store import convert
+
+Facts = dict[str, Any]
+Batch = tuple[int, ...]
+Step = Task[..., Facts]
+# Past so many blocks the graph in the UI can't be read, and Prefect's share of the time shows.
+_SINGLE_BLOCKS, _MOST_PER_TASK = 256, 16
+# So many failures without a success between them aren't the blocks' fault.
+_HOPELESS_ROW = 24
+# Levels of so few pieces are written along with the image's end.
+_FEW_PIECES = 4
+
+
+class Executor(Protocol):
+    """Runs the steps of one slide."""
+
+    @property
+    def most_workers(self) -> int | None:
+        """The largest number of workers that share the steps; None where that isn't known."""
+
+    def one(self, step: Step, run: Run, *arguments: Any) -> Facts:
+        """Run a step that is one task.
+
+        Raises:
+            Exception: What the step raised after its retries.
+        """
+
+    def many(
+        self, step: Step, run: Run, jobs: Iterable[Batch], arguments: Callable[[Batch], tuple[Any, ...]]
+    ) -> Generator[tuple[Batch, Facts, Exception | None], None, None]:
+        """Run a step on each job, with these further arguments; yield each job with its result or error as it ends."""
+
+    def stage(self, name: str, total: int, done: int) -> AbstractContextManager[Reporter]:
+        """Show one stage of `total` units, `done` of which exist already."""
+
+    def warn(self, words: str) -> None:
+        """Show a warning."""
+
+    def note(self, words: str) -> None:
+        """Show an informational message."""
+
+
+def write_image(run: Run, executor: Executor) -> float:
+    """Convert or rechunk the slide, or write its overview only.
+
+    Args:
+        run: The run.
+        executor: Runs the steps.
+
+    Returns:
+        Seconds of the stage's tasks.
+
+    Raises:
+        SlidesamError: A piece can't be read or written; all others that could be are done.
+    """
+    plan = run.image_plan
+    seconds = float(executor.one(steps.ready_image, run)["seconds"])
+    if plan.mode == "in place":
+        return seconds
+    levels = pieced_levels(run)
+    parallel = [level for level in levels if level == 0 or len(plan.grid(level)) > _FEW_PIECES]
+    for level in parallel:
+        todo = convert.pieces_to_do(run, level)
+        # Some seconds of work per task.
+        size = max(1, PIECE_BYTES // plan.piece_bytes)
+        verb = {"convert": "converting", "rechunk": "rechunking"}[plan.mode]
+        name = verb if level == 0 else f"{verb}, level {level}"
+        jobs = list(batches(todo, size))
+        seconds += _run_batches(executor, name, steps.write_pieces, run, jobs, len(plan.grid(level)), level)
+    rest = [level for level in levels if level not in parallel]
+    return seconds + float(executor.one(steps.finish_image, run, rest)["seconds"])
+
+
+def segment_blocks(run: Run, executor: Executor, block_ids: Sequence[int] | None = None) -> dict[str, float]:
+    """Segment the blocks that have no done-mark.
+
+    Args:
+        run: The run.
+        executor: Runs the steps.
+        block_ids: Which blocks, in which order; by default all that hold tissue.
+
+    Returns:
+        Seconds of the stage's tasks, by name.
+
+    Raises:
+        BlockFailures: Some blocks failed after their retries; all others are done, unless very many failed in a row.
+        OutputError: Results can't be written.
+        SlideGoneError: The slide has changed or isn't there any more.
+    """
+    prepared = executor.one(steps.prepare_slide, run)
+    with_tissue = prepared["blocks"] if prepared["blocks"] is not None else range(len(run.grid))
+    wanted = with_tissue if block_ids is None else block_ids
+    if len(with_tissue) < len(run.grid):
+        executor.note(f"{run.name}: {len(with_tissue)} of {len(run.grid)} blocks hold tissue")
+    todo = [block_id for block_id in wanted if block_facts(run, block_id) is None]
+    attempt = uuid.uuid4().hex
+    jobs = _block_batches(run, todo, executor.most_workers)
+    failures: dict[int, str] = {}
+    tried = in_a_row = 0
+    with (
+        executor.stage("segmenting blocks", len(wanted), len(wanted) - len(todo)) as progress,
+        contextlib.closing(executor.many(steps.segment_blocks, run, jobs, lambda ids: (ids, attempt))) as results,
+    ):
+        for ids, facts, error in results:
+            if isinstance(error, OutputError | SlideGoneError):
+                raise error
+            failed = {} if error is None else _failed_blocks(run, ids, error)
+            # A worker whose job ends leaves what it hasn't begun.
+            untouched = facts["left"] if error is None else _untouched_blocks(run, ids, error)
+            jobs.put_back(untouched)
+            progress.advance(len(ids) - len(untouched))
+            tried += len(ids) - len(untouched)
+            if error is None:
+                jobs.learn(len(ids) - len(untouched), facts["seconds"])
+                in_a_row = 0
+                continue
+            failures |= failed
+            in_a_row = in_a_row + len(failed) if len(failed) == len(ids) else 0
+            if in_a_row >= _HOPELESS_ROW:
+                break
+    if failures:
+        raise BlockFailures(run.name, failures, len(with_tissue), untried=len(todo) - tried)
+    spent = sum((block_facts(run, block_id) or {}).get("seconds", 0.0) for block_id in wanted)
+    return {"prepare": prepared["seconds"], "segment": spent}
+
+
+def stitch_and_export(run: Run, executor: Executor, seconds: dict[str, float]) -> Facts:
+    """Match at seams, number the objects, write the label pyramid, then all that people look at.
+
+    Args:
+        run: A run whose blocks are all segmented.
+        executor: Runs the steps.
+        seconds: Of the stages before, for the provenance.
+
+    Returns:
+        The provenance.
+    """
+    groups = stitch.groups(run)
+    seconds = dict(seconds)
+    todo = [group for group in groups if not stitch.is_compared(run, group)]
+    seconds["match"] = _run_batches(executor, "matching seams", steps.match_blocks, run, todo, len(run.grid))
+    resolved = executor.one(steps.resolve_objects, run)
+    seconds["resolve"] = resolved["seconds"]
+    for warning in resolved["warnings"]:
+        executor.warn(f"{run.name}: {warning}")
+    todo = [group for group in groups if not stitch.is_painted(run, group)]
+    seconds["paint"] = _run_batches(executor, "painting labels", steps.paint_blocks, run, todo, len(run.grid))
+    return executor.one(steps.export_slide, run, resolved["objects"], seconds)
+
+
+def _block_batches(run: Run, todo: Sequence[int], most_workers: int | None) -> Batches:
+    """The blocks of each task: one, unless there are very many."""
+    wanted = run.settings.blocks.blocks_per_task
+    if wanted != "auto":
+        return Batches(todo, wanted, wanted)
+    size = max(1, min(-(-len(todo) // _SINGLE_BLOCKS), _MOST_PER_TASK))
+    return Batches(todo, size, _MOST_PER_TASK if size > 1 else 1, most_workers)
+
+
+def _untouched_blocks(run: Run, ids: Sequence[int], error: Exception) -> list[int]:
+    """Blocks of a task with failures that neither failed nor are done."""
+    if not isinstance(error, BlockFailures):
+        return []
+    return [block_id for block_id in ids if block_id not in error.failures and block_facts(run, block_id) is None]
+
+
+def _failed_blocks(run: Run, ids: Sequence[int], error: Exception) -> dict[int, str]:
+    """Which blocks of a task failed, and why."""
+    if isinstance(error, BlockFailures):
+        return error.failures
+    return {block_id: in_one_line(error) for block_id in ids if block_facts(run, block_id) is None}
+
+
+def _run_batches(
+    executor: Executor, name: str, step: Step, run: Run, jobs: Sequence[Batch], total: int, *arguments: Any
+) -> float:
+    """Run a step over groups of blocks or pieces, a task each; return its tasks' seconds added up.
+
+    All that can be done is done before the first error is raised, except where no other could fare better.
+    """
+    seconds, errors = 0.0, []
+    results = executor.many(step, run, jobs, lambda job: (*arguments, job))
+    with executor.stage(name, total, total - sum(map(len, jobs))) as progress, contextlib.closing(results):
+        for job, facts, error in results:
+            progress.advance(len(job))
+            if error is None:
+                seconds += facts["seconds"]
+                continue
+            errors.append(error)
+            if isinstance(error, OutputError | SlideGoneError) or len(errors) >= _HOPELESS_ROW:
+                raise error
+    if errors:
+        raise errors[0]
+    return seconds
+
+
+def is_worth_a_retry(error: BaseException) -> bool:
+    """Whether trying again can help: not where the settings or the segmenter itself are wrong."""
+    return not (isinstance(error, HOPELESS) or (isinstance(error, BlockFailures) and error.hopeless))
