@@ -67,12 +67,12 @@ class Attempt:
         return run
 
     def _compute(self, run: Run) -> None:
-        what = f"{run.name} ({run.label}) in {run.output}"
-        with locked(run.work / "lock.json", _OWNER, what=what, on_wait=self.reporter.note) as lock:
+        target = f"{run.name} ({run.label}) in {run.output}"
+        with locked(run.paths.lock, _OWNER, target=target, on_wait=self.reporter.note) as lock:
             # Before this attempt is noted: where it can't be made, the next has to know what there was.
             end_leftovers(read_state(run.output, run.name, run.label), self.reporter.note)
             self.is_ours = True
-            self._known |= {"blocks": len(run.grid), "segment_folder": run.segment_folder.name}
+            self._known |= {"blocks": len(run.grid), "segment_folder": run.segment_folder.path.name}
             self._note("running")
             for line in [*run.slide.warnings, *explain(run)]:
                 self.reporter.note(f"{run.name}: {line}")
@@ -107,8 +107,8 @@ def run_stages(run: Run, executor: StepExecutor, check: Callable[[], None]) -> d
         The provenance.
     """
     seconds: dict[str, float] = {}
-    what = f"the image of {run.name} in {run.output}"
-    with locked(run.slide_work / "lock.json", _OWNER, what=what, wait=_WAIT_FOR_IMAGE, on_wait=executor.note):
+    target = f"the image of {run.name} in {run.output}"
+    with locked(run.paths.image.lock, _OWNER, target=target, wait=_WAIT_FOR_IMAGE, on_wait=executor.note):
         # Asked here, and not before: the run of another label may write it, or `clean` remove it.
         if not convert.is_ready(run):
             seconds["image"] = order.write_image(run, executor)

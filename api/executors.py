@@ -19,9 +19,10 @@ from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, Protocol
 
 from slidesam.flows.progress.reporters import Reporter
-from slidesam.flows.slide.order import Batch, Facts, Step, is_worth_a_retry
+from slidesam.flows.slide.order import Batch, Facts, Step
 from slidesam.tasks import steps
 from slidesam.tasks.errors import ClusterError
+from slidesam.tasks.retry import Action, decide
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.sections import RunSettings
 
@@ -265,7 +266,7 @@ class _Retries:
 
     def add(self, attempt: _Attempt, error: Exception) -> bool:
         """Plan another attempt; False where none is allowed, or it couldn't help."""
-        if attempt.number > self._settings.retries or not is_worth_a_retry(error):
+        if decide(error, attempts_left=self._settings.retries + 1 - attempt.number) is not Action.RETRY:
             return False
         delay = self._settings.retry_delay * (1 + random.uniform(0, self._settings.retry_jitter))  # noqa: S311
         heapq.heappush(self._waiting, (time.monotonic() + delay, attempt._replace(number=attempt.number + 1)))

@@ -6,7 +6,6 @@ were cleaned up the labels are measured again, block by block: slower, the same 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from slidesam.lazy_arrays import LazyArray
 from slidesam.tasks.grid import Region
 from slidesam.tasks.labels.kernels import measure_labels
+from slidesam.tasks.run.layout import PaintFolder
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.stitch.groups import group_name, groups
 
@@ -32,7 +32,7 @@ COLUMNS = np.dtype(
 )
 
 
-def read_objects(run: Run, labels: LazyArray, paint_folder: Path) -> NDArray[Any]:
+def read_objects(run: Run, labels: LazyArray, paint_folder: PaintFolder) -> NDArray[Any]:
     """The table of a slide's objects.
 
     Args:
@@ -44,7 +44,7 @@ def read_objects(run: Run, labels: LazyArray, paint_folder: Path) -> NDArray[Any
         (n,) array of type `COLUMNS`, by id: area in pixels, centroid (y, x), and box [y0, y1) × [x0, x1).
     """
     try:
-        parts = [np.load(paint_folder / "measures" / f"{group_name(group)}.npy") for group in groups(run)]
+        parts = [np.load(paint_folder.measures(group_name(group))) for group in groups(run)]
     except (OSError, ValueError, EOFError):
         parts = [_measure(labels, block.inner) for block in run.grid]
     return _add_up(np.concatenate(parts))

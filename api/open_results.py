@@ -17,6 +17,7 @@ from slidesam.object_tables import read_objects
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.grid import Region
 from slidesam.tasks.run.files import read_json
+from slidesam.tasks.run.layout import STORE_SUFFIX, PaintFolder, list_provenance
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.run.status import read_states
 from slidesam.tasks.settings.sections import Settings
@@ -67,12 +68,12 @@ class Result:
     @property
     def overlay(self) -> Path:
         """The picture of the result."""
-        return self._run.overlay
+        return self._run.paths.overlay
 
     @cached_property
     def labels(self) -> LazyArray:
         """(y, x) ids on the grid of the slide's level 0, 0 = background; `levels` has the coarser ones."""
-        arrays = _arrays(zarr.open_group(self.store / "labels" / self.label, mode="r"))
+        arrays = _arrays(zarr.open_group(self._run.paths.label_image, mode="r"))
         return _pyramid([(array.shape[3:], array.dtype, partial(_read_plane, array)) for array in arrays])
 
     @cached_property
@@ -100,7 +101,8 @@ class Result:
 
         A structured array: `objects["area"]` is a column, `pandas.DataFrame(objects)` a table.
         """
-        return read_objects(self._run, self.labels, self._run.work / f"paint-{self.run['fingerprints']['export']}")
+        fingerprint = self.run["fingerprints"]["export"]
+        return read_objects(self._run, self.labels, PaintFolder(self._run.paths.work / f"paint-{fingerprint}"))
 
 
 def open_result(path: str | os.PathLike[str], label: str | None = None) -> Result:
@@ -116,13 +118,15 @@ def open_result(path: str | os.PathLike[str], label: str | None = None) -> Resul
     given = Path(path)
     if not given.exists():
         raise OutputError(f"{given} isn't there: correct the path")
-    is_store = given.name.endswith(".ome.zarr")
+    is_store = given.name.endswith(STORE_SUFFIX)
     output = given.parent if is_store or given.is_file() else given
-    files = [given] if given.is_file() else sorted(output.glob(f"*.{label or '*'}.run.json"))
+    files = [given] if given.is_file() else list_provenance(output)
     records = [record for file in files if (record := read_json(file)) is not None]
     results = [Result(output.resolve(), record) for record in records if record.get("status") == "finished"]
     if is_store:
         results = [result for result in results if result.store.name == given.name]
+    if label is not None:
+        results = [result for result in results if result.label == label]
     if not results:
         raise OutputError(_nothing_finished(given, output, label))
     if len(results) > 1:
@@ -141,8 +145,8 @@ def _nothing_finished(given: Path, output: Path, label: str | None) -> str:
     """Words for a path without a finished result: what stands there instead, and what to do."""
     wanted = f"{given}" + (f" (label {label})" if label else "")
     states = [state for state in read_states(output) if label in (None, state["label"])]
-    if given.name.endswith(".ome.zarr"):
-        states = [state for state in states if f"{state['slide']}.ome.zarr" == given.name]
+    if given.name.endswith(STORE_SUFFIX):
+        states = [state for state in states if f"{state['slide']}{STORE_SUFFIX}" == given.name]
     if not states:
         return f"{wanted} has no finished result of slidesam: segment a slide into this folder first"
     standing = "; ".join(f"{state['slide']} ({state['label']}) is {state['status']}" for state in states[:5])

@@ -80,7 +80,7 @@ def segment(
     chosen = as_settings(settings)
     with open_reporter(progress, slide_name(slide, chosen.slide.name)) as reporter:
         run = Attempt(Path(slide), Path(output), chosen, client, reporter).finish()
-    return open_result(run.provenance)
+    return open_result(run.paths.provenance)
 
 
 def as_settings(settings: SettingsLike) -> Settings:

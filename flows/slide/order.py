@@ -4,8 +4,8 @@
     segment_blocks       prepare, then batches of blocks that have no done-mark
     stitch_and_export    groups compared, objects numbered, groups painted, export
 
-An `Executor` runs the steps: this process or a Dask client (`slidesam.executors`). Retries are its business; what a failed
-batch means for its stage is decided here.
+An `Executor` runs the steps: tasks of a flow (`stages`), this process or a Dask client (`slidesam.executors`). Retries are its
+business; what a failed batch means for its stage is decided here.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from prefect import Task
 from slidesam.flows.progress.reporters import Reporter
 from slidesam.flows.slide.batches import Batches
 from slidesam.tasks import steps
-from slidesam.tasks.errors import HOPELESS, BlockFailures, OutputError, SlideGoneError, in_one_line
+from slidesam.tasks.errors import BlockFailure, BlockFailures
 from slidesam.tasks.pixels.plan import PIECE_BYTES
 from slidesam.tasks.plan import pieced_levels
+from slidesam.tasks.retry import Action, decide
 from slidesam.tasks.run.marks import block_facts
 from slidesam.tasks.run.run import Run, batches
 from slidesam.tasks.stitch import groups as stitch
@@ -34,8 +35,6 @@ Batch = tuple[int, ...]
 Step = Task[..., Facts]
 # Past so many blocks the graph in the UI can't be read, and Prefect's share of the time shows.
 _SINGLE_BLOCKS, _MOST_PER_TASK = 256, 16
-# So many failures without a success between them aren't the blocks' fault.
-_HOPELESS_ROW = 24
 # Levels of so few pieces are written along with the image's end.
 _FEW_PIECES = 4
 
@@ -124,14 +123,14 @@ def segment_blocks(run: Run, executor: Executor, block_ids: Sequence[int] | None
     todo = [block_id for block_id in wanted if block_facts(run, block_id) is None]
     attempt = uuid.uuid4().hex
     jobs = _block_batches(run, todo, executor.most_workers)
-    failures: dict[int, str] = {}
+    failures: dict[int, BlockFailure] = {}
     tried = in_a_row = 0
     with (
         executor.stage("segmenting blocks", len(wanted), len(wanted) - len(todo)) as progress,
         contextlib.closing(executor.many(steps.segment_blocks, run, jobs, lambda ids: (ids, attempt))) as results,
     ):
         for ids, facts, error in results:
-            if isinstance(error, OutputError | SlideGoneError):
+            if error is not None and decide(error) is Action.STOP:
                 raise error
             failed = {} if error is None else _failed_blocks(run, ids, error)
             # A worker whose job ends leaves what it hasn't begun.
@@ -145,7 +144,7 @@ def segment_blocks(run: Run, executor: Executor, block_ids: Sequence[int] | None
                 continue
             failures |= failed
             in_a_row = in_a_row + len(failed) if len(failed) == len(ids) else 0
-            if in_a_row >= _HOPELESS_ROW:
+            if decide(error, failures=in_a_row) is Action.STOP:
                 break
     if failures:
         raise BlockFailures(run.name, failures, len(with_tissue), untried=len(todo) - tried)
@@ -193,11 +192,11 @@ def _untouched_blocks(run: Run, ids: Sequence[int], error: Exception) -> list[in
     return [block_id for block_id in ids if block_id not in error.failures and block_facts(run, block_id) is None]
 
 
-def _failed_blocks(run: Run, ids: Sequence[int], error: Exception) -> dict[int, str]:
+def _failed_blocks(run: Run, ids: Sequence[int], error: Exception) -> dict[int, BlockFailure]:
     """Which blocks of a task failed, and why."""
     if isinstance(error, BlockFailures):
         return error.failures
-    return {block_id: in_one_line(error) for block_id in ids if block_facts(run, block_id) is None}
+    return {block_id: BlockFailure.of(error) for block_id in ids if block_facts(run, block_id) is None}
 
 
 def _run_batches(
@@ -216,13 +215,8 @@ def _run_batches(
                 seconds += facts["seconds"]
                 continue
             errors.append(error)
-            if isinstance(error, OutputError | SlideGoneError) or len(errors) >= _HOPELESS_ROW:
+            if decide(error, failures=len(errors)) is Action.STOP:
                 raise error
     if errors:
         raise errors[0]
     return seconds
-
-
-def is_worth_a_retry(error: BaseException) -> bool:
-    """Whether trying again can help: not where the settings or the segmenter itself are wrong."""
-    return not (isinstance(error, HOPELESS) or (isinstance(error, BlockFailures) and error.hopeless))

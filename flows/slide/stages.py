@@ -1,10 +1,12 @@
-"""The stages of a slide as child flows, each on workers of its own: image, segmenting, stitching and export."""
+"""The stages of a slide as child flows, each on workers of its own: image, segmenting, stitching and export.
+
+`order` says which steps a stage has; here each becomes a task of the flow, with retries.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from prefect import Task, flow
@@ -12,134 +14,64 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.logging import get_run_logger
 
 from slidesam.flows.cluster.cluster import opened
-from slidesam.flows.progress.reporters import current, stage
-from slidesam.flows.slide.batches import Batches
+from slidesam.flows.progress.reporters import Reporter, current, stage
+from slidesam.flows.slide import order
 from slidesam.flows.slide.in_flight import alone, in_flight
+from slidesam.flows.slide.order import Batch, Facts, Step
 from slidesam.tasks import steps
-from slidesam.tasks.errors import BlockFailure, BlockFailures
-from slidesam.tasks.pixels.plan import PIECE_BYTES
-from slidesam.tasks.plan import pieced_levels
 from slidesam.tasks.retry import Action, decide
-from slidesam.tasks.run.marks import block_facts
-from slidesam.tasks.run.run import Run, batches
+from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.sections import RunSettings
-from slidesam.tasks.stitch import groups as stitch
-from slidesam.tasks.store import convert
 
-Facts = dict[str, Any]
-# Past so many blocks the graph in the UI can't be read, and Prefect's share of the time shows.
-_SINGLE_BLOCKS, _MOST_PER_TASK = 256, 16
-# Levels of so few pieces are written along with the image's end.
-_FEW_PIECES = 4
+
+class FlowTasks:
+    """Runs steps as tasks of the flow that is running."""
+
+    @property
+    def most_workers(self) -> int | None:
+        """The largest number of workers that share the steps; None where that isn't known."""
+        cluster = opened()
+        return None if cluster is None else cluster.most_workers
+
+    def one(self, step: Step, run: Run, *arguments: Any) -> Facts:
+        """Run a step that is one task."""
+        step = with_retries(step, run.settings.run)
+        facts: Facts = alone(lambda: step.submit(run, *arguments))
+        return facts
+
+    def many(
+        self, step: Step, run: Run, jobs: Iterable[Batch], arguments: Callable[[Batch], tuple[Any, ...]]
+    ) -> Generator[tuple[Batch, Facts, Exception | None], None, None]:
+        """Run a step on each job, a task each; yield each job with its result or error as it ends."""
+        step = with_retries(step, run.settings.run)
+        return in_flight(jobs, lambda job: _named(step, run, job).submit(run, *arguments(job)))
+
+    def stage(self, name: str, total: int, done: int) -> AbstractContextManager[Reporter]:
+        """Show one stage of `total` units, `done` of which exist already."""
+        return stage(name, total, done)
+
+    def note(self, words: str) -> None:
+        """Show an informational message."""
+        current().note(words)
+
+    def warn(self, words: str) -> None:
+        """Show a warning, here and in the flow run's log."""
+        get_run_logger().warning("%s", words)
+        current().note(words)
 
 
 @flow(name="image", flow_run_name="image of {run.name}", persist_result=False, validate_parameters=False)
 def write_image(run: Run) -> float:
-    """Converts or rechunks the slide, or writes its overview only.
-
-    Args:
-        run: The run.
-
-    Returns:
-        Seconds of the stage's tasks.
-
-    Raises:
-        SlidesamError: A piece can't be read or written; all others that could be are done.
-    """
-    plan = run.image_plan
-    seconds = float(_one(steps.ready_image, run)["seconds"])
-    if plan.mode == "in place":
-        return seconds
-    levels = pieced_levels(run)
-    parallel = [level for level in levels if level == 0 or len(plan.grid(level)) > _FEW_PIECES]
-    for level in parallel:
-        todo = convert.pieces_to_do(run, level)
-        # Some seconds of work per task.
-        size = max(1, PIECE_BYTES // plan.piece_bytes)
-        verb = {"convert": "converting", "rechunk": "rechunking"}[plan.mode]
-        step = steps.write_pieces.with_options(name=f"{plan.mode} pieces")
-        name = verb if level == 0 else f"{verb}, level {level}"
-        seconds += _in_jobs(name, step, run, list(batches(todo, size)), len(plan.grid(level)), level)
-    rest = [level for level in levels if level not in parallel]
-    return seconds + float(_one(steps.finish_image, run, rest)["seconds"])
+    """Convert or rechunk the slide, or write its overview only; see `order.write_image`."""
+    return order.write_image(run, FlowTasks())
 
 
 @flow(
     name="segment blocks", flow_run_name="segment blocks of {run.name}", persist_result=False, validate_parameters=False
 )
 def segment_blocks(run: Run, block_ids: Sequence[int] | None = None) -> dict[str, float]:
-    """Segments the blocks that have no done-mark, in tasks with retries.
-
-    Args:
-        run: The run.
-        block_ids: Which blocks, in which order; by default all that hold tissue.
-
-    Returns:
-        Seconds of the stage's tasks, by name.
-
-    Raises:
-        BlockFailures: Some blocks failed after their retries; all others are done, unless very many failed in a row.
-        OutputError: Results can't be written.
-        SlideGoneError: The slide has changed or isn't there any more.
-    """
-    known = _one(steps.prepare_slide, run)
-    kept = known["blocks"] if known["blocks"] is not None else range(len(run.grid))
-    wanted = kept if block_ids is None else block_ids
-    if len(kept) < len(run.grid):
-        current().note(f"{run.name}: {len(kept)} of {len(run.grid)} blocks hold tissue")
-    todo = [block_id for block_id in wanted if block_facts(run, block_id) is None]
-    segment, go = with_retries(steps.segment_blocks, run.settings.run), uuid.uuid4().hex
-    jobs = _batches(run, todo)
-    failures: dict[int, BlockFailure] = {}
-    tried = in_a_row = 0
-    with stage("segmenting blocks", len(wanted), len(wanted) - len(todo)) as progress:
-        named = lambda ids: segment.with_options(task_run_name=blocks_name(run, ids)).submit(run, ids, go)  # noqa: E731
-        with contextlib.closing(in_flight(jobs, named)) as ended:
-            for ids, facts, error in ended:
-                if error is not None and decide(error) is Action.STOP:
-                    raise error
-                failed = {} if error is None else _failed_blocks(run, ids, error)
-                # A worker whose job ends leaves what it hasn't begun.
-                left = facts["left"] if error is None else _untouched(run, ids, error)
-                jobs.put_back(left)
-                progress.advance(len(ids) - len(left))
-                tried += len(ids) - len(left)
-                if error is None:
-                    jobs.learn(len(ids) - len(left), facts["seconds"])
-                    in_a_row = 0
-                    continue
-                failures |= failed
-                in_a_row = in_a_row + len(failed) if len(failed) == len(ids) else 0
-                if decide(error, failures=in_a_row) is Action.STOP:
-                    break
-    if failures:
-        raise BlockFailures(run.name, failures, len(kept), untried=len(todo) - tried)
-    spent = sum((block_facts(run, block_id) or {}).get("seconds", 0.0) for block_id in wanted)
-    return {"prepare": known["seconds"], "segment": spent}
-
-
-def _batches(run: Run, todo: Sequence[int]) -> Batches:
-    """The blocks of each task: one, unless there are very many."""
-    wanted = run.settings.blocks.blocks_per_task
-    if wanted != "auto":
-        return Batches(todo, wanted, wanted)
-    size = max(1, min(-(-len(todo) // _SINGLE_BLOCKS), _MOST_PER_TASK))
-    cluster = opened()
-    return Batches(todo, size, _MOST_PER_TASK if size > 1 else 1, cluster.most_workers if cluster is not None else None)
-
-
-def _untouched(run: Run, ids: Sequence[int], error: Exception) -> list[int]:
-    """Blocks of a task with failures that neither failed nor are done."""
-    if not isinstance(error, BlockFailures):
-        return []
-    return [block_id for block_id in ids if block_id not in error.failures and block_facts(run, block_id) is None]
-
-
-def _failed_blocks(run: Run, ids: Sequence[int], error: Exception) -> dict[int, BlockFailure]:
-    """Which blocks of a task failed, and why."""
-    if isinstance(error, BlockFailures):
-        return error.failures
-    return {block_id: BlockFailure.of(error) for block_id in ids if block_facts(run, block_id) is None}
+    """Segment the blocks that have no done-mark; see `order.segment_blocks`."""
+    return order.segment_blocks(run, FlowTasks(), block_ids)
 
 
 @flow(
@@ -149,62 +81,19 @@ def _failed_blocks(run: Run, ids: Sequence[int], error: Exception) -> dict[int, 
     validate_parameters=False,
 )
 def stitch_and_export(run: Run, seconds: dict[str, float]) -> Facts:
-    """Matches at seams, one numbering, the label pyramid, then all that people look at.
-
-    Args:
-        run: A run whose blocks are all segmented.
-        seconds: Of the stages before, for the provenance.
-
-    Returns:
-        The provenance.
-    """
-    groups = stitch.groups(run)
-    seconds = dict(seconds)
-    todo = [group for group in groups if not stitch.is_compared(run, group)]
-    seconds["match"] = _in_jobs("matching seams", steps.match_blocks, run, todo, len(run.grid))
-    resolved = _one(steps.resolve_objects, run)
-    seconds["resolve"] = resolved["seconds"]
-    for warning in resolved["warnings"]:
-        get_run_logger().warning("%s: %s", run.name, warning)
-        current().note(f"{run.name}: {warning}")
-    todo = [group for group in groups if not stitch.is_painted(run, group)]
-    seconds["paint"] = _in_jobs("painting labels", steps.paint_blocks, run, todo, len(run.grid))
-    objects = resolved["objects"]
-    facts: Facts = _one(steps.export_slide, run, objects, seconds)
-    get_run_logger().info("%s: %d objects, in %s", run.name, objects, run.store)
+    """Match at seams, number the objects, write the label pyramid and what people look at; see `order.stitch_and_export`."""
+    facts = order.stitch_and_export(run, FlowTasks(), seconds)
+    get_run_logger().info("%s: %d objects, in %s", run.name, facts["objects"], run.store)
     return facts
 
 
-def _one(step: Task[..., Facts], run: Run, *arguments: Any) -> Facts:
-    """Runs a step that is one task."""
-    step = with_retries(step, run.settings.run)
-    facts: Facts = alone(lambda: step.submit(run, *arguments))
-    return facts
-
-
-def _in_jobs(
-    name: str, step: Task[..., Facts], run: Run, jobs: Sequence[tuple[int, ...]], total: int, *arguments: Any
-) -> float:
-    """Runs a step over groups of blocks or pieces, a task each; its tasks' seconds added up.
-
-    All that can be done is done before the first error is raised, except where no other could fare better.
-    """
-    step = with_retries(step, run.settings.run)
-    seconds, failed = 0.0, []
-    with stage(name, total, total - sum(map(len, jobs))) as progress:
-        submit = lambda job: step.submit(run, *arguments, job)  # noqa: E731
-        with contextlib.closing(in_flight(jobs, submit)) as ended:
-            for job, facts, error in ended:
-                progress.advance(len(job))
-                if error is None:
-                    seconds += facts["seconds"]
-                    continue
-                failed.append(error)
-                if decide(error, failures=len(failed)) is Action.STOP:
-                    raise error
-    if failed:
-        raise failed[0]
-    return seconds
+def _named(step: Step, run: Run, job: Batch) -> Step:
+    """The task under the name that the UI shows for this job."""
+    if step.fn is steps.segment_blocks.fn:
+        return step.with_options(task_run_name=blocks_name(run, job))
+    if step.fn is steps.write_pieces.fn:
+        return step.with_options(name=f"{run.image_plan.mode} pieces")
+    return step
 
 
 def with_retries(step: Task[..., Facts], settings: RunSettings) -> Task[..., Facts]:

@@ -264,6 +264,11 @@ def find_provenance(output: Path, name: str) -> dict[str, Path]:
     return found
 
 
+def list_provenance(output: Path) -> list[Path]:
+    """The `run.json` files of an output folder, by name."""
+    return sorted(output.glob(f"*{_PROVENANCE_SUFFIX}"))
+
+
 def _folders(folder: Path, pattern: str) -> list[Path]:
     """Folders in a folder, by name; links to some are left alone."""
     return sorted(path for path in folder.glob(pattern) if path.is_dir() and not path.is_symlink())

@@ -113,7 +113,7 @@ def test_another_run_at_work_is_named_and_its_state_left(slide: Path, tmp_path: 
     folder = output / ".slidesam" / "s" / "cells"
     folder.mkdir(parents=True)
     (folder / "state.json").write_text(json.dumps({"status": "running"}))
-    with locked(folder / "lock.json", "somebody", what="it"), pytest.raises(slidesam.LockedError, match="somebody"):
+    with locked(folder / "lock.json", "somebody", target="it"), pytest.raises(slidesam.LockedError, match="somebody"):
         slidesam.segment(slide, output, SETTINGS, progress=False)
     assert state(output)["status"] == "running"
 
