@@ -16,7 +16,7 @@ from slidesam.tasks.grid import Region
 from slidesam.tasks.labels.kernels import measure_labels
 from slidesam.tasks.run.layout import PaintFolder
 from slidesam.tasks.run.run import Run
-from slidesam.tasks.stitch.groups import group_name, groups
+from slidesam.tasks.stitch.batches import batch_name, block_batches
 
 COLUMNS = np.dtype(
     [
@@ -44,7 +44,7 @@ def read_objects(run: Run, labels: LazyArray, paint_folder: PaintFolder) -> NDAr
         (n,) array of type `COLUMNS`, by id: area in pixels, centroid (y, x), and box [y0, y1) × [x0, x1).
     """
     try:
-        parts = [np.load(paint_folder.measures(group_name(group))) for group in groups(run)]
+        parts = [np.load(paint_folder.measures(batch_name(batch))) for batch in block_batches(run)]
     except (OSError, ValueError, EOFError):
         parts = [_measure(labels, block.inner) for block in run.grid]
     return _add_up(np.concatenate(parts))

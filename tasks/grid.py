@@ -162,11 +162,11 @@ class BlockGrid:
                         second = self[y * self.grid_shape[1] + x]
                         yield Seam(first.block_id, second.block_id, first.outer & second.outer)
 
-    def groups(self, side: int) -> Iterator[tuple[int, ...]]:
+    def batches(self, side: int) -> Iterator[tuple[int, ...]]:
         """Squares of `side` × `side` blocks, each as ids in C order: neighbours together, so that a task reads few blocks twice.
 
         Example:
-            >>> list(BlockGrid((30, 50), (10, 10), 2).groups(2))
+            >>> list(BlockGrid((30, 50), (10, 10), 2).batches(2))
             [(0, 1, 5, 6), (2, 3, 7, 8), (4, 9), (10, 11), (12, 13), (14,)]
         """
         rows, columns = self.grid_shape

@@ -8,9 +8,9 @@ Their functions (`.fn`) are the one code path per block, seam and shard: serial,
 3. `finish_image`     upper levels, and what makes the arrays an image
 4. `prepare_slide`    the segmenter's slide-wide parameters, the blocks that hold tissue
 5. `segment_blocks`   labels of some blocks
-6. `match_blocks`     what a group of blocks has in common with its neighbours
+6. `match_blocks`     what a batch of blocks has in common with its neighbours
 7. `resolve_objects`  the slide's objects and their numbers, the seam report, the empty label pyramid
-8. `paint_blocks`     a group's labels: level 0 and the levels that blocks fill whole
+8. `paint_blocks`     a batch's labels: level 0 and the levels that blocks fill whole
 9. `export_slide`     upper levels, overlay, metadata, provenance
 """
 
@@ -32,11 +32,11 @@ from slidesam.tasks.run.run import Run
 from slidesam.tasks.segment.loop import segment_missing
 from slidesam.tasks.segment.prepare import prepare_run, read_tissue
 from slidesam.tasks.slides.reader import SlideReader
-from slidesam.tasks.stitch import groups as stitch
-from slidesam.tasks.stitch.label_image import finish_upper_levels, ready_label_image
+from slidesam.tasks.stitch.batches import Batch, compare_batch, is_compared, is_painted, paint_batch, resolve_run
+from slidesam.tasks.stitch.label_image import finish_upper_levels, prepare_label_image
 from slidesam.tasks.store import convert
-from slidesam.tasks.store import ome_zarr as omezarr
 from slidesam.tasks.store.image import publish_image
+from slidesam.tasks.store.ome_zarr import finish_label, is_finished
 
 Facts = dict[str, Any]
 
@@ -102,11 +102,11 @@ def segment_blocks(run: Run, block_ids: Sequence[int], go: str = "") -> Facts:
 
 
 @task(name="match seams", cache_policy=NO_CACHE, persist_result=False)
-def match_blocks(run: Run, group: tuple[int, ...]) -> Facts:
-    """Compares a group of blocks (`stitch.groups`) with their neighbours."""
+def match_blocks(run: Run, batch: Batch) -> Facts:
+    """Compare a batch of blocks with their neighbours."""
     started = time.perf_counter()
-    if not stitch.is_compared(run, group):
-        stitch.compare_group(run, group)
+    if not is_compared(run, batch):
+        compare_batch(run, batch)
     return {"seconds": time.perf_counter() - started}
 
 
@@ -114,9 +114,9 @@ def match_blocks(run: Run, group: tuple[int, ...]) -> Facts:
 def resolve_objects(run: Run) -> Facts:
     """Numbers the slide's objects, reports on its seams and makes the empty label pyramid."""
     started = time.perf_counter()
-    resolved = stitch.resolve_run(run)
+    resolved = resolve_run(run)
     with output_errors(run.store):
-        ready_label_image(run, resolved["objects"])
+        prepare_label_image(run, resolved["objects"])
     return {
         "objects": resolved["objects"],
         "warnings": resolved["seams"]["warnings"],
@@ -125,11 +125,11 @@ def resolve_objects(run: Run) -> Facts:
 
 
 @task(name="paint", cache_policy=NO_CACHE, persist_result=False)
-def paint_blocks(run: Run, group: tuple[int, ...]) -> Facts:
-    """Writes the labels of a group of blocks to level 0 and to the further levels that they fill with whole shards."""
+def paint_blocks(run: Run, batch: Batch) -> Facts:
+    """Write the labels of a batch of blocks to level 0 and to the further levels that they fill with whole shards."""
     started = time.perf_counter()
-    if not stitch.is_painted(run, group):
-        stitch.paint_group(run, group)
+    if not is_painted(run, batch):
+        paint_batch(run, batch)
     return {"seconds": time.perf_counter() - started}
 
 
@@ -138,15 +138,15 @@ def export_slide(run: Run, objects: int, seconds: dict[str, float]) -> Facts:
     """Writes the upper levels and the overlay, then what makes the result count as finished: metadata, and run.json."""
     started = time.perf_counter()
     # One that is listed is whole; a run that was killed after that must not touch it again.
-    if not omezarr.is_finished(run.store, run.label):
+    if not is_finished(run.store, run.label):
         with output_errors(run.store):
             finish_upper_levels(run)
     mask = read_tissue(run)
     write_overlay(run, objects, mask, kept_blocks(run))
     with output_errors(run.store):
-        omezarr.finish_label(zarr.open_group(run.store, mode="r+"), run.label, run.slide.mpp)
+        finish_label(zarr.open_group(run.store, mode="r+"), run.label, run.slide.mpp)
     seconds = {**seconds, "export": time.perf_counter() - started}
-    seams = stitch.resolve_run(run)["seams"]
+    seams = resolve_run(run)["seams"]
     facts = provenance(run, objects=objects, seams=seams, seconds=seconds)
     write_json(run.paths.provenance, facts)
     # A row per seam is for the file, not for a flow's result.

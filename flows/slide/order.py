@@ -2,7 +2,7 @@
 
     write_image          ready image, pieces of each level, the last levels with the image's metadata
     segment_blocks       prepare, then batches of blocks that have no done-mark
-    stitch_and_export    groups compared, objects numbered, groups painted, export
+    stitch_and_export    batches compared, objects numbered, batches painted, export
 
 An `Executor` runs the steps: tasks of a flow (`stages`), this process or a Dask client (`slidesam.executors`). Retries are its
 business; what a failed batch means for its stage is decided here.
@@ -27,7 +27,7 @@ from slidesam.tasks.plan import pieced_levels
 from slidesam.tasks.retry import Action, decide
 from slidesam.tasks.run.marks import block_facts
 from slidesam.tasks.run.run import Run, batches
-from slidesam.tasks.stitch import groups as stitch
+from slidesam.tasks.stitch.batches import block_batches, is_compared, is_painted
 from slidesam.tasks.store import convert
 
 Facts = dict[str, Any]
@@ -163,15 +163,15 @@ def stitch_and_export(run: Run, executor: Executor, seconds: dict[str, float]) -
     Returns:
         The provenance.
     """
-    groups = stitch.groups(run)
+    all_batches = block_batches(run)
     seconds = dict(seconds)
-    todo = [group for group in groups if not stitch.is_compared(run, group)]
+    todo = [batch for batch in all_batches if not is_compared(run, batch)]
     seconds["match"] = _run_batches(executor, "matching seams", steps.match_blocks, run, todo, len(run.grid))
     resolved = executor.one(steps.resolve_objects, run)
     seconds["resolve"] = resolved["seconds"]
     for warning in resolved["warnings"]:
         executor.warn(f"{run.name}: {warning}")
-    todo = [group for group in groups if not stitch.is_painted(run, group)]
+    todo = [batch for batch in all_batches if not is_painted(run, batch)]
     seconds["paint"] = _run_batches(executor, "painting labels", steps.paint_blocks, run, todo, len(run.grid))
     return executor.one(steps.export_slide, run, resolved["objects"], seconds)
 
@@ -202,7 +202,7 @@ def _failed_blocks(run: Run, ids: Sequence[int], error: Exception) -> dict[int, 
 def _run_batches(
     executor: Executor, name: str, step: Step, run: Run, jobs: Sequence[Batch], total: int, *arguments: Any
 ) -> float:
-    """Run a step over groups of blocks or pieces, a task each; return its tasks' seconds added up.
+    """Run a step over batches of blocks or pieces, a task each; return its tasks' seconds added up.
 
     All that can be done is done before the first error is raised, except where no other could fare better.
     """

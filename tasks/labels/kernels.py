@@ -1,4 +1,4 @@
-"""Loops over labelled pixels, compiled by numba: counting who touches, who overlaps whom, and what lies where.
+"""Loops over labelled pixels, compiled by numba: which labels touch, which overlap, how large each is and where it lies.
 
 All take labels as (y, x) uint32, 0 = background, and walk rows in runs of equal label, of which there are far fewer than
 pixels. Nothing here knows blocks or slides.
@@ -23,7 +23,7 @@ _START = 1024
 
 
 class View(NamedTuple):
-    """Labels from a row and column of an array on: what a slice would be, but of one memory layout, so compiled once.
+    """Labels from a row and column of an array on: like a slice, but with one memory layout, so that loops are compiled once.
 
     Attributes:
         labels: (y, x) uint32, C-contiguous.
@@ -35,7 +35,7 @@ class View(NamedTuple):
 
 
 def _compiled(function: _Function) -> _Function:
-    """The function as machine code, kept on disk for the next process where there is a place for it."""
+    """Compile a function; the machine code is cached on disk for the next process where that is possible."""
     try:
         return numba.njit(cache=True, nogil=True)(function)  # type: ignore[return-value]
     except RuntimeError:
@@ -44,7 +44,7 @@ def _compiled(function: _Function) -> _Function:
 
 
 def _plain(box: Box) -> Box:
-    """Numba would compile anew for each named tuple."""
+    """Return a box as a plain tuple: numba would compile once more for each kind of named tuple."""
     y0, x0, y1, x1 = box
     return y0, x0, y1, x1
 
@@ -129,7 +129,7 @@ def _count_overlaps(
 def count_overlaps(
     first: View, second: View, shape: Pixel, first_owns: Box, second_owns: Box
 ) -> tuple[Ints, Ints, Ints]:
-    """Pixels per pair of labels of two views of the same pixels.
+    """Count pixels per pair of labels of two views of the same pixels.
 
     Args:
         first: Labels of one view.
@@ -222,7 +222,7 @@ def _describe(labels: Labels, count: int, owns: Box) -> tuple[Ints, Ints, Ints, 
 
 
 def describe_labels(labels: Labels, count: int, owns: Box) -> tuple[Ints, Ints, Ints, Ints]:
-    """What all labels of a view measure, in one pass.
+    """Measure all labels of a view, in one pass.
 
     Args:
         labels: (y, x), ids 1..count.
@@ -243,7 +243,7 @@ def describe_labels(labels: Labels, count: int, owns: Box) -> tuple[Ints, Ints, 
 
 
 def load() -> None:
-    """Has the loops that every block needs loaded, or compiled: seconds that a worker can take before its first block."""
+    """Compile or load the kernels that every block needs, at worker start-up: it takes seconds."""
     describe_labels(np.zeros((2, 2), np.uint32), 0, (0, 0, 2, 2))
 
 
@@ -270,7 +270,7 @@ def _overlay(
 
 
 def overlay(painted: NDArray[Any], at: Pixel, view: View, shape: Pixel, ids: Ints, size: Ints) -> None:
-    """Paints a view's objects onto what is painted already, in place.
+    """Paint a view's objects onto what is painted already, in place.
 
     Args:
         painted: (y, x) ids in the slide, 0 = background.
@@ -324,7 +324,7 @@ def _measure(labels: NDArray[Any]) -> tuple[NDArray[np.uint64], Ints]:
 
 
 def measure_labels(labels: NDArray[Any]) -> tuple[Ints, Ints]:
-    """What can be added up over the parts of an object.
+    """Measure what can be added up over the fragments of an object.
 
     Args:
         labels: (y, x) any unsigned ids, 0 = background.

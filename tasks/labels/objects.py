@@ -1,6 +1,6 @@
-"""What a block knows about its objects once it is segmented: a table, beside the labels, from which matches are judged.
+"""The table of a block's objects, made beside its labels; matches are judged from it.
 
-Near the edge of what a block sees its labels are at their worst, so the table says of each how far from that edge it keeps.
+Labels are at their worst near the edge of what a block sees, so the table has each object's distance from that edge.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class ObjectTable(NamedTuple):
 
     Attributes:
         area: (n,) uint32 pixels.
-        owned: (n,) uint32 pixels in the block's inner region; 0 = the object lies in the halo alone.
+        owned: (n,) uint32 pixels in the block's inner region; 0 = the object is halo-only.
         box: (n, 4) int32 y0, x0, y1, x1 on the slide, half open.
         depth: (n,) int32 pixels between the object's box and the nearest edge of what the block sees; edges of the slide
-            don't count. 0 = the object touches that edge and may go on beyond it.
+            don't count. 0 = the object touches that edge and may continue beyond it.
         perimeter: (n,) uint32 sides of pixels that it shares with other labels or background.
         contacts: (m, 3) uint32 pairs of ids that touch, and how many sides of pixels they share.
     """
@@ -39,17 +39,17 @@ class ObjectTable(NamedTuple):
 
     @classmethod
     def empty(cls) -> ObjectTable:
-        """The table of a block without objects."""
+        """Return the table of a block without objects."""
         return cls.unpacked(np.zeros(1, np.int32))
 
     def packed(self) -> NDArray[np.int32]:
-        """All of it in one array of one dimension, for a file that is read at once."""
+        """Return all columns in one array of one dimension, for a file that is read at once."""
         objects = np.column_stack([self.area, self.owned, self.depth, self.perimeter, self.box])
         return np.concatenate([[self.area.size], objects.ravel(), self.contacts.ravel()]).astype(np.int32)
 
     @classmethod
     def unpacked(cls, values: NDArray[np.int32]) -> ObjectTable:
-        """The table that was packed."""
+        """Return the table that was packed."""
         count = int(values[0])
         objects, contacts = values[1 : 1 + 8 * count].reshape(count, 8), values[1 + 8 * count :].reshape(-1, 3)
         area, owned, perimeter = (objects[:, column].astype(np.uint32) for column in (0, 1, 3))
@@ -57,7 +57,7 @@ class ObjectTable(NamedTuple):
 
 
 def describe_block(labels: NDArray[np.uint32], block: Block, shape: tuple[int, int]) -> ObjectTable:
-    """The table of a block's objects.
+    """Make the table of a block's objects.
 
     Args:
         labels: (y, x) local labels of the outer region, ids 1..n.
@@ -78,7 +78,7 @@ def describe_block(labels: NDArray[np.uint32], block: Block, shape: tuple[int, i
 
 
 def _depths(boxes: NDArray[np.int64], outer: Region, shape: tuple[int, int]) -> NDArray[np.int32]:
-    """How far boxes, in coordinates of the outer region, keep from its edges inside the slide."""
+    """Return how far boxes, in coordinates of the outer region, are from its edges inside the slide."""
     height, width = outer.shape
     sides = (
         (outer.y0 > 0, boxes[:, 0]),
@@ -93,15 +93,15 @@ def _depths(boxes: NDArray[np.int64], outer: Region, shape: tuple[int, int]) -> 
     return depth.astype(np.int32)
 
 
-def twins(table: ObjectTable, ratio: float) -> NDArray[np.uint32]:
-    """Pairs of labels that look like one object cut in two: their common border is long for how thick both are.
+def find_split_pairs(table: ObjectTable, ratio: float) -> NDArray[np.uint32]:
+    """Find pairs of labels that look like one object cut in two: their common border is long for how thick both are.
 
     Thickness is twice the area over the perimeter: half the diameter of a disc, nearly the width of a fibre. The border between
     the halves of a disc is 3.8 times as long, that between two discs grown together at 0.8 of their diameter 2 times.
 
     Args:
         table: A block's objects.
-        ratio: Border over thickness, for both, from which on two labels are twins.
+        ratio: Border over thickness, for both, from which on two labels are a split pair.
 
     Returns:
         (k, 2) uint32 ids, the lower first.
@@ -110,7 +110,7 @@ def twins(table: ObjectTable, ratio: float) -> NDArray[np.uint32]:
         >>> from slidesam.tasks.grid import BlockGrid
         >>> halves = np.zeros((12, 12), np.uint32)
         >>> halves[2:10, 2:6], halves[2:10, 6:10] = 1, 2
-        >>> twins(describe_block(halves, BlockGrid((12, 12), (12, 12), 0)[0], (12, 12)), 2.5)
+        >>> find_split_pairs(describe_block(halves, BlockGrid((12, 12), (12, 12), 0)[0], (12, 12)), 2.5)
         array([[1, 2]], dtype=uint32)
     """
     pairs, border = table.contacts[:, :2], table.contacts[:, 2].astype(np.float64)

@@ -9,7 +9,7 @@ from slidesam.tasks.run.files import read_json
 from slidesam.tasks.run.marks import block_facts, kept_blocks
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.segmenters import package_version
-from slidesam.tasks.store import ome_zarr as omezarr
+from slidesam.tasks.store.ome_zarr import is_finished
 
 # Packages whose version can change a pixel.
 _PACKAGES = (
@@ -34,7 +34,7 @@ def finished_facts(run: Run) -> dict[str, Any] | None:
     facts = read_json(run.paths.provenance)
     if facts is None or facts.get("fingerprints") != run.fingerprints:
         return None
-    return facts if omezarr.is_finished(run.store, run.label) else None
+    return facts if is_finished(run.store, run.label) else None
 
 
 def provenance(run: Run, *, objects: int, seams: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slidesam.tasks.errors import BlockFailure, BlockFailures
+from slidesam.tasks.labels.halo_strips import save_strips
 from slidesam.tasks.labels.objects import describe_block
-from slidesam.tasks.labels.results import BlockResults, save_frame, save_table
+from slidesam.tasks.labels.results import BlockResults, save_table
 from slidesam.tasks.pixels.resample import to_level0
 from slidesam.tasks.run.files import output_errors
 from slidesam.tasks.run.marks import Marks, block_facts, kept_blocks, prepared, remove_stage
@@ -134,7 +135,7 @@ def _finish_block(
     table = describe_block(labels, block, run.grid.shape)
     if table.area.size:
         save_table(run, block_id, table)
-        save_frame(run, block, labels)
+        save_strips(run, block, labels)
     seconds += time.perf_counter() - started
     marks.put(block_id, {"count": table.area.size, "seconds": round(seconds, 3), **facts})
 

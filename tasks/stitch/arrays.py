@@ -16,8 +16,8 @@ from slidesam.tasks.segment.block import checked_labels, renumbered
 from slidesam.tasks.settings.sections import StitchSettings
 from slidesam.tasks.stitch.overlaps import ReadView, compare_blocks, join_batches
 from slidesam.tasks.stitch.paint import Numbering, paint_block
-from slidesam.tasks.stitch.resolve import resolve
-from slidesam.tasks.stitch.tables import Instances, Pairs
+from slidesam.tasks.stitch.resolve import resolve_labels
+from slidesam.tasks.stitch.tables import BlockLabels, LabelPairs
 
 Labels = NDArray[np.uint32]
 
@@ -51,9 +51,9 @@ def stitch_arrays(blocks: Sequence[NDArray[Any]], grid: BlockGrid, rules: Stitch
         )
     local = [_local_labels(labels, block) for labels, block in zip(blocks, grid, strict=True)]
     rules = rules or StitchSettings()
-    instances, pairs = compare_arrays(local, grid, rules)
-    resolution = resolve(instances, pairs, rules)
-    return paint_arrays(local, grid, Numbering(instances.offsets, resolution.relabelling, resolution.size))
+    labels, pairs = compare_arrays(local, grid, rules)
+    resolution = resolve_labels(labels, pairs, rules)
+    return paint_arrays(local, grid, Numbering(labels.offsets, resolution.relabelling, resolution.size))
 
 
 def _local_labels(labels: NDArray[Any], block: Block) -> Labels:
@@ -63,7 +63,7 @@ def _local_labels(labels: NDArray[Any], block: Block) -> Labels:
         raise SegmenterError(f"block {block.block_id}: {error}") from error
 
 
-def compare_arrays(local: Sequence[Labels], grid: BlockGrid, rules: StitchSettings) -> tuple[Instances, Pairs]:
+def compare_arrays(local: Sequence[Labels], grid: BlockGrid, rules: StitchSettings) -> tuple[BlockLabels, LabelPairs]:
     """Make the tables of all block labels and their overlaps.
 
     Args:

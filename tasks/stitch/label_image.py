@@ -1,20 +1,25 @@
-"""The label image as a whole: emptied before blocks are painted, and the levels that no block fills."""
+"""The label image as a whole: created empty before blocks are painted, and the levels that no block fills."""
 
 from __future__ import annotations
 
 import numpy as np
+import zarr
 
 from slidesam.tasks.pixels.plan import in_block_levels
 from slidesam.tasks.pixels.pyramid import halve_labels, region_below, shard_regions
 from slidesam.tasks.run.files import read_json, write_json
 from slidesam.tasks.run.marks import remove_stage
 from slidesam.tasks.run.run import Run
-from slidesam.tasks.stitch.groups import ready_label
-from slidesam.tasks.store import ome_zarr as omezarr
+from slidesam.tasks.store.ome_zarr import create_label, open_levels, write_shards
 
 
-def ready_label_image(run: Run, objects: int) -> None:
-    """Makes the empty label pyramid, unless this very one is being painted already."""
+def prepare_label_image(run: Run, objects: int) -> None:
+    """Create the empty label pyramid, unless this very one is being painted already.
+
+    Args:
+        run: The run.
+        objects: Number of the slide's objects, which the dtype depends on.
+    """
     started = run.paint_folder.started
     if read_json(started) is not None and (run.paths.label_image / "0").is_dir():
         return
@@ -22,16 +27,23 @@ def ready_label_image(run: Run, objects: int) -> None:
     run.paths.overlay.unlink(missing_ok=True)
     for old in run.paths.stage_folders("paint"):
         remove_stage(old)
-    ready_label(run, objects)
+    create_label_image(run, objects)
     write_json(started, {"objects": objects})
 
 
+def create_label_image(run: Run, objects: int) -> None:
+    """Create the empty label pyramid, of a dtype that holds so many ids."""
+    dtype = np.dtype(np.uint32 if objects < 2**32 else np.uint64)
+    root = zarr.open_group(run.store, mode="r+")
+    create_label(root, run.label, run.grid.shape, run.grid.block_shape, dtype, run.settings.image)
+
+
 def finish_upper_levels(run: Run) -> None:
-    """Fills the levels that blocks don't fill."""
-    levels = omezarr.open_levels(run.paths.label_image, run.settings.image.ome_zarr)
+    """Fill the levels that blocks don't fill."""
+    levels = open_levels(run.paths.label_image, run.settings.image.ome_zarr)
     for level in range(in_block_levels(run.grid.block_shape, len(levels)), len(levels)):
         finer, coarser = levels[level - 1], levels[level]
         for region in shard_regions(coarser):
             below = region_below(region, finer.shape[3:])
             labels = np.asarray(finer[(0, 0, 0, *below.slices)])
-            omezarr.write_shards(coarser, region, halve_labels(labels))
+            write_shards(coarser, region, halve_labels(labels))

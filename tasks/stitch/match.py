@@ -1,4 +1,4 @@
-"""Two blocks on the pixels that both see: which of their labels overlap, and by how much. Nothing is decided here."""
+"""Compare two blocks on the pixels that both see: which labels overlap, and by how much. Nothing is decided here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from slidesam.tasks.grid import Region
 from slidesam.tasks.labels.kernels import View, count_overlaps
 
 
-class Overlaps(NamedTuple):
+class SeamOverlaps(NamedTuple):
     """What two views of the same pixels have in common.
 
     Attributes:
@@ -27,8 +27,8 @@ class Overlaps(NamedTuple):
 
 def compare_views(
     first: View, second: View, shape: tuple[int, int], first_owns: Region, second_owns: Region
-) -> Overlaps:
-    """Counts who overlaps whom.
+) -> SeamOverlaps:
+    """Count the pixels that labels of two blocks share.
 
     Args:
         first: Local labels of one block on the overlap.
@@ -39,8 +39,8 @@ def compare_views(
 
     Example:
         >>> a, b = np.array([[1, 1, 0, 0]], np.uint32), np.array([[5, 5, 5, 0]], np.uint32)
-        >>> found = compare_views(View(a), View(b), (1, 4), Region(0, 0, 1, 2), Region(0, 2, 1, 4))
-        >>> found.pairs.tolist(), found.reach.tolist()
+        >>> overlaps = compare_views(View(a), View(b), (1, 4), Region(0, 0, 1, 2), Region(0, 2, 1, 4))
+        >>> overlaps.pairs.tolist(), overlaps.reach.tolist()
         ([[1, 5, 2, 2, 0, 2, 3]], [[1, 5, 2, 0]])
     """
     one, two, counts = count_overlaps(first, second, shape, first_owns, second_owns)
@@ -48,11 +48,11 @@ def compare_views(
     both = (one > 0) & (two > 0)
     pairs = np.column_stack([one[both], two[both], counts[both], area_one[one[both]], area_two[two[both]]])
     reach = [_reach(0, one, two, counts[:, 2]), _reach(1, two, one, counts[:, 1])]
-    return Overlaps(pairs.astype(np.int32), np.concatenate(reach).astype(np.int32))
+    return SeamOverlaps(pairs.astype(np.int32), np.concatenate(reach).astype(np.int32))
 
 
 def _sums(labels: NDArray[np.int64], pixels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Pixels by label."""
+    """Return pixels by label."""
     return np.bincount(labels, pixels, minlength=1).astype(np.int64)
 
 
@@ -60,5 +60,5 @@ def _reach(
     side: int, labels: NDArray[np.int64], others: NDArray[np.int64], pixels: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     inside, free = _sums(labels, pixels), _sums(labels, np.where(others == 0, pixels, 0))
-    found = np.flatnonzero(inside[1:]) + 1
-    return np.column_stack([np.full(found.size, side), found, inside[found], free[found]])
+    reaching = np.flatnonzero(inside[1:]) + 1
+    return np.column_stack([np.full(reaching.size, side), reaching, inside[reaching], free[reaching]])

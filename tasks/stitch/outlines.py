@@ -1,83 +1,98 @@
-"""Step 3 of the rule: the label that an object's outline is taken from, or the pieces of an object that no block sees whole."""
+"""Step 3 of the rule: the label that gives an object its outline, or the fragments of an object that no block sees whole."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 
 from slidesam.tasks.settings.sections import StitchSettings
-from slidesam.tasks.stitch.tables import EDGE, Flags, Instances, Ints, Pairs, firsts
+from slidesam.tasks.stitch.judge import Matches
+from slidesam.tasks.stitch.tables import BlockLabels, Flags, Ints, LabelPairs, count_components, run_starts
 
 
-def choose(
-    instances: Instances, pairs: Pairs, matched: Flags, groups: Ints, missed: Flags, rules: StitchSettings
-) -> tuple[Flags, Flags]:
-    """Whose outline each object gets.
+class Outlines(NamedTuple):
+    """How labels are painted.
 
-    A label can stand for its object if nothing cuts it, its block sees no other part of the object, and it covers
-    `min_cover` of what every other block shows of it. Of several the one is taken with which the others agree best,
-    each agreement (IoU) weighted by how far that other view is from its edge, and its own word by its own depth; so of
-    two views the more central one. Where no label can, the object is wider than the halo, or blocks disagree on its
-    parts: every block paints what it owns of it.
-
-    Returns:
-        (instances,) the label is painted as a whole; (instances,) only where its block owns it.
+    Attributes:
+        whole: (labels,) the label gives its object's outline: all of it is painted.
+        fragment: (labels,) only the pixels that its block owns are painted.
     """
-    visible = instances.owned > 0
-    counted = visible | missed
-    total = int(groups.max(initial=-1)) + 1
+
+    whole: Flags
+    fragment: Flags
+
+    @property
+    def painted(self) -> Flags:
+        """(labels,) either."""
+        return self.whole | self.fragment
+
+
+def choose_outlines(
+    labels: BlockLabels, pairs: LabelPairs, matches: Matches, component: Ints, rules: StitchSettings
+) -> Outlines:
+    """Choose the label whose outline each object gets.
+
+    A label can stand for its object if nothing cuts it, its block has no other label of the object, and it covers `min_cover`
+    of what every other block shows of it. Of several the one is taken with which the others agree best, each agreement (IoU)
+    weighted by how far that other label is from its edge, and its own by its own depth; so of two views the more central one.
+    Where no label can, the object is wider than the halo, or blocks disagree on its fragments: every block paints what it owns
+    of it.
+    """
+    visible = labels.visible
+    counted = visible | matches.missed
+    total = count_components(component)
     members = counted.copy()
     for side in (pairs.first, pairs.second):
-        members[side[matched]] = True
-    several = np.bincount(groups[members], minlength=total) > 1
-    uncut = instances.depth >= EDGE
-    whole = members & uncut & ~several[groups]
-    candidates = _candidates(instances, pairs, matched, groups, members & several[groups], counted, rules)
-    chosen = _best_candidates(instances, pairs, matched, groups, candidates, counted)
-    whole[chosen] = True
+        members[side[matches.matched]] = True
+    several = np.bincount(component[members], minlength=total) > 1
+    whole = members & labels.uncut & ~several[component]
+    candidates = _find_candidates(
+        labels, pairs, matches.matched, component, members & several[component], counted, rules
+    )
+    whole[_choose_best(labels, pairs, matches.matched, component, candidates, counted)] = True
     has_whole = np.zeros(total, bool)
-    has_whole[groups[whole]] = True
-    # What owners missed has no owner to paint its pieces.
-    whole |= missed & ~has_whole[groups]
-    return whole, visible & ~has_whole[groups]
+    has_whole[component[whole]] = True
+    # What owners missed has no owner to paint its fragments.
+    whole |= matches.missed & ~has_whole[component]
+    return Outlines(whole, visible & ~has_whole[component])
 
 
-def _candidates(
-    instances: Instances,
-    pairs: Pairs,
+def _find_candidates(
+    labels: BlockLabels,
+    pairs: LabelPairs,
     matched: Flags,
-    groups: Ints,
+    component: Ints,
     members: Flags,
     counted: Flags,
     rules: StitchSettings,
 ) -> Ints:
-    """Instances that can stand for their object, among objects that several labels show."""
+    """Return the labels that can stand for their object, among objects of several labels."""
     shown = np.flatnonzero(members)
     _, case, counts = np.unique(
-        groups[shown] * instances.offsets.size + instances.blocks_of(shown), return_inverse=True, return_counts=True
+        component[shown] * labels.offsets.size + labels.blocks_of(shown), return_inverse=True, return_counts=True
     )
-    alone = shown[(counts[case] == 1) & (instances.depth[shown] >= EDGE)]
-    covers = np.zeros(len(instances), np.int64)
-    needed = np.bincount(groups[counted], minlength=int(groups.max(initial=-1)) + 1)
+    only_one = shown[(counts[case] == 1) & labels.uncut[shown]]
+    covers = np.zeros(len(labels), np.int64)
+    needed = np.bincount(component[counted], minlength=count_components(component))
     one, two, shared = pairs.first[matched], pairs.second[matched], pairs.shared[matched]
-    for by, of in ((one, two), (two, one)):
-        covered = counted[of] & (shared >= rules.min_cover * instances.area[of])
-        covers += np.bincount(by[covered], minlength=len(instances))
-    return np.asarray(alone[covers[alone] >= needed[groups[alone]] - counted[alone]])
+    for covering, other in ((one, two), (two, one)):
+        is_covered = counted[other] & (shared >= rules.min_cover * labels.area[other])
+        covers += np.bincount(covering[is_covered], minlength=len(labels))
+    return np.asarray(only_one[covers[only_one] >= needed[component[only_one]] - counted[only_one]])
 
 
-def _best_candidates(
-    instances: Instances, pairs: Pairs, matched: Flags, groups: Ints, candidates: Ints, counted: Flags
+def _choose_best(
+    labels: BlockLabels, pairs: LabelPairs, matched: Flags, component: Ints, candidates: Ints, counted: Flags
 ) -> Ints:
-    """The one per object that the others agree with best."""
-    weight = np.minimum(instances.depth, instances.halo) + 1.0
+    """Return the one candidate per object with which the others agree best."""
+    weight = np.minimum(labels.depth, labels.halo) + 1.0
     agreement = weight.copy()
     one, two, iou = pairs.first[matched], pairs.second[matched], pairs.iou[matched]
-    agreement += np.bincount(one, iou * weight[two], len(instances)) + np.bincount(
-        two, iou * weight[one], len(instances)
-    )
+    agreement += np.bincount(one, iou * weight[two], len(labels)) + np.bincount(two, iou * weight[one], len(labels))
     order = np.lexsort((
-        candidates, -instances.depth[candidates], -np.round(agreement[candidates], 6), ~counted[candidates],
-        groups[candidates]
+        candidates, -labels.depth[candidates], -np.round(agreement[candidates], 6), ~counted[candidates],
+        component[candidates]
     ))  # fmt: skip
     ordered = candidates[order]
-    return ordered[firsts(groups[ordered])]
+    return ordered[run_starts(component[ordered])]

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from slidesam.tasks.grid import Block, BlockGrid, Region
 from slidesam.tasks.labels.kernels import View
-from slidesam.tasks.labels.objects import ObjectTable, twins
+from slidesam.tasks.labels.objects import ObjectTable, find_split_pairs
 from slidesam.tasks.stitch.match import compare_views
-from slidesam.tasks.stitch.tables import Instances, Pairs
+from slidesam.tasks.stitch.tables import BlockLabels, LabelPairs
 
 # Returns a block's labels on a region of the slide that the block sees.
 ReadView = Callable[[Block, Region], View]
@@ -33,8 +33,8 @@ class BatchOverlaps(NamedTuple):
         depth: (n,) int32.
         box: (n, 4) int32.
         twins: (k, 3) int64 a block, and two labels of it that look like one object cut in two.
-        pairs: (p, 9) int32 first block, second block, then the columns of `Overlaps.pairs`.
-        reach: (r, 5) int32 a block, its label, the block that it reaches into, then pixels as in `Overlaps.reach`.
+        pairs: (p, 9) int32 first block, second block, then the columns of `SeamOverlaps.pairs`.
+        reach: (r, 5) int32 a block, its label, the block that it reaches into, then pixels as in `SeamOverlaps.reach`.
     """
 
     blocks: NDArray[np.int64]
@@ -84,7 +84,7 @@ def compare_blocks(
         pairs.append(np.column_stack([np.broadcast_to(ids, (len(overlaps.pairs), 2)), overlaps.pairs]))
         side = overlaps.reach[:, 0]
         reach.append(np.column_stack([ids[side], overlaps.reach[:, 1], ids[1 - side], overlaps.reach[:, 2:]]))
-    couples = [_with_block(block_id, twins(table, twin_border)) for block_id, table in tables.items()]
+    split_pairs = [_with_block(block_id, find_split_pairs(table, twin_border)) for block_id, table in tables.items()]
     return BatchOverlaps(
         blocks=np.array(list(tables), np.int64),
         counts=np.array([table.area.size for table in tables.values()], np.int64),
@@ -92,7 +92,7 @@ def compare_blocks(
         owned=_joined([table.owned for table in tables.values()]),
         depth=_joined([table.depth for table in tables.values()]),
         box=_joined([table.box for table in tables.values()], 4),
-        twins=np.concatenate([np.zeros((0, 3), np.int64), *couples]),
+        twins=np.concatenate([np.zeros((0, 3), np.int64), *split_pairs]),
         pairs=np.concatenate(pairs),
         reach=np.concatenate(reach),
     )
@@ -102,11 +102,11 @@ def _joined(columns: Iterable[NDArray[Any]], *shape: int) -> NDArray[np.int32]:
     return np.concatenate([np.zeros((0, *shape), np.int32), *(column.astype(np.int32) for column in columns)])
 
 
-def _with_block(block_id: int, couples: NDArray[np.uint32]) -> NDArray[np.int64]:
-    return np.column_stack([np.full(len(couples), block_id), couples]).astype(np.int64)
+def _with_block(block_id: int, rows: NDArray[np.uint32]) -> NDArray[np.int64]:
+    return np.column_stack([np.full(len(rows), block_id), rows]).astype(np.int64)
 
 
-def join_batches(grid: BlockGrid, batches: Sequence[BatchOverlaps]) -> tuple[Instances, Pairs]:
+def join_batches(grid: BlockGrid, batches: Sequence[BatchOverlaps]) -> tuple[BlockLabels, LabelPairs]:
     """Join the tables of all batches, at least one, into those of the slide."""
     whole = BatchOverlaps(*(np.concatenate(columns) for columns in zip(*batches, strict=True)))
     per_block = np.zeros(len(grid), np.int64)
@@ -114,17 +114,17 @@ def join_batches(grid: BlockGrid, batches: Sequence[BatchOverlaps]) -> tuple[Ins
     offsets = np.concatenate([[0], np.cumsum(per_block)])
     # Batches aren't in block order.
     rows = _rows_in_block_order(whole.blocks, whole.counts, offsets)
-    instances = Instances(
+    labels = BlockLabels(
         offsets=offsets,
         area=_placed(whole.area, rows),
         owned=_placed(whole.owned, rows),
         depth=_placed(whole.depth, rows),
         box=_placed(whole.box, rows),
-        twins=offsets[whole.twins[:, :1]] + whole.twins[:, 1:] - 1,
+        split_pairs=offsets[whole.twins[:, :1]] + whole.twins[:, 1:] - 1,
         halo=grid.halo,
     )
     pairs, reach = whole.pairs.astype(np.int64), whole.reach.astype(np.int64)
-    return instances, Pairs(
+    return labels, LabelPairs(
         first=offsets[pairs[:, 0]] + pairs[:, 2] - 1,
         second=offsets[pairs[:, 1]] + pairs[:, 3] - 1,
         shared=pairs[:, 4],

@@ -17,7 +17,7 @@ class Numbering(NamedTuple):
     """The ids that block labels get in the slide; on disk each field is a file.
 
     Attributes:
-        offsets: (blocks + 1,) int64 first label of each block, as in `Instances`.
+        offsets: (blocks + 1,) int64 first label of each block, as in `BlockLabels`.
         relabelling: (labels,) int64 as in `Resolution`.
         sizes: (objects + 1,) int64 pixels that each object claims, by id.
     """

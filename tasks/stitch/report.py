@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from slidesam.tasks.grid import BlockGrid
-from slidesam.tasks.stitch.tables import EDGE, Facts, Instances, Pairs, Resolution
+from slidesam.tasks.stitch.tables import (
+    MIN_DEPTH,
+    BlockLabels,
+    Decisions,
+    Flags,
+    Ints,
+    LabelPairs,
+    Resolution,
+    count_components,
+)
 
-Ints = NDArray[np.int64]
 # What is counted, per seam and for the slide, with the words that explain it.
 COLUMNS = {
     "objects": "objects that a block owns in part and that reach into what the other owns",
@@ -27,13 +35,13 @@ _FEW = 3
 
 
 def make_report(
-    grid: BlockGrid, instances: Instances, pairs: Pairs, resolution: Resolution, factor: float = 1.0
+    grid: BlockGrid, labels: BlockLabels, pairs: LabelPairs, resolution: Resolution, factor: float = 1.0
 ) -> dict[str, Any]:
-    """The report, as JSON.
+    """Make the report, as JSON.
 
     Args:
         grid: The blocks on level 0.
-        instances: All labels of all blocks.
+        labels: All labels of all blocks.
         pairs: Their overlaps.
         resolution: What was made of them.
         factor: Pixels of level 0 per pixel in which `blocks.halo` is given.
@@ -43,129 +51,122 @@ def make_report(
         the ids of its two blocks first; `wide`, how many objects are wider than the halo; `halo` in pixels of level 0;
         `advised_halo` as the setting has it, None where there is nothing to advise; `warnings`, sentences.
     """
-    facts = resolution.facts
-    crossing, seam, group = _crossings(grid, instances, pairs, facts.group)
-    where = _unique(seam, group)
-    seam, group = where[:, 0], where[:, 1]
-    agreed = _is_in(seam, group, *_of_pairs(grid, instances, pairs, facts.group, facts.matched))
-    overlapping = _is_in(seam, group, *_of_pairs(grid, instances, pairs, facts.group, np.ones(pairs.first.size, bool)))
-    total = int(facts.group.max(initial=-1)) + 1
-    united, dropped = (_flags(total, facts.group[mask]) for mask in (facts.piece, facts.dropped))
-    flags = {
-        "objects": np.ones(seam.size, bool),
-        "matched": agreed,
-        "contested": ~agreed & overlapping,
-        "one_sided": ~agreed & ~overlapping,
-        "united": united[group],
+    decisions = resolution.decisions
+    sightings = _Sightings(grid, labels, pairs, decisions.component)
+    is_crossing = labels.visible[pairs.reaching]
+    crossing = sightings.of_reaching(is_crossing)
+    is_agreed = np.isin(crossing, sightings.of_pairs(decisions.matched))
+    is_overlapping = np.isin(crossing, sightings.of_pairs(np.ones(pairs.first.size, bool)))
+    united, suppressed = (
+        sightings.flag_components(decisions.component[mask]) for mask in (decisions.fragment, decisions.suppressed)
+    )
+    counted = {
+        "objects": crossing,
+        "matched": crossing[is_agreed],
+        "contested": crossing[~is_agreed & is_overlapping],
+        "one_sided": crossing[~is_agreed & ~is_overlapping],
+        "united": crossing[united[sightings.components(crossing)]],
+        "rescued": sightings.of_reaching(decisions.recovered[pairs.reaching]),
+        "dropped": sightings.of_suppressed(decisions),
     }
-    saved_seam, saved = _rescued(grid, instances, pairs, facts.rescued, facts.group)
-    counts = {name: _by_seam(seam[flag]) for name, flag in flags.items()}
-    counts |= {"rescued": _by_seam(saved_seam), "dropped": _by_seam(_dropped(grid, instances, pairs, facts))}
-    totals = {name: int(np.unique(group[flag]).size) for name, flag in flags.items()}
-    totals["matched"] = totals["objects"] - int(np.unique(group[~agreed]).size)
-    totals |= {"rescued": int(np.unique(saved).size), "dropped": int(dropped.sum())}
-    wide = _wide(instances, facts.group, united[:total], crossing)
-    halo = _needed_halo(grid, instances, facts.group, wide)
+    totals = {name: int(np.unique(sightings.components(seen)).size) for name, seen in counted.items()}
+    totals["matched"] = totals["objects"] - int(np.unique(sightings.components(crossing[~is_agreed])).size)
+    # They may lie wholly in their block, beside what covers them.
+    totals["dropped"] = int(suppressed.sum())
+    at_seams = sightings.flag_components(decisions.component[pairs.reaching[is_crossing]])
+    wide = _find_wide(labels, decisions.component, united & at_seams)
+    needed = _needed_halo(grid, labels, decisions.component, wide)
     report = {
         "totals": {name: totals[name] for name in COLUMNS},
         "columns": ["first", "second", *COLUMNS],
-        "rows": _rows(len(grid), counts),
+        "rows": sightings.rows([counted[name] for name in COLUMNS]),
         "wide": int(wide.size),
         "halo": grid.halo,
     }
-    return report | _advice(grid, totals["objects"], int(wide.size), halo, factor)
+    return report | _advise(grid, totals["objects"], int(wide.size), needed, factor)
 
 
-def _crossings(grid: BlockGrid, instances: Instances, pairs: Pairs, groups: Ints) -> tuple[Ints, Ints, Ints]:
-    """Instances that their block owns in part and that reach into what another owns; the seams; their groups."""
-    across = instances.owned[pairs.reaching] > 0
-    reaching, into = pairs.reaching[across], pairs.into[across]
-    return reaching, _seam_number(grid, instances.blocks_of(reaching), into), groups[reaching]
+class _Sightings:
+    """Objects at seams. A *sighting* is one object at one seam, as one number: the seam's times the objects, plus the object's.
+
+    Args:
+        grid: The blocks.
+        labels: All labels of all blocks.
+        pairs: Their overlaps.
+        component: (labels,) the object that each belongs to.
+    """
+
+    def __init__(self, grid: BlockGrid, labels: BlockLabels, pairs: LabelPairs, component: Ints) -> None:
+        self._blocks, self._labels, self._pairs, self._component = len(grid), labels, pairs, component
+        self._total = max(1, count_components(component))
+
+    def of_reaching(self, where: Flags) -> Ints:
+        """Return the sightings, ascending, of labels that reach into what another block owns, of the rows that a mask picks."""
+        reaching, into = self._pairs.reaching[where], self._pairs.into[where]
+        return np.unique(self._numbers(self._labels.blocks_of(reaching), into, reaching))
+
+    def of_pairs(self, where: Flags) -> Ints:
+        """Return the sightings of both labels of the pairs that a mask picks."""
+        first, second = self._pairs.first[where], self._pairs.second[where]
+        blocks = self._labels.blocks_of(first), self._labels.blocks_of(second)
+        return np.concatenate([self._numbers(*blocks, first), self._numbers(*blocks, second)])
+
+    def of_suppressed(self, decisions: Decisions) -> Ints:
+        """Return the sightings, ascending, of suppressed objects where they overlap others."""
+        claims = decisions.whole | decisions.fragment | decisions.suppressed
+        one, two = self._pairs.first, self._pairs.second
+        are_rivals = claims[one] & claims[two] & (self._component[one] != self._component[two])
+        is_suppressed = np.concatenate([decisions.suppressed[one[are_rivals]], decisions.suppressed[two[are_rivals]]])
+        return np.unique(self.of_pairs(are_rivals)[is_suppressed])
+
+    def _numbers(self, one_block: Ints, other_block: Ints, labels: Ints) -> Ints:
+        seams = np.minimum(one_block, other_block) * self._blocks + np.maximum(one_block, other_block)
+        return seams * self._total + self._component[labels]
+
+    def components(self, sightings: Ints) -> Ints:
+        """Return the object of each sighting."""
+        return sightings % self._total
+
+    def flag_components(self, components: Ints) -> Flags:
+        """Return (components,) True for these."""
+        flags = np.zeros(self._total, bool)
+        flags[components] = True
+        return flags
+
+    def rows(self, columns: Sequence[Ints]) -> list[list[int]]:
+        """Return a row per seam, ascending: the ids of its two blocks, and how many sightings of each column are at it."""
+        seams = [column // self._total for column in columns]
+        numbers = np.unique(np.concatenate(seams))
+        counts = [np.bincount(np.searchsorted(numbers, seam), minlength=numbers.size) for seam in seams]
+        rows: list[list[int]] = np.column_stack([numbers // self._blocks, numbers % self._blocks, *counts]).tolist()
+        return rows
 
 
-def _seam_number(grid: BlockGrid, one: Ints, two: Ints) -> Ints:
-    return np.minimum(one, two) * len(grid) + np.maximum(one, two)
+def _find_wide(labels: BlockLabels, component: Ints, is_fragmented: Flags) -> Ints:
+    """Return the components in fragments at seams whose labels are all cut by the edge of what their blocks see."""
+    is_uncut = np.zeros(is_fragmented.size, bool)
+    is_uncut[component[labels.visible & labels.uncut]] = True
+    return np.flatnonzero(is_fragmented & ~is_uncut)
 
 
-def _of_pairs(
-    grid: BlockGrid, instances: Instances, pairs: Pairs, groups: Ints, where: NDArray[np.bool_]
-) -> tuple[Ints, Ints]:
-    """Seam and group of both sides of the pairs that a mask picks."""
-    one, two = pairs.first[where], pairs.second[where]
-    seam = _seam_number(grid, instances.blocks_of(one), instances.blocks_of(two))
-    return np.tile(seam, 2), np.concatenate([groups[one], groups[two]])
-
-
-def _unique(seam: Ints, group: Ints) -> Ints:
-    return np.unique(np.column_stack([seam, group]), axis=0)
-
-
-def _is_in(seam: Ints, group: Ints, seams: Ints, groups: Ints) -> NDArray[np.bool_]:
-    scale = int(max(group.max(initial=0), groups.max(initial=0))) + 1
-    return np.isin(seam * scale + group, seams * scale + groups)
-
-
-def _flags(total: int, groups: Ints) -> NDArray[np.bool_]:
-    flags = np.zeros(total, bool)
-    flags[groups] = True
-    return flags
-
-
-def _rescued(
-    grid: BlockGrid, instances: Instances, pairs: Pairs, rescued: NDArray[np.bool_], groups: Ints
-) -> tuple[Ints, Ints]:
-    """Seam and group of each object that its owner missed."""
-    at = rescued[pairs.reaching]
-    reaching, into = pairs.reaching[at], pairs.into[at]
-    found = _unique(_seam_number(grid, instances.blocks_of(reaching), into), groups[reaching])
-    return found[:, 0], found[:, 1]
-
-
-def _dropped(grid: BlockGrid, instances: Instances, pairs: Pairs, facts: Facts) -> Ints:
-    """Seams at which objects that gave way overlap others, once per object; they may lie wholly in their block."""
-    claims = facts.whole | facts.piece | facts.dropped
-    rivals = claims[pairs.first] & claims[pairs.second] & (facts.group[pairs.first] != facts.group[pairs.second])
-    seam, group = _of_pairs(grid, instances, pairs, facts.group, rivals)
-    gave_way = np.concatenate([facts.dropped[pairs.first[rivals]], facts.dropped[pairs.second[rivals]]])
-    return _unique(seam[gave_way], group[gave_way])[:, 0]
-
-
-def _by_seam(seams: Ints) -> dict[int, int]:
-    return dict(zip(*(column.tolist() for column in np.unique(seams, return_counts=True)), strict=True))
-
-
-def _rows(blocks: int, counts: dict[str, dict[int, int]]) -> list[list[int]]:
-    seams = sorted(set().union(*counts.values()))
-    return [[*divmod(seam, blocks), *(counts[name].get(seam, 0) for name in COLUMNS)] for seam in seams]
-
-
-def _wide(instances: Instances, groups: Ints, united: NDArray[np.bool_], crossing: Ints) -> Ints:
-    """Groups painted in pieces all of which are cut by the edge of what their blocks see."""
-    visible = instances.owned > 0
-    whole_somewhere = np.zeros(united.size, bool)
-    whole_somewhere[groups[visible & (instances.depth >= EDGE)]] = True
-    at_seams = _flags(united.size, groups[crossing])
-    return np.flatnonzero(united & ~whole_somewhere & at_seams)
-
-
-def _needed_halo(grid: BlockGrid, instances: Instances, groups: Ints, wide: Ints) -> Ints:
-    """Per wide group, with which halo a block would see it whole, as far as its pieces tell."""
+def _needed_halo(grid: BlockGrid, labels: BlockLabels, component: Ints, wide: Ints) -> Ints:
+    """Return per wide object with which halo a block would see it whole, as far as its fragments tell."""
     if not wide.size:
         return wide
-    members = np.flatnonzero(np.isin(groups, wide) & (instances.owned > 0))
-    place = np.searchsorted(wide, groups[members])
+    members = np.flatnonzero(np.isin(component, wide) & labels.visible)
+    row = np.searchsorted(wide, component[members])
     low, high = np.full((wide.size, 2), np.iinfo(np.int64).max), np.zeros((wide.size, 2), np.int64)
-    np.minimum.at(low, place, instances.box[members, :2])
-    np.maximum.at(high, place, instances.box[members, 2:])
-    inner = np.array([grid[int(block)].inner for block in instances.blocks_of(members)])
-    beyond = np.maximum(inner[:, :2] - low[place], high[place] - inner[:, 2:]).max(1)
+    np.minimum.at(low, row, labels.box[members, :2])
+    np.maximum.at(high, row, labels.box[members, 2:])
+    inner = np.array([grid[int(block)].inner for block in labels.blocks_of(members)])
+    beyond = np.maximum(inner[:, :2] - low[row], high[row] - inner[:, 2:]).max(1)
     needed = np.full(wide.size, np.iinfo(np.int64).max)
-    np.minimum.at(needed, place, np.maximum(beyond, 0))
-    return needed + EDGE
+    np.minimum.at(needed, row, np.maximum(beyond, 0))
+    return needed + MIN_DEPTH
 
 
-def _advice(grid: BlockGrid, objects: int, wide: int, needed: Ints, factor: float) -> dict[str, Any]:
-    """A wider halo, where enough objects need one, and the sentence that says so."""
+def _advise(grid: BlockGrid, objects: int, wide: int, needed: Ints, factor: float) -> dict[str, Any]:
+    """Advise a wider halo, where enough objects need one, and word the warning."""
     if grid.halo == 0 and len(grid) > 1:
         words = "with a halo of 0 px every object at a seam stays cut: set blocks.halo to the width of an object"
         return {"advised_halo": None, "warnings": [words]}

@@ -12,7 +12,7 @@ from slidesam.tasks.plan import pieced_levels, plan_run
 from slidesam.tasks.run.marks import kept_blocks
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.parse import make_settings
-from slidesam.tasks.stitch import groups as stitch
+from slidesam.tasks.stitch.batches import block_batches
 from slidesam.tasks.store import convert
 
 
@@ -29,11 +29,11 @@ def write_image_serially(run: Run) -> None:
 
 def stitch_serially(run: Run, order: int = 1) -> int:
     """Matching, numbering, painting and export of a run whose blocks are segmented, in order or against it; how many objects."""
-    for group in stitch.groups(run)[::order]:
-        steps.match_blocks.fn(run, group)
+    for batch in block_batches(run)[::order]:
+        steps.match_blocks.fn(run, batch)
     objects = steps.resolve_objects.fn(run)["objects"]
-    for group in stitch.groups(run)[::order]:
-        steps.paint_blocks.fn(run, group)
+    for batch in block_batches(run)[::order]:
+        steps.paint_blocks.fn(run, batch)
     steps.export_slide.fn(run, objects, {})
     return objects
 

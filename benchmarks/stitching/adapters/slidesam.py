@@ -20,16 +20,18 @@ import numpy as np
 import zarr
 
 from benchmarks.stitching.case import Case
+from slidesam.tasks.labels.halo_strips import save_strips
 from slidesam.tasks.labels.objects import describe_block
-from slidesam.tasks.labels.results import save_frame, save_table
+from slidesam.tasks.labels.results import save_table
 from slidesam.tasks.plan import plan_run
 from slidesam.tasks.run.files import write_json
 from slidesam.tasks.run.marks import Marks
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.settings.sections import ImageSettings
-from slidesam.tasks.stitch import groups as steps
-from slidesam.tasks.store import ome_zarr as omezarr
+from slidesam.tasks.stitch.batches import Batch, block_batches, compare_batch, paint_batch, resolve_run
+from slidesam.tasks.stitch.label_image import create_label_image
+from slidesam.tasks.store.ome_zarr import create_plane_array, create_store, describe_image
 
 DISTRIBUTION = "slidesam"
 PROCESSES = 2
@@ -82,16 +84,16 @@ def stitch(case: Case, out: Path) -> dict[str, Any]:
 def run_of(case: Case, folder: Path) -> Run:
     """A run at whose point all blocks of a case are segmented, but for their tables: `describe` makes these."""
     slide = folder / "case.ome.zarr"
-    group = omezarr.create_store(slide, ImageSettings(), folder)
+    group = create_store(slide, ImageSettings(), folder)
     shape = (1, 1, 1, *case.shape)
     # Without a single chunk: nobody looks at its pixels.
-    omezarr.create_plane_array(group, "0", shape, np.dtype("uint8"), (1024, 1024), ImageSettings())
-    omezarr.describe_image(group, "case", [(1.0, 1.0)], None, None)
+    create_plane_array(group, "0", shape, np.dtype("uint8"), (1024, 1024), ImageSettings())
+    describe_image(group, "case", [(1.0, 1.0)], None, None)
     overrides = _SETTINGS | {"blocks.block_shape": case.block_shape, "blocks.halo": case.halo}
     run = plan_run(slide, folder / "out", make_settings(overrides=overrides))
     write_json(run.segment_folder.params, {"blocks": None})
     run.segment_folder.blocks.symlink_to(case.folder / "blocks.zarr")
-    omezarr.create_store(run.store, ImageSettings(), slide)
+    create_store(run.store, ImageSettings(), slide)
     return run
 
 
@@ -102,7 +104,7 @@ def describe(run: Run, block_ids: Iterable[int]) -> None:
         labels = case.labels(block_id)
         table = describe_block(labels, run.grid[block_id], run.grid.shape)
         save_table(run, block_id, table)
-        save_frame(run, run.grid[block_id], labels)
+        save_strips(run, run.grid[block_id], labels)
         Marks(run.segment_folder).put(block_id, {"count": int(table.area.size)})
 
 
@@ -110,21 +112,21 @@ def _timed(pool: ProcessPoolExecutor, run: Run) -> dict[str, float]:
     """The three stages, each spread over the processes."""
     seconds = {}
     started = time.perf_counter()
-    list(pool.map(steps.compare_group, *_each(run)))
+    list(pool.map(compare_batch, *_each(run)))
     seconds["match_s"] = time.perf_counter() - started
     started = time.perf_counter()
-    resolved = steps.resolve_run(run)
-    steps.ready_label(run, resolved["objects"])
+    resolved = resolve_run(run)
+    create_label_image(run, resolved["objects"])
     seconds["resolve_s"] = time.perf_counter() - started
     started = time.perf_counter()
-    list(pool.map(steps.paint_group, *_each(run)))
+    list(pool.map(paint_batch, *_each(run)))
     seconds["paint_s"] = time.perf_counter() - started
     return {stage: round(value, 3) for stage, value in seconds.items()}
 
 
-def _each(run: Run) -> tuple[list[Run], list[tuple[int, ...]]]:
-    groups = steps.groups(run)
-    return [run] * len(groups), groups
+def _each(run: Run) -> tuple[list[Run], list[Batch]]:
+    batches = block_batches(run)
+    return [run] * len(batches), batches
 
 
 def _spread(pool: ProcessPoolExecutor, function: Callable[..., None], run: Run, ids: range, chunk: int) -> None:
@@ -141,9 +143,9 @@ def _warm_up(pool: ProcessPoolExecutor, folder: Path) -> None:
         run = run_of(small, folder / f"warm-run-{number}")
         describe(run, range(len(small)))
         # Both at once, so that neither process gets both.
-        list(pool.map(steps.compare_group, *(column * PROCESSES for column in _each(run))))
-        steps.ready_label(run, steps.resolve_run(run)["objects"])
-        list(pool.map(steps.paint_group, *(column * PROCESSES for column in _each(run))))
+        list(pool.map(compare_batch, *(column * PROCESSES for column in _each(run))))
+        create_label_image(run, resolve_run(run)["objects"])
+        list(pool.map(paint_batch, *(column * PROCESSES for column in _each(run))))
 
 
 def write_blocks(case: Case) -> None:

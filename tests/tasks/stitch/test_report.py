@@ -33,7 +33,7 @@ FUNCTION = {
 
 def report_of(outer, grid: BlockGrid, rule: StitchSettings | None = None) -> dict:
     found = stitched(outer, grid, rule)
-    report = make_report(grid, found.instances, found.pairs, found.resolution)
+    report = make_report(grid, found.block_labels, found.pairs, found.resolution)
     assert json.loads(json.dumps(report)) == report
     assert report["columns"] == ["first", "second", *COLUMNS]
     assert_counts_fit(report)

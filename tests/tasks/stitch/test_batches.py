@@ -17,7 +17,8 @@ from slidesam.tasks.plan import plan_run
 from slidesam.tasks.run.marks import block_facts, kept_blocks
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.parse import make_settings
-from slidesam.tasks.stitch import groups as stitch
+from slidesam.tasks.stitch import batches
+from slidesam.tasks.stitch.batches import block_batches, is_compared, is_painted
 from tests.support.same import assert_same_segmentation
 from tests.support.serial import segment_serially, stitch_serially, write_image_serially
 
@@ -75,15 +76,15 @@ def test_blocks_add_up_to_the_whole(changes: dict, slide: Path, blobs: np.ndarra
     assert_same_segmentation(labels, ndimage.label(blobs)[0])
 
 
-def test_the_same_bytes_in_groups_of_any_size_in_any_order(
+def test_the_same_bytes_in_batches_of_any_size_in_any_order(
     slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = []
     for number, (pixels, order) in enumerate(((1, 1), (4 * 64 * 64, -1), (2**30, 1))):
-        monkeypatch.setattr(stitch, "_SMALLEST_TASK", pixels)
-        monkeypatch.setattr(stitch, "_TASK_PIXELS", pixels)
+        monkeypatch.setattr(batches, "_SMALLEST_TASK", pixels)
+        monkeypatch.setattr(batches, "_TASK_PIXELS", pixels)
         run = segmented(slide, tmp_path / str(number))
-        assert len(stitch.groups(run)) == (30, 9, 1)[number]
+        assert len(block_batches(run)) == (30, 9, 1)[number]
         stitch_serially(run, order)
         files.append(label_files(run))
     assert files[0] == files[1] == files[2]
@@ -101,8 +102,8 @@ def test_painting_again_over_what_is_there_gives_the_same_bytes(slide: Path, tmp
         for mark in run.paint_folder.marks.glob("*.json"):
             mark.unlink()
         damage()
-        for group in stitch.groups(run)[::-1]:
-            steps.paint_blocks.fn(run, group)
+        for batch in block_batches(run)[::-1]:
+            steps.paint_blocks.fn(run, batch)
         steps.export_slide.fn(run, objects, {})
         assert label_files(run) == files
 
@@ -148,9 +149,9 @@ def test_measurements_of_the_parts_add_up(slide: Path, tmp_path: Path) -> None:
         assert box == [known[f"bbox-{side}"][row] for side in range(4)]
 
 
-def test_blocks_without_objects_between_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stitch, "_SMALLEST_TASK", 1)
-    monkeypatch.setattr(stitch, "_TASK_PIXELS", 1)
+def test_blocks_without_objects_between_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "_SMALLEST_TASK", 1)
+    monkeypatch.setattr(batches, "_TASK_PIXELS", 1)
     image = np.zeros((128, 256), np.uint8)
     # The second and the last column of blocks see nothing.
     image[20:100, 10:30] = image[20:100, 150:160] = 200
@@ -179,7 +180,7 @@ def test_a_block_segmented_anew_is_compared_and_painted_anew(slide: Path, tmp_pa
     stitch_serially(run)
     run.segment_folder.mark(7).unlink()
     steps.segment_blocks.fn(run, [7])
-    assert not any(stitch.is_compared(run, group) or stitch.is_painted(run, group) for group in stitch.groups(run))
+    assert not any(is_compared(run, batch) or is_painted(run, batch) for batch in block_batches(run))
     assert not run.stitch_folder.resolved.exists()
 
 

@@ -1,0 +1,195 @@
+"""From the blocks' labels to one label image, batch of blocks by batch of blocks; files and order, the rule is `resolve`.
+
+1. `compare_batch`   which labels of neighbouring blocks overlap, for the seams of a batch
+2. `resolve_run`     the slide's objects, from all overlaps: the only step that sees the whole slide, but no pixel
+3. `paint_batch`     the labels of a batch's blocks, level 0 and the further levels that a block fills, and measurements
+
+A batch is a square of neighbouring blocks, so that few blocks are read by more than one task; each task takes a second or so.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slidesam.tasks.errors import OutputError
+from slidesam.tasks.grid import Region
+from slidesam.tasks.labels.halo_strips import HaloStrips
+from slidesam.tasks.labels.kernels import measure_labels
+from slidesam.tasks.labels.objects import ObjectTable
+from slidesam.tasks.labels.results import load_table
+from slidesam.tasks.pixels.plan import in_block_levels, shard_region
+from slidesam.tasks.pixels.pyramid import halve_labels
+from slidesam.tasks.run.files import load_arrays, output_errors, read_json, save_array, save_arrays, write_json
+from slidesam.tasks.run.marks import Marks, block_facts, kept_blocks
+from slidesam.tasks.run.run import Run
+from slidesam.tasks.stitch.overlaps import BatchOverlaps, compare_blocks, join_batches
+from slidesam.tasks.stitch.paint import Numbering, paint_block
+from slidesam.tasks.stitch.report import make_report
+from slidesam.tasks.stitch.resolve import resolve_labels
+from slidesam.tasks.stitch.tables import BlockLabels, LabelPairs
+from slidesam.tasks.store.ome_zarr import open_levels, write_shards
+
+Batch = tuple[int, ...]
+# What a task compares or paints: about a second of work, less where that would leave workers without any.
+_TASK_PIXELS, _SMALLEST_TASK, _WANTED_TASKS = 64 * 2**20, 16 * 2**20, 16
+_MEASURES = ("area", "sum_y", "sum_x", "y0", "x0", "y1", "x1")
+
+
+def block_batches(run: Run) -> list[Batch]:
+    """Cut the slide into the batches of blocks, as ids, that are compared and painted together."""
+    height, width = run.grid.shape
+    pixels = min(_TASK_PIXELS, max(_SMALLEST_TASK, height * width // _WANTED_TASKS))
+    block = run.grid.block_shape[0] * run.grid.block_shape[1]
+    return list(run.grid.batches(max(1, int((pixels / block) ** 0.5))))
+
+
+def batch_name(batch: Batch) -> str:
+    """Return the name that a batch's files carry; another way to cut the slide into batches has other names."""
+    return f"{batch[0]}-{batch[-1]}"
+
+
+# -------------------------------------------------------------------------------------------------------------- 1. compare
+
+
+def compare_batch(run: Run, batch: Batch) -> int:
+    """Write what neighbouring blocks have in common, for the seams in which a block of the batch comes first.
+
+    Returns:
+        How many pairs of labels overlap.
+
+    Raises:
+        OutputError: A block's result is damaged or gone.
+    """
+    segmented = set(kept_blocks(run))
+    tables = {block_id: _load_objects(run, block_id) for block_id in batch if block_id in segmented}
+    counts = {block_id: table.area.size for block_id, table in tables.items()}
+    # Also of the neighbours outside the batch, which a seam may lead to.
+    around = {seam.second for block_id in batch for seam in run.grid.seams(block_id)} & segmented
+    counts |= {block_id: _count_objects(run, block_id) for block_id in around - counts.keys()}
+    strips = HaloStrips(run)
+    overlaps = compare_blocks(run.grid, batch, tables, counts, strips.view, run.settings.stitch.twin_border)
+    save_arrays(_overlaps_path(run, batch), overlaps._asdict())
+    return len(overlaps.pairs)
+
+
+def _load_objects(run: Run, block_id: int) -> ObjectTable:
+    return load_table(run, block_id) if _count_objects(run, block_id) else ObjectTable.empty()
+
+
+def _count_objects(run: Run, block_id: int) -> int:
+    facts = block_facts(run, block_id)
+    if facts is None:
+        raise OutputError(f"{run.name}: block {block_id} lost its result: run the same command again")
+    return int(facts["count"])
+
+
+# -------------------------------------------------------------------------------------------------------------- 2. resolve
+
+
+def resolve_run(run: Run) -> dict[str, Any]:
+    """Number the slide's objects and report on its seams, unless that is done.
+
+    Returns:
+        `objects`, their number, and `seams`, the report.
+
+    Raises:
+        OutputError: A batch's file is damaged or gone.
+    """
+    folder = run.stitch_folder
+    resolved = read_json(folder.resolved)
+    if resolved is not None and all(folder.numbering(name).exists() for name in Numbering._fields):
+        return resolved
+    labels, pairs = load_labels(run)
+    resolution = resolve_labels(labels, pairs, run.settings.stitch)
+    report = make_report(run.grid, labels, pairs, resolution, min(run.scale.factor))
+    numbering = Numbering(labels.offsets, resolution.relabelling, resolution.size)
+    for name, array in numbering._asdict().items():
+        save_array(folder.numbering(name), array)
+    resolved = {"objects": resolution.objects, "seams": report}
+    write_json(folder.causes, run.causes["stitch"])
+    write_json(folder.resolved, resolved)
+    return resolved
+
+
+def load_labels(run: Run) -> tuple[BlockLabels, LabelPairs]:
+    """Load the labels of all blocks and all their overlaps, from what the batches wrote.
+
+    Raises:
+        OutputError: A batch's file is damaged or gone.
+    """
+    paths = [_overlaps_path(run, batch) for batch in block_batches(run)]
+    return join_batches(run.grid, [BatchOverlaps(**load_arrays(path)) for path in paths])
+
+
+def _overlaps_path(run: Run, batch: Batch) -> Path:
+    return run.stitch_folder.overlaps(batch_name(batch))
+
+
+def is_compared(run: Run, batch: Batch) -> bool:
+    """Whether a batch's overlaps are written."""
+    return _overlaps_path(run, batch).exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------- 3. paint
+
+
+def paint_batch(run: Run, batch: Batch) -> None:
+    """Write the labels of a batch's blocks to level 0 and to the further levels that they fill, then their measurements.
+
+    Raises:
+        OutputError: A block's result or the numbering is damaged or gone, or the label image can't be written.
+    """
+    segmented, strips = set(kept_blocks(run)), HaloStrips(run)
+    levels = open_levels(run.paths.label_image, run.settings.image.ome_zarr)
+    in_block = in_block_levels(run.grid.block_shape, len(levels))
+    numbering = _load_numbering(run)
+    measures = [np.zeros((0, 1 + len(_MEASURES)), np.int64)]
+    for block in (run.grid[block_id] for block_id in batch):
+        seen_by = (block.block_id, *run.grid.neighbours(block.block_id))
+        sources = (run.grid[block_id] for block_id in seen_by if block_id in segmented)
+        labels = paint_block(block, sources, numbering, strips.view, levels[0].dtype)
+        if labels is None:
+            continue
+        measures.append(_measure_on_slide(labels, block.inner))
+        with output_errors(run.store):
+            for number, array in enumerate(levels[:in_block]):
+                write_shards(array, shard_region(block.inner, number), labels)
+                labels = halve_labels(labels)
+    save_array(run.paint_folder.measures(batch_name(batch)), np.concatenate(measures))
+    Marks(run.paint_folder).put(batch_name(batch), {})
+
+
+def is_painted(run: Run, batch: Batch) -> bool:
+    """Whether a batch's labels are written."""
+    is_measured = run.paint_folder.measures(batch_name(batch)).exists()
+    return is_measured and Marks(run.paint_folder).get(batch_name(batch)) is not None
+
+
+def _load_numbering(run: Run) -> Numbering:
+    """Load the numbering; only the parts that are used come into memory.
+
+    Raises:
+        OutputError: It is damaged or gone; what vouches for it is removed, so that the next run makes it again.
+    """
+    folder = run.stitch_folder
+    try:
+        # Not read-only, which numba would compile for once more; nothing is written back.
+        return Numbering(*(np.asarray(np.load(folder.numbering(name), mmap_mode="c")) for name in Numbering._fields))
+    except (OSError, ValueError, EOFError) as error:
+        folder.resolved.unlink(missing_ok=True)
+        raise OutputError(f"{folder.path} lost the numbers of the objects: run the same command again") from error
+
+
+def _measure_on_slide(labels: NDArray[Any], inner: Region) -> NDArray[np.int64]:
+    """Return (n, 8) id, area, sums of y and x, and box, in the slide's coordinates, of the objects in an inner region."""
+    ids, measures = measure_labels(labels)
+    area = measures[:, 0]
+    measures[:, 1] += inner.y0 * area
+    measures[:, 2] += inner.x0 * area
+    measures[:, [3, 5]] += inner.y0
+    measures[:, [4, 6]] += inner.x0
+    return np.column_stack([ids, measures])
