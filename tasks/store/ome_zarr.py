@@ -24,11 +24,6 @@ import zarr
 import zarrs  # noqa: F401 (zarr finds it once it is imported)
 from numcodecs import Blosc
 from numpy.typing import NDArray
-from ome_zarr_models.common.image_label_types import Color, Source
-from ome_zarr_models.v04 import multiscales as v04
-from ome_zarr_models.v04.axes import Axis as AxisV04
-from ome_zarr_models.v05 import multiscales as v05
-from ome_zarr_models.v05.axes import Axis as AxisV05
 from zarr.codecs import BloscCodec
 from zarr.core import sync
 
@@ -249,6 +244,8 @@ def remove_label(root: zarr.Group, label: str) -> None:
 
 def finish_label(root: zarr.Group, label: str, mpp: Pixel | None) -> None:
     """Writes what makes the arrays a label image, last of all its name in the store's list of labels."""
+    from ome_zarr_models.common.image_label_types import Color, Source
+
     labels, group = root["labels"], root[f"labels/{label}"]
     assert isinstance(labels, zarr.Group)
     assert isinstance(group, zarr.Group)
@@ -282,7 +279,13 @@ def listed_labels(root: zarr.Group) -> list[str]:
 
 
 def _multiscale(group: zarr.Group, name: str, downsamples: Sequence[Pixel], mpp: Pixel | None) -> dict[str, Any]:
-    module, axis = (v05, AxisV05) if group.metadata.zarr_format == 3 else (v04, AxisV04)
+    # Here, as these modules take 0.15 s to load and most processes write no metadata.
+    from ome_zarr_models.v04 import axes as axes04
+    from ome_zarr_models.v04 import multiscales as v04
+    from ome_zarr_models.v05 import axes as axes05
+    from ome_zarr_models.v05 import multiscales as v05
+
+    module, axis = (v05, axes05.Axis) if group.metadata.zarr_format == 3 else (v04, axes04.Axis)
     unit = "micrometer" if mpp else None
     axes = [axis(name=a, type=_TYPES[a], **({"unit": unit} if unit and a in "yx" else {})) for a in AXES]
     pixel = mpp or (1.0, 1.0)
