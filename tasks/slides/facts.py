@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from slidesam.tasks.slides.source import Display
+from slidesam.tasks.slides.source import Display, SourceSpec
 
 EXTENSIONS = (
     "zarr", "zip", "svs", "tif", "tiff", "btf", "tf2", "tf8", "ndpi", "scn", "bif", "qptiff", "lsm", "stk", "avs", "ome",
@@ -90,6 +90,8 @@ class Slide(BaseModel):
     """What makes it this slide."""
     warnings: tuple[str, ...]
     """What a person should know, one sentence each."""
+    source: SourceSpec | None = Field(default=None, exclude=True, repr=False)
+    """What opening the slide again needs; none in facts that were read from JSON, or if it would be too large to travel."""
 
     @property
     def shape(self) -> tuple[int, int]:

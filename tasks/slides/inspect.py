@@ -8,26 +8,30 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from slidesam.tasks.errors import SettingsError, SlideError, in_one_line
+from slidesam.tasks.errors import SettingsError, SlideError
 from slidesam.tasks.settings.sections import SlideSettings
 from slidesam.tasks.slides.facts import Level, Slide, SlideIdentity, slide_name
 from slidesam.tasks.slides.source import (
     RGB_NAMES,
-    Source,
     SourceFacts,
+    SourceSpec,
     downsample,
     errors_as_slide_errors,
+    file_states,
+    missing_as_slide_errors,
     one_line_name,
 )
-from slidesam.tasks.slides.tiff.source import TiffSource
-from slidesam.tasks.slides.zarr.source import ZarrSource
+from slidesam.tasks.slides.tiff.inspect import inspect_tiff
+from slidesam.tasks.slides.zarr.inspect import inspect_zarr
 
 _NUCLEAR_STAIN = re.compile(r"dapi|hoechst|nucle|draq", re.IGNORECASE)
 _DIGEST_BYTES = 2**20
+MAX_CARRIED_BYTES = 2**18  # bytes of a description that travels with each task; larger ones are made again
 
 
 def inspect_slide(path: str | os.PathLike[str], settings: SlideSettings = SlideSettings()) -> Slide:  # noqa: B008 (frozen)
@@ -45,15 +49,12 @@ def inspect_slide(path: str | os.PathLike[str], settings: SlideSettings = SlideS
     file = one_line_name(given)
     with errors_as_slide_errors(file, "can't be opened", "see that it is there and can be read"):
         location = Path(os.path.abspath(given))  # noqa: PTH100 (a link keeps its name)
-        source = open_source(location, file, settings.series)
-        try:
-            return _slide(location, file, source, settings)
-        finally:
-            source.close()
+        facts, source = inspect_source(location, file, settings.series)
+        return _slide(location, file, facts, source, settings)
 
 
-def open_source(path: Path, file: str, series: int) -> Source:
-    """Opens a file or folder as what it is.
+def inspect_source(path: Path, file: str, series: int) -> tuple[SourceFacts, SourceSpec]:
+    """Inspect a file or folder as what it is.
 
     Args:
         path: The file or folder.
@@ -64,26 +65,22 @@ def open_source(path: Path, file: str, series: int) -> Source:
         SlideError: It isn't there, may not be read, or is no slide.
         SettingsError: It has no image of that number.
     """
-    try:
+    with missing_as_slide_errors(path, file):
         path.stat()
         if path.is_dir():
-            return ZarrSource(path, series)
+            return inspect_zarr(path, series)
         if not path.is_file():
             raise SlideError(f"{file}: is no regular file; point at a slide file or an OME-Zarr folder")
-        return TiffSource(path, series)
-    except FileNotFoundError:
-        raise SlideError(f"{file}: isn't there ({in_one_line(str(path))}); correct the path") from None
-    except PermissionError:
-        raise SlideError(f"{file}: may not be read by this user; ask its owner for permission to read it") from None
+        return inspect_tiff(path, series)
 
 
-def _slide(path: Path, file: str, source: Source, settings: SlideSettings) -> Slide:
-    facts, finest = source.facts, source.facts.shapes[0]
+def _slide(path: Path, file: str, facts: SourceFacts, source: SourceSpec, settings: SlideSettings) -> Slide:
+    finest = facts.shapes[0]
     levels = tuple(
-        Level(shape=(y, x), downsample=downsample((y, x), finest[3:]), chunks=source.view(number).chunks)
-        for number, (*_, y, x) in enumerate(facts.shapes)
+        Level(shape=(y, x), downsample=downsample((y, x), finest[3:]), chunks=chunks)
+        for (*_, y, x), chunks in zip(facts.shapes, facts.chunks, strict=True)
     )
-    mpp, warnings = facts.mpp, [*facts.warnings, *source.remarks()]
+    mpp, warnings = facts.mpp, list(facts.warnings)
     if settings.mpp is not None:
         if mpp is not None and abs(mpp[0] / settings.mpp - 1) > 0.02:
             warnings.append(
@@ -96,7 +93,7 @@ def _slide(path: Path, file: str, source: Source, settings: SlideSettings) -> Sl
         path=path,
         name=slide_name(path, settings.name),
         format=facts.format,
-        kind="zarr" if isinstance(source, ZarrSource) else "tiff",
+        kind=source.kind,
         series=settings.series,
         n_series=facts.n_series,
         size_t=finest[0],
@@ -111,8 +108,9 @@ def _slide(path: Path, file: str, source: Source, settings: SlideSettings) -> Sl
         t=_plane(file, "t", settings.t, finest[0], "time points"),
         z=_plane(file, "z", settings.z, finest[2], "focal planes"),
         channels=_channels(file, settings.channels, facts),
-        identity=_identity(path, facts.identity_files, source.missing_chunks()),
+        identity=_identity(path, facts.identity_files, facts.missing_chunks),
         warnings=tuple(warnings),
+        source=source if len(pickle.dumps(source)) <= MAX_CARRIED_BYTES else None,
     )
 
 
@@ -164,8 +162,3 @@ def _identity(path: Path, files: Sequence[Path], missing_chunks: int) -> SlideId
         files=states,
         digest=digest.hexdigest(),
     )
-
-
-def file_states(files: Sequence[Path]) -> tuple[tuple[int, int], ...]:
-    """Reads size and time of the last change of each file."""
-    return tuple((status.st_size, status.st_mtime_ns) for status in (file.stat() for file in files))

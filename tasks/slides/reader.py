@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from slidesam.tasks.errors import SlideError, SlideGoneError
 from slidesam.tasks.grid import Region
 from slidesam.tasks.slides.facts import Slide
-from slidesam.tasks.slides.inspect import file_states, open_source
-from slidesam.tasks.slides.source import TczyxView, errors_as_slide_errors, one_line_name
+from slidesam.tasks.slides.inspect import inspect_source
+from slidesam.tasks.slides.source import Source, errors_as_slide_errors, missing_as_slide_errors, one_line_name
 
 
 class PixelReader(Protocol):
@@ -48,28 +48,30 @@ class SlideReader:
         self._slide = slide
         try:
             with errors_as_slide_errors(self._file, "can't be opened", "see that it is there and can be read"):
-                self._source = open_source(slide.path, self._file, slide.series)
-                try:
-                    self._check_unchanged()
-                except BaseException:
-                    self.close()
-                    raise
+                self._source = self._open()
         except SlideError as error:
             raise SlideGoneError(str(error)) from error
 
-    def _check_unchanged(self) -> None:
-        """Refuses another file than the one that was inspected. Asked of an open file: what replaces it later isn't read.
+    def _open(self) -> Source:
+        """Open the slide, and refuse it if it isn't the one that was inspected.
+
+        Asked of an open file: what replaces it later isn't read.
 
         Raises:
-            SlideError: It has changed, or was replaced, even by one of the same shape.
+            SlideError: It isn't there, has changed, or was replaced, even by one of the same shape.
         """
-        slide, facts = self._slide, self._source.facts
-        found = (tuple(shape[3:] for shape in facts.shapes), facts.shapes[0][:3], facts.dtype.name)
-        expected = (
-            tuple(level.shape for level in slide.levels), (slide.size_t, slide.size_c, slide.size_z), slide.dtype,
-        )  # fmt: skip
-        if found != expected or file_states(facts.identity_files) != slide.identity.files:
-            raise SlideError(f"{self._file}: changed since the run was planned; run the same command again")
+        slide = self._slide
+        spec = slide.source or inspect_source(slide.path, self._file, slide.series)[1]
+        with missing_as_slide_errors(slide.path, self._file):
+            source = spec.open(slide.path)
+        try:
+            if source.states() != slide.identity.files:
+                raise SlideError(f"{self._file}: changed since the run was planned; run the same command again")
+        except BaseException:
+            source.close()
+            raise
+        self._shapes = spec.shapes
+        return source
 
     def __enter__(self) -> SlideReader:
         return self
@@ -88,14 +90,36 @@ class SlideReader:
         """What is being read."""
         return self._slide
 
-    def tczyx(self, level: int = 0) -> TczyxView:
-        """Lazy pixels of one level with axes t, c, z, y, x, whatever their order in the file.
+    def fetch(self, level: int, ts: range, cs: Sequence[int], zs: range, region: Region) -> NDArray[Any]:
+        """Read pixels of any planes, whatever the order of axes in the file.
 
-        Coarser levels of an OME-Zarr may have fewer focal planes than level 0.
+        Args:
+            level: 0 is the finest. Coarser levels of an OME-Zarr may have fewer focal planes than level 0.
+            ts: Time points.
+            cs: Channels, in any order.
+            zs: Focal planes.
+            region: Pixels of the level, inside it.
+
+        Returns:
+            (t, c, z, y, x) array of type `slide.dtype`.
+
+        Raises:
+            SlideError: The pixels can't be decoded; the message names file, level and region.
+            IndexError: There is no such level, region or plane.
         """
-        if not 0 <= level < len(self._slide.levels):
-            raise IndexError(f"level {level} of {len(self._slide.levels)}")
-        return self._source.view(level)
+        if not 0 <= level < len(self._shapes):
+            raise IndexError(f"level {level} of {len(self._shapes)}")
+        size_t, size_c, size_z, height, width = self._shapes[level]
+        inside = 0 <= region.y0 < region.y1 <= height and 0 <= region.x0 < region.x1 <= width
+        planes = ((ts, size_t), (cs, size_c), (zs, size_z))
+        if not inside or not all(indices and 0 <= min(indices) <= max(indices) < size for indices, size in planes):
+            raise IndexError(
+                f"{region}, channels {tuple(cs)}, time points {ts}, planes {zs}: not in level {level} of {height} × {width} px, "
+                f"{size_c} channels, {size_t} time points, {size_z} planes"
+            )
+        action = f"level {level}, rows {region.y0}-{region.y1}, columns {region.x0}-{region.x1} can't be decoded"
+        with errors_as_slide_errors(self._file, action, "the file is damaged there, get it again or leave it out"):
+            return self._source.fetch(level, ts, cs, zs, region)
 
     def read(self, region: Region, level: int = 0, channels: Sequence[int] | None = None) -> NDArray[Any]:
         """Reads a rectangle of the time point and focal plane that the settings chose.
@@ -116,14 +140,8 @@ class SlideReader:
 
     def read_planes(self, region: Region, level: int = 0, channels: Sequence[int] | None = None) -> NDArray[Any]:
         """As `read`, but (c, y, x), in whatever order of memory the file has."""
-        view = self.tczyx(level)
+        if not 0 <= level < len(self._shapes):
+            raise IndexError(f"level {level} of {len(self._shapes)}")
         chosen = self._slide.channels if channels is None else tuple(int(channel) for channel in channels)
-        _, size_c, size_z, height, width = view.shape
-        inside = 0 <= region.y0 < region.y1 <= height and 0 <= region.x0 < region.x1 <= width
-        if not inside or not chosen or not all(0 <= channel < size_c for channel in chosen):
-            raise IndexError(
-                f"{region}, channels {chosen}: not in level {level} of {height} × {width} px, {size_c} channels"
-            )
-        t, z = self._slide.t, self._slide.z * size_z // self._slide.size_z
-        planes: NDArray[Any] = view.fetch(range(t, t + 1), chosen, range(z, z + 1), region)[0, :, 0]
-        return planes
+        t, z = self._slide.t, self._slide.z * self._shapes[level][2] // self._slide.size_z
+        return self.fetch(level, range(t, t + 1), chosen, range(z, z + 1), region)[0, :, 0]

@@ -1,9 +1,9 @@
-"""What every kind of slide file has in common: its facts, its lazy pixels, and the limits checked before any is read.
+"""What every kind of slide file has in common: its facts, reading from it, and the limits checked before any pixel is read.
 
-`slide_tiff` and `slide_zarr` build on this and `slide` puts them together; nothing here knows a file format.
+`tiff` and `zarr` build on this, `inspect` and `reader` use them; nothing here knows a file format.
 
 1. `SourceFacts` is what a file says of one image, in TCZYX order.
-2. `TczyxView` is its pixels, none of which is read before they are asked for.
+2. `SourceSpec` is what opening the image again needs, in any process; `Source` is the image opened.
 3. `check_level`, `check_dtype`, `check_chunk` refuse what can't be true or would not fit into memory.
 4. `errors_as_slide_errors` turns whatever a library raises into one line for a person.
 """
@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import errno
 import math
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from slidesam.tasks.errors import SlideAwayError, SlideError, SlidesamError, in_one_line
 from slidesam.tasks.grid import Region
@@ -33,7 +35,7 @@ CREDIBLE_MPP = (0.01, 100.0)  # µm per pixel; 72 dpi would be 353
 RGB_NAMES = ("red", "green", "blue")
 
 Shape5: TypeAlias = tuple[int, int, int, int, int]
-Fetch: TypeAlias = Callable[[range, Sequence[int], range, Region], NDArray[Any]]
+FileState: TypeAlias = tuple[int, int]  # size in bytes, time of the last change in ns
 
 
 class Display(NamedTuple):
@@ -57,44 +59,84 @@ class SourceFacts:
         n_series: Number of images in the file.
         dtype: Pixel type as handed out: native byte order, uint8 for truth values.
         shapes: Sizes (t, c, z, y, x) of each level, finest first.
+        chunks: Of each level, what is decoded at once, as (t, c, z, y, x).
         mpp: Pixel size (y, x) in µm where the file states a credible one.
         channel_names: One per channel.
         is_rgb: Whether the channels are red, green and blue.
         warnings: What a person should know, one sentence each.
         identity_files: Files whose content stands for the whole: all that decides what pixels mean.
         display: One per channel.
+        missing_chunks: Chunks of the finest level that aren't there and read as empty, 0 where they aren't counted.
     """
 
     format: str
     n_series: int
     dtype: np.dtype[Any]
     shapes: tuple[Shape5, ...]
+    chunks: tuple[Shape5, ...]
     mpp: tuple[float, float] | None
     channel_names: tuple[str, ...]
     is_rgb: bool
     warnings: tuple[str, ...]
     identity_files: tuple[Path, ...]
     display: tuple[Display, ...]
+    missing_chunks: int = 0
+
+
+class SourceSpec(BaseModel, ABC):
+    """What opening an image again needs, found by inspecting it once; small, frozen and picklable."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    kind: Literal["tiff", "zarr"]
+    """Whether it is a file of the TIFF family or a Zarr folder."""
+
+    @property
+    @abstractmethod
+    def shapes(self) -> tuple[Shape5, ...]:
+        """Sizes (t, c, z, y, x) of each level, finest first."""
+
+    @abstractmethod
+    def open(self, path: Path) -> Source:
+        """Open the image, inspecting nothing.
+
+        Args:
+            path: The slide's file or folder.
+
+        Raises:
+            OSError: It can't be opened.
+        """
 
 
 class Source(Protocol):
-    """An open slide file."""
+    """An open slide file. Several threads may share one."""
 
-    @property
-    def facts(self) -> SourceFacts:
-        """What the file says about the image."""
+    def fetch(self, level: int, ts: range, cs: Sequence[int], zs: range, region: Region) -> NDArray[Any]:
+        """Read pixels.
 
-    def view(self, level: int) -> TczyxView:
-        """Lazy pixels of one level."""
+        Args:
+            level: Which level, 0 is the finest.
+            ts: Time points.
+            cs: Channels, in any order.
+            zs: Focal planes.
+            region: Pixels of the level, inside it.
 
-    def remarks(self) -> list[str]:
-        """What else a person should know, where finding out takes longer than opening should."""
+        Returns:
+            (t, c, z, y, x) array of the image's pixel type, in native byte order.
 
-    def missing_chunks(self) -> int:
-        """Number of chunks that aren't there and read as empty, 0 where they aren't counted."""
+        Raises:
+            Exception: They can't be decoded.
+        """
+
+    def states(self) -> tuple[FileState, ...]:
+        """Return the states of the files that stand for the whole, as they are now.
+
+        Raises:
+            OSError: One isn't there, or can't be looked at.
+        """
 
     def close(self) -> None:
-        """Gives back the file handles."""
+        """Give back the file handles."""
 
 
 def credible_window(start: object, end: object) -> tuple[float, float] | None:
@@ -106,79 +148,13 @@ def credible_window(start: object, end: object) -> tuple[float, float] | None:
     return (low, high) if math.isfinite(low) and math.isfinite(high) and low < high else None
 
 
-class TczyxView:
-    """One level of a slide as a lazy array with axes t, c, z, y, x, whatever their order in the file.
-
-    Indexing with integers and slices reads the pixels, and only the tiles, strips or chunks that hold them. Steps are for
-    t, c and z only, and forwards. Safe to use from several threads.
-
-    Attributes:
-        shape: Sizes (t, c, z, y, x).
-        dtype: Pixel type as handed out: native byte order, uint8 for truth values.
-        chunks: Sizes (t, c, z, y, x) of what is decoded at once: cheapest to read in multiples of it.
+def file_states(files: Sequence[Path]) -> tuple[FileState, ...]:
+    """Read the state of each file.
 
     Raises:
-        SlideError: The pixels asked for can't be decoded.
+        OSError: One isn't there, or can't be looked at.
     """
-
-    ndim = 5
-
-    def __init__(
-        self, file: str, level: int, shape: Shape5, dtype: np.dtype[Any], chunks: Shape5, fetch: Fetch
-    ) -> None:
-        self.shape, self.dtype, self.chunks = shape, dtype, chunks
-        self._file, self._level, self._fetch = file, level, fetch
-
-    def __getitem__(self, key: Any) -> NDArray[Any]:
-        ranges, scalars = _normalised(key, self.shape)
-        ts, cs, zs, ys, xs = ranges
-        if ys.step != 1 or xs.step != 1 or min(each.step for each in ranges) < 1:
-            raise IndexError("steps along y and x, and backwards, aren't supported")
-        if not all(len(each) for each in ranges):
-            pixels = np.empty(tuple(len(each) for each in ranges), self.dtype)
-        else:
-            pixels = self.fetch(ts, cs, zs, Region(ys.start, xs.start, ys.stop, xs.stop))
-        return pixels[tuple(0 if scalar else slice(None) for scalar in scalars)]
-
-    def fetch(self, ts: range, cs: Sequence[int], zs: range, region: Region) -> NDArray[Any]:
-        """Reads pixels.
-
-        Args:
-            ts: Time points.
-            cs: Channels, in any order.
-            zs: Focal planes.
-            region: Pixels of this level, inside it.
-
-        Returns:
-            (t, c, z, y, x) array in the source's dtype.
-
-        Raises:
-            SlideError: They can't be decoded; the message names file, level and region.
-        """
-        doing = f"level {self._level}, rows {region.y0}-{region.y1}, columns {region.x0}-{region.x1} can't be decoded"
-        with errors_as_slide_errors(self._file, doing, "the file is damaged there, get it again or leave it out"):
-            return self._fetch(ts, cs, zs, region)
-
-
-def _normalised(key: Any, shape: Shape5) -> tuple[list[range], list[bool]]:
-    """Index → one range per axis, and which axes an integer takes away."""
-    parts = list(key) if isinstance(key, tuple) else [key]
-    if Ellipsis in parts:
-        at = parts.index(Ellipsis)
-        parts[at : at + 1] = [slice(None)] * (len(shape) - len(parts) + 1)
-    if len(parts) > len(shape):
-        raise IndexError(f"{len(parts)} indices for 5 axes")
-    parts += [slice(None)] * (len(shape) - len(parts))
-    ranges: list[range] = []
-    for part, size in zip(parts, shape, strict=True):
-        if isinstance(part, slice):
-            ranges.append(range(*part.indices(size)))
-            continue
-        at = int(part)
-        if not -size <= at < size:
-            raise IndexError(f"index {at} of {size}")
-        ranges.append(range(at % size, at % size + 1))
-    return ranges, [not isinstance(part, slice) for part in parts]
+    return tuple((status.st_size, status.st_mtime_ns) for status in (file.stat() for file in files))
 
 
 @contextmanager
@@ -196,6 +172,17 @@ def errors_as_slide_errors(file: str, what: str, advice: str) -> Iterator[None]:
     except Exception as error:
         kind = SlideAwayError if _is_passing(error) else SlideError
         raise kind(f"{file}: {what} ({in_one_line(error, _WORDS_OF_LIBRARIES)}); {advice}") from error
+
+
+@contextmanager
+def missing_as_slide_errors(path: Path, file: str) -> Iterator[None]:
+    """Turns the errors of opening a file that isn't there, or may not be read, into a `SlideError` in words."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise SlideError(f"{file}: isn't there ({in_one_line(str(path))}); correct the path") from None
+    except PermissionError:
+        raise SlideError(f"{file}: may not be read by this user; ask its owner for permission to read it") from None
 
 
 # Of a file server that doesn't answer, or a process that has too much open.

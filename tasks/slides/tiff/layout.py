@@ -1,24 +1,59 @@
-"""Where in a TIFF file each plane, tile and strip of a level lies, and how a tile or strip is decoded.
+"""Where in a TIFF file each plane, tile and strip of a level lies, as a description that travels between processes.
 
-`slide_tiff_levels` makes these from the file's directories; nothing here reads the file.
+`levels` makes it from the file's directories; nothing here reads the file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from slidesam.tasks.grid import Region
 from slidesam.tasks.slides.source import Shape5
+from slidesam.tasks.slides.tiff.codec import Codec
+
+
+class Table(NamedTuple):
+    """Integers of a directory, such as the offsets of its tiles: themselves if they are few, else where in the file they are.
+
+    Attributes:
+        numbers: The integers as int64 in this machine's byte order; none if they are to be read from the file.
+        offset: Byte in the file where they begin.
+        dtype: Their type there.
+        length: How many.
+    """
+
+    numbers: bytes | None
+    offset: int = 0
+    dtype: str = "=i8"
+    length: int = 0
+
+    def load(self, read: Callable[[int, int], bytes]) -> NDArray[np.int64]:
+        """Return the integers.
+
+        Args:
+            read: Returns bytes of the file, by offset and size.
+        """
+        if self.numbers is not None:
+            return np.frombuffer(self.numbers, np.int64)
+        size = self.length * np.dtype(self.dtype).itemsize
+        return np.frombuffer(read(self.offset, size), self.dtype).astype(np.int64)
+
+
+class PageSpec(NamedTuple):
+    """One directory: offsets and sizes in bytes of its tiles or strips, and what JPEG tiles share."""
+
+    offsets: Table
+    sizes: Table
+    jpeg_tables: bytes | None
 
 
 class Page(NamedTuple):
-    """One directory: where its tiles or strips are."""
+    """One directory whose tables are loaded."""
 
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
@@ -37,7 +72,6 @@ class Segment(NamedTuple):
     """One tile or strip: number in the page's table, pixels (clipped to the level), and bytes in the file."""
 
     number: int
-    page: Page
     region: Region
     depth: int
     offset: int
@@ -49,21 +83,19 @@ class Segment(NamedTuple):
         return self.size == 0 or self.offset == 0
 
 
-@dataclass(frozen=True)
-class Axes:
-    """Where each of T, C, Z, Y, X and S is found.
+class Axes(BaseModel):
+    """Where each of T, C, Z, Y, X and S is found."""
 
-    Attributes:
-        sizes: Length of each.
-        places: Stride in pages, or dimension of the page ("s", "d", "l", "w" or "c"); those of length 1 are nowhere.
-        planes: Number of pages that the image has.
-        kept_samples: Samples of a pixel without its alpha.
-    """
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     sizes: dict[str, int]
+    """Length of each."""
     places: dict[str, int | str]
+    """Stride in pages, or dimension of the page ("s", "d", "l", "w" or "c"); axes of length 1 are in neither."""
     planes: int
+    """Number of pages that the image has."""
     kept_samples: int
+    """Samples of a pixel without its alpha."""
 
     def locate(self, t: int, c: int, z: int) -> tuple[Place, int]:
         """Place of a plane, and which of its interleaved samples it is."""
@@ -78,47 +110,38 @@ class Axes:
         return Place(at["page"], at["s"], at["d"]), at["c"]
 
 
-@dataclass(frozen=True)
-class TiffLevel:
-    """One level of an image in a TIFF file.
+class TiffLevel(BaseModel):
+    """One level of an image in a TIFF file."""
 
-    Attributes:
-        shape: Sizes (t, c, z, y, x).
-        dtype: Pixel type as handed out: native byte order, uint8 for truth values.
-        byteorder: Byte order in the file, "<" or ">".
-        samples: Interleaved samples of a pixel in the file.
-        is_raw: Whether strips are plain numbers, of which any row can be read alone.
-        fill: Value of pixels that the file leaves out.
-        is_rgb: Whether channels are red, green and blue.
-        keyframe: tifffile's page that all pages of the level are like.
-        decode: tifffile's decoder of its tiles or strips.
-        transform: What tifffile does to pixels after decoding, if anything.
-        axes: Where each axis is.
-        pages: Pages in order, none for those that aren't in the file; only the first where they follow each other.
-        page_stride: Bytes from a page to the next where they follow each other, else 0.
-    """
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     shape: Shape5
-    dtype: np.dtype[Any]
-    byteorder: Literal["<", ">"]
-    samples: int
+    """Sizes (t, c, z, y, x)."""
+    dtype: str
+    """Pixel type as handed out: native byte order, uint8 for truth values."""
     is_raw: bool
+    """Whether strips are plain numbers, of which any row can be read alone."""
     fill: int | float
+    """Value of pixels that the file leaves out."""
     is_rgb: bool
-    keyframe: tifffile.TiffPage
-    decode: Any
-    transform: Any
+    """Whether channels are red, green and blue."""
+    is_tiled: bool
+    """Whether pixels are in tiles, not in strips."""
+    tile: tuple[int, int, int]
+    """Depth, height and width of a tile or strip."""
+    codec: Codec
+    """How tiles or strips are decoded."""
     axes: Axes
-    pages: tuple[Page | None, ...]
+    """Where each axis is."""
+    pages: tuple[PageSpec | None, ...]
+    """Pages in order, none for those that aren't in the file; only the first where they follow each other."""
     page_stride: int
+    """Bytes from a page to the next where they follow each other, else 0."""
 
     @property
-    def tile(self) -> tuple[int, int, int]:
-        """Depth, height and width of a tile or strip."""
-        page = self.keyframe
-        if page.is_tiled:
-            return max(page.tiledepth, 1), page.tilelength, page.tilewidth
-        return 1, page.rowsperstrip, page.imagewidth
+    def samples(self) -> int:
+        """Interleaved samples of a pixel in the file."""
+        return self.codec.shaped[4]
 
     @property
     def chunks(self) -> Shape5:
@@ -138,7 +161,7 @@ class TiffLevel:
     @property
     def grid(self) -> tuple[int, int, int, int]:
         """Number of tiles or strips of a page along samples, depth, y and x."""
-        samples, depth, height, width, _ = self.keyframe.shaped
+        samples, depth, height, width, _ = self.codec.shaped
         tile = self.tile
         return samples, -(-depth // tile[0]), -(-height // tile[1]), -(-width // tile[2])
 
@@ -150,23 +173,26 @@ class TiffLevel:
             found.setdefault(place, []).append((number, sample))
         return list(found.items())
 
-    def page(self, number: int) -> Page:
-        """A page by number.
+    def load_page(self, number: int, read: Callable[[int, int], bytes]) -> Page:
+        """Load the tables of a page.
+
+        Args:
+            number: The page.
+            read: Returns bytes of the file, by offset and size.
 
         Raises:
-            ValueError: It isn't in the file.
+            ValueError: The page isn't in the file.
         """
-        first = self.pages[0]
-        if self.page_stride and first is not None:
-            return Page(first.offsets + number * self.page_stride, first.sizes, None)
-        page = self.pages[number] if number < len(self.pages) else None
-        if page is None:
+        index = 0 if self.page_stride else number
+        spec = self.pages[index] if index < len(self.pages) else None
+        if spec is None:
             raise ValueError(f"plane {number} isn't in the file")
-        return page
+        shift = number * self.page_stride
+        return Page(spec.offsets.load(read) + shift, spec.sizes.load(read), spec.jpeg_tables)
 
-    def segments(self, place: Place, region: Region) -> Iterator[Segment]:
+    def segments(self, page: Page, place: Place, region: Region) -> Iterator[Segment]:
         """Tiles or strips of a plane that hold pixels of `region`."""
-        page, (tile_depth, height, width), (_, depths, rows, columns) = self.page(place.page), self.tile, self.grid
+        (tile_depth, height, width), (_, depths, rows, columns) = self.tile, self.grid
         level = Region(0, 0, self.shape[3], self.shape[4])
         for row in range(region.y0 // height, -(-region.y1 // height)):
             for column in range(region.x0 // width, -(-region.x1 // width)):
@@ -175,51 +201,4 @@ class TiffLevel:
                 covered = Region(*corner, corner[0] + height, corner[1] + width) & level
                 inside = index < len(page.offsets)
                 offset, size = (int(page.offsets[index]), int(page.sizes[index])) if inside else (0, 0)
-                yield Segment(index, page, covered, place.depth % tile_depth, offset, size)
-
-    def decoded(self, data: bytes, segment: Segment) -> NDArray[Any]:
-        """Decodes a tile or strip.
-
-        Returns:
-            (y, x, sample) array that starts at the segment's first pixel and holds at least its region.
-
-        Raises:
-            Exception: tifffile or imagecodecs can't decode it.
-        """
-        _check_embedded_size(data, self.tile)
-        options: dict[str, Any] = {}
-        if segment.page.jpeg_tables is not None:
-            options["jpegtables"] = segment.page.jpeg_tables
-        if self.keyframe.jpegheader is not None:
-            options["jpegheader"] = self.keyframe.jpegheader
-        pixels: NDArray[Any] = self.decode(data, segment.number, **options)[0]
-        if self.transform is not None:
-            pixels = self.transform(pixels)
-        plane: NDArray[Any] = pixels[segment.depth]
-        if plane.shape[0] < segment.region.shape[0] or plane.shape[1] < segment.region.shape[1]:
-            raise ValueError(f"{plane.shape[0]} × {plane.shape[1]} pixels where {segment.region.shape} are due")
-        return plane
-
-
-def _check_embedded_size(data: bytes, tile: tuple[int, int, int]) -> None:
-    """Refuses a JPEG or JPEG 2000 tile whose own header says that it is far larger than the file does.
-
-    Raises:
-        ValueError: It would need more memory than was reckoned with.
-    """
-    size = _jpeg_size(data) if data[:2] == b"\xff\xd8" else None
-    if data[:4] == b"\xff\x4f\xff\x51":
-        size = int.from_bytes(data[12:16]), int.from_bytes(data[8:12])
-    if size is not None and size[0] * size[1] > 4 * max(tile[1] * tile[2], 2**16):
-        raise ValueError(f"a tile of {tile[1]} × {tile[2]} pixels says that it has {size[0]} × {size[1]}")
-
-
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Height and width in the frame header of a JPEG."""
-    at = 2
-    while at + 9 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return int.from_bytes(data[at + 5 : at + 7]), int.from_bytes(data[at + 7 : at + 9])
-        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4])
-    return None
+                yield Segment(index, covered, place.depth % tile_depth, offset, size)

@@ -6,13 +6,16 @@ All checks are done on the directories, before a pixel is read, with numpy over 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tifffile
 
 from slidesam.tasks.errors import SlideError
 from slidesam.tasks.slides.source import Shape5, check_chunk, check_dtype, check_level
+from slidesam.tasks.slides.tiff.codec import Codec
 from slidesam.tasks.slides.tiff.layout import Axes, Page, TiffLevel
+from slidesam.tasks.slides.tiff.tables import make_page_spec
 
 MAX_COMPRESSION = 100_000  # decoded bytes per byte of file; a blank canvas reaches 6000
 SLOW_SEGMENT_BYTES = 2**28
@@ -41,12 +44,12 @@ def read_levels(
     remarks: list[str] = []
     levels: list[TiffLevel] = []
     for number, part in enumerate(series.levels):
-        level = _level(part, number, directories, file)
+        level, pages = _level(part, number, directories, file)
         if levels and not _is_smaller_copy(level.shape, levels[-1].shape):
             remarks.append(f"level {number} and later ones aren't smaller copies of the image and aren't used")
             break
-        _check_tables(level, number, series, file, file_size)
-        remarks += _remarks(level, number)
+        _check_tables(level, pages, part.keyframe, number, series, file, file_size)
+        remarks += _remarks(level, pages, number)
         levels.append(level)
     return tuple(levels), remarks
 
@@ -56,7 +59,10 @@ def _is_smaller_copy(shape: Shape5, finer: Shape5) -> bool:
     return smaller and shape[:3] == finer[:3]
 
 
-def _level(series: tifffile.TiffPageSeries, number: int, directories: int, file: str) -> TiffLevel:
+def _level(
+    series: tifffile.TiffPageSeries, number: int, directories: int, file: str
+) -> tuple[TiffLevel, list[Page | None]]:
+    """Layout of one level, and its pages with their tables."""
     page = series.keyframe
     axes = _axes(series, number, file)
     sizes = axes.sizes
@@ -67,25 +73,34 @@ def _level(series: tifffile.TiffPageSeries, number: int, directories: int, file:
     pages, stride = _pages(series, axes.planes, directories if number == 0 else None, file)
     level = TiffLevel(
         shape=shape,
-        dtype=check_dtype(file, page.dtype),
-        byteorder=">" if page.parent.byteorder == ">" else "<",
-        samples=page.shaped[4],
+        dtype=check_dtype(file, page.dtype).name,
         is_raw=_is_raw(page),
         fill=_fill(page, is_rgb),
         is_rgb=is_rgb,
-        keyframe=page,
-        decode=page.decode,  # made while the file is open, since it looks into it
-        transform=series.transform,
+        is_tiled=page.is_tiled,
+        tile=_tile(page),
+        codec=Codec.of(page, series),
         axes=axes,
-        pages=pages,
+        pages=tuple(
+            None if loaded is None or tiff_page is None else make_page_spec(loaded, tiff_page)
+            for loaded, tiff_page in zip(pages, _tiff_pages(series, len(pages)), strict=True)
+        ),
         page_stride=stride,
     )
+    level.codec.make_decoder()  # refuses here what tifffile can't decode
     if min(level.tile) < 1:
         raise SlideError(f"{file}: level {number} has tiles of {level.tile} pixels; the file is damaged, get it again")
     if not level.is_raw:
         what = "tile" if page.is_tiled else "strip"
-        check_chunk(file, number, what, (*level.tile, level.samples), level.dtype.itemsize)
-    return level
+        check_chunk(file, number, what, (*level.tile, level.samples), np.dtype(level.dtype).itemsize)
+    return level, pages
+
+
+def _tile(page: tifffile.TiffPage) -> tuple[int, int, int]:
+    """Depth, height and width of a tile or strip."""
+    if page.is_tiled:
+        return max(page.tiledepth, 1), page.tilelength, page.tilewidth
+    return 1, page.rowsperstrip, page.imagewidth
 
 
 def _axes(series: tifffile.TiffPageSeries, number: int, file: str) -> Axes:
@@ -121,7 +136,7 @@ def _axes(series: tifffile.TiffPageSeries, number: int, file: str) -> Axes:
         places[name] = math.prod(size for _, size in over_pages[at + 1 :])
     sizes = dict.fromkeys("TCZYXS", 1) | dict(over_pages + inside)
     planes = math.prod(size for _, size in over_pages)
-    return Axes(sizes, places, planes, _kept_samples(page, sizes["S"]))
+    return Axes(sizes=sizes, places=places, planes=planes, kept_samples=_kept_samples(page, sizes["S"]))
 
 
 def _kept_samples(page: tifffile.TiffPage, samples: int) -> int:
@@ -150,7 +165,9 @@ def _is_raw(page: tifffile.TiffPage) -> bool:
 
 def _fill(page: tifffile.TiffPage, is_rgb: bool) -> int | float:
     # Philips leaves out tiles without tissue, which are white.
-    return 255 if is_rgb and page.parent.is_philips else page.nodata
+    if is_rgb and page.parent.is_philips:
+        return 255
+    return page.nodata.item() if isinstance(page.nodata, np.generic) else page.nodata
 
 
 def _check_codec(page: tifffile.TiffPage, file: str) -> None:
@@ -166,7 +183,7 @@ def _check_codec(page: tifffile.TiffPage, file: str) -> None:
 
 def _pages(
     series: tifffile.TiffPageSeries, planes: int, directories: int | None, file: str
-) -> tuple[tuple[Page | None, ...], int]:
+) -> tuple[list[Page | None], int]:
     """The pages of a level, or the first and the bytes between two where all follow each other.
 
     Args:
@@ -177,12 +194,16 @@ def _pages(
     """
     first = series[0]
     if series.dataoffset is not None and first is not None:
-        return (_page(first),), int(first.nbytes)
+        return [_page(first)], int(first.nbytes)
     if series.kind != "ome":  # there, planes may be left out
         held = len(series) if directories is None else min(len(series), directories)
         if held < planes:
             raise SlideError(f"{file}: declares {planes} planes and holds {held}; it is cut short, copy it again")
-    return tuple(_page(series[at]) for at in range(min(len(series), planes))), 0
+    return [_page(page) for page in _tiff_pages(series, min(len(series), planes))], 0
+
+
+def _tiff_pages(series: tifffile.TiffPageSeries, count: int) -> Iterator[tifffile.TiffPage | tifffile.TiffFrame | None]:
+    return (series[index] for index in range(count))
 
 
 def _page(page: tifffile.TiffPage | tifffile.TiffFrame | None) -> Page | None:
@@ -193,15 +214,23 @@ def _page(page: tifffile.TiffPage | tifffile.TiffFrame | None) -> Page | None:
     return Page(offsets[:count], sizes[:count], page.jpegtables)
 
 
-def _check_tables(level: TiffLevel, number: int, series: tifffile.TiffPageSeries, file: str, file_size: int) -> None:
+def _check_tables(
+    level: TiffLevel,
+    all_pages: Sequence[Page | None],
+    keyframe: tifffile.TiffPage,
+    number: int,
+    series: tifffile.TiffPageSeries,
+    file: str,
+    file_size: int,
+) -> None:
     """Refuses a level whose tiles or strips aren't in the file, or can't be as large as declared.
 
     Raises:
         SlideError: They aren't; the message says how many.
     """
     per_page = math.prod(level.grid)
-    pages = [page for page in level.pages if page is not None]
-    what = f"{per_page * len(pages)} {'tiles' if level.keyframe.is_tiled else 'strips'} of level {number}"
+    pages = [page for page in all_pages if page is not None]
+    what = f"{per_page * len(pages)} {'tiles' if level.is_tiled else 'strips'} of level {number}"
     if not pages:
         raise SlideError(f"{file}: none of the planes of level {number} is in the file; it is cut short, copy it again")
     offsets = np.concatenate([page.offsets[:per_page] for page in pages])
@@ -210,8 +239,8 @@ def _check_tables(level: TiffLevel, number: int, series: tifffile.TiffPageSeries
     if level.is_raw:
         # What is read is what the image's size demands; files often state more, and may not state less.
         at = np.concatenate([np.arange(min(len(page.offsets), per_page)) for page in pages])
-        rows = np.minimum(level.tile[1], level.keyframe.imagelength - at % level.grid[2] * level.tile[1])
-        due = rows * (level.tile[2] * level.samples * level.dtype.itemsize)
+        rows = np.minimum(level.tile[1], keyframe.imagelength - at % level.grid[2] * level.tile[1])
+        due = rows * (level.tile[2] * level.samples * np.dtype(level.dtype).itemsize)
         short = int(np.count_nonzero(there & (sizes < due)))
         if short:
             raise SlideError(f"{file}: {short} of {what} are too short; the file is damaged, get it again")
@@ -223,18 +252,21 @@ def _check_tables(level: TiffLevel, number: int, series: tifffile.TiffPageSeries
     if lost:
         raise SlideError(f"{file}: truncated: {lost} of {what} lie past the end of the file; copy it again")
     empty = len(offsets) - int(np.count_nonzero(there))
-    may_be_sparse = level.keyframe.is_tiled or level.keyframe.parent.is_bigtiff or len(series.levels) > 1
+    may_be_sparse = level.is_tiled or keyframe.parent.is_bigtiff or len(series.levels) > 1
     if empty == len(offsets) or (empty and not may_be_sparse):
         raise SlideError(f"{file}: {empty} of {what} hold no data; the file is damaged, get it again")
-    _check_size(level, number, np.unique(offsets[there]).size / (per_page * len(pages)), file, file_size)
+    share = np.unique(offsets[there]).size / (per_page * len(pages))
+    planes = level.axes.planes if level.page_stride else len(pages)
+    _check_size(level, keyframe, number, share * planes, file, file_size)
 
 
-def _check_size(level: TiffLevel, number: int, share: float, file: str, file_size: int) -> None:
-    """Refuses a level that can't be as large as declared; `share` of its tiles or strips are distinct and not empty."""
-    page, (_, _, _, height, width) = level.keyframe, level.shape
+def _check_size(
+    level: TiffLevel, page: tifffile.TiffPage, number: int, planes: float, file: str, file_size: int
+) -> None:
+    """Refuses a level that can't be as large as declared; `planes` counts what is distinct and not empty."""
+    height, width = level.shape[3:]
     bits = page.bitspersample if isinstance(page.bitspersample, int) else min(page.bitspersample)
-    planes = level.axes.planes if level.page_stride else sum(page is not None for page in level.pages)
-    declared = page.size * planes * share * bits / 8
+    declared = page.size * planes * bits / 8
     if declared > file_size * (1 if page.compression == 1 else MAX_COMPRESSION):
         raise SlideError(
             f"{file}: level {number} declares {height} × {width} pixels, which {file_size} bytes can't hold; "
@@ -242,12 +274,12 @@ def _check_size(level: TiffLevel, number: int, share: float, file: str, file_siz
         )
 
 
-def _remarks(level: TiffLevel, number: int) -> list[str]:
+def _remarks(level: TiffLevel, pages: Sequence[Page | None], number: int) -> list[str]:
     remarks = []
-    missing = 0 if level.page_stride else level.axes.planes - sum(page is not None for page in level.pages)
+    missing = 0 if level.page_stride else level.axes.planes - sum(page is not None for page in pages)
     if missing:
         remarks.append(f"{missing} of {level.axes.planes} planes of level {number} aren't in the file")
-    size = math.prod((*level.tile, level.samples)) * level.dtype.itemsize
+    size = math.prod((*level.tile, level.samples)) * np.dtype(level.dtype).itemsize
     if not level.is_raw and size > SLOW_SEGMENT_BYTES:
         remarks.append(f"level {number} is stored in pieces of {size / 2**20:.0f} MiB, so reading any block is slow")
     return remarks

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import tifffile
 
 from slidesam.tasks.errors import in_one_line
@@ -44,8 +45,9 @@ def read_facts(
     return SourceFacts(
         format=_FORMATS.get(series.kind, "TIFF"),
         n_series=len(tiff.series),
-        dtype=level.dtype,
-        shapes=tuple(each.shape for each in levels),
+        dtype=np.dtype(level.dtype),
+        shapes=tuple(level.shape for level in levels),
+        chunks=tuple(level.chunks for level in levels),
         mpp=mpp,
         channel_names=RGB_NAMES if is_rgb else names,
         is_rgb=is_rgb,

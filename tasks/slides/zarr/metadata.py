@@ -44,7 +44,7 @@ class ImageFolder:
     layout: str
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def read_json_object(path: Path) -> dict[str, Any] | None:
     """A JSON object from a file, none where there is no such file.
 
     Raises:
@@ -65,7 +65,7 @@ def _json(path: Path) -> dict[str, Any] | None:
 
 def _attributes(folder: Path) -> Attributes | None:
     """Attributes of a Zarr group, with those of OME-Zarr 0.5 taken out of their "ome" key; none where it is no group."""
-    v3 = _json(folder / "zarr.json")
+    v3 = read_json_object(folder / "zarr.json")
     if v3 is not None:
         if v3.get("node_type") != "group":
             return None
@@ -73,7 +73,7 @@ def _attributes(folder: Path) -> Attributes | None:
         attributes = attributes if isinstance(attributes, dict) else {}
         inside = attributes.get("ome")
         return {**attributes, **inside} if isinstance(inside, dict) else attributes
-    attributes = _json(folder / ".zattrs")
+    attributes = read_json_object(folder / ".zattrs")
     return attributes or {} if attributes is not None or (folder / ".zgroup").is_file() else None
 
 

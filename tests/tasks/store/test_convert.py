@@ -26,7 +26,7 @@ from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.settings.sections import ImageSettings
 from slidesam.tasks.slides.facts import Level, Slide
 from slidesam.tasks.slides.inspect import inspect_slide
-from slidesam.tasks.slides.tiff.layout import TiffLevel
+from slidesam.tasks.slides.tiff.source import TiffSource
 from slidesam.tasks.store import convert
 from slidesam.tasks.store.readers import open_pixels
 from tests.support import DATA
@@ -126,8 +126,8 @@ def test_each_tile_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     image = np.random.default_rng(0).integers(0, 255, (700, 900, 3)).astype(np.uint8)
     tifffile.imwrite(tmp_path / "s.tif", image, tile=(48, 80), photometric="rgb", compression="zlib")
     decoded = []
-    plain = TiffLevel.decoded
-    monkeypatch.setattr(TiffLevel, "decoded", lambda *args: decoded.append(args[2].number) or plain(*args))
+    plain = TiffSource._decoded
+    monkeypatch.setattr(TiffSource, "_decoded", lambda *args: decoded.append(args[3].number) or plain(*args))
     run = converted(tmp_path / "s.tif", tmp_path / "out")
     assert run.image_plan.shard == (192, 160)
     assert sorted(decoded) == list(range(15 * 12))

@@ -1,8 +1,7 @@
-"""Reading slides: any region at any level of any kind of file, and what files say of themselves."""
+"""Inspecting slides: what files say of themselves, and what makes a slide this one."""
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,9 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from slidesam.tasks.errors import SlideError
 from slidesam.tasks.grid import Region
 from slidesam.tasks.settings.sections import SlideSettings
-from slidesam.tasks.slides.facts import Slide, slide_name
 from slidesam.tasks.slides.inspect import inspect_slide
 from slidesam.tasks.slides.reader import SlideReader
 from tests.support.made_slides import Made, make_all, pixels, tczyx, write_tiff, write_zarr
@@ -27,94 +22,6 @@ RGB, COLOURS = ("red", "green", "blue"), ("FF0000", "00FF00", "0000FF")
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
     return dict(make_all(tmp_path_factory.mktemp("slides")))
-
-
-def test_any_region_of_any_format_is_what_was_written(made: dict[str, Made]) -> None:
-    opened = {name: inspect_slide(each.path) for name, each in made.items()}
-    for name, slide in opened.items():
-        shapes = [level.shape for level in made[name].levels]
-        assert [(slide.size_t, slide.size_c, slide.size_z), slide.dtype] == [
-            shapes[0][:3],
-            made[name].levels[0].dtype,
-        ], name
-        assert [level.shape for level in slide.levels] == [shape[3:] for shape in shapes], name
-        assert slide.is_rgb == any(word in name for word in ("rgb", "YXS")), name
-        assert Slide.model_validate_json(slide.model_dump_json()) == slide
-    readers = {name: SlideReader(slide) for name, slide in opened.items()}
-    for name, reader in readers.items():
-        for level, whole in enumerate(made[name].levels):
-            everything = reader.tczyx(level)[...]
-            np.testing.assert_array_equal(everything, whole, name)
-            # Native, and of the type that others mean by that name: tifffile has a uint64 that zarr doesn't know.
-            assert [each.dtype.char for each in (everything, reader.tczyx(level))] == [
-                np.dtype(opened[name].dtype).char
-            ] * 2
-            assert everything.dtype.isnative, name
-
-    @settings(max_examples=400, deadline=None)
-    @given(st.data())
-    def check(data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(sorted(made)))
-        level = data.draw(st.integers(0, len(made[name].levels) - 1))
-        whole = made[name].levels[level]
-        (_, size_c, _, height, width) = whole.shape
-        ys, xs = (
-            sorted(data.draw(st.lists(st.integers(0, n), min_size=2, max_size=2, unique=True))) for n in (height, width)
-        )
-        channels = data.draw(st.none() | st.lists(st.integers(0, size_c - 1), min_size=1, max_size=4))
-        region = Region(ys[0], xs[0], ys[1], xs[1])
-        image = readers[name].read(region, level, channels)
-        chosen = list(opened[name].channels) if channels is None else channels
-        np.testing.assert_array_equal(image, whole[0, chosen, 0][(slice(None), *region.slices)].transpose(1, 2, 0))
-        assert image.dtype == whole.dtype
-        assert image.flags.c_contiguous
-        index = tuple(
-            data.draw(st.integers(-n, n - 1) | st.slices(n).filter(lambda s: (s.step or 1) > 0))
-            for n in whole.shape[:3]
-        )
-        view = readers[name].tczyx(level)
-        np.testing.assert_array_equal(view[(*index, *region.slices)], whole[(*index, *region.slices)])
-        assert (view.shape, view.dtype) == (whole.shape, whole.dtype)
-
-    check()
-    for reader in readers.values():
-        reader.close()
-
-
-def test_settings_choose_plane_and_channels(made: dict[str, Made]) -> None:
-    whole = made["imagej"].levels[0]
-    slide = inspect_slide(made["imagej"].path, SlideSettings(t=1, z=1, channels=(2, "channel 0")))
-    with SlideReader(slide) as reader:
-        np.testing.assert_array_equal(
-            reader.read(Region(3, 4, 30, 40)), np.moveaxis(whole[1, [2, 0], 1, 3:30, 4:40], 0, 2)
-        )
-        for wrong in (Region(0, 0, 41, 9), Region(5, 5, 5, 9), Region(-1, 0, 4, 4)):
-            with pytest.raises(IndexError):
-                reader.read(wrong)
-
-
-def test_threads_may_share_a_reader(made: dict[str, Made]) -> None:
-    with SlideReader(inspect_slide(made["ome-tiff YXS"].path)) as reader, ThreadPoolExecutor(4) as pool:
-        read = list(pool.map(lambda y: reader.read(Region(y, 0, y + 40, 130)), list(range(60)) * 4))
-    for y, image in zip(list(range(60)) * 4, read, strict=True):
-        np.testing.assert_array_equal(image, made["ome-tiff YXS"].levels[0][0, :, 0, y : y + 40].transpose(1, 2, 0))
-
-
-def test_only_what_a_region_touches_is_read(tmp_path: Path) -> None:
-    path = write_tiff(tmp_path / "a.tif", pixels(64, 96), "YX", tile=(32, 32), compression="zlib").path
-    with tifffile.TiffFile(path) as tiff:
-        offset = tiff.pages.first.dataoffsets[4]
-    with path.open("r+b") as stream:
-        stream.seek(offset)
-        stream.write(b"\0" * 40)
-    with SlideReader(inspect_slide(path)) as reader:
-        reader.read(Region(0, 0, 32, 96))
-        reader.read(Region(32, 64, 64, 96))
-        with pytest.raises(SlideError, match=r"^a\.tif: level 0, rows 30-40, columns 40-50 can't be decoded \("):
-            reader.read(Region(30, 40, 40, 50))
-
-
-# --- What files say of themselves.
 
 
 # file, kind, images in it, (t, c, z), dtype, levels, mpp, names of the channels (or how many nameless ones)
@@ -159,7 +66,9 @@ def test_real_files(shared_data: Path, row: str) -> None:
         with SlideReader(slide) as reader, tifffile.TiffFile(slide.path) as tiff:
             for level, series in enumerate(tiff.series[0].levels):
                 expected = tczyx(series.asarray(), series.axes.replace("Q", "Z"))
-                np.testing.assert_array_equal(reader.tczyx(level)[...], expected[:, : slide.size_c])
+                t, _, z, y, x = expected.shape
+                pixels_read = reader.fetch(level, range(t), range(slide.size_c), range(z), Region(0, 0, y, x))
+                np.testing.assert_array_equal(pixels_read, expected[:, : slide.size_c])
 
 
 @pytest.mark.parametrize(
@@ -230,22 +139,6 @@ def test_rgb_of_bioformats2raw(tmp_path: Path) -> None:
         assert inner.identity.digest not in digests
         digests.add(inner.identity.digest)
     assert group.attrs["bioformats2raw.layout"] == 3
-
-
-@pytest.mark.parametrize(
-    ("path", "name"),
-    [("x/CMU-1.svs", "CMU-1"), ("a.b.OME.TIF", "a.b"), ("s.ome.zarr/", "s"), (".svs", "svs"), ("/", "slide"), ("..", None),
-     ("p.zarr/A/1/0", "p_A_1_0"), ("new\nline.tif", "new_line"), ("v1.2", "v1.2"), ("...tif", "tif")],
-)  # fmt: skip
-def test_names(path: str, name: str | None) -> None:
-    assert slide_name(path) == name or (name is None and slide_name(path))
-
-
-@given(st.text(min_size=1))
-def test_names_can_be_file_names(text: str) -> None:
-    name = slide_name(text.replace("\0", "x"))
-    assert name.strip("._ ")
-    assert not set("/\\\n\0") & set(name)
 
 
 def test_identity_follows_content(made: dict[str, Made]) -> None:

@@ -1,0 +1,111 @@
+"""What opening a slide takes in the process that computes a block: seconds and system calls.
+
+    make open-slide     # or: python -m benchmarks.inspect_slide [SLIDE ...]; needs strace, and for the first slide ../shared/data
+
+Three steps, each in a process of its own that has imported everything and read another small slide before, so that neither
+imports nor the start of Zarr's event loop count:
+
+    inspect         what planning a run does once
+    reopen          what each task does first, with the facts that came with it
+    read one block  the outer region of a block of 1024 px in the middle of the slide, as `segment_blocks` reads it, with the
+                    file in the page cache
+
+Seconds are medians of five processes. System calls are those of all threads, of one more process under `strace -f -c`, less
+those of the same process without the step. Message: bytes of the facts as they travel with each task.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import zarr
+
+from slidesam.tasks.grid import BlockGrid
+from slidesam.tasks.slides.inspect import inspect_slide
+from slidesam.tasks.slides.reader import SlideReader
+
+SVS = Path("../shared/data/svs_cmu1_small/CMU-1-Small-Region.svs")
+STEPS = ("inspect", "reopen", "read one block")
+CHUNKS, CHUNK = (50, 100), 64  # 5000 chunks
+
+
+def main() -> None:
+    """Measure and print the table."""
+    with tempfile.TemporaryDirectory() as folder:
+        slides = [Path(name) for name in sys.argv[1:]] or [SVS, make_zarr(Path(folder) / "5000 chunks.ome.zarr")]
+        warm_up = make_zarr(Path(folder) / "small.ome.zarr", (2, 2))
+        print(f"{'slide':<28}{'step':<18}{'ms':>8}{'system calls':>14}{'message':>9}")
+        for slide in filter(Path.exists, slides):
+            calls = {step: count_calls(slide, warm_up, step) for step in ("nothing", *STEPS)}
+            for step, before in zip(STEPS, ("nothing", "nothing", "reopen"), strict=True):
+                runs = [json.loads(run_step(slide, warm_up, step)) for _ in range(5)]
+                milliseconds = 1000 * statistics.median(run["seconds"] for run in runs)
+                print(
+                    f"{slide.name:<28}{step:<18}{milliseconds:>8.1f}{calls[step] - calls[before]:>14}"
+                    f"{runs[0]['message']:>9}"
+                )
+
+
+def make_zarr(path: Path, chunks: tuple[int, int] = CHUNKS) -> Path:
+    """Make an OME-Zarr 0.4 with this many chunks in a single level, a file each."""
+    group = zarr.create_group(path, zarr_format=2)
+    shape = (chunks[0] * CHUNK, chunks[1] * CHUNK)
+    group.create_array("0", shape=shape, chunks=(CHUNK, CHUNK), dtype="uint8")[...] = np.random.default_rng(0).integers(
+        1, 255, shape, np.uint8
+    )
+    axes = [{"name": name, "type": "space", "unit": "micrometer"} for name in "yx"]
+    scale = [{"type": "scale", "scale": [0.5, 0.5]}]
+    datasets = [{"path": "0", "coordinateTransformations": scale}]
+    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": datasets}]
+    return path
+
+
+def run_step(slide: Path, warm_up: Path, step: str, *wrapper: str) -> str:
+    """Run a step in a process of its own and return what it prints."""
+    facts = Path(tempfile.gettempdir()) / "inspect_slide.pickle"
+    facts.write_bytes(pickle.dumps((inspect_slide(slide), inspect_slide(warm_up))))
+    command = [*wrapper, sys.executable, "-m", "benchmarks.inspect_slide", "--step", step, str(facts)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def count_calls(slide: Path, warm_up: Path, step: str) -> int:
+    """Count the system calls of a process that runs a step."""
+    with tempfile.NamedTemporaryFile("r") as summary:
+        run_step(slide, warm_up, step, "strace", "-f", "-c", "-o", summary.name)
+        total = re.search(r"^100\.00 .*?(\d+)(?: +\d+)? total$", summary.read(), re.MULTILINE)
+    assert total is not None
+    return int(total[1])
+
+
+def step_here(step: str, facts: Path) -> None:
+    """Run a step in this process and print its seconds and the size of the facts."""
+    slide, warm_up = pickle.loads(facts.read_bytes())
+    block = BlockGrid(slide.shape, (1024, 1024), 128)
+    outer = block[len(block) // 2].outer
+    with SlideReader(warm_up) as reader:
+        reader.read(BlockGrid(warm_up.shape, warm_up.shape, 0)[0].inner)
+    started = time.perf_counter()
+    if step == "inspect":
+        inspect_slide(slide.path)
+    elif step != "nothing":
+        with SlideReader(slide) as reader:
+            if step == "read one block":
+                started = time.perf_counter()
+                reader.read(outer)
+    print(json.dumps({"seconds": time.perf_counter() - started, "message": len(pickle.dumps(slide))}))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--step"]:
+        step_here(sys.argv[2], Path(sys.argv[3]))
+    else:
+        main()

@@ -1,0 +1,184 @@
+"""Decodes tiles and strips by tifffile, without the file's directories: a `Codec` holds all that tifffile's decoder asks of them.
+
+`TiffPage.decode` makes the decoder out of attributes of a page. Which these are isn't documented, so that a test compares
+the decoders of many kinds of files with those of tifffile's own pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+# SampleFormat, T4Options, SonyRawFileType, and three of EER.
+_TAGS = (339, 292, 28672, 65007, 65008, 65009)
+_NUMBERS = (
+    "compression", "predictor", "photometric", "planarconfig", "samplesperpixel", "sampleformat", "fillorder", "imagewidth",
+    "imagelength", "tilewidth", "tilelength", "tiledepth", "rowsperstrip",
+)  # fmt: skip
+
+
+Decoder: TypeAlias = Callable[[bytes, int, bytes | None], NDArray[Any]]
+
+
+class _Tags(dict[int, SimpleNamespace]):
+    """Tags by their codes, with tifffile's `valueof`."""
+
+    def valueof(self, code: int, default: object = None) -> Any:
+        return self[code].value if code in self else default
+
+
+class Codec(BaseModel):
+    """What decoding the tiles or strips of a level depends on; small and picklable."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
+
+    byteorder: Literal["<", ">"]
+    """Byte order of the file."""
+    numbers: dict[str, int]
+    """Attributes of tifffile's page that are numbers, by its names for them."""
+    shaped: tuple[int, ...]
+    """Sizes of the page: samples, depth, length, width, interleaved samples."""
+    bitspersample: int | tuple[int, ...]
+    """Bits of a sample; several where samples differ."""
+    extrasamples: tuple[int, ...]
+    """Meaning of samples beside grey or colour, such as alpha."""
+    dtype: str | None
+    """Character of the pixel type, as numpy and tifffile name it."""
+    nodata: int | float
+    """Value of pixels that aren't in the file."""
+    is_subsampled: bool
+    """Whether colours have fewer pixels than brightness."""
+    is_jfif: bool
+    """Whether the first tile is a JPEG with a JFIF header."""
+    is_eer: bool
+    """Whether it is an electron-event file."""
+    superres: int
+    """Resolution at which electron events are decoded."""
+    tags: dict[int, tuple[int, Any]]
+    """Count and value of the further tags that decoding looks at."""
+    jpeg_header: bytes | None
+    """Header that tiles of NDPI files lack."""
+    scaling: tuple[int, float] | None
+    """Exponent and factor that pixels are raised to and multiplied by after decoding, as in MD Gel files."""
+
+    @classmethod
+    def of(cls, page: tifffile.TiffPage, series: tifffile.TiffPageSeries) -> Codec:
+        """Collect from tifffile's page, while its file is open, what decoding depends on.
+
+        Args:
+            page: The keyframe of a level.
+            series: The level.
+        """
+        return cls(
+            byteorder=">" if page.parent.byteorder == ">" else "<",
+            numbers={name: int(getattr(page, name)) for name in _NUMBERS},
+            shaped=tuple(int(size) for size in page.shaped),
+            bitspersample=_plain(page.bitspersample),
+            extrasamples=tuple(int(sample) for sample in page.extrasamples),
+            dtype=None if page.dtype is None or page._dtype is None else page._dtype.char,
+            nodata=page.nodata.item() if isinstance(page.nodata, np.generic) else page.nodata,
+            is_subsampled=bool(page.is_subsampled),
+            is_jfif=bool(page.is_jfif),
+            is_eer=bool(page.parent.is_eer),
+            superres=int(page.parent._superres),
+            tags={code: (page.tags[code].count, _plain(page.tags[code].value)) for code in _TAGS if code in page.tags},
+            jpeg_header=page.jpegheader,
+            scaling=_scaling(series),
+        )
+
+    def make_decoder(self) -> Decoder:
+        """Make the function that decodes a tile or strip.
+
+        Its arguments are the bytes, the number in the page's table, and what all JPEG tiles of the page share. It returns a
+        (depth, y, x, sample) array, and raises what tifffile and imagecodecs raise, and `ValueError` for a tile that claims to
+        be far larger than the file says.
+
+        Raises:
+            Exception: tifffile can't decode such pixels.
+        """
+        dtype = None if self.dtype is None else np.dtype(self.dtype)
+        page = SimpleNamespace(
+            **self.numbers,
+            shaped=self.shaped,
+            bitspersample=self.bitspersample,
+            extrasamples=self.extrasamples,
+            dtype=dtype,
+            _dtype=dtype,
+            nodata=self.nodata,
+            is_subsampled=self.is_subsampled,
+            is_jfif=self.is_jfif,
+            is_tiled=self.numbers["tilewidth"] > 0,
+            tags=_Tags({code: SimpleNamespace(count=count, value=value) for code, (count, value) in self.tags.items()}),
+            hash=0,
+            parent=SimpleNamespace(
+                byteorder=self.byteorder,
+                is_eer=self.is_eer,
+                _superres=self.superres,
+                root=SimpleNamespace(_decoders={}),
+            ),
+        )
+        decode = tifffile.TiffPage.decode.func(page)  # type: ignore[attr-defined]
+        size = self.numbers["tilelength"] or self.numbers["rowsperstrip"], self.numbers["tilewidth"] or page.imagewidth
+
+        def decode_tile(data: bytes, number: int, jpeg_tables: bytes | None) -> NDArray[Any]:
+            _check_embedded_size(data, *size)
+            options = {"jpegtables": jpeg_tables, "jpegheader": self.jpeg_header}
+            given = {name: value for name, value in options.items() if value is not None}
+            return self._scaled(decode(data, number, **given)[0])
+
+        return decode_tile
+
+    def _scaled(self, pixels: NDArray[Any]) -> NDArray[Any]:
+        """Turn decoded numbers into the intensities that they stand for, as tifffile does."""
+        if self.scaling is None:
+            return pixels
+        exponent, factor = self.scaling
+        return pixels.astype(np.float32) ** exponent * factor
+
+
+def _plain(value: Any) -> Any:
+    """A number, or a tuple of numbers, without tifffile's types."""
+    if isinstance(value, tuple):
+        return tuple(int(number) for number in value)
+    return int(value) if isinstance(value, int) else value
+
+
+def _scaling(series: tifffile.TiffPageSeries) -> tuple[int, float] | None:
+    """Exponent and factor of what tifffile does to decoded pixels: in MD Gel files, the only ones, squares or multiples."""
+    if series.transform is None:
+        return None
+    factor, of_two = (float(series.transform(np.asarray([number], np.uint8))[0]) for number in (1, 2))
+    return (2 if of_two == 4 * factor else 1), factor
+
+
+def _check_embedded_size(data: bytes, height: int, width: int) -> None:
+    """Refuse a JPEG or JPEG 2000 tile whose own header says that it is far larger than the file does.
+
+    Raises:
+        ValueError: It would need more memory than was reckoned with.
+    """
+    size = _jpeg_size(data) if data[:2] == b"\xff\xd8" else None
+    if data[:4] == b"\xff\x4f\xff\x51":
+        size = int.from_bytes(data[12:16]), int.from_bytes(data[8:12])
+    if size is not None and size[0] * size[1] > 4 * max(height * width, 2**16):
+        raise ValueError(f"a tile of {height} × {width} pixels says that it has {size[0]} × {size[1]}")
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Height and width in the frame header of a JPEG."""
+    position = 2
+    while position + 9 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return (
+                int.from_bytes(data[position + 5 : position + 7]),
+                int.from_bytes(data[position + 7 : position + 9]),
+            )
+        position += 1 if marker == 0xFF else 2 + int.from_bytes(data[position + 2 : position + 4])
+    return None
