@@ -35,7 +35,7 @@ _log = logging.getLogger("slidesam")
 _one_step = threading.Lock()
 
 
-def execute_step(name: str, run: Run, arguments: tuple[Any, ...]) -> Facts:
+def execute_step(name: str, run: Run, arguments: tuple[Any, ...]) -> Any:
     """Execute a step in the process that calls, one at a time.
 
     Args:
@@ -194,7 +194,7 @@ class StepExecutor:
         finally:
             self._reporter.end()
 
-    def one(self, step: Step, run: Run, *arguments: Any) -> Facts:
+    def one(self, step: Step, run: Run, *arguments: Any) -> Any:
         """Execute a step that is one task.
 
         Raises:

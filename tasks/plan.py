@@ -12,7 +12,7 @@ from slidesam.tasks.pixels.mask_image import mask_identity
 from slidesam.tasks.pixels.resample import grids, make_scale
 from slidesam.tasks.run.files import read_json
 from slidesam.tasks.run.layout import RunPaths, StageFolder
-from slidesam.tasks.run.marks import Marks, kept_blocks
+from slidesam.tasks.run.marks import Marks, list_blocks
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.segmenters import segmenter_identity
 from slidesam.tasks.segmenters.microsam.inputs import check_inputs
@@ -138,7 +138,7 @@ def _explain_segmenting(run: Run) -> str:
     if known is None:
         changed = _changed(run.paths, "segment", run.causes["segment"])
         return f"segment: {'anew' if changed else 'from the start'} ({changed or 'nothing is there yet'})"
-    kept = kept_blocks(run)
+    kept = list_blocks(run)
     done = len(Marks(run.segment_folder).names().intersection(map(str, kept)))
     return f"segment: {done} of {len(kept)} blocks are there (same slide, blocks and segmenter)"
 

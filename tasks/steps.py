@@ -27,7 +27,8 @@ from prefect.cache_policies import NO_CACHE
 from slidesam.tasks.report.overlay import write_overlay
 from slidesam.tasks.report.provenance import provenance
 from slidesam.tasks.run.files import output_errors, write_json
-from slidesam.tasks.run.marks import kept_blocks
+from slidesam.tasks.run.marks import list_blocks
+from slidesam.tasks.run.records import Params
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.segment.loop import segment_missing
 from slidesam.tasks.segment.prepare import prepare_run, read_tissue
@@ -75,7 +76,7 @@ def finish_image(run: Run, levels: Sequence[int]) -> Facts:
 
 
 @task(name="prepare", cache_policy=NO_CACHE, persist_result=False)
-def prepare_slide(run: Run) -> Facts:
+def prepare_slide(run: Run) -> Params:
     """Finds what all blocks share, and which of them hold tissue, unless that is known."""
     return prepare_run(run)
 
@@ -116,10 +117,10 @@ def resolve_objects(run: Run) -> Facts:
     started = time.perf_counter()
     resolved = resolve_run(run)
     with output_errors(run.store):
-        prepare_label_image(run, resolved["objects"])
+        prepare_label_image(run, resolved.objects)
     return {
-        "objects": resolved["objects"],
-        "warnings": resolved["seams"]["warnings"],
+        "objects": resolved.objects,
+        "warnings": resolved.seams.warnings,
         "seconds": time.perf_counter() - started,
     }
 
@@ -142,12 +143,12 @@ def export_slide(run: Run, objects: int, seconds: dict[str, float]) -> Facts:
         with output_errors(run.store):
             finish_upper_levels(run)
     mask = read_tissue(run)
-    write_overlay(run, objects, mask, kept_blocks(run))
+    write_overlay(run, objects, mask, list_blocks(run))
     with output_errors(run.store):
         finish_label(zarr.open_group(run.store, mode="r+"), run.label, run.slide.mpp)
     seconds = {**seconds, "export": time.perf_counter() - started}
-    seams = resolve_run(run)["seams"]
+    seams = resolve_run(run).seams
     facts = provenance(run, objects=objects, seams=seams, seconds=seconds)
     write_json(run.paths.provenance, facts)
     # A row per seam is for the file, not for a flow's result.
-    return facts | {"seams": {name: value for name, value in seams.items() if name != "rows"}}
+    return facts | {"seams": {name: value for name, value in facts["seams"].items() if name != "rows"}}

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from benchmarks.guide.report import Report, Table, percent, say
 from slidesam.tasks.plan import plan_run
-from slidesam.tasks.run.marks import prepared
+from slidesam.tasks.run.marks import read_params
 from slidesam.tasks.segmenters import load_segmenter, segmenter_identity
 from slidesam.tasks.settings.parse import make_settings
 from tests.support.same import score
@@ -104,7 +104,7 @@ def _segmenter(slide: Path, output: Path, overrides: dict[str, Any]) -> tuple[An
     run = plan_run(slide, output, make_settings(overrides=overrides))
     chosen = run.settings.segmenter
     identity = segmenter_identity(chosen, run.slide.is_rgb)
-    return load_segmenter(chosen.model_dump_json(), run.slide.is_rgb, identity), prepared(run)["params"]
+    return load_segmenter(chosen.model_dump_json(), run.slide.is_rgb, identity), read_params(run).params
 
 
 def tables(report: Report) -> list[Table]:

@@ -25,14 +25,15 @@ from slidesam.tasks.errors import BlockFailure, BlockFailures
 from slidesam.tasks.pixels.plan import PIECE_BYTES
 from slidesam.tasks.plan import pieced_levels
 from slidesam.tasks.retry import Action, decide
-from slidesam.tasks.run.marks import block_facts
+from slidesam.tasks.run.marks import find_mark
+from slidesam.tasks.run.records import Params
 from slidesam.tasks.run.run import Run, batches
 from slidesam.tasks.stitch.batches import block_batches, is_compared, is_painted
 from slidesam.tasks.store import convert
 
 Facts = dict[str, Any]
 Batch = tuple[int, ...]
-Step = Task[..., Facts]
+Step = Task[..., Any]
 # Past so many blocks the graph in the UI can't be read, and Prefect's share of the time shows.
 _SINGLE_BLOCKS, _MOST_PER_TASK = 256, 16
 # Levels of so few pieces are written along with the image's end.
@@ -46,8 +47,8 @@ class Executor(Protocol):
     def most_workers(self) -> int | None:
         """The largest number of workers that share the steps; None where that isn't known."""
 
-    def one(self, step: Step, run: Run, *arguments: Any) -> Facts:
-        """Run a step that is one task.
+    def one(self, step: Step, run: Run, *arguments: Any) -> Any:
+        """Run a step that is one task; return what it returns.
 
         Raises:
             Exception: What the step raised after its retries.
@@ -115,12 +116,12 @@ def segment_blocks(run: Run, executor: Executor, block_ids: Sequence[int] | None
         OutputError: Results can't be written.
         SlideGoneError: The slide has changed or isn't there any more.
     """
-    prepared = executor.one(steps.prepare_slide, run)
-    with_tissue = prepared["blocks"] if prepared["blocks"] is not None else range(len(run.grid))
+    params: Params = executor.one(steps.prepare_slide, run)
+    with_tissue = range(len(run.grid)) if params.blocks is None else params.blocks
     wanted = with_tissue if block_ids is None else block_ids
     if len(with_tissue) < len(run.grid):
         executor.note(f"{run.name}: {len(with_tissue)} of {len(run.grid)} blocks hold tissue")
-    todo = [block_id for block_id in wanted if block_facts(run, block_id) is None]
+    todo = [block_id for block_id in wanted if find_mark(run, block_id) is None]
     attempt = uuid.uuid4().hex
     jobs = _block_batches(run, todo, executor.most_workers)
     failures: dict[int, BlockFailure] = {}
@@ -148,8 +149,8 @@ def segment_blocks(run: Run, executor: Executor, block_ids: Sequence[int] | None
                 break
     if failures:
         raise BlockFailures(run.name, failures, len(with_tissue), untried=len(todo) - tried)
-    spent = sum((block_facts(run, block_id) or {}).get("seconds", 0.0) for block_id in wanted)
-    return {"prepare": prepared["seconds"], "segment": spent}
+    spent = sum(mark.seconds for block_id in wanted if (mark := find_mark(run, block_id)) is not None)
+    return {"prepare": params.seconds, "segment": spent}
 
 
 def stitch_and_export(run: Run, executor: Executor, seconds: dict[str, float]) -> Facts:
@@ -173,7 +174,8 @@ def stitch_and_export(run: Run, executor: Executor, seconds: dict[str, float]) -
         executor.warn(f"{run.name}: {warning}")
     todo = [batch for batch in all_batches if not is_painted(run, batch)]
     seconds["paint"] = _run_batches(executor, "painting labels", steps.paint_blocks, run, todo, len(run.grid))
-    return executor.one(steps.export_slide, run, resolved["objects"], seconds)
+    provenance: Facts = executor.one(steps.export_slide, run, resolved["objects"], seconds)
+    return provenance
 
 
 def _block_batches(run: Run, todo: Sequence[int], most_workers: int | None) -> Batches:
@@ -189,14 +191,14 @@ def _untouched_blocks(run: Run, ids: Sequence[int], error: Exception) -> list[in
     """Blocks of a task with failures that neither failed nor are done."""
     if not isinstance(error, BlockFailures):
         return []
-    return [block_id for block_id in ids if block_id not in error.failures and block_facts(run, block_id) is None]
+    return [block_id for block_id in ids if block_id not in error.failures and find_mark(run, block_id) is None]
 
 
 def _failed_blocks(run: Run, ids: Sequence[int], error: Exception) -> dict[int, BlockFailure]:
     """Which blocks of a task failed, and why."""
     if isinstance(error, BlockFailures):
         return error.failures
-    return {block_id: BlockFailure.of(error) for block_id in ids if block_facts(run, block_id) is None}
+    return {block_id: BlockFailure.of(error) for block_id in ids if find_mark(run, block_id) is None}
 
 
 def _run_batches(

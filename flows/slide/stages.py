@@ -33,11 +33,10 @@ class FlowTasks:
         cluster = opened()
         return None if cluster is None else cluster.most_workers
 
-    def one(self, step: Step, run: Run, *arguments: Any) -> Facts:
+    def one(self, step: Step, run: Run, *arguments: Any) -> Any:
         """Run a step that is one task."""
         step = with_retries(step, run.settings.run)
-        facts: Facts = alone(lambda: step.submit(run, *arguments))
-        return facts
+        return alone(lambda: step.submit(run, *arguments))
 
     def many(
         self, step: Step, run: Run, jobs: Iterable[Batch], arguments: Callable[[Batch], tuple[Any, ...]]
@@ -96,7 +95,7 @@ def _named(step: Step, run: Run, job: Batch) -> Step:
     return step
 
 
-def with_retries(step: Task[..., Facts], settings: RunSettings) -> Task[..., Facts]:
+def with_retries(step: Step, settings: RunSettings) -> Step:
     """The task with the settings' retries."""
     return step.with_options(
         retries=settings.retries,

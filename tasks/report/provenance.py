@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from slidesam.tasks.run.files import read_json
-from slidesam.tasks.run.marks import block_facts, kept_blocks
+from slidesam.tasks.run.marks import find_mark, list_blocks, read_params
+from slidesam.tasks.run.records import SeamReport
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.segmenters import package_version
 from slidesam.tasks.store.ome_zarr import is_finished
@@ -37,7 +38,7 @@ def finished_facts(run: Run) -> dict[str, Any] | None:
     return facts if is_finished(run.store, run.label) else None
 
 
-def provenance(run: Run, *, objects: int, seams: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
+def provenance(run: Run, *, objects: int, seams: SeamReport, seconds: dict[str, float]) -> dict[str, Any]:
     """How the result was made: enough to make it again, or to say why another differs.
 
     Args:
@@ -46,9 +47,9 @@ def provenance(run: Run, *, objects: int, seams: dict[str, Any], seconds: dict[s
         seams: The report on them, as `seam_report.make_report` returns it.
         seconds: Per stage, the wall time of its tasks added up.
     """
-    prepared = read_json(run.segment_folder.params) or {}
-    kept = kept_blocks(run)
-    marks = [block_facts(run, block_id) or {} for block_id in kept]
+    found = read_params(run)
+    kept = list_blocks(run)
+    marks = [mark for block_id in kept if (mark := find_mark(run, block_id)) is not None]
     left_out = sorted(set(range(len(run.grid))) - set(kept))
     return {
         "status": "finished",
@@ -66,13 +67,13 @@ def provenance(run: Run, *, objects: int, seams: dict[str, Any], seconds: dict[s
         "settings": run.settings.model_dump(mode="json"),
         "segmenter": {
             "identity": run.segmenter_identity,
-            "params": prepared.get("params"),
-            "fill": prepared.get("fill"),
+            "params": found.params,
+            "fill": found.fill,
             # More than one of either: a run that was resumed elsewhere.
-            "devices": sorted({str(mark.get("device")) for mark in marks}),
-            "threads": sorted({str(mark.get("threads")) for mark in marks}),
+            "devices": sorted({str(mark.device) for mark in marks}),
+            "threads": sorted({str(mark.threads) for mark in marks}),
             **{
-                name: sorted({str(mark[name]) for mark in marks if name in mark})
+                name: sorted({str(value) for mark in marks if (value := getattr(mark, name)) is not None})
                 for name in ("precision", "batch_size")
             },
         },
@@ -80,5 +81,5 @@ def provenance(run: Run, *, objects: int, seams: dict[str, Any], seconds: dict[s
         "task_seconds": {stage: round(value, 3) for stage, value in seconds.items()},
         "versions": {name: version for name in _PACKAGES if (version := package_version(name))},
         # Last, as it is long.
-        "seams": seams,
+        "seams": seams.model_dump(mode="json"),
     }

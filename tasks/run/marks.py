@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from slidesam.tasks.errors import OutputError
-from slidesam.tasks.run.files import read_json, write_json
 from slidesam.tasks.run.layout import StageFolder, StitchFolder
+from slidesam.tasks.run.records import BlockMark, Mark, Params
 from slidesam.tasks.run.run import Run
 
 
 class Marks:
-    """Done-marks of a stage: one small JSON file per block, or per piece of an image.
+    """Done-marks of a stage: one small JSON file per block, group of blocks, or piece of an image.
 
     Args:
         folder: The stage's folder.
@@ -23,17 +23,17 @@ class Marks:
     def __init__(self, folder: StageFolder) -> None:
         self._folder = folder
 
-    def put(self, block_id: int | str, facts: dict[str, Any]) -> None:
-        """Vouches for a block's result; call it after the result is written."""
-        write_json(self._folder.mark(block_id), {"block_id": block_id, **facts})
+    def put(self, mark: Mark) -> None:
+        """Vouches for a result; call it after the result is written."""
+        mark.write(self._folder.mark(mark.block_id))
 
     def remove(self, block_id: int | str) -> None:
         """Takes a mark back; call it before the result is replaced."""
         self._folder.mark(block_id).unlink(missing_ok=True)
 
-    def get(self, block_id: int | str) -> dict[str, Any] | None:
-        """A block's facts, or None while it isn't done."""
-        return read_json(self._folder.mark(block_id))
+    def has(self, block_id: int | str) -> bool:
+        """Whether there is a mark, and it is whole."""
+        return Mark.read(self._folder.mark(block_id)) is not None
 
     def names(self) -> set[str]:
         """Of all marks at once, without reading them: what a plan needs."""
@@ -44,39 +44,46 @@ class Marks:
             return set()
 
 
-def block_facts(run: Run, block_id: int) -> dict[str, Any] | None:
+def find_mark(run: Run, block_id: int) -> BlockMark | None:
     """The done-mark of a segmented block, or None: also where the mark is damaged or what it vouches for is gone."""
-    facts = Marks(run.segment_folder).get(block_id)
-    if facts is None or not isinstance(facts.get("count"), int):
-        return None
     folder = run.segment_folder
+    try:
+        mark = BlockMark.read(folder.mark(block_id))
+    except OutputError:
+        return None
+    if mark is None or mark.count == 0:
+        return mark
     files = (folder.shard(block_id), folder.objects(block_id), folder.frame(block_id))
-    return facts if facts["count"] == 0 or all(file.exists() for file in files) else None
+    return mark if all(file.exists() for file in files) else None
 
 
-def prepared(run: Run) -> dict[str, Any]:
-    """What `prepare_slide` found: `params`, `fill`, and `blocks`, the ids of those that hold tissue (None for all).
+def read_params(run: Run) -> Params:
+    """What `prepare_slide` found.
 
     Raises:
         OutputError: It is gone.
     """
-    known = read_json(run.segment_folder.params)
-    if known is None:
+    params = Params.read(run.segment_folder.params)
+    if params is None:
         raise OutputError(f"{run.name}: {run.segment_folder.path} lost its params.json: run the same command again")
-    return known
+    return params
 
 
-def kept_blocks(run: Run) -> list[int]:
-    """Ids of the blocks that are segmented, ascending."""
-    blocks = prepared(run)["blocks"]
-    return list(range(len(run.grid))) if blocks is None else blocks
+def list_blocks(run: Run) -> Sequence[int]:
+    """Ids of the blocks that are segmented, ascending.
+
+    Raises:
+        OutputError: It isn't known any more which.
+    """
+    blocks = read_params(run).blocks
+    return range(len(run.grid)) if blocks is None else blocks
 
 
 def is_segmented(run: Run) -> bool:
     """Whether all blocks that hold tissue are segmented."""
-    if read_json(run.segment_folder.params) is None:
+    if Params.read(run.segment_folder.params) is None:
         return False
-    return all(block_facts(run, block_id) is not None for block_id in kept_blocks(run))
+    return all(find_mark(run, block_id) is not None for block_id in list_blocks(run))
 
 
 def remove_stage(folder: Path, *, ignore_errors: bool = False) -> None:

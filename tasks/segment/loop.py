@@ -22,7 +22,8 @@ from slidesam.tasks.labels.objects import describe_block
 from slidesam.tasks.labels.results import BlockResults, save_table
 from slidesam.tasks.pixels.resample import to_level0
 from slidesam.tasks.run.files import output_errors
-from slidesam.tasks.run.marks import Marks, block_facts, kept_blocks, prepared, remove_stage
+from slidesam.tasks.run.marks import Marks, find_mark, list_blocks, read_params, remove_stage
+from slidesam.tasks.run.records import BlockMark, Params
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.segment.block import begin_outer, renumbered
 from slidesam.tasks.segment.finisher import Finisher
@@ -31,8 +32,6 @@ from slidesam.tasks.segment.start_marks import Attempts, is_leaving
 from slidesam.tasks.segmenters import Segmenter
 from slidesam.tasks.settings.types import seconds_of
 from slidesam.tasks.store.readers import open_pixels
-
-Facts = dict[str, Any]
 
 
 def segment_missing(run: Run, block_ids: Sequence[int], go: str) -> list[int]:
@@ -51,7 +50,7 @@ def segment_missing(run: Run, block_ids: Sequence[int], go: str) -> list[int]:
         SlideGoneError: The slide has changed or isn't there any more.
         BlockFailures: Some blocks failed; a single one's own error is raised instead.
     """
-    todo = [block_id for block_id in block_ids if block_facts(run, block_id) is None]
+    todo = [block_id for block_id in block_ids if find_mark(run, block_id) is None]
     failures: dict[int, Exception] = {}
     left: list[int] = []
     if todo:
@@ -64,7 +63,7 @@ def segment_missing(run: Run, block_ids: Sequence[int], go: str) -> list[int]:
             with attempts.before(todo[0]):
                 # A model takes seconds to load the first time: meanwhile the first pixels are read.
                 images = {todo[0]: ahead.submit(reader.read, run.segmented_grid[todo[0]].outer)}
-                segmenter, known, results = load_run_segmenter(run), prepared(run), BlockResults.of(run)
+                segmenter, known, results = load_run_segmenter(run), read_params(run), BlockResults.of(run)
                 wait(images.values())
             # Where the CPU computes, it has no time to spare.
             is_beside = getattr(segmenter, "device", "cpu") != "cpu" and attempts.allowed > 1
@@ -97,33 +96,29 @@ def segment_missing(run: Run, block_ids: Sequence[int], go: str) -> list[int]:
 
 
 def _begin_block(
-    run: Run, block_id: int, segmenter: Segmenter, known: Facts, results: BlockResults, image: NDArray[Any]
+    run: Run, block_id: int, segmenter: Segmenter, known: Params, results: BlockResults, image: NDArray[Any]
 ) -> Callable[[], None]:
     """What one block wants of the device; the function that is returned writes its labels, then its done-mark."""
     started = time.perf_counter()
     seen = run.segmented_grid[block_id]
-    fill = np.asarray(known["fill"], image.dtype)
-    labels = begin_outer(image, seen, run.segmented_grid, segmenter, known["params"], fill)
-    facts = {
+    fill = np.asarray(known.fill, image.dtype)
+    labels = begin_outer(image, seen, run.segmented_grid, segmenter, known.params, fill)
+    mark = BlockMark(
+        block_id=block_id,
+        count=0,
+        seconds=time.perf_counter() - started,
         # Part of what makes results equal, so the provenance has them.
-        "device": getattr(segmenter, "device", "cpu"),
-        "threads": os.environ.get("OMP_NUM_THREADS"),
+        device=str(getattr(segmenter, "device", "cpu")),
+        threads=os.environ.get("OMP_NUM_THREADS"),
         **getattr(segmenter, "computing", {}),
-    }
-    seconds = time.perf_counter() - started
-    return lambda: _finish_block(run, block_id, labels, facts, seconds, results)
+    )
+    return lambda: _finish_block(run, mark, labels, results)
 
 
-def _finish_block(
-    run: Run,
-    block_id: int,
-    labelled: Callable[[], NDArray[np.uint32]],
-    facts: Facts,
-    seconds: float,
-    results: BlockResults,
-) -> None:
-    """Writes one block's labels, then its done-mark; `seconds` is what it took so far."""
-    started, block = time.perf_counter(), run.grid[block_id]
+def _finish_block(run: Run, mark: BlockMark, labelled: Callable[[], NDArray[np.uint32]], results: BlockResults) -> None:
+    """Writes one block's labels, then its done-mark, to which the number of objects and the time that this took are added."""
+    started, block_id = time.perf_counter(), int(mark.block_id)
+    block = run.grid[block_id]
     labels = labelled()
     if not run.scale.is_one:
         labels = renumbered(to_level0(labels, run.segmented_grid[block_id].outer, block.outer, run.scale))
@@ -136,8 +131,8 @@ def _finish_block(
     if table.area.size:
         save_table(run, block_id, table)
         save_strips(run, block, labels)
-    seconds += time.perf_counter() - started
-    marks.put(block_id, {"count": table.area.size, "seconds": round(seconds, 3), **facts})
+    seconds = mark.seconds + time.perf_counter() - started
+    marks.put(mark.model_copy(update={"count": table.area.size, "seconds": round(seconds, 3)}))
 
 
 def _forget_stitching(run: Run) -> None:
@@ -153,5 +148,5 @@ def _failure(run: Run, failures: dict[int, Exception], *, alone: bool) -> Except
     return BlockFailures(
         run.name,
         {block_id: BlockFailure.of(error) for block_id, error in failures.items()},
-        len(kept_blocks(run)),
+        len(list_blocks(run)),
     )

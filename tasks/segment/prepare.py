@@ -15,45 +15,46 @@ from slidesam.tasks.pixels.background import background_of
 from slidesam.tasks.pixels.mask_image import read_mask
 from slidesam.tasks.pixels.sample import sample_slide
 from slidesam.tasks.pixels.tissue import blocks_with_tissue, find_tissue
-from slidesam.tasks.run.files import load_arrays, output_errors, read_json, save_arrays, write_json
-from slidesam.tasks.run.marks import is_segmented, prepared
+from slidesam.tasks.run.files import load_arrays, output_errors, save_arrays, write_json
+from slidesam.tasks.run.marks import is_segmented, read_params
+from slidesam.tasks.run.records import Params
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.segment.devices import check_given, check_torch
 from slidesam.tasks.segmenters import Segmenter, jsonable_params, load_segmenter
 from slidesam.tasks.store.image import slide_overview
 from slidesam.tasks.store.readers import open_pixels
 
-Facts = dict[str, Any]
 
-
-def prepare_run(run: Run) -> Facts:
+def prepare_run(run: Run) -> Params:
     """Finds what all blocks share, and which of them hold tissue, unless that is known."""
     started = time.perf_counter()
     if is_segmented(run):
         # A model that wants a GPU isn't loaded where there is nothing left to segment.
-        return prepared(run)
+        return read_params(run)
     # First of all, so that nothing is written for a segmenter that can't be made.
     segmenter = load_run_segmenter(run)
     path = run.segment_folder.params
-    known = read_json(path)
+    known = Params.read(path)
     if known is None:
         overview = slide_overview(run)
         with closing(open_pixels(run)) as reader:
             sample = sample_slide(run.segmented_grid.shape, overview, reader)
-        params = jsonable_params(
-            segmenter.prepare(sample[..., 0] if sample.shape[2] == 1 else sample, run.segmented_slide)
+        known = Params(
+            params=jsonable_params(
+                segmenter.prepare(sample[..., 0] if sample.shape[2] == 1 else sample, run.segmented_slide)
+            ),
+            fill=background_of(overview, is_rgb=run.slide.is_rgb).tolist(),
+            blocks=_blocks_to_segment(run, overview),
+            seconds=time.perf_counter() - started,
         )
-        fill = background_of(overview, is_rgb=run.slide.is_rgb)
-        blocks = _blocks_to_segment(run, overview)
-        known = {"params": params, "fill": fill.tolist(), "blocks": blocks, "seconds": time.perf_counter() - started}
         write_json(run.segment_folder.causes, run.causes["segment"])
-        write_json(path, known)
+        known.write(path)
     with output_errors(run.segment_folder.path):
         BlockResults.create(run)
     return known
 
 
-def _blocks_to_segment(run: Run, overview: NDArray[Any]) -> list[int] | None:
+def _blocks_to_segment(run: Run, overview: NDArray[Any]) -> tuple[int, ...] | None:
     """Ids of the blocks that hold tissue, None for all; the mask is kept for the picture."""
     where = run.settings.blocks.tissue
     if where == "off":
@@ -62,7 +63,7 @@ def _blocks_to_segment(run: Run, overview: NDArray[Any]) -> list[int] | None:
     mask = find_tissue(overview, is_rgb=is_rgb) if where == "auto" else read_mask(Path(where), run.slide.shape)
     arrays = {"bits": np.packbits(mask), "shape": np.asarray(mask.shape)}
     save_arrays(run.segment_folder.tissue, arrays, compressed=True)
-    return blocks_with_tissue(mask, run.grid)
+    return tuple(blocks_with_tissue(mask, run.grid))
 
 
 def read_tissue(run: Run) -> NDArray[np.bool_] | None:

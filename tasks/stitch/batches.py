@@ -23,8 +23,9 @@ from slidesam.tasks.labels.objects import ObjectTable
 from slidesam.tasks.labels.results import load_table
 from slidesam.tasks.pixels.plan import in_block_levels, shard_region
 from slidesam.tasks.pixels.pyramid import halve_labels
-from slidesam.tasks.run.files import load_arrays, output_errors, read_json, save_array, save_arrays, write_json
-from slidesam.tasks.run.marks import Marks, block_facts, kept_blocks
+from slidesam.tasks.run.files import load_arrays, output_errors, save_array, save_arrays, write_json
+from slidesam.tasks.run.marks import Marks, find_mark, list_blocks
+from slidesam.tasks.run.records import Mark, Resolved
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.stitch.overlaps import BatchOverlaps, compare_blocks, join_batches
 from slidesam.tasks.stitch.paint import Numbering, paint_block
@@ -64,7 +65,7 @@ def compare_batch(run: Run, batch: Batch) -> int:
     Raises:
         OutputError: A block's result is damaged or gone.
     """
-    segmented = set(kept_blocks(run))
+    segmented = set(list_blocks(run))
     tables = {block_id: _load_objects(run, block_id) for block_id in batch if block_id in segmented}
     counts = {block_id: table.area.size for block_id, table in tables.items()}
     # Also of the neighbours outside the batch, which a seam may lead to.
@@ -81,26 +82,23 @@ def _load_objects(run: Run, block_id: int) -> ObjectTable:
 
 
 def _count_objects(run: Run, block_id: int) -> int:
-    facts = block_facts(run, block_id)
-    if facts is None:
+    mark = find_mark(run, block_id)
+    if mark is None:
         raise OutputError(f"{run.name}: block {block_id} lost its result: run the same command again")
-    return int(facts["count"])
+    return mark.count
 
 
 # -------------------------------------------------------------------------------------------------------------- 2. resolve
 
 
-def resolve_run(run: Run) -> dict[str, Any]:
+def resolve_run(run: Run) -> Resolved:
     """Number the slide's objects and report on its seams, unless that is done.
-
-    Returns:
-        `objects`, their number, and `seams`, the report.
 
     Raises:
         OutputError: A batch's file is damaged or gone.
     """
     folder = run.stitch_folder
-    resolved = read_json(folder.resolved)
+    resolved = Resolved.read(folder.resolved)
     if resolved is not None and all(folder.numbering(name).exists() for name in Numbering._fields):
         return resolved
     labels, pairs = load_labels(run)
@@ -109,9 +107,9 @@ def resolve_run(run: Run) -> dict[str, Any]:
     numbering = Numbering(labels.offsets, resolution.relabelling, resolution.size)
     for name, array in numbering._asdict().items():
         save_array(folder.numbering(name), array)
-    resolved = {"objects": resolution.objects, "seams": report}
+    resolved = Resolved(objects=resolution.objects, seams=report)
     write_json(folder.causes, run.causes["stitch"])
-    write_json(folder.resolved, resolved)
+    resolved.write(folder.resolved)
     return resolved
 
 
@@ -143,7 +141,7 @@ def paint_batch(run: Run, batch: Batch) -> None:
     Raises:
         OutputError: A block's result or the numbering is damaged or gone, or the label image can't be written.
     """
-    segmented, strips = set(kept_blocks(run)), HaloStrips(run)
+    segmented, strips = set(list_blocks(run)), HaloStrips(run)
     levels = open_levels(run.paths.label_image, run.settings.image.ome_zarr)
     in_block = in_block_levels(run.grid.block_shape, len(levels))
     numbering = _load_numbering(run)
@@ -160,13 +158,13 @@ def paint_batch(run: Run, batch: Batch) -> None:
                 write_shards(array, shard_region(block.inner, number), labels)
                 labels = halve_labels(labels)
     save_array(run.paint_folder.measures(batch_name(batch)), np.concatenate(measures))
-    Marks(run.paint_folder).put(batch_name(batch), {})
+    Marks(run.paint_folder).put(Mark(block_id=batch_name(batch)))
 
 
 def is_painted(run: Run, batch: Batch) -> bool:
     """Whether a batch's labels are written."""
     is_measured = run.paint_folder.measures(batch_name(batch)).exists()
-    return is_measured and Marks(run.paint_folder).get(batch_name(batch)) is not None
+    return is_measured and Marks(run.paint_folder).has(batch_name(batch))
 
 
 def _load_numbering(run: Run) -> Numbering:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from slidesam.tasks.grid import BlockGrid
+from slidesam.tasks.run.records import SeamReport
 from slidesam.tasks.stitch.tables import (
     MIN_DEPTH,
     BlockLabels,
@@ -36,8 +36,8 @@ _FEW = 3
 
 def make_report(
     grid: BlockGrid, labels: BlockLabels, pairs: LabelPairs, resolution: Resolution, factor: float = 1.0
-) -> dict[str, Any]:
-    """Make the report, as JSON.
+) -> SeamReport:
+    """Make the report.
 
     Args:
         grid: The blocks on level 0.
@@ -45,11 +45,6 @@ def make_report(
         pairs: Their overlaps.
         resolution: What was made of them.
         factor: Pixels of level 0 per pixel in which `blocks.halo` is given.
-
-    Returns:
-        `totals` for the slide, each object counted once; `columns` and `rows`, a row per seam at which anything lies, with
-        the ids of its two blocks first; `wide`, how many objects are wider than the halo; `halo` in pixels of level 0;
-        `advised_halo` as the setting has it, None where there is nothing to advise; `warnings`, sentences.
     """
     decisions = resolution.decisions
     sightings = _Sightings(grid, labels, pairs, decisions.component)
@@ -76,14 +71,16 @@ def make_report(
     at_seams = sightings.flag_components(decisions.component[pairs.reaching[is_crossing]])
     wide = _find_wide(labels, decisions.component, united & at_seams)
     needed = _needed_halo(grid, labels, decisions.component, wide)
-    report = {
-        "totals": {name: totals[name] for name in COLUMNS},
-        "columns": ["first", "second", *COLUMNS],
-        "rows": sightings.rows([counted[name] for name in COLUMNS]),
-        "wide": int(wide.size),
-        "halo": grid.halo,
-    }
-    return report | _advise(grid, totals["objects"], int(wide.size), needed, factor)
+    advised_halo, warning = _advise(grid, totals["objects"], int(wide.size), needed, factor)
+    return SeamReport(
+        totals={name: totals[name] for name in COLUMNS},
+        columns=("first", "second", *COLUMNS),
+        rows=sightings.rows([counted[name] for name in COLUMNS]),
+        wide=int(wide.size),
+        halo=grid.halo,
+        advised_halo=advised_halo,
+        warnings=() if warning is None else (warning,),
+    )
 
 
 class _Sightings:
@@ -133,13 +130,13 @@ class _Sightings:
         flags[components] = True
         return flags
 
-    def rows(self, columns: Sequence[Ints]) -> list[list[int]]:
+    def rows(self, columns: Sequence[Ints]) -> tuple[tuple[int, ...], ...]:
         """Return a row per seam, ascending: the ids of its two blocks, and how many sightings of each column are at it."""
         seams = [column // self._total for column in columns]
         numbers = np.unique(np.concatenate(seams))
         counts = [np.bincount(np.searchsorted(numbers, seam), minlength=numbers.size) for seam in seams]
-        rows: list[list[int]] = np.column_stack([numbers // self._blocks, numbers % self._blocks, *counts]).tolist()
-        return rows
+        table = np.column_stack([numbers // self._blocks, numbers % self._blocks, *counts])
+        return tuple(map(tuple, table.tolist()))
 
 
 def _find_wide(labels: BlockLabels, component: Ints, is_fragmented: Flags) -> Ints:
@@ -165,13 +162,13 @@ def _needed_halo(grid: BlockGrid, labels: BlockLabels, component: Ints, wide: In
     return needed + MIN_DEPTH
 
 
-def _advise(grid: BlockGrid, objects: int, wide: int, needed: Ints, factor: float) -> dict[str, Any]:
+def _advise(grid: BlockGrid, objects: int, wide: int, needed: Ints, factor: float) -> tuple[int | None, str | None]:
     """Advise a wider halo, where enough objects need one, and word the warning."""
     if grid.halo == 0 and len(grid) > 1:
         words = "with a halo of 0 px every object at a seam stays cut: set blocks.halo to the width of an object"
-        return {"advised_halo": None, "warnings": [words]}
+        return None, words
     if wide < _FEW or wide < _WORTH_A_WORD * objects:
-        return {"advised_halo": None, "warnings": []}
+        return None, None
     # Most of them, so that one freak doesn't set the halo for all.
     halo = -(-int(np.percentile(needed, 95, method="higher") / factor) // _STEP) * _STEP
     what = (
@@ -180,5 +177,5 @@ def _advise(grid: BlockGrid, objects: int, wide: int, needed: Ints, factor: floa
     )
     if halo > min(grid.block_shape) / factor:
         words = f"{what}, and many longer than a block: they are put together from pieces; larger blocks would help"
-        return {"advised_halo": None, "warnings": [words]}
-    return {"advised_halo": halo, "warnings": [f"{what}: raise it to {halo} (blocks.halo)"]}
+        return None, words
+    return halo, f"{what}: raise it to {halo} (blocks.halo)"

@@ -22,6 +22,7 @@ from slidesam.tasks.pixels.plan import shard_region
 from slidesam.tasks.pixels.pyramid import halve, halve_region
 from slidesam.tasks.run.files import read_json, write_json
 from slidesam.tasks.run.marks import Marks, remove_stage
+from slidesam.tasks.run.records import Mark
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.slides.reader import SlideReader
 from slidesam.tasks.store.image import is_filling, is_shown, note_filling, ready_store, show_image
@@ -76,7 +77,7 @@ def pieces_to_do(run: Run, level: int, piece_ids: Sequence[int] | None = None) -
     if piece_ids is None:
         done, piece_ids = marks.names(), range(len(grid))
     else:
-        done = {name for name in (f"{level}-{piece}" for piece in piece_ids) if marks.get(name) is not None}
+        done = {name for name in (f"{level}-{piece}" for piece in piece_ids) if marks.has(name)}
     return [
         piece for piece in piece_ids if f"{level}-{piece}" not in done or not _is_there(run, folder, grid[piece].inner)
     ]
@@ -112,7 +113,7 @@ def write_piece(run: Run, reader: SlideReader, level: int, piece_id: int) -> Non
         else:
             pixels = reader.read_planes(region, own, plan.channels)
         _write(run, level, region, pixels)
-    Marks(run.image_folder).put(f"{level}-{piece_id}", {})
+    Marks(run.image_folder).put(Mark(block_id=f"{level}-{piece_id}"))
 
 
 def _read(reader: SlideReader, region: Region, channels: tuple[int, ...]) -> NDArray[Any]:

@@ -9,7 +9,7 @@ import zarr
 
 from slidesam.tasks import steps
 from slidesam.tasks.plan import pieced_levels, plan_run
-from slidesam.tasks.run.marks import kept_blocks
+from slidesam.tasks.run.marks import list_blocks
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.stitch.batches import block_batches
@@ -43,6 +43,6 @@ def segment_serially(slide: Path, output: Path, overrides: dict) -> np.ndarray:
     run = plan_run(slide, output, make_settings(overrides=overrides))
     write_image_serially(run)
     steps.prepare_slide.fn(run)
-    steps.segment_blocks.fn(run, kept_blocks(run))
+    steps.segment_blocks.fn(run, list_blocks(run))
     stitch_serially(run)
     return np.asarray(zarr.open_array(run.paths.label_image / "0", mode="r")[0, 0, 0])

@@ -16,7 +16,7 @@ from slidesam.tasks.errors import OutputError, SegmenterError
 from slidesam.tasks.pixels import pyramid, sample
 from slidesam.tasks.plan import plan_run
 from slidesam.tasks.report.provenance import finished_facts
-from slidesam.tasks.run.marks import block_facts
+from slidesam.tasks.run.marks import find_mark
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.slides.inspect import inspect_slide
@@ -70,12 +70,12 @@ def test_what_is_damaged_counts_as_not_done(damage: str, tmp_path: Path) -> None
     slide = write_numbered_slide(tmp_path / "s.tif")
     whole = segment_serially(slide, tmp_path / "out", FUNCTION)
     run = planned(slide, tmp_path / "out")
-    assert block_facts(run, 4) is not None
+    assert find_mark(run, 4) is not None
     mark, shard = run.segment_folder.mark(4), run.segment_folder.shard(4)
     {"empty mark": lambda: mark.write_bytes(b""), "no mark": mark.unlink, "no shard": shard.unlink}[damage]()
-    assert block_facts(run, 4) is None
+    assert find_mark(run, 4) is None
     np.testing.assert_array_equal(segment_serially(slide, tmp_path / "out", FUNCTION), whole)
-    assert block_facts(run, 4) is not None
+    assert find_mark(run, 4) is not None
 
 
 def test_damaged_matches_are_removed_and_made_anew(tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ from slidesam.tasks.labels.halo_strips import save_strips
 from slidesam.tasks.labels.objects import describe_block
 from slidesam.tasks.labels.results import save_table
 from slidesam.tasks.plan import plan_run
-from slidesam.tasks.run.files import write_json
 from slidesam.tasks.run.marks import Marks
+from slidesam.tasks.run.records import BlockMark, Params
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.settings.sections import ImageSettings
@@ -91,7 +91,7 @@ def run_of(case: Case, folder: Path) -> Run:
     describe_image(group, "case", [(1.0, 1.0)], None, None)
     overrides = _SETTINGS | {"blocks.block_shape": case.block_shape, "blocks.halo": case.halo}
     run = plan_run(slide, folder / "out", make_settings(overrides=overrides))
-    write_json(run.segment_folder.params, {"blocks": None})
+    Params(blocks=None).write(run.segment_folder.params)
     run.segment_folder.blocks.symlink_to(case.folder / "blocks.zarr")
     create_store(run.store, ImageSettings(), slide)
     return run
@@ -105,7 +105,7 @@ def describe(run: Run, block_ids: Iterable[int]) -> None:
         table = describe_block(labels, run.grid[block_id], run.grid.shape)
         save_table(run, block_id, table)
         save_strips(run, run.grid[block_id], labels)
-        Marks(run.segment_folder).put(block_id, {"count": int(table.area.size)})
+        Marks(run.segment_folder).put(BlockMark(block_id=block_id, count=int(table.area.size)))
 
 
 def _timed(pool: ProcessPoolExecutor, run: Run) -> dict[str, float]:
@@ -116,7 +116,7 @@ def _timed(pool: ProcessPoolExecutor, run: Run) -> dict[str, float]:
     seconds["match_s"] = time.perf_counter() - started
     started = time.perf_counter()
     resolved = resolve_run(run)
-    create_label_image(run, resolved["objects"])
+    create_label_image(run, resolved.objects)
     seconds["resolve_s"] = time.perf_counter() - started
     started = time.perf_counter()
     list(pool.map(paint_batch, *_each(run)))
@@ -144,7 +144,7 @@ def _warm_up(pool: ProcessPoolExecutor, folder: Path) -> None:
         describe(run, range(len(small)))
         # Both at once, so that neither process gets both.
         list(pool.map(compare_batch, *(column * PROCESSES for column in _each(run))))
-        create_label_image(run, resolve_run(run)["objects"])
+        create_label_image(run, resolve_run(run).objects)
         list(pool.map(paint_batch, *(column * PROCESSES for column in _each(run))))
 
 

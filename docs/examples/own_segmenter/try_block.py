@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from slidesam.tasks.labels.results import BlockResults
 from slidesam.tasks.plan import plan_run
-from slidesam.tasks.run.marks import kept_blocks, prepared
+from slidesam.tasks.run.marks import list_blocks, read_params
 from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.slides.reader import SlideReader
 from slidesam.tasks.steps import prepare_slide, ready_image, segment_blocks
@@ -35,7 +35,7 @@ def main():
     run = plan_run(chosen.slide, chosen.output, settings)
     ready_image.fn(run)
     prepare_slide.fn(run)
-    kept = list(kept_blocks(run))
+    kept = list(list_blocks(run))
     block = run.grid[kept[len(kept) // 2] if chosen.block is None else chosen.block]
     segment_blocks.fn(run, [block.block_id])
 
@@ -44,7 +44,7 @@ def main():
         pixels = reader.read(block.outer)
     picture = chosen.output / f"block-{block.block_id}.png"
     Image.fromarray(with_outlines(pixels, labels)).save(picture)
-    params = prepared(run)["params"]
+    params = read_params(run).params
     print(f"block {block.block_id} of {len(run.grid)}: {labels.max()} objects, parameters {params}, picture {picture}")
 
 

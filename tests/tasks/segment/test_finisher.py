@@ -11,7 +11,7 @@ from slidesam.tasks import steps
 from slidesam.tasks.errors import BlockFailures, OutputError
 from slidesam.tasks.plan import plan_run
 from slidesam.tasks.run.files import write_json
-from slidesam.tasks.run.marks import block_facts
+from slidesam.tasks.run.marks import find_mark
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.parse import make_settings
 from tests.support.serial import segment_serially, write_image_serially
@@ -41,8 +41,8 @@ def test_the_device_begins_a_block_while_the_last_is_finished(tmp_path: Path) ->
     steps.segment_blocks.fn(run, range(9))
     order = ["1 begun", *(f"{k}" for n in range(1, 9) for k in (f"{n + 1} begun", f"{n} done")), "9 done"]
     assert log.read_text().splitlines() == order
-    facts = [block_facts(run, block_id) for block_id in range(9)]
-    assert all(each and each["device"] == "cuda" for each in facts)
+    facts = [find_mark(run, block_id) for block_id in range(9)]
+    assert all(each and each.device == "cuda" for each in facts)
 
 
 @pytest.mark.parametrize("change", [{"device": "cpu"}, {"run.retries": 0}])
@@ -74,7 +74,7 @@ def test_an_error_is_that_of_its_block(number: int, fails_first: bool, tmp_path:
     with pytest.raises(BlockFailures, match="1 of 9 blocks failed") as caught:
         steps.segment_blocks.fn(run, range(9))
     assert caught.value.block_ids == (number - 1,)
-    assert [block_id for block_id in range(9) if block_facts(run, block_id) is None] == [number - 1]
+    assert [block_id for block_id in range(9) if find_mark(run, block_id) is None] == [number - 1]
 
 
 def test_labels_that_cant_be_written_end_it_and_hold_nothing_against_a_block(
@@ -92,7 +92,7 @@ def test_labels_that_cant_be_written_end_it_and_hold_nothing_against_a_block(
             steps.segment_blocks.fn(run, range(9))
     assert "3 begun" not in log.read_text().splitlines()
     steps.segment_blocks.fn(run, range(9))
-    assert all(block_facts(run, block_id) for block_id in range(9))
+    assert all(find_mark(run, block_id) for block_id in range(9))
 
 
 def test_a_block_that_has_cost_a_worker_is_computed_by_itself(tmp_path: Path) -> None:

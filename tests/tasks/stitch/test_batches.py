@@ -14,7 +14,7 @@ from skimage.measure import regionprops_table
 from slidesam.tasks import steps
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.plan import plan_run
-from slidesam.tasks.run.marks import block_facts, kept_blocks
+from slidesam.tasks.run.marks import find_mark, list_blocks
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.stitch import batches
@@ -56,7 +56,7 @@ def segmented(slide: Path, output: Path, **changes: object) -> Run:
     run = planned(slide, output, **changes)
     write_image_serially(run)
     steps.prepare_slide.fn(run)
-    steps.segment_blocks.fn(run, kept_blocks(run))
+    steps.segment_blocks.fn(run, list_blocks(run))
     return run
 
 
@@ -125,7 +125,7 @@ def test_an_object_is_painted_where_its_other_block_was_left_out(tmp_path: Path)
     tifffile.imwrite(tmp_path / "tissue.tif", tissue)
     settings = SETTINGS | {"blocks.tissue": str(tmp_path / "tissue.tif")}
     labels = segment_serially(tmp_path / "s.tif", tmp_path / "out", settings)
-    assert kept_blocks(plan_run(tmp_path / "s.tif", tmp_path / "out", make_settings(overrides=settings))) == [0]
+    assert list_blocks(plan_run(tmp_path / "s.tif", tmp_path / "out", make_settings(overrides=settings))) == (0,)
     np.testing.assert_array_equal(labels, (image > 0).astype(int))
 
 
@@ -216,6 +216,6 @@ def test_what_is_damaged_of_a_block_is_removed_and_made_anew(
     (run.segment_folder.path / name).write_bytes(data[:-7] if damage == "cut" else data)
     with pytest.raises(OutputError, match="damaged and was removed: run the same command again"):
         stitch_serially(run)
-    assert block_facts(run, 7) is None
+    assert find_mark(run, 7) is None
     expected = segment_serially(slide, tmp_path / "other", SETTINGS)
     np.testing.assert_array_equal(segment_serially(slide, tmp_path, SETTINGS), expected)

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from slidesam.flows.cli.app import app
 from slidesam.tasks.errors import OutputError, SettingsError, SlidesamError
 from slidesam.tasks.grid import BlockGrid
+from slidesam.tasks.run.records import SeamReport
 from slidesam.tasks.settings.sections import StitchSettings
 from slidesam.tasks.stitch.report import COLUMNS, make_report
 from tests.support.blockwise import segmented, stitched
@@ -31,34 +32,34 @@ FUNCTION = {
 }
 
 
-def report_of(outer, grid: BlockGrid, rule: StitchSettings | None = None) -> dict:
+def report_of(outer, grid: BlockGrid, rule: StitchSettings | None = None) -> SeamReport:
     found = stitched(outer, grid, rule)
     report = make_report(grid, found.block_labels, found.pairs, found.resolution)
-    assert json.loads(json.dumps(report)) == report
-    assert report["columns"] == ["first", "second", *COLUMNS]
+    assert SeamReport.model_validate(json.loads(report.model_dump_json())) == report
+    assert report.columns == ("first", "second", *COLUMNS)
     assert_counts_fit(report)
     return report
 
 
-def report_of_labels(labels: np.ndarray, grid: BlockGrid) -> dict:
+def report_of_labels(labels: np.ndarray, grid: BlockGrid) -> SeamReport:
     """Where every block sees the same labels."""
     return report_of(segmented(labels, grid, lambda image: image), grid)
 
 
-def at(report: dict, first: int, second: int) -> dict[str, int]:
+def at(report: SeamReport, first: int, second: int) -> dict[str, int]:
     """What is counted at a seam, without zeros."""
-    rows = [row for row in report["rows"] if row[:2] == [first, second]]
+    rows = [row for row in report.rows if row[:2] == (first, second)]
     assert len(rows) <= 1
     return {name: count for row in rows for name, count in zip(COLUMNS, row[2:], strict=True) if count}
 
 
-def totals(report: dict) -> dict[str, int]:
-    return {name: count for name, count in report["totals"].items() if count}
+def totals(report: SeamReport) -> dict[str, int]:
+    return {name: count for name, count in report.totals.items() if count}
 
 
-def assert_counts_fit(report: dict) -> None:
+def assert_counts_fit(report: SeamReport) -> None:
     """Seams in order, none empty; objects at a seam are matched, contested or one-sided; totals within what seams add up to."""
-    ids = [tuple(row[:2]) for row in report["rows"]]
+    ids = [tuple(row[:2]) for row in report.rows]
     assert ids == sorted(set(ids))
     assert all(first < second for first, second in ids)
     sums = dict.fromkeys(COLUMNS, 0)
@@ -67,7 +68,7 @@ def assert_counts_fit(report: dict) -> None:
         assert any(counts.values())
         assert counts["objects"] == counts["matched"] + counts["contested"] + counts["one_sided"]
         sums = {name: sums[name] + counts[name] for name in COLUMNS}
-    for name, count in report["totals"].items():
+    for name, count in report.totals.items():
         # An object that blocks disagree on at one of its seams isn't matched, whatever they say at the others.
         assert count <= sums[name]
         assert name == "matched" or (count > 0) == (sums[name] > 0)
@@ -89,20 +90,20 @@ class FourBlocks:
             labels[whole[self.grid[block_id].outer.slices]] = labels.max() + 1
         return self
 
-    def report(self, **rule) -> dict:
+    def report(self, **rule) -> SeamReport:
         return report_of(self.outer, self.grid, StitchSettings(**rule))
 
 
 def test_nothing_at_seams_is_nothing_to_report() -> None:
     report = FourBlocks().see(slice(10, 20), slice(10, 20), 0).report()
-    assert (report["rows"], totals(report), report["warnings"]) == ([], {}, [])
-    assert (report["wide"], report["halo"], report["advised_halo"]) == (0, 12, None)
+    assert (report.rows, totals(report), report.warnings) == ((), {}, ())
+    assert (report.wide, report.halo, report.advised_halo) == (0, 12, None)
 
 
 def test_a_slide_without_objects_and_one_in_a_single_block() -> None:
-    assert FourBlocks().report()["rows"] == []
+    assert FourBlocks().report().rows == ()
     report = report_of_labels(np.ones((20, 20), np.uint8), BlockGrid((20, 20), (32, 32), 0))
-    assert (report["rows"], totals(report), report["warnings"]) == ([], {}, [])
+    assert (report.rows, totals(report), report.warnings) == ((), {}, ())
 
 
 def test_matched() -> None:
@@ -113,7 +114,7 @@ def test_matched() -> None:
 
 def test_one_sided() -> None:
     report = FourBlocks().see(slice(35, 45), slice(10, 20), 2).report()
-    assert [row[:2] for row in report["rows"]] == [[0, 2]]
+    assert [list(row[:2]) for row in report.rows] == [[0, 2]]
     assert at(report, 0, 2) == totals(report) == {"objects": 1, "one_sided": 1}
 
 
@@ -147,15 +148,15 @@ def test_united_and_wider_than_the_halo() -> None:
     # Twice 30 px across a seam with a halo of 12 px: neither block sees it whole.
     report = FourBlocks().see(slice(50, 60), slice(10, 70), 2, 3).report()
     assert at(report, 2, 3) == totals(report) == {"objects": 1, "matched": 1, "united": 1}
-    assert report["wide"] == 1
+    assert report.wide == 1
     # One object is no reason to change the halo.
-    assert report["warnings"] == []
+    assert report.warnings == ()
 
 
 def test_an_object_where_four_blocks_meet_lies_at_six_seams_and_counts_once() -> None:
     report = FourBlocks().see(slice(35, 45), slice(35, 45), 0, 1, 2, 3).report()
-    assert [row[:2] for row in report["rows"]] == [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]]
-    assert all(row[2:4] == [1, 1] for row in report["rows"])
+    assert [list(row[:2]) for row in report.rows] == [[0, 1], [0, 2], [0, 3], [1, 2], [1, 3], [2, 3]]
+    assert all(row[2:4] == (1, 1) for row in report.rows)
     assert totals(report) == {"objects": 1, "matched": 1}
 
 
@@ -164,7 +165,7 @@ def test_at_a_corner_alone() -> None:
     case = FourBlocks().see(slice(30, 40), slice(30, 40), 0)
     case.outer[0][40:44, 40:44] = 1
     report = case.report()
-    assert [row[:2] for row in report["rows"]] == [[0, 3]]
+    assert [list(row[:2]) for row in report.rows] == [[0, 3]]
     assert totals(report) == {"objects": 1, "one_sided": 1}
 
 
@@ -194,27 +195,27 @@ def bars(number: int, length: int) -> tuple[np.ndarray, int]:
 def test_a_halo_that_is_too_small_is_named_with_one_that_is_not() -> None:
     labels, width = bars(8, 80)
     report = report_of_labels(labels, BlockGrid(labels.shape, (64, width // 2), 16))
-    assert (report["wide"], report["totals"]["objects"], report["advised_halo"]) == (8, 8, 48)
-    (words,) = report["warnings"]
+    assert (report.wide, report.totals["objects"], report.advised_halo) == (8, 8, 48)
+    (words,) = report.warnings
     assert words == "100 % of the 8 objects at seams are wider than the halo of 16 px: raise it to 48 (blocks.halo)"
     better = report_of_labels(labels, BlockGrid(labels.shape, (64, width // 2), 48))
-    assert (better["wide"], better["advised_halo"], better["warnings"]) == (0, None, [])
+    assert (better.wide, better.advised_halo, better.warnings) == (0, None, ())
 
 
 def test_objects_longer_than_blocks_need_larger_blocks() -> None:
     labels, width = bars(8, 200)
     report = report_of_labels(labels, BlockGrid(labels.shape, (64, width // 16), 16))
-    assert (report["wide"], report["advised_halo"]) == (8, None)
-    assert "larger blocks would help" in report["warnings"][0]
+    assert (report.wide, report.advised_halo) == (8, None)
+    assert "larger blocks would help" in report.warnings[0]
 
 
 def test_without_a_halo_all_stays_cut_and_that_is_said() -> None:
     labels, width = bars(3, 40)
     report = report_of_labels(labels, BlockGrid(labels.shape, (64, width // 2), 0))
-    assert report["rows"] == []
-    assert report["advised_halo"] is None
-    assert "halo of 0 px" in report["warnings"][0]
-    assert "blocks.halo" in report["warnings"][0]
+    assert report.rows == ()
+    assert report.advised_halo is None
+    assert "halo of 0 px" in report.warnings[0]
+    assert "blocks.halo" in report.warnings[0]
 
 
 @st.composite
@@ -238,12 +239,12 @@ def scenes(draw):
 def test_with_the_advised_halo_no_object_is_too_wide(case) -> None:
     labels, grid = case
     report = report_of_labels(labels, grid)
-    event(f"advice: {report['advised_halo'] is not None}, wide: {report['wide'] > 0}")
+    event(f"advice: {report.advised_halo is not None}, wide: {report.wide > 0}")
     # Of up to nineteen, 95 % are all.
-    if report["advised_halo"] is not None:
-        assert report["advised_halo"] > grid.halo
-        wider = report_of_labels(labels, BlockGrid(grid.shape, grid.block_shape, report["advised_halo"]))
-        assert (wider["wide"], wider["warnings"]) == (0, [])
+    if report.advised_halo is not None:
+        assert report.advised_halo > grid.halo
+        wider = report_of_labels(labels, BlockGrid(grid.shape, grid.block_shape, report.advised_halo))
+        assert (wider.wide, wider.warnings) == (0, ())
 
 
 def shown(*arguments: object) -> str:
