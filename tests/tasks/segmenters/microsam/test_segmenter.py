@@ -54,7 +54,7 @@ class Case:
         )
 
 
-# `scaling: slide` differs in what the encoder sees (TestWhatTheEncoderSees); test_microsam_pipeline.py has it, untiled.
+# `scaling: slide` differs in what the encoder sees (TestWhatTheEncoderSees); test_pipeline.py has it, untiled.
 CASES = {
     "ais": Case("ais", "tile", rgb_block),
     "ais tiled": Case("ais", "tile", dim_block, {"min_size": 10}, (256, 256)),
