@@ -1,0 +1,134 @@
+"""Settings of one installation: defaults, a file of NAME=VALUE lines, and the environment, which overrides the file.
+
+`server.env.example` explains them. The file is read as systemd reads it too; it is never run as shell code.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+# What the processes of a part carry in their environment.
+MARK = "SLIDESAM_SERVER_PART"
+_NUMBERS = {
+    "SLIDESAM_SERVER_PORT": 65535,
+    "SLIDESAM_DATABASE_PORT": 65535,
+    "SLIDESAM_SLIDES_AT_ONCE": 10_000,
+    "SLIDESAM_HISTORY_DAYS": 36_500,
+}
+
+
+class ServerProblem(Exception):  # noqa: N818
+    """The command can't do what it was asked; the message says why and what to do."""
+
+
+class Site:
+    """One installation.
+
+    Args:
+        environment: Environment variables of the caller; SLIDESAM_SERVER_CONFIG names a file with more.
+
+    Attributes:
+        values: Environment variables of its processes: the caller's and the file's, and defaults of what neither has.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        config = environment.get("SLIDESAM_SERVER_CONFIG")
+        self.values = with_defaults({**(read_config(Path(config)) if config else {}), **environment})
+        self.host, self.port = self.values["SLIDESAM_SERVER_HOST"], int(self.values["SLIDESAM_SERVER_PORT"])
+        # "Every address" is none that a browser could go to.
+        self.web = f"http://{socket.getfqdn() if self.host == '0.0.0.0' else self.host}:{self.port}"  # noqa: S104
+        self.database_port = int(self.values["SLIDESAM_DATABASE_PORT"])
+        self.deployments = Path(self.values["SLIDESAM_DEPLOYMENTS"])
+        self.data = Path(self.values["SLIDESAM_SERVER_DATA"]).resolve()
+        self.database = self.data / "database"
+        if self.data.is_dir() and self.data.stat().st_uid != os.geteuid():
+            raise ServerProblem(f"{self.data} belongs to {self.data.owner()}: do this as that user")
+
+    def log(self, part: str) -> Path:
+        """Return the log of a part."""
+        return self.data / "log" / f"{part}.log"
+
+    def secret(self, name: str) -> str:
+        """Return a password, which is made once, in a file that its owner alone can read."""
+        file = self.data / name
+        if not file.is_file() or not file.stat().st_size:
+            new = file.with_name(f"{name}.new")
+            with open(new, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as stream:
+                stream.write(f"{secrets.token_urlsafe(24)}\n")
+            new.rename(file)
+        return file.read_text().strip()
+
+    @property
+    def auth_string(self) -> str:
+        """What Prefect's clients log in with."""
+        return f"slidesam:{self.secret('server.password')}"
+
+    def prefect_environment(self) -> dict[str, str]:
+        """Return what every Prefect process here is told, whatever the caller's own profile says."""
+        others = ("PREFECT_API_KEY", "PREFECT_PROFILE", "PREFECT_API_DATABASE_CONNECTION_URL")
+        return {name: value for name, value in self.values.items() if name not in others} | {
+            "PREFECT_HOME": str(self.data / "prefect"),
+            "PREFECT_API_URL": f"{self.web}/api",
+            "PREFECT_UI_URL": self.web,
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "DO_NOT_TRACK": "1",
+            "PREFECT_API_AUTH_STRING": self.auth_string,
+        }
+
+
+def with_defaults(values: Mapping[str, str]) -> dict[str, str]:
+    """Check settings, and fill in those that are missing or empty."""
+    data = values.get("SLIDESAM_SERVER_DATA") or "/var/lib/slidesam-server"
+    defaults = {
+        "SLIDESAM_SERVER_DATA": data,
+        "SLIDESAM_SERVER_HOST": "127.0.0.1",
+        "SLIDESAM_SERVER_PORT": "4200",
+        "SLIDESAM_DATABASE_PORT": "5442",
+        "SLIDESAM_SLIDES_AT_ONCE": "4",
+        "SLIDESAM_HISTORY_DAYS": "90",
+        "SLIDESAM_OUTPUT": f"{data}/results",
+        "SLIDESAM_CLUSTER": "local",
+        "SLIDESAM_INBOX": "",
+        "SLIDESAM_INBOX_CRON": "*/15 * * * *",
+        "SLIDESAM_NOTIFY": "",
+        "SLIDESAM_DEPLOYMENTS": str(ROOT / "deployments"),
+    }
+    complete = {**values, **{name: values.get(name) or default for name, default in defaults.items()}}
+    for name, most in _NUMBERS.items():
+        if not re.fullmatch("[0-9]{1,9}", complete[name]) or not 1 <= int(complete[name]) <= most:
+            raise ServerProblem(f"{name} must be a number from 1 to {most}, not '{complete[name]}'")
+    for name in ("SLIDESAM_OUTPUT", "SLIDESAM_INBOX"):
+        if complete[name] and not complete[name].startswith("/"):
+            raise ServerProblem(f"{name} must be a whole path, beginning with /, not '{complete[name]}'")
+    if not re.fullmatch("/[A-Za-z0-9._/-]+", data):
+        raise ServerProblem(f"SLIDESAM_SERVER_DATA must be a plain absolute path: {data}")
+    return complete
+
+
+def read_config(file: Path) -> dict[str, str]:
+    """Read a settings file: one NAME=VALUE a line; lines that begin with # or ; are comments."""
+    try:
+        lines = file.read_text().splitlines()
+    except OSError as error:
+        raise ServerProblem(f"the settings file can't be read: {file} (copy {HERE / 'server.env.example'})") from error
+    values: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.lstrip().startswith(("#", ";")):
+            continue
+        match = re.fullmatch(r"\s*([A-Za-z_][A-Za-z0-9_]*)=(.*)", line)
+        if match is None:
+            raise ServerProblem(f"{file}, line {number} is no NAME=VALUE: {line}")
+        name, value = match[1], match[2].rstrip()
+        if not name.startswith(("SLIDESAM_", "PREFECT_")):
+            raise ServerProblem(f"{file}, line {number}: {name} is no setting; see server.env.example")
+        is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
+        # Of a name that is there twice the first counts.
+        values.setdefault(name, value[1:-1] if is_quoted else value)
+    return values
