@@ -128,8 +128,8 @@ class Cluster:
         if self.part(stage) == stage and stage != "cpu" and stage in self._started:
             self._started.pop(stage).close()
 
-    def trouble(self) -> str | None:
-        """Why no worker will come any more, in words; None while one may."""
+    def trouble(self) -> ClusterError | None:
+        """Why no worker will come any more; None while one may."""
         keepers = [workers.keeper for workers in self._started.values() if workers.keeper is not None]
         return next((keeper.trouble for keeper in keepers if keeper.trouble is not None), None)
 
@@ -170,8 +170,9 @@ def _attached(profile: AttachProfile) -> Workers:
             return Workers(profile.address, _page(client.dashboard_link), lambda: None)
     except (OSError, ValueError) as error:
         raise ClusterError(
-            f"no Dask scheduler answers at {profile.address}: start it (`infra/interactive/cluster start` in an "
-            "allocation, or `dask scheduler`), or correct the address"
+            f"no Dask scheduler answers at {profile.address}",
+            "start it (`infra/interactive/cluster start` in an "
+            "allocation, or `dask scheduler`), or correct the address",
         ) from error
 
 
@@ -222,7 +223,8 @@ def _local_gpu(profile: LocalGpuProfile) -> Workers:
     if not found:
         raise ClusterError(
             f"no GPU was found on {socket.gethostname()} (CUDA_VISIBLE_DEVICES="
-            f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}, `nvidia-smi -L` lists none): use --cluster local"
+            f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}, `nvidia-smi -L` lists none)",
+            "use --cluster local",
         )
     stack, environment = ExitStack(), _worker_environment(profile.threads)
     stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": environment}))
@@ -248,7 +250,7 @@ def _jobs(profile: JobProfile, part: Stage, name: str, logs: Path | None) -> Wor
     jobs, is_slurm = jobs_of(profile, part), isinstance(profile, SlurmProfile)
     if is_slurm and not slurm.has_slurm():
         raise ClusterError(
-            f"Slurm's commands aren't here on {socket.gethostname()}: run this on a login or compute node"
+            f"Slurm's commands aren't here on {socket.gethostname()}", "run this on a login or compute node"
         )
     if logs is not None:
         logs.mkdir(parents=True, exist_ok=True)
@@ -269,8 +271,8 @@ def _jobs(profile: JobProfile, part: Stage, name: str, logs: Path | None) -> Wor
     except (OSError, RuntimeError, ValueError) as error:
         stack.close()
         raise ClusterError(
-            f"the Dask scheduler can't be started on {socket.gethostname()}: {in_one_line(error)}: see `scheduler` and "
-            "`interface` in the profile"
+            f"the Dask scheduler can't be started on {socket.gethostname()}: {in_one_line(error)}",
+            "see `scheduler` and `interface` in the profile",
         ) from error
     listed = partial(_states, name) if is_slurm else None
     # On its own loop, where it also runs.

@@ -74,7 +74,7 @@ class JobKeeper(Adaptive):
         **limits: `minimum` and `maximum` number of jobs.
 
     Attributes:
-        trouble: Why no worker will come, in words; None while one may.
+        trouble: Why no worker will come; None while one may.
         states: Of the jobs that the queue knew when it was last asked, by id.
     """
 
@@ -94,7 +94,7 @@ class JobKeeper(Adaptive):
         cluster._new_worker_name = lambda _: f"{cluster._name}-{next(numbers)}"
         super().__init__(cluster, interval=_INTERVAL, wait_count=max(1, round(give_back_after / _INTERVAL)), **limits)
         self.workers_per_job, self.listed, self.logs = workers, listed, logs
-        self.trouble: str | None = None
+        self.trouble: ClusterError | None = None
         self.states: dict[str, str] = {}
         self._last_seen: dict[Any, float] = {}
         self._known_since: dict[Any, float] = {}
@@ -191,7 +191,8 @@ class JobKeeper(Adaptive):
         self._refusals += 1
         self._hold(self._refusals)
         if self._refusals >= _REFUSALS and not self.cluster.workers and not self.observed:
-            self.trouble = f"the queue refuses jobs: {said}: `slidesam cluster show` prints the job script"
+            cure = "`slidesam cluster show` prints the job script"
+            self.trouble = ClusterError(f"the queue refuses jobs: {said}", cure)
 
     def _forget_lost(self, jobs: dict[Any, Any], now: float) -> None:
         """Takes out jobs whose workers have been gone for long: all that can be known without asking the queue."""
@@ -234,10 +235,10 @@ class JobKeeper(Adaptive):
             return
         log = None if self.logs is None else self.logs / f"{job.job_name}-{job.job_id}.log"
         said = last_lines(log) if log is not None else ""
-        self.trouble = (
+        self.trouble = ClusterError(
             f"{self._stillborn} jobs in a row ended before a worker of theirs came"
-            + (f"; the last lines of {log}: {said}" if said else "")
-            + ": `slidesam cluster show` prints the job script, `slidesam doctor` tries it"
+            + (f"; the last lines of {log}: {said}" if said else ""),
+            "`slidesam cluster show` prints the job script, `slidesam doctor` tries it",
         )
 
     def _hold(self, times: int) -> None:

@@ -68,7 +68,7 @@ def cancel_jobs(names: Sequence[str], wait: float = 60.0) -> list[Job]:
             _run("scancel", *new)
         if time.monotonic() > deadline:
             ids = ", ".join(job.id for job in left)
-            raise ClusterError(f"jobs {ids} were cancelled and are still there after {wait:.0f} s: see `squeue --me`")
+            raise ClusterError(f"jobs {ids} were cancelled and are still there after {wait:.0f} s", "see `squeue --me`")
         time.sleep(0.5)
     return list(found.values())
 
@@ -77,9 +77,9 @@ def _run(*command: str) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=True)  # noqa: S603
     except FileNotFoundError as error:
-        raise ClusterError(f"{command[0]} isn't here: run this where Slurm's commands are") from error
+        raise ClusterError(f"{command[0]} isn't here", "run this where Slurm's commands are") from error
     except subprocess.TimeoutExpired as error:
-        raise ClusterError(f"{command[0]} doesn't answer within {_TIMEOUT:.0f} s: is slurmctld up?") from error
+        raise ClusterError(f"{command[0]} doesn't answer within {_TIMEOUT:.0f} s", "is slurmctld up?") from error
     except subprocess.CalledProcessError as error:
         raise ClusterError(f"{command[0]} failed: {in_one_line(error.stderr or error.stdout)}") from error
     return done.stdout

@@ -56,8 +56,9 @@ def deployment(client: SyncPrefectClient, name: str) -> DeploymentResponse:
         return client.read_deployment_by_name(name)
     except ObjectNotFound as error:
         raise ServerError(
-            f"the Prefect server has no deployment {name!r}: register them with "
-            "`prefect deploy --all --prefect-file deployments/prefect.yaml` (infra/prefect-server does)"
+            f"the Prefect server has no deployment {name!r}",
+            "register them with "
+            "`prefect deploy --all --prefect-file deployments/prefect.yaml` (infra/prefect-server does)",
         ) from error
 
 

@@ -47,11 +47,11 @@ def prefect_api(host: str = _LOOPBACK) -> Iterator[str]:
 
     configured = PREFECT_API_URL.value()
     if configured:
-        _refuse_loopback(configured, host)
+        refuse_loopback(configured, host)
         if not _answers(configured):
             raise ServerError(
-                f"the Prefect API at {configured} doesn't answer: start it (`prefect server start`), "
-                "or unset PREFECT_API_URL to run with a server of one's own"
+                f"the Prefect API at {configured} doesn't answer",
+                "start it (`prefect server start`), or unset PREFECT_API_URL to run with a server of one's own",
             )
         yield configured
         return
@@ -70,17 +70,22 @@ def prefect_api(host: str = _LOOPBACK) -> Iterator[str]:
         _stop(process)
 
 
-def _refuse_loopback(url: str, host: str) -> None:
-    """Workers on other machines would talk to themselves, and nothing that they do would be recorded.
+def refuse_loopback(url: str, host: str) -> None:
+    """Refuse a loopback address where workers are on other machines: they would talk to themselves, and record nothing.
+
+    Args:
+        url: The configured API.
+        host: Address of this machine for the workers.
 
     Raises:
-        ServerError: They would.
+        ServerError: Workers on other machines can't reach the API.
     """
     named = urlsplit(url).hostname or ""
     if host != _LOOPBACK and (named == "localhost" or named.startswith("127.") or named == "::1"):
         raise ServerError(
-            f"jobs on other nodes can't reach the Prefect API at {url}: start the server with `--host {host}` and set "
-            f"PREFECT_API_URL=http://{host}:4200/api, or unset it to run with a server of one's own"
+            f"jobs on other nodes can't reach the Prefect API at {url}",
+            f"start the server with `--host {host}` and set "
+            f"PREFECT_API_URL=http://{host}:4200/api, or unset it to run with a server of one's own",
         )
 
 
@@ -137,9 +142,9 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while not _answers(url):
         if process.poll() is not None:
-            raise ServerError(f"the local Prefect server ended while starting: see {log}")
+            raise ServerError("the local Prefect server ended while starting", f"see {log}")
         if time.monotonic() > deadline:
-            raise ServerError(f"the local Prefect server didn't start within {_START_SECONDS:.0f} s: see {log}")
+            raise ServerError(f"the local Prefect server didn't start within {_START_SECONDS:.0f} s", f"see {log}")
         time.sleep(0.1)
 
 

@@ -156,7 +156,7 @@ def _next(ended: SimpleQueue[PrefectFuture[Any]], running: dict[Any, _Running]) 
             if (check := _check.get()) is not None:
                 check()
             if cluster is not None and (trouble := cluster.trouble()) is not None:
-                raise ClusterError(f"nobody computes: {trouble}") from None
+                raise ClusterError(f"nobody computes: {trouble.what}", trouble.cure) from None
             if not said and time.monotonic() - since > _SAY_SECONDS and not _has_workers(running):
                 standing = cluster.standing() if cluster is not None else ""
                 current().note(

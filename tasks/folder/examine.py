@@ -21,7 +21,7 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -30,7 +30,6 @@ from slidesam.tasks.segment import devices
 from slidesam.tasks.segmenters import package_version, segmenter_identity
 from slidesam.tasks.settings.methods import SegmenterSettings
 
-State = Literal["ok", "warning", "failed", "skipped"]
 PACKAGES = ("slidesam", "dask", "distributed", "prefect", "zarr", "numpy")
 OPTIONAL = ("micro-sam", "torch", "cellpose", "stardist", "tensorflow")
 # Set in workers by slidesam.flows.cluster.on_worker.
@@ -39,47 +38,36 @@ _API_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing that was looked at."""
-
-    name: str
-    """What it is; of what runs elsewhere it begins with where, as in `gpu: device`."""
-    state: State
-    """How it stands."""
-    what: str
-    """What was found."""
-    cure: str = ""
-    """What to do about it; empty where there is nothing to do."""
-
-
-@dataclass(frozen=True)
 class Expected:
-    """What a run needs of a worker."""
+    """What a run needs of a worker.
 
-    part: str
-    """What findings on it begin with."""
+    Attributes:
+        pool: The worker pool that it is of, with which the names of its findings begin.
+        versions: Versions on this machine.
+        api: URL of the Prefect API; None = there is none to ask.
+        authorization: The header by which the API knows us; empty = none.
+        is_own_api: Whether the server was started by this process.
+        folder: Folder in which both sides leave a note for each other; None = none.
+        token: What is in the notes.
+        segmenter: JSON of the segmenter's settings; None = this worker doesn't segment.
+        identity: The segmenter's identity on this machine; None = it can't be had here.
+        temporary: Folder for temporary files; empty = that of the job.
+        cores: CPU cores that the job requests.
+        memory: GiB that the job requests.
+    """
+
+    pool: str
     versions: Mapping[str, str | None]
-    """Those here."""
     api: str | None = None
-    """URL of the Prefect API; None = there is none to ask."""
     authorization: str = ""
-    """What the API wants to be told, as a header."""
     is_own_api: bool = False
-    """Whether the server was started here for the occasion."""
     folder: str | None = None
-    """Folder in which here and there leave a note for each other; None = none."""
     token: str = ""
-    """What is in the notes."""
     segmenter: str | None = None
-    """JSON of the segmenter's settings; None = this worker doesn't segment."""
     identity: str | None = None
-    """What the segmenter is here; None = it can't be had here."""
     temporary: str = ""
-    """Folder for temporary files; empty = that of the job."""
     cores: int | None = None
-    """CPU cores that were asked for."""
     memory: float | None = None
-    """GiB that were asked for."""
 
 
 def versions() -> dict[str, str | None]:
@@ -136,17 +124,27 @@ def authorization_of(auth_string: str | None, key: str | None) -> str:
     return f"Bearer {key}" if key else ""
 
 
-def identity_of(segmenter: str) -> tuple[str | None, str]:
-    """What the segmenter is in this process, or why it can't be had.
+def identity_of(segmenter: str) -> tuple[str | None, str, str]:
+    """Ask for the segmenter's identity in this process.
 
     Args:
         segmenter: JSON of its settings.
+
+    Returns:
+        The identity; or None, why it can't be had, and what to do.
     """
     settings: SegmenterSettings = TypeAdapter[SegmenterSettings](SegmenterSettings).validate_json(segmenter)
     try:
-        return segmenter_identity(settings, is_rgb=True), ""
+        return segmenter_identity(settings, is_rgb=True), "", ""
     except Exception as error:  # noqa: BLE001 - a function of the user's own may raise anything
-        return None, in_one_line(error)
+        return None, *explain(error)
+
+
+def explain(error: BaseException) -> tuple[str, str]:
+    """Return what an error says is wrong, and what to do; the second is empty if it doesn't say."""
+    if isinstance(error, SlidesamError):
+        return in_one_line(error.what), in_one_line(error.cure)
+    return in_one_line(error), ""
 
 
 def free_space(folder: str) -> tuple[int, str]:
@@ -209,7 +207,7 @@ def _answer(folder: str, token: str) -> tuple[str, str, str]:
 
 def _device(with_torch: bool) -> dict[str, Any]:
     given = os.environ.get(devices.GIVEN)
-    facts: dict[str, Any] = {"given": given, "gpus": [], "error": "", "torch": ""}
+    facts: dict[str, Any] = {"given": given, "gpus": [], "problem": ("", ""), "torch": ""}
     try:
         devices.check_given()
         if given not in (None, devices.CPU):
@@ -219,5 +217,5 @@ def _device(with_torch: bool) -> dict[str, Any]:
                 facts["torch"] = str(importlib.import_module("torch").__version__)
                 devices.check_torch()
     except (SlidesamError, ImportError, RuntimeError) as error:
-        facts["error"] = in_one_line(error)
+        facts["problem"] = explain(error)
     return facts

@@ -163,8 +163,8 @@ def check_given(environment: Mapping[str, str] = os.environ) -> None:
         return
     found = f"{_VISIBLE} is unset" if seen is None else f"{_VISIBLE} is {seen!r}"
     raise DeviceError(
-        f"{socket.gethostname()}: this worker was given the device {given}, but {found}: a job script, module or container "
-        "sets it after slidesam did, so remove that setting"
+        f"{socket.gethostname()}: this worker was given the device {given}, but {found}",
+        "a job script, module or container sets it after slidesam did, so remove that setting",
     )
 
 
@@ -182,22 +182,28 @@ def check_torch(environment: Mapping[str, str] = os.environ) -> None:
         return
     wrong = _wrong_in_torch(torch, given)
     if wrong:
-        raise DeviceError(f"{socket.gethostname()}: this worker was given the device {given}, but {wrong}")
+        what, cure = wrong
+        raise DeviceError(f"{socket.gethostname()}: this worker was given the device {given}, but {what}", cure)
 
 
-def _wrong_in_torch(torch: Any, given: str) -> str | None:
+def _wrong_in_torch(torch: Any, given: str) -> tuple[str, str] | None:
+    """Return what is wrong and what to do."""
     if not torch.cuda.is_available():
         return (
-            "torch finds no GPU: see that `nvidia-smi -L` shows it there, that torch is built with CUDA for its driver, and "
-            "that a container is started with --nv"
+            "torch finds no GPU",
+            "see that `nvidia-smi -L` shows it there, that torch is built with CUDA for its driver, and "
+            "that a container is started with --nv",
         )
     count = torch.cuda.device_count()
     if count != 1:
-        return f"torch finds {count}: CUDA was started before {_VISIBLE} was set, so set it where the worker is started"
+        return (
+            f"torch finds {count}",
+            f"CUDA was started before {_VISIBLE} was set, so set it where the worker is started",
+        )
     uuid = str(getattr(torch.cuda.get_device_properties(0), "uuid", "")).removeprefix("GPU-")
     # An index doesn't say which GPU it is, and not every torch tells an instance from its GPU. UUIDs may be cut short.
     if given.startswith("GPU-") and uuid and not uuid.startswith(given.removeprefix("GPU-")):
-        return f"torch computes on GPU-{uuid}: something sets {_VISIBLE} after slidesam did, so remove that setting"
+        return f"torch computes on GPU-{uuid}", f"something sets {_VISIBLE} after slidesam did, so remove that setting"
     return None
 
 

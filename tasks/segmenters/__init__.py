@@ -92,8 +92,8 @@ def load_segmenter(settings_json: str, is_rgb: bool, identity: str) -> Segmenter
     here = segmenter_identity(settings, is_rgb)
     if here != identity:
         raise SegmenterError(
-            f"the segmenter isn't the one that the run was planned with ({here} here, {identity} planned): "
-            "give workers the same files and versions, then run the same command again"
+            f"the segmenter isn't the one that the run was planned with ({here} here, {identity} planned)",
+            "give workers the same files and versions, then run the same command again",
         )
     match settings:
         case MicroSam():

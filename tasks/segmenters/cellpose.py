@@ -78,17 +78,17 @@ def find_weights(settings: Cellpose) -> Path:
     for package in ("torch", "cellpose"):
         if importlib.util.find_spec(package) is None:
             raise SegmenterError(
-                f"segmenter cellpose needs {package}, which is not installed here: "
-                'pip install "slidesam[cellpose]", or use --segmenter watershed'
+                f"segmenter cellpose needs {package}, which is not installed here",
+                'pip install "slidesam[cellpose]", or use --segmenter watershed',
             )
     version = importlib.metadata.version("cellpose")
     if int(version.split(".")[0]) < 4:
         raise SegmenterError(
-            f'segmenter cellpose needs Cellpose 4, and {version} is installed: pip install "slidesam[cellpose]"'
+            f"segmenter cellpose needs Cellpose 4, and {version} is installed", 'pip install "slidesam[cellpose]"'
         )
     path = given_path(settings.model, _WHAT, _HOW)
     if not path.is_file():
-        raise SegmenterError(f"segmenter.model {path} is no file: give the path of {_WHAT}. {_HOW}")
+        raise SegmenterError(f"segmenter.model {path} is no file", f"give the path of {_WHAT}. {_HOW}")
     return path
 
 
@@ -164,8 +164,8 @@ def _load_model(path: Path, device: str, use_bfloat16: bool) -> Any:
     missing = [name for name in layers if name not in content]
     if missing:
         raise SegmenterError(
-            f"segmenter.model {path} lacks {len(missing)} of the network's {len(layers)} layers ({missing[0]}, ...): "
-            "give the weights of a whole network"
+            f"segmenter.model {path} lacks {len(missing)} of the network's {len(layers)} layers ({missing[0]}, ...)",
+            "give the weights of a whole network",
         )
     return model
 
@@ -189,8 +189,8 @@ def _read_weights(path: Path) -> Mapping[str, Any]:
         raise SegmenterError(f"segmenter.model {path} holds no weights for Cellpose 4. {_NOT_3}")
     if "encoder.cls_token" in content and importlib.util.find_spec("dinov3") is None:
         raise SegmenterError(
-            f"segmenter.model {path} holds weights of cpdino, which needs dinov3, a package that isn't on PyPI: "
-            "pip install git+https://github.com/facebookresearch/dinov3, or give cpsam_v2"
+            f"segmenter.model {path} holds weights of cpdino, which needs dinov3, a package that isn't on PyPI",
+            "pip install git+https://github.com/facebookresearch/dinov3, or give cpsam_v2",
         )
     return content
 
@@ -206,7 +206,7 @@ def _eval_arguments(settings: Cellpose, model: Any) -> dict[str, Any]:
         if option not in known:
             why = "is a setting of its own or slidesam's to set" if option in _OURS | {*_FIELDS} else "is unknown"
             raise SegmenterError(
-                f"segmenter.options.{option} {why}: Cellpose's further options are {', '.join(sorted(known))}"
+                f"segmenter.options.{option} {why}", f"Cellpose's further options are {', '.join(sorted(known))}"
             )
     return {"max_size_fraction": 1.0, **{name: getattr(settings, name) for name in _FIELDS}, **settings.options}
 

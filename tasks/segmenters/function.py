@@ -51,7 +51,7 @@ def load_function(settings: Function) -> Segmenter:
     try:
         target = getattr(importlib.import_module(module_name), name)
     except Exception as error:  # the module is the user's: anything can come out of it
-        raise SegmenterError(f"{_where(settings)} can't be imported ({in_one_line(error)}): {_CURE}") from error
+        raise SegmenterError(f"{_where(settings)} can't be imported ({in_one_line(error)})", _CURE) from error
     if inspect.isclass(target):
         return _made(target, settings)
     if not callable(target):
@@ -71,10 +71,11 @@ def _made(target: type, settings: Function) -> Segmenter:
         segmenter = target(**settings.options)
     except Exception as error:  # likewise
         raise SegmenterError(
-            f"{_where(settings)} can't be made with segmenter.options ({in_one_line(error)}): mend the options or the class"
+            f"{_where(settings)} can't be made with segmenter.options ({in_one_line(error)})",
+            "mend the options or the class",
         ) from error
     if not all(callable(getattr(segmenter, method, None)) for method in ("prepare", "segment")):
-        raise SegmenterError(f"{_where(settings)} is a class without prepare and segment: see docs/own-segmenter.md")
+        raise SegmenterError(f"{_where(settings)} is a class without prepare and segment", "see docs/own-segmenter.md")
     return cast("Segmenter", segmenter)
 
 
@@ -88,9 +89,9 @@ def source_identity(settings: Function) -> str:
     try:
         spec = importlib.util.find_spec(module_name)
     except (ImportError, ValueError) as error:
-        raise SegmenterError(f"{_where(settings)} can't be found ({error}): {_CURE}") from error
+        raise SegmenterError(f"{_where(settings)} can't be found ({error})", _CURE) from error
     if spec is None:
-        raise SegmenterError(f"{_where(settings)} can't be found: {_CURE}")
+        raise SegmenterError(f"{_where(settings)} can't be found", _CURE)
     source = Path(spec.origin).read_bytes() if spec.origin and Path(spec.origin).is_file() else b""
     return f"{settings.target} sha256:{hashlib.sha256(source).hexdigest()[:16]}"
 

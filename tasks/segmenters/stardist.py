@@ -92,13 +92,13 @@ def find_model(settings: StarDist) -> ModelFiles:
     for package in ("stardist", "tensorflow"):
         if importlib.util.find_spec(package) is None:
             raise SegmenterError(
-                f"segmenter stardist needs {package}, which is not installed here: "
-                'pip install "slidesam[stardist]" tensorflow, or use --segmenter watershed'
+                f"segmenter stardist needs {package}, which is not installed here",
+                'pip install "slidesam[stardist]" tensorflow, or use --segmenter watershed',
             )
     folder = given_path(settings.model, _WHAT, _HOW)
     config, thresholds = folder / "config.json", folder / "thresholds.json"
     if not config.is_file():
-        raise SegmenterError(f"segmenter.model {folder} has no config.json: give the path of {_WHAT}. {_HOW}")
+        raise SegmenterError(f"segmenter.model {folder} has no config.json", f"give the path of {_WHAT}. {_HOW}")
     weights = sorted(path for path in folder.iterdir() if path.suffix in (".h5", ".hdf5"))
     chosen = [path for path in weights if "best" in path.name] or weights
     if len(chosen) != 1:
@@ -183,8 +183,8 @@ class StarDistSegmenter:
         wanted, given = self._model.config.n_channel_in, 1 if image.ndim == 2 else image.shape[2]
         if wanted != given:
             raise SegmenterError(
-                f"the StarDist model takes {wanted} channels, but is given {given}: "
-                "choose the slide's with slide.channels, or give another segmenter.model"
+                f"the StarDist model takes {wanted} channels, but is given {given}",
+                "choose the slide's with slide.channels, or give another segmenter.model",
             )
 
 
@@ -203,8 +203,8 @@ def _start_tensorflow(wanted: str) -> str:
     gpus = [] if wanted == "cpu" else config.list_physical_devices("GPU")
     if wanted == "cuda" and not gpus:
         raise SegmenterError(
-            f"segmenter.device is cuda, but TensorFlow {tensorflow.__version__} finds no GPU on this machine: let the profile "
-            'ask for one and pip install "tensorflow[and-cuda]", or set segmenter.device: auto'
+            f"segmenter.device is cuda, but TensorFlow {tensorflow.__version__} finds no GPU on this machine",
+            'let the profile ask for one and pip install "tensorflow[and-cuda]", or set segmenter.device: auto',
         )
     # All three are refused once it has computed something in this process, as it then has its devices and threads.
     with contextlib.suppress(RuntimeError):

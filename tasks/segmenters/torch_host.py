@@ -36,8 +36,8 @@ def choose_device(wanted: str) -> str:
         return here[0]
     if wanted not in here:
         raise SegmenterError(
-            f"segmenter.device is {wanted}, but torch {torch.__version__} only has {', '.join(here)} on this machine: "
-            "let the profile ask for a GPU, or set segmenter.device: auto"
+            f"segmenter.device is {wanted}, but torch {torch.__version__} only has {', '.join(here)} on this machine",
+            "let the profile ask for a GPU, or set segmenter.device: auto",
         )
     return wanted
 
@@ -69,11 +69,12 @@ def given_path(model: str | None, what: str, how: str) -> Path:
         SegmenterError: It isn't set, or there is nothing of that name.
     """
     if model is None:
-        raise SegmenterError(f"setting segmenter.model is needed: the path of {what}. {how}")
+        raise SegmenterError("setting segmenter.model is needed", f"the path of {what}. {how}")
     path = Path(model).expanduser()
     if not path.exists():
         raise SegmenterError(
-            f"segmenter.model {path} is not on this machine: give the path of {what}, one that the workers see too. {how}"
+            f"segmenter.model {path} is not on this machine",
+            f"give the path of {what}, one that the workers see too. {how}",
         )
     return path
 
@@ -149,5 +150,5 @@ def _hash_function(algorithm: str) -> Callable[[], Any] | None:
 def unreadable(path: Path, error: OSError) -> SegmenterError:
     """The error for a file of weights that is there and can't be read."""
     return SegmenterError(
-        f"weights {path} can't be read ({error.strerror or error}): let the account that runs slidesam read them"
+        f"weights {path} can't be read ({error.strerror or error})", "let the account that runs slidesam read them"
     )

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from slidesam.flows.cluster.find_profile import load_profile
-from slidesam.tasks.folder.examine import Finding
+from slidesam.flows.doctor.finding import Finding
 
 
 @contextmanager

@@ -103,8 +103,8 @@ class Encoder:
             except torch.OutOfMemoryError as error:
                 if len(batch) == 1:
                     raise SegmenterError(
-                        f"the {self._device} device has too little memory for a single tile: give it fewer workers, or "
-                        "take a smaller model (segmenter.model vit_b_...)"
+                        f"the {self._device} device has too little memory for a single tile",
+                        "give it fewer workers, or take a smaller model (segmenter.model vit_b_...)",
                     ) from error
             # Outside of the handler, whose traceback holds what is to be freed.
             if self._device == "cuda":

@@ -106,7 +106,7 @@ def cache_folder(cache: Path | None = None) -> Path:
     """
     if cache is None and not os.environ.get("MICROSAM_CACHEDIR"):
         if importlib.util.find_spec("pooch") is None:
-            raise SegmenterError(f"segmenter micro-sam is not installed here: {INSTALL}, or name its cache")
+            raise SegmenterError("segmenter micro-sam is not installed here", f"{INSTALL}, or name its cache")
         import pooch  # type: ignore[import-untyped]
 
         cache = Path(pooch.os_cache("micro_sam"))
@@ -215,8 +215,8 @@ def fetch(name: str, folder: Path, bar: Bar) -> None:
         ) from error
     except ValueError as error:
         raise SegmenterError(
-            f"what {where} sent as {name} is not the file of micro-sam's registry ({entry.hash}), so nothing was kept: "
-            f"see in a browser whether a proxy or a login page answers for {entry.url}, or take a newer micro-sam"
+            f"what {where} sent as {name} is not the file of micro-sam's registry ({entry.hash}), so nothing was kept",
+            f"see in a browser whether a proxy or a login page answers for {entry.url}, or take a newer micro-sam",
         ) from error
 
 
@@ -254,8 +254,8 @@ def _not_fetched(name: str, folder: Path, url: str, error: Exception) -> Segment
         why = f"no connection to {urlsplit(url).netloc}, or it was lost ({_innermost(error)})"
         cure = "run this where there is internet (a login node; HTTPS_PROXY where a proxy is needed)"
     return SegmenterError(
-        f"{name} could not be fetched, {why}: {cure}, or bring the file to {folder / name} yourself "
-        "and see `slidesam models verify`"
+        f"{name} could not be fetched, {why}",
+        f"{cure}, or bring the file to {folder / name} yourself and see `slidesam models verify`",
     )
 
 

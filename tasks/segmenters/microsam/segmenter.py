@@ -249,7 +249,9 @@ def _load_model(settings: MicroSam, name: str, weights: Weights, device: str) ->
         pickle.Unpickler = unpickler  # type: ignore[misc]
     found = predictor.model_type
     if settings.model != "auto" and found != name[:5]:
-        raise SegmenterError(f"{weights.checkpoint} holds weights of {found}, not {name}: set segmenter.model: {found}")
+        raise SegmenterError(
+            f"{weights.checkpoint} holds weights of {found}, not {name}", f"set segmenter.model: {found}"
+        )
     return predictor, state
 
 
@@ -273,14 +275,15 @@ def _split_options(settings: MicroSam, mode: str) -> tuple[dict[str, Any], dict[
         if option not in of_init | of_generate:
             why = "is slidesam's to set" if option in _OURS else f"is unknown to micro-sam's {generator.__name__}"
             known = ", ".join(sorted(of_init | of_generate))
-            raise SegmenterError(f"segmenter.options.{option} {why}: options of mode {mode} are {known}")
+            raise SegmenterError(f"segmenter.options.{option} {why}", f"options of mode {mode} are {known}")
     if settings.scaling == "slide" and settings.options.get("crop_n_layers", 0):
         raise SegmenterError(
-            "segmenter.options.crop_n_layers makes micro-sam stretch every crop by itself: set segmenter.scaling: tile"
+            "segmenter.options.crop_n_layers makes micro-sam stretch every crop by itself",
+            "set segmenter.scaling: tile",
         )
     if settings.options.get("min_mask_region_area", 0) and importlib.util.find_spec("cv2") is None:
         raise SegmenterError(
-            "segmenter.options.min_mask_region_area needs OpenCV: pip install opencv-python-headless, or leave it out"
+            "segmenter.options.min_mask_region_area needs OpenCV", "pip install opencv-python-headless, or leave it out"
         )
     made_with = {key: value for key, value in settings.options.items() if key in of_init}
     return made_with, {key: value for key, value in settings.options.items() if key in of_generate}

@@ -97,8 +97,9 @@ def _checked_hash(path: Path, entry: Registered | None) -> bytes:
         if entry is not None and found.hex() != entry.digest:
             raise SegmenterError(
                 f"{path} is not the file of micro-sam's registry ({entry.algorithm}:{found.hex()}, not {entry.hash}), "
-                f"so it isn't loaded: run `slidesam models fetch {path.name.removesuffix('_decoder')}` where there is "
-                "internet, or name weights of your own by segmenter.checkpoint"
+                f"so it isn't loaded",
+                f"run `slidesam models fetch {path.name.removesuffix('_decoder')}` where there is "
+                "internet, or name weights of your own by segmenter.checkpoint",
             )
     return sha256
 
@@ -111,26 +112,28 @@ def find_weights(settings: MicroSam, is_rgb: bool) -> Weights:
     """
     name = model_name(settings, is_rgb)
     if name.startswith("vit_t"):
-        raise SegmenterError(f"model {name} needs mobile_sam, which is not on PyPI: choose one of {', '.join(MODELS)}")
+        raise SegmenterError(
+            f"model {name} needs mobile_sam, which is not on PyPI", f"choose one of {', '.join(MODELS)}"
+        )
     if settings.checkpoint is None and name not in MODELS:
         raise SegmenterError(
-            f"micro-sam has no model {name!r}: choose one of {', '.join(MODELS)}, or give segmenter.checkpoint"
+            f"micro-sam has no model {name!r}", f"choose one of {', '.join(MODELS)}, or give segmenter.checkpoint"
         )
     if settings.checkpoint is not None and not name.startswith(_ARCHITECTURES):
         raise SegmenterError(
-            f"segmenter.model {name!r} names no architecture: with a checkpoint, give {' or '.join(_ARCHITECTURES)}"
+            f"segmenter.model {name!r} names no architecture", f"with a checkpoint, give {' or '.join(_ARCHITECTURES)}"
         )
     for package in ("torch", "micro_sam"):
         if importlib.util.find_spec(package) is None:
             raise SegmenterError(
-                f"segmenter micro-sam needs {package}, which is not installed here: {INSTALL}, {_NO_WEIGHTS_NEEDED}"
+                f"segmenter micro-sam needs {package}, which is not installed here", f"{INSTALL}, {_NO_WEIGHTS_NEEDED}"
             )
     if settings.checkpoint is not None:
         checkpoint = Path(settings.checkpoint).expanduser()
         if not checkpoint.is_file():
             raise SegmenterError(
-                f"segmenter.checkpoint {checkpoint} is no file on this machine: "
-                f"give a path that the workers see too, {_NO_WEIGHTS_NEEDED}"
+                f"segmenter.checkpoint {checkpoint} is no file on this machine",
+                f"give a path that the workers see too, {_NO_WEIGHTS_NEEDED}",
             )
         return Weights(checkpoint, None)
     if settings.mode in ("ais", "apg") and not MODELS[name]:
@@ -141,8 +144,8 @@ def find_weights(settings: MicroSam, is_rgb: bool) -> Weights:
 def no_decoder(mode: str, what: str) -> SegmenterError:
     """The error for a mode that these weights can't serve."""
     return SegmenterError(
-        f"segmenter.mode {mode} needs a decoder, and {what} has none: "
-        "set mode: amg, or a model with a decoder (vit_b_lm, vit_b_histopathology, ...)"
+        f"segmenter.mode {mode} needs a decoder, and {what} has none",
+        "set mode: amg, or a model with a decoder (vit_b_lm, vit_b_histopathology, ...)",
     )
 
 
@@ -152,8 +155,9 @@ def _find_cached(name: str) -> Weights:
     missing = [part for part in wanted if not (folder / part).is_file()]
     if missing:
         raise SegmenterError(
-            f"weights of model {name} are not on this machine: {folder} has no {' and no '.join(missing)}. "
+            f"weights of model {name} are not on this machine",
+            f"{folder} has no {' and no '.join(missing)}. "
             f"Where there is internet, run `slidesam models fetch {name} --cache FOLDER` with a FOLDER that the "
-            f"workers see, and set MICROSAM_CACHEDIR=FOLDER here and for the workers; {_NO_WEIGHTS_NEEDED}"
+            f"workers see, and set MICROSAM_CACHEDIR=FOLDER here and for the workers; {_NO_WEIGHTS_NEEDED}",
         )
     return Weights(folder / name, folder / wanted[1] if len(wanted) > 1 else None)

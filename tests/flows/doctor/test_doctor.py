@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from slidesam.flows.cluster.find_profile import load_profile
 from slidesam.flows.doctor.doctor import doctor, examine_here, examine_there
-from slidesam.tasks.folder.examine import Finding
+from slidesam.flows.doctor.finding import Finding
 from slidesam.tasks.settings.parse import make_settings
 from tests.support import ROOT
 from tests.support.doctor import api, configured, local, named

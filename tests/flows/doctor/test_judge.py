@@ -35,8 +35,8 @@ def test_what_a_worker_sees_is_judged(monkeypatch, tmp_path: Path) -> None:
     kept = {"segmenter": MICROSAM.segmenter.model_dump_json(), "identity": "vit_b_lm", "folder": str(tmp_path)}
     expected = Expected("gpu", examine.versions(), "http://10.0.0.1/api", token="t", cores=10_000, memory=1, **kept)
     facts = examine.examine(vars(replace(expected, api=None, segmenter=None)))
-    facts |= {"api": ("silent", "timed out"), "segmenter": ("vit_b", ""), "temporary": ("/scratch", 0, "")}
-    facts |= {"host": "node1", "device": {"given": "cpu", "gpus": [], "error": "", "torch": ""}}
+    facts |= {"api": ("silent", "timed out"), "segmenter": ("vit_b", "", ""), "temporary": ("/scratch", 0, "")}
+    facts |= {"host": "node1", "device": {"given": "cpu", "gpus": [], "problem": ("", ""), "torch": ""}}
     found = named(judge(expected, facts))
     assert {name for name, each in found.items() if each.state == "warning"} == {
         "gpu: device", "gpu: temporary files", "gpu: size"
@@ -57,6 +57,9 @@ def test_what_a_worker_sees_is_judged(monkeypatch, tmp_path: Path) -> None:
     assert "isn't seen here" in named(judge(expected, facts))["gpu: output folder"].what
     (tmp_path / "doctor-t.node1-7").write_text("t")
     assert named(judge(expected, facts))["gpu: output folder"].state == "ok"
-    facts["device"]["error"] = "node1: this worker was given the device 0, but torch finds no GPU: see that nvidia-smi"
+    facts["device"]["problem"] = (
+        "node1: this worker was given the device 0, but torch finds no GPU",
+        "see that nvidia-smi",
+    )
     assert named(judge(expected, facts))["gpu: device"].cure == "see that nvidia-smi"
     assert len(judge(expected, facts | {"versions": facts["versions"] | {"slidesam": "0"}})) == 1
