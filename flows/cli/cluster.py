@@ -1,4 +1,4 @@
-"""The part of the `slidesam` command that is about where to compute: `--cluster`, `slidesam cluster`, `slidesam doctor`."""
+"""Options and commands for cluster profiles: `--cluster`, `--cluster-set`, `slidesam cluster`."""
 
 from __future__ import annotations
 
@@ -109,9 +109,9 @@ def show(
         out.print(Text(yaml.safe_dump(profile.model_dump(mode="json"), sort_keys=False).rstrip()))
         return
     logs = None if output is None or isinstance(profile, QueueProfile) else jobs_folder(output)
-    parts = (("cpu", "the stages that need no accelerator" if profile.gpu else "all stages"), ("gpu", "segmenting"))
-    for part, what in parts if profile.gpu else parts[:1]:
-        jobs = profile.gpu if part == "gpu" else profile.cpu
+    pools = (("cpu", "the stages that need no accelerator" if profile.gpu else "all stages"), ("gpu", "segmenting"))
+    for pool, stages in pools if profile.gpu else pools[:1]:
+        jobs = profile.gpu if pool == "gpu" else profile.cpu
         assert jobs is not None
-        out.print(Text(f"# {part}: {what}; {jobs.minimum_jobs} to {jobs.maximum_jobs} jobs", "bold"))
-        out.print(Text(job_script(profile, part, f"slidesam-NAME-{part}", logs)))  # type: ignore[arg-type]
+        out.print(Text(f"# {pool}: {stages}; {jobs.minimum_jobs} to {jobs.maximum_jobs} jobs", "bold"))
+        out.print(Text(job_script(profile, pool, f"slidesam-NAME-{pool}", logs)))  # type: ignore[arg-type]

@@ -274,7 +274,7 @@ def _jobs(profile: JobProfile, part: Stage, name: str, logs: Path | None) -> Wor
             f"the Dask scheduler can't be started on {socket.gethostname()}: {in_one_line(error)}",
             "see `scheduler` and `interface` in the profile",
         ) from error
-    listed = partial(_states, name) if is_slurm else None
+    list_jobs = partial(_states, name) if is_slurm else None
     # On its own loop, where it also runs.
     keeper = cluster.adapt(
         Adaptive=JobKeeper,
@@ -282,7 +282,7 @@ def _jobs(profile: JobProfile, part: Stage, name: str, logs: Path | None) -> Wor
         maximum=jobs.maximum_jobs,
         workers=jobs.workers,
         give_back_after=profile.give_back_after,
-        listed=listed,
+        list_jobs=list_jobs,
         logs=logs,
     )
     return Workers(str(cluster.scheduler_address), _page(cluster.dashboard_link), stack.close, keeper)
@@ -302,7 +302,7 @@ def _states(name: str) -> dict[str, str]:
 
     return {
         job.id: f"{job.state.lower()}{f': {job.reason}' if job.state == 'PENDING' else ''}"
-        for job in slurm.jobs_named([name])
+        for job in slurm.list_jobs_named([name])
     }
 
 

@@ -1,4 +1,4 @@
-"""Starts Dask workers on this node, each on a device of its own or on its share of one.
+"""Starts Dask workers on this node, each on its own device or on its share of one.
 
     python -m slidesam.flows.cluster.device_workers tcp://10.0.0.5:8786 --gpus 2 --workers 4
 
@@ -36,7 +36,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 @dataclass(frozen=True)
 class DeviceWorker:
-    """One worker process to be started."""
+    """A worker process to start."""
 
     name: str
     """Its name on the cluster."""
@@ -48,21 +48,21 @@ class DeviceWorker:
     """What it may use before Dask ends it, as `dask worker` takes it."""
 
     def command(self, address: str, handed_on: Sequence[str]) -> list[str]:
-        """The command that starts it.
+        """Return the command that starts it.
 
         Args:
             address: The scheduler's address.
-            handed_on: More options of `dask worker`; those that slidesam depends on go before them.
+            handed_on: More options of `dask worker`; those that slidesam depends on override them.
         """
         own = ["--name", self.name, "--memory-limit", self.memory, "--nthreads", "1", "--nworkers", "1"]
         fixed = ["--nanny", "--no-dashboard", "--preload", "slidesam.flows.cluster.on_worker"]
         return [sys.executable, "-m", "distributed.cli.dask_worker", address, *handed_on, *own, *fixed]
 
     def environment(self, around: Mapping[str, str]) -> dict[str, str]:
-        """The environment variables that it starts with.
+        """Return the environment variables that it starts with.
 
         Args:
-            around: Those of the launcher, which keep what they say of threads and memory.
+            around: Those of the launcher; what they set for threads and memory is kept.
         """
         on_cpu = self.device == CPU
         # Indices are nvidia-smi's; CUDA itself would give 0 to the fastest GPU.
@@ -72,13 +72,13 @@ class DeviceWorker:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Starts workers and waits for them.
+    """Start workers and wait for them.
 
     Args:
         arguments: Those of the command line.
 
     Returns:
-        The exit code: the worst of all workers', or 1 where none was started.
+        The exit code: the highest of all workers', or 1 if none was started.
     """
     options, handed_on = _options(arguments)
     devices = () if options.gpus == 0 else visible_devices(os.environ, nvidia_smi())
@@ -95,10 +95,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def divided(memory: str, workers: int) -> str:
-    """What each of some workers may use of their common memory.
+    """Divide memory among workers.
 
     Args:
-        memory: Bytes, a part of the machine's memory (up to 1.0), or a number with a unit; 0 and auto stay what they are.
+        memory: Bytes, a fraction of the machine's memory (up to 1.0), or a number with a unit; 0 and auto are unchanged.
         workers: How many share it.
 
     Raises:
@@ -114,7 +114,7 @@ def divided(memory: str, workers: int) -> str:
     if found is None:
         raise ValueError(f"{memory!r} is no amount of memory: write 16GiB, or 0 for no limit")
     number, unit = float(found[1]), found[2]
-    # A bare number up to 1 is a part of the machine's memory.
+    # A bare number up to 1 is a fraction of the machine's memory.
     each = number / workers if unit or number <= 1 else number // workers
     return f"{each:.12g}{unit}"
 
@@ -122,7 +122,7 @@ def divided(memory: str, workers: int) -> str:
 def _options(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
         prog="python -m slidesam.flows.cluster.device_workers",
-        description="Starts Dask workers on this node, each on a device of its own or on its share of one.",
+        description="Starts Dask workers on this node, each on its own device or on its share of one.",
         epilog="All other options are handed on to `dask worker`.",
         allow_abbrev=False,
     )
@@ -178,7 +178,7 @@ def _workers(options: argparse.Namespace, devices: Sequence[str]) -> list[Device
 
 
 def _cpus(environment: Mapping[str, str]) -> int:
-    """CPUs that this process may use: without cgroups a Slurm job sees all of its node's."""
+    """Count the CPUs that this process may use; without cgroups a Slurm job sees all CPUs of its node."""
     seen = len(os.sched_getaffinity(0))
     granted = environment.get("SLURM_CPUS_PER_TASK", "")
     return min(seen, int(granted)) if granted.isdigit() and int(granted) else seen
@@ -195,13 +195,13 @@ def _refusal(expected: int, devices: Sequence[str]) -> str:
 
 
 def _in_words(workers: Sequence[DeviceWorker]) -> str:
-    """One line for the log; infra/interactive/cluster counts the workers by it."""
+    """Describe workers in one line for the log; infra/interactive/cluster counts the workers by it."""
     each = ", ".join(f"{worker.name} on {worker.device}" for worker in workers)
     return f"slidesam workers on {socket.gethostname()}: {len(workers)} ({each}), threads each: {workers[0].threads}"
 
 
 def _run_all(workers: Sequence[DeviceWorker], address: str, handed_on: Sequence[str]) -> int:
-    """Starts several workers, hands signals on to them, and waits until the last has ended."""
+    """Start several workers, pass signals on to them, and wait until the last has ended."""
     # Blocked and waited for, signals come one after another, and none is lost between two lines of code.
     waited_for = {*_SIGNALS, signal.SIGCHLD}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
@@ -229,7 +229,7 @@ def _run_all(workers: Sequence[DeviceWorker], address: str, handed_on: Sequence[
 
 
 def _die_with(launcher: int) -> None:
-    """Asks Linux to end this process when the launcher is killed; Dask's nanny takes its worker along."""
+    """Ask Linux to end this process when the launcher is killed; Dask's nanny then ends its worker."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
     if os.getppid() != launcher:  # it was killed before
         os._exit(1)

@@ -1,4 +1,4 @@
-"""Finding a cluster profile: a YAML file, or the name of one.
+"""Finds cluster profiles by name or file, and reads them.
 
 `--cluster NAME|FILE` chooses one: a file, or the name of one in a folder of the site's own (`SLIDESAM_PROFILES`,
 `infra/profiles` here, `infra/profiles` of the checkout that is installed) or of those that come with slidesam.
@@ -38,11 +38,11 @@ _SHIPPED = Path(__file__).parent / "profiles"
 
 
 def load_profile(name: str, changes: Mapping[str, object] | None = None) -> Any:
-    """A profile by name or file.
+    """Load a profile by name or file.
 
     Args:
         name: Name of a profile, or path of a YAML file.
-        changes: Dotted key → value, put over what the file says.
+        changes: Values by dotted key, which override those of the file.
 
     Raises:
         SettingsError: There is no such profile, or it can't be used.
@@ -54,8 +54,8 @@ def load_profile(name: str, changes: Mapping[str, object] | None = None) -> Any:
     return make_profile(values, f"cluster profile {name}")
 
 
-def make_profile(values: Mapping[str, object], what: str = "cluster profile") -> Any:
-    """A profile from its keys.
+def make_profile(values: Mapping[str, object], owner: str = "cluster profile") -> Any:
+    """Make a profile from its keys.
 
     Raises:
         SettingsError: A key is unknown, or its value can't be used.
@@ -63,20 +63,20 @@ def make_profile(values: Mapping[str, object], what: str = "cluster profile") ->
     try:
         return _ADAPTER.validate_python(dict(values))
     except ValidationError as error:
-        raise SettingsError(f"{what}: {_in_words(error, values)}") from None
+        raise SettingsError(f"{owner}: {_in_words(error, values)}") from None
 
 
 def profile_names() -> dict[str, Path]:
-    """All profiles that can be named, and where each is; a site's own goes before the shipped one of its name."""
-    found: dict[str, Path] = {}
+    """Return the file of each profile, by name; a site's own profile hides a shipped one of the same name."""
+    profiles: dict[str, Path] = {}
     for folder in _folders():
         for path in sorted(folder.glob("*.yaml")):
-            found.setdefault(path.stem, path)
-    return found
+            profiles.setdefault(path.stem, path)
+    return profiles
 
 
 def _folders() -> Iterator[Path]:
-    yield from (Path(each) for each in os.environ.get("SLIDESAM_PROFILES", "").split(os.pathsep) if each)
+    yield from (Path(folder) for folder in os.environ.get("SLIDESAM_PROFILES", "").split(os.pathsep) if folder)
     yield Path("infra/profiles")
     yield Path(__file__).resolve().parents[2] / "infra" / "profiles"
     yield _SHIPPED
@@ -87,25 +87,25 @@ def _find(name: str) -> Path:
         if not Path(name).is_file():
             raise SettingsError(f"cluster profile {name}: there is no such file")
         return Path(name)
-    known = profile_names()
-    if name not in known:
+    profiles = profile_names()
+    if name not in profiles:
         raise SettingsError(
-            f"there is no cluster profile {name!r}: give a YAML file, or one of {', '.join(sorted(known))}"
+            f"there is no cluster profile {name!r}: give a YAML file, or one of {', '.join(sorted(profiles))}"
         )
-    return known[name]
+    return profiles[name]
 
 
 def _in_words(error: ValidationError, values: Mapping[str, object]) -> str:
-    """The first thing that is wrong."""
+    """Describe the first error of pydantic."""
     first = FieldError.first_of(error)
     kinds = ["local", "local-gpu", "slurm", "pbs", "lsf", "sge", "htcondor", "oar", "moab", "attach"]
-    parts = [part for part in first.location if part not in kinds]
-    name = ".".join(parts)
+    keys = [key for key in first.location if key not in kinds]
+    name = ".".join(keys)
     match first.kind:
         case "union_tag_invalid" | "union_tag_not_found":
             return f"kind must be one of {', '.join(kinds)}, not {values.get('kind')!r}"
         case "extra_forbidden":
-            return f"unknown key {name}: one of {values.get('kind')} has {', '.join(_keys(parts[:-1], values))}"
+            return f"unknown key {name}: one of {values.get('kind')} has {', '.join(_keys(keys[:-1], values))}"
         case "missing" if name == "address":
             return "address is needed, that of a Dask scheduler that runs: give --scheduler tcp://HOST:PORT"
         case "missing":
@@ -114,7 +114,7 @@ def _in_words(error: ValidationError, values: Mapping[str, object]) -> str:
 
 
 def _keys(sections: Sequence[str], values: Mapping[str, object]) -> list[str]:
-    """The keys that a profile of this kind has at a place."""
+    """Return the keys that a profile of this kind has in a section."""
     models: dict[object, type[BaseModel]] = {
         "local": LocalProfile, "local-gpu": LocalGpuProfile, "slurm": SlurmProfile, "attach": AttachProfile,
     }  # fmt: skip

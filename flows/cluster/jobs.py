@@ -1,4 +1,4 @@
-"""From a profile to what dask-jobqueue is told: the class of cluster, its options, and the job script that comes of them.
+"""Turns a profile into what dask-jobqueue takes: the class of cluster, its options, and the job script that results.
 
 dask-jobqueue writes and submits the script; its worker command is `slidesam.flows.cluster.device_workers`, which pins
 workers to the job's devices. Nothing here starts anything.
@@ -25,8 +25,8 @@ _CLASSES = {
 
 
 def cluster_class(profile: JobProfile) -> Any:
-    """dask-jobqueue's class of cluster for a profile."""
-    # As it is imported it makes Ctrl-C end the process without a word (dask_jobqueue/runner.py).
+    """Return dask-jobqueue's class of cluster for a profile."""
+    # Its import makes Ctrl-C end the process silently (dask_jobqueue/runner.py).
     before = signal.getsignal(signal.SIGINT)
     import dask_jobqueue
 
@@ -36,12 +36,12 @@ def cluster_class(profile: JobProfile) -> Any:
 
 
 def jobs_of(profile: JobProfile, stage: Stage) -> Jobs:
-    """The jobs that do a stage."""
+    """Return the jobs of a stage's worker pool."""
     return profile.gpu if stage == "gpu" and profile.gpu is not None else profile.cpu
 
 
 def job_options(profile: JobProfile, stage: Stage, name: str, logs: Path | None) -> dict[str, Any]:
-    """What a job of dask-jobqueue takes as keywords.
+    """Return the keyword arguments of dask-jobqueue's job.
 
     Args:
         profile: The profile.
@@ -76,7 +76,7 @@ def job_options(profile: JobProfile, stage: Stage, name: str, logs: Path | None)
 
 
 def job_script(profile: JobProfile, stage: Stage, name: str = "slidesam", logs: Path | None = None) -> str:
-    """The script that would be submitted, with stand-ins for what is known only then."""
+    """Return the script that would be submitted, with stand-ins for what is known only then."""
     job = cluster_class(profile).job_cls(
         "tcp://SCHEDULER:PORT", name=f"{name}-0", **job_options(profile, stage, name, logs)
     )
@@ -87,9 +87,9 @@ def _slurm_options(jobs: SlurmJobs, name: str, logs: Path | None) -> dict[str, A
     directives = [
         *([f"--qos={jobs.qos}"] if jobs.qos else []),
         *([f"--gres={jobs.gres}"] if jobs.gres else []),
-        # One file for both streams, named so that who knows the job knows its log.
+        # One file for both streams, whose name follows from the job's.
         *([f'--output="{_pattern(logs)}/%x-%j.log"'] if logs is not None else []),
-        # A job that Slurm starts again by itself would be one that nobody knows.
+        # If Slurm started a job again by itself, the keeper would not know the new one.
         "--no-requeue",
         *jobs.directives,
     ]
@@ -105,12 +105,12 @@ def _slurm_options(jobs: SlurmJobs, name: str, logs: Path | None) -> dict[str, A
 
 
 def _pattern(folder: Path) -> str:
-    """A folder as sbatch's file name patterns take it between quotes: its own signs are doubled or escaped."""
+    """Return a folder as sbatch's file name patterns take it between quotes: special characters are doubled or escaped."""
     return str(folder).replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
 
 
 def _queue_options(kind: str, jobs: QueueJobs) -> dict[str, Any]:
-    """Queue and walltime, in the words of a queue."""
+    """Return queue and walltime as a kind of queue takes them."""
     if kind == "htcondor":
         # It has neither, and wants to know of disk.
         return {"disk": "4GiB"}
@@ -122,7 +122,7 @@ def _queue_options(kind: str, jobs: QueueJobs) -> dict[str, Any]:
 
 
 def _exports(jobs: Jobs, is_slurm: bool, name: str, logs: Path | None) -> list[str]:
-    """Environment of the workers: how they compute, when they stop taking blocks, where their log is."""
+    """Set the environment of the workers: how they compute, when they stop taking blocks, where their log is."""
     threads = [f"{library}_NUM_THREADS={jobs.threads}" for library in ("OMP", "MKL", "OPENBLAS")]
     # From the job's start: a worker that takes the place of a killed one has what is left.
     life = [f"{LEAVE_AT}=$(( $(date +%s) + {jobs.lifetime_seconds:.0f} ))", f"{STAGGER}={jobs.stagger_seconds:g}"]
@@ -133,27 +133,27 @@ def _exports(jobs: Jobs, is_slurm: bool, name: str, logs: Path | None) -> list[s
 
 
 def _python(profile: JobProfile, jobs: Jobs) -> str:
-    """The start of the command that runs Python on a node; in a container, what enters it."""
+    """Return the start of the command that runs Python on a node, in a container if there is one."""
     if profile.container is None:
         return shlex.quote(profile.python or sys.executable)
-    binds = [part for folder in profile.container_binds for part in ("--bind", folder)]
+    binds = [word for folder in profile.container_binds for word in ("--bind", folder)]
     command = [profile.container_command, "exec", *(["--nv"] if jobs.gpus else []), *binds, str(profile.container)]
     return f"{shlex.join(command)} {profile.python or 'python3'}"
 
 
 def scheduler_options(profile: JobProfile, stage: Stage = "cpu") -> dict[str, Any]:
-    """What the scheduler of a part, in this process, is told.
+    """Return the options of a worker pool's scheduler, which runs in this process.
 
     It and its dashboard listen on one address: on 0.0.0.0 whoever reaches any of this host's could run code with them.
     """
     wanted, host = profile.scheduler, scheduler_host(profile)
-    # Both parts' schedulers live side by side.
+    # The schedulers of both pools run side by side.
     port, page = (number + (stage == "gpu") if number else 0 for number in (wanted.port, wanted.dashboard_port))
     return {"host": host, "port": port, "dashboard_address": f"{host}:{page}"}
 
 
 def scheduler_host(profile: JobProfile) -> str:
-    """Address of this host as the jobs' nodes see it."""
+    """Return the address of this host as the jobs' nodes see it."""
     from distributed.utils import get_ip, get_ip_interface
 
     wanted = profile.scheduler

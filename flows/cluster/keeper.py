@@ -1,11 +1,12 @@
-"""Keeps as many jobs as there is work for: asks for them, replaces those that are gone, gives back those that are idle.
+"""Keeps as many jobs as there is work for: requests jobs, replaces lost ones, and gives idle ones back.
 
-dask-jobqueue's own scaling guesses from how long tasks took, so that it closes workers in the middle of a block, and never
-misses a job that was cancelled while it waited in the queue. Here a job is wanted for as many tasks as its workers can have at
-once; only jobs without a task are given back, and after a while only, for who gives a job back has to queue for the next.
+dask-jobqueue's own scaling guesses from how long tasks took, so that it closes workers in the middle of a block, and it never
+notices a job that was cancelled while it waited in the queue. Here one job is requested for as many tasks as its workers can
+have at once. Only jobs without a task are given back, and only after a while, because the next job must queue again.
 
-Jobs that the queue refuses (a limit, a wrong account), or that end before a worker of theirs has come (a wrong prologue, a bad
-node), are asked for again after a while that doubles. Where nobody computes at all that is given up soon, with what was said.
+Jobs that the queue refuses (a limit, a wrong account), or that end before one of their workers connects (a wrong prologue, a bad
+node), are requested again after a delay that doubles. If no worker is running at all, the keeper soon gives up and reports what
+the queue or the job's log said.
 """
 
 from __future__ import annotations
@@ -29,25 +30,25 @@ _INTERVAL = 1.0
 _LOOK_SECONDS, _QUIET_SECONDS = 5.0, 30.0
 # A job that was just submitted may not be in the queue's list yet.
 _GRACE = 5.0
-# So many jobs in a row that end before a worker comes, or rounds in which the queue takes none, are too many if nobody computes.
+# If no worker is running: give up after so many jobs in a row without a worker, or so many rounds in which the queue takes none.
 _STILLBORN, _REFUSALS = 4, 3
 _HOLD_SECONDS, _LONGEST_HOLD = 10.0, 300.0
-# Of a queue that can't be asked, a job without a worker for so long has ended.
+# If the queue can't be asked, a job without a worker for so long has ended.
 _LOST_SECONDS = 90.0
 _DONE_STATES = ("memory", "erred", "released", "forgotten")
 
 
 def kept_job(job_class: Any) -> Any:
-    """dask-jobqueue's class of job, which keeps what the queue said as it refused one, and knows when it is closed."""
+    """Extend dask-jobqueue's class of job: it keeps the queue's message when a job is refused, and knows when it is closed."""
 
     class KeptJob(job_class):  # type: ignore[misc]
-        refused: str | None = None
+        refusal: str | None = None
 
         async def start(self) -> None:
             try:
                 await super().start()
             except (RuntimeError, ValueError, OSError) as error:
-                self.refused, self.status = _said(error), Status.failed
+                self.refusal, self.status = _queue_message(error), Status.failed
                 raise
 
         async def close(self) -> None:
@@ -57,19 +58,19 @@ def kept_job(job_class: Any) -> Any:
     return KeptJob
 
 
-def _said(error: Exception) -> str:
-    """What a queue's command said as it failed, without what dask-jobqueue says around it."""
+def _queue_message(error: Exception) -> str:
+    """Return what a queue's command printed when it failed, without the text that dask-jobqueue adds."""
     return in_one_line(str(error).rpartition("stderr:\n")[2] or error, 300)
 
 
 class JobKeeper(Adaptive):
-    """The number of jobs of a dask-jobqueue cluster, in jobs where Dask counts workers.
+    """Controls the number of jobs of a dask-jobqueue cluster; it counts jobs where Dask counts workers.
 
     Args:
         cluster: The cluster.
         workers: Workers of a job.
         give_back_after: Seconds without a task after which a job is given back.
-        listed: Says which jobs the queue knows, by id, and what they do; None where that can't be asked.
+        list_jobs: Returns the state of each job that the queue knows, by id; None if the queue can't be asked.
         logs: Folder of the jobs' logs.
         **limits: `minimum` and `maximum` number of jobs.
 
@@ -84,16 +85,16 @@ class JobKeeper(Adaptive):
         *,
         workers: int,
         give_back_after: float,
-        listed: Callable[[], dict[str, str]] | None,
+        list_jobs: Callable[[], dict[str, str]] | None,
         logs: Path | None,
         **limits: Any,
     ) -> None:
         self.cluster: Any
-        # Names that come again would let Dask's books take a new job for the one that had its name.
+        # With a name that was used before, Dask would take a new job for the earlier one.
         numbers = itertools.count()
         cluster._new_worker_name = lambda _: f"{cluster._name}-{next(numbers)}"
         super().__init__(cluster, interval=_INTERVAL, wait_count=max(1, round(give_back_after / _INTERVAL)), **limits)
-        self.workers_per_job, self.listed, self.logs = workers, listed, logs
+        self.workers_per_job, self.list_jobs, self.logs = workers, list_jobs, logs
         self.trouble: ClusterError | None = None
         self.states: dict[str, str] = {}
         self._last_seen: dict[Any, float] = {}
@@ -103,11 +104,11 @@ class JobKeeper(Adaptive):
 
     @property
     def observed(self) -> set[Any]:
-        """Jobs of which a worker is there."""
+        """Jobs of which a worker is connected."""
         return {self._job_of(worker["name"]) for worker in self.cluster.scheduler_info["workers"].values()}
 
     async def target(self) -> int:
-        """Jobs that the unfinished tasks can keep busy."""
+        """Return how many jobs the unfinished tasks can keep busy."""
         await self._look()
         if self.trouble is not None:
             return 0
@@ -117,20 +118,20 @@ class JobKeeper(Adaptive):
         return wanted if time.monotonic() >= self._hold_until else min(wanted, len(self.plan))
 
     async def safe_target(self) -> int:
-        """As Dask's, but a minimum is no reason to ask a queue that refuses, or for jobs that can't work."""
+        """Limit the target as Dask does, but don't request a minimum from a queue that refuses, or jobs that can't work."""
         if self.trouble is not None:
             return 0
         wanted = await super().safe_target()
         return wanted if time.monotonic() >= self._hold_until else min(wanted, len(self.plan))
 
     async def workers_to_close(self, target: int) -> list[Any]:
-        """Jobs none of whose workers has a task, as many as are too many."""
+        """Choose the surplus jobs none of whose workers has a task."""
         busy = {self._job_of(worker.name) for worker in self.cluster.scheduler.workers.values() if worker.processing}
         idle = sorted(self.observed - busy, key=str)
         return idle[: max(0, len(self.plan) - target)]
 
     async def scale_down(self, workers: Any) -> None:
-        """Ends jobs, their workers first."""
+        """End jobs, their workers first."""
         gone = set(workers)
         addresses = [
             worker.address for worker in self.cluster.scheduler.workers.values() if self._job_of(worker.name) in gone
@@ -143,19 +144,19 @@ class JobKeeper(Adaptive):
         await self.cluster.scale_down(workers)
 
     async def scale_up(self, n: Any) -> None:
-        """Asks for jobs until there are `n`."""
+        """Request jobs until there are `n`."""
         self.cluster.scale(jobs=n)
 
     def standing(self) -> str:
-        """How many jobs there are and what they do, in words."""
+        """Describe how many jobs there are and their states."""
         states: dict[str, int] = {}
         for state in self.states.values():
             states[state] = states.get(state, 0) + 1
         words = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-        return f"{len(self.plan)} jobs asked for{f' ({words})' if words else ''}"
+        return f"{len(self.plan)} jobs requested{f' ({words})' if words else ''}"
 
     def _job_of(self, worker: Any) -> Any:
-        """The job that a worker is of: of several its name is followed by a number."""
+        """Return the job of a worker; with several workers per job, a number follows the job's name in theirs."""
         return (
             worker
             if worker in self.cluster.worker_spec or self.workers_per_job == 1
@@ -163,68 +164,68 @@ class JobKeeper(Adaptive):
         )
 
     async def _look(self) -> None:
-        """Sees which workers have come, and every few seconds what the queue says of the jobs."""
-        now, here = time.monotonic(), self.observed
-        if here - set(self._last_seen):
+        """Note which workers have connected, and every few seconds ask the queue for the jobs' states."""
+        now, connected = time.monotonic(), self.observed
+        if connected - set(self._last_seen):
             self._stillborn = self._refusals = 0
-        self._last_seen.update(dict.fromkeys(here, now))
+        self._last_seen.update(dict.fromkeys(connected, now))
         jobs = dict(self.cluster.workers)
         for name in jobs:
             self._known_since.setdefault(name, now)
         self._forget_refused(jobs)
-        if self.listed is None:
+        if self.list_jobs is None:
             self._forget_lost(jobs, now)
             return
-        pause = _LOOK_SECONDS if set(jobs) - here else _QUIET_SECONDS
+        pause = _LOOK_SECONDS if set(jobs) - connected else _QUIET_SECONDS
         if jobs and now - self._looked >= pause:
             self._looked = now
             await self._forget_unlisted(jobs)
 
     def _forget_refused(self, jobs: dict[Any, Any]) -> None:
-        """Takes out jobs that the queue didn't take."""
-        refused = {name: job for name, job in jobs.items() if job.refused is not None}
+        """Forget jobs that the queue refused."""
+        refused = {name: job for name, job in jobs.items() if job.refusal is not None}
         if not refused:
             return
-        said = next(iter(refused.values())).refused
+        message = next(iter(refused.values())).refusal
         for name in refused:
             self._forget(name)
         self._refusals += 1
         self._hold(self._refusals)
         if self._refusals >= _REFUSALS and not self.cluster.workers and not self.observed:
             cure = "`slidesam cluster show` prints the job script"
-            self.trouble = ClusterError(f"the queue refuses jobs: {said}", cure)
+            self.trouble = ClusterError(f"the queue refuses jobs: {message}", cure)
 
     def _forget_lost(self, jobs: dict[Any, Any], now: float) -> None:
-        """Takes out jobs whose workers have been gone for long: all that can be known without asking the queue."""
+        """Forget jobs whose workers have been gone for long; without asking the queue nothing else can be known."""
         for name in jobs:
             seen = self._last_seen.get(name)
             if seen is not None and now - seen > _LOST_SECONDS:
                 self._forget(name)
 
     async def _forget_unlisted(self, jobs: dict[Any, Any]) -> None:
-        """Takes out jobs that the queue doesn't know any more."""
-        assert self.listed is not None
+        """Forget jobs that the queue doesn't know any more."""
+        assert self.list_jobs is not None
         try:
-            self.states = await asyncio.to_thread(self.listed)
+            self.states = await asyncio.to_thread(self.list_jobs)
         except ClusterError:
-            # Slurm's controller has moments in which it doesn't answer: ask again later.
+            # Slurm's controller sometimes doesn't answer for a while: ask again later.
             return
         now = time.monotonic()
         for name, job in jobs.items():
             is_new = now - self._known_since.get(name, now) <= _GRACE
-            # What was closed meanwhile isn't there to forget.
+            # A job that was closed meanwhile is forgotten already.
             if job.job_id is None or job.job_id in self.states or is_new or self.cluster.workers.get(name) is not job:
                 continue
-            arrived = name in self._last_seen
+            has_connected = name in self._last_seen
             self._forget(name)
             job.status = Status.closed
-            if not arrived:
+            if not has_connected:
                 self._count_stillborn(job)
 
     def _forget(self, name: Any) -> None:
-        """Takes a job that is gone out of the cluster's books, so that another takes its place."""
-        for books in (self._known_since, self._last_seen, self.cluster.worker_spec, self.cluster.workers):
-            books.pop(name, None)
+        """Remove a lost job from the cluster's records, so that another takes its place."""
+        for records in (self._known_since, self._last_seen, self.cluster.worker_spec, self.cluster.workers):
+            records.pop(name, None)
 
     def _count_stillborn(self, job: Any) -> None:
         self._stillborn += 1
@@ -234,13 +235,13 @@ class JobKeeper(Adaptive):
         if self.observed:
             return
         log = None if self.logs is None else self.logs / f"{job.job_name}-{job.job_id}.log"
-        said = last_lines(log) if log is not None else ""
+        log_tail = last_lines(log) if log is not None else ""
         self.trouble = ClusterError(
             f"{self._stillborn} jobs in a row ended before a worker of theirs came"
-            + (f"; the last lines of {log}: {said}" if said else ""),
+            + (f"; the last lines of {log}: {log_tail}" if log_tail else ""),
             "`slidesam cluster show` prints the job script, `slidesam doctor` tries it",
         )
 
     def _hold(self, times: int) -> None:
-        """Asks for no job for a while."""
+        """Request no job for a while."""
         self._hold_until = time.monotonic() + min(_LONGEST_HOLD, _HOLD_SECONDS * 2 ** max(0, times - 1))

@@ -1,7 +1,7 @@
-"""What a Dask worker does as it starts, before its first task (`dask worker --preload slidesam.flows.cluster.on_worker`).
+"""Prepares a Dask worker before its first task, and ends it well (`dask worker --preload slidesam.flows.cluster.on_worker`).
 
-And how it ends: a worker in a job takes no block any more some time before the job's end, finishes the one that it has, and
-leaves. Dask's own lifetime would hand that block to another worker at once, while it is still being computed here.
+Some time before its job's end a worker takes no further block, finishes its current one, and leaves. Dask's own lifetime would
+give that block to another worker at once, while it is still being computed here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _log = logging.getLogger("distributed.worker")
 
 
 def dask_setup(worker: Any) -> None:
-    """Leaves Ctrl-C to the command line, says that this process may be ended, and sees to it that it ends well.
+    """Set up this worker process: its signals, what it imports, and when it leaves.
 
     Raises:
         DeviceError: The worker would compute on another device than the one that it was given: it doesn't start.
@@ -45,7 +45,7 @@ def dask_setup(worker: Any) -> None:
     kernels.load()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ[DISPOSABLE] = "1"
-    # If memory runs out Linux shall end a worker, which is replaced, and not the flow.
+    # If memory runs out, Linux shall end a worker, which is replaced, and not the flow.
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_DIE_FIRST)
     ending = _Ending(worker)
@@ -57,7 +57,7 @@ def dask_setup(worker: Any) -> None:
 
 
 class _Ending:
-    """How a worker process ends before its run does.
+    """Ends a worker process before its run ends.
 
     Args:
         worker: The worker.
@@ -68,7 +68,7 @@ class _Ending:
         self.task: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
-        """Takes no further block, and leaves when the last is done."""
+        """Take no further block, and leave when the current one is done."""
         from slidesam.tasks.segment.start_marks import leave
 
         self.is_leaving = True
@@ -79,7 +79,7 @@ class _Ending:
         from distributed.core import Status
 
         _log.info("takes no further block: its job ends soon")
-        # Dask's watch over memory would let it go on within a moment, as there is room.
+        # Dask's memory monitor would unpause it at once, as there is room.
         self.worker.memory_manager.memory_pause_fraction = False
         self.worker.status = Status.paused
         while self.worker.state.executing_count:
@@ -87,7 +87,7 @@ class _Ending:
         await self.worker.close_gracefully(reason="its job ends soon")
 
     def on_term(self, number: int, frame: FrameType | None) -> None:
-        """Ends at once. A block isn't blamed for it, unless it had all the time, or took all the memory, that there was."""
+        """End at once. The block isn't blamed, unless the lifetime was over or the memory almost full."""
         import psutil
 
         from slidesam.tasks.segment.start_marks import excuse

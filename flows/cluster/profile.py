@@ -6,8 +6,8 @@
     pbs, lsf, sge, htcondor, oar, moab      jobs on another queue, by dask-jobqueue's class for it
     attach       a Dask cluster that somebody else started, and that is never shut down
 
-Of a queue, stages that want the accelerator and stages that never do can have different jobs: `gpu` and `cpu`. Where there is
-no `gpu`, the jobs of `cpu` do everything. `find_profile` reads profiles from files.
+A profile for a queue has one or two worker pools: the jobs of `gpu` run the stage that may use an accelerator, those of `cpu` all
+other stages. Without `gpu` the jobs of `cpu` run everything. `find_profile` reads profiles from files.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ Stage = Literal["cpu", "gpu"]
 Queue = Literal["pbs", "lsf", "sge", "htcondor", "oar", "moab"]
 
 
-class _Part(BaseModel):
+class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
 
 
-class LocalProfile(_Part):
+class LocalProfile(_Section):
     """Worker processes on this machine."""
 
     kind: Literal["local"] = "local"
@@ -40,11 +40,11 @@ class LocalProfile(_Part):
     workers: Annotated[int, Field(ge=1)] | None = None
     """Worker processes; null = as many as this machine has cores and memory (8 GiB each) for."""
     threads: Annotated[int, Field(ge=1)] = 1
-    """Threads that the computing of one block uses. It is part of what makes results equal: see the provenance."""
+    """Threads for one block. Equal results need the same number: see the provenance."""
 
     @property
     def n_workers(self) -> int:
-        """Worker processes that will be started."""
+        """Number of worker processes to start."""
         if self.workers is not None:
             return self.workers
         from dask.system import CPU_COUNT
@@ -53,7 +53,7 @@ class LocalProfile(_Part):
         return max(1, min(CPU_COUNT // self.threads, MEMORY_LIMIT // _BYTES_PER_WORKER))
 
 
-class LocalGpuProfile(_Part):
+class LocalGpuProfile(_Section):
     """Worker processes on this machine, each pinned to one of its GPUs or MIG instances."""
 
     kind: Literal["local-gpu"] = "local-gpu"
@@ -61,9 +61,9 @@ class LocalGpuProfile(_Part):
     devices: Literal["auto"] | tuple[str, ...] = "auto"
     """Indices or UUIDs of GPUs or MIG instances; auto = those of CUDA_VISIBLE_DEVICES, else all that `nvidia-smi -L` lists."""
     workers_per_gpu: Annotated[int, Field(ge=1)] = 1
-    """Worker processes that share a device; each holds a model of its own."""
+    """Worker processes that share a device; each holds its own model."""
     threads: Annotated[int, Field(ge=1)] = 1
-    """Threads that the computing of one block uses beside the device."""
+    """Threads for one block, besides the device."""
 
     @field_validator("devices", mode="before")
     @classmethod
@@ -71,7 +71,7 @@ class LocalGpuProfile(_Part):
         return tuple(map(str, value)) if isinstance(value, list | tuple) else value
 
 
-class AttachProfile(_Part):
+class AttachProfile(_Section):
     """A Dask cluster that runs already; its workers need `--preload slidesam.flows.cluster.on_worker --nthreads 1`."""
 
     kind: Literal["attach"] = "attach"
@@ -80,24 +80,24 @@ class AttachProfile(_Part):
     """Address of its scheduler, such as tcp://10.0.0.5:8786."""
 
 
-class Scheduler(_Part):
+class Scheduler(_Section):
     """Where the Dask scheduler listens: in the process that runs slidesam, on a host that the jobs can reach."""
 
     host: str | None = None
-    """Address of this host as the jobs' nodes see it; null = that of `interface`, or of the way out of this host."""
+    """Address of this host as the jobs' nodes see it; null = that of `interface`, or of the default route."""
     interface: str | None = None
     """Network interface, such as ib0; null = the profile's."""
     port: Annotated[int, Field(ge=0, le=65535)] = 0
-    """Port; 0 = any that is free; the gpu part's is the next."""
+    """Port; 0 = any free port; the scheduler of the gpu pool takes the next."""
     dashboard_port: Annotated[int, Field(ge=0, le=65535)] = 0
-    """Port of the Dask dashboard; 0 = any that is free; the gpu part's is the next."""
+    """Port of the Dask dashboard; 0 = any free port; that of the gpu pool takes the next."""
 
 
-class Jobs(_Part):
+class Jobs(_Section):
     """One kind of job, and how many of it."""
 
     cores: Annotated[int, Field(ge=1)] = 2
-    """CPU cores of a job; each of its workers computes with cores / workers threads, part of what makes results equal."""
+    """CPU cores of a job; each of its workers computes with cores / workers threads; equal results need the same number."""
     memory: Annotated[float, Field(gt=0)] = 8
     """Memory of a job in GiB, shared by its workers."""
     gpus: Annotated[int, Field(ge=0)] = 0
@@ -107,13 +107,13 @@ class Jobs(_Part):
     walltime: str = "04:00:00"
     """Longest time of a job: [[days-]hours:]minutes:seconds."""
     lifetime: Literal["auto"] | Annotated[float, Field(gt=0)] = "auto"
-    """Seconds after which a worker takes no further block; auto = a quarter, or 15 minutes, less than the walltime."""
+    """Seconds after which a worker takes no further block; auto = walltime minus a quarter, at most minus 15 minutes."""
     lifetime_stagger: Literal["auto"] | Annotated[float, Field(ge=0)] = "auto"
-    """Seconds by which lifetimes differ, up and down, lest all jobs end at once; auto = a third of what lifetime leaves."""
+    """Seconds by which lifetimes differ, up and down, so that jobs don't all end at once; auto = a third of the time left."""
     minimum_jobs: Annotated[int, Field(ge=0)] = 0
-    """Jobs that are kept while a run is at work, even if there is nothing to do for them."""
+    """Jobs that are kept during a run, even without work."""
     maximum_jobs: Annotated[int, Field(ge=1)] = 4
-    """Jobs that are in the queue or running at once, at most."""
+    """Most jobs that wait or run at once."""
     prologue: tuple[str, ...] = ()
     """Lines of shell before the workers start, such as `module load cuda`."""
     directives: tuple[str, ...] = ()
@@ -147,9 +147,9 @@ class Jobs(_Part):
     @property
     def walltime_seconds(self) -> float:
         """The walltime in seconds."""
-        found = _WALLTIME.fullmatch(self.walltime)
-        assert found is not None
-        days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+        match = _WALLTIME.fullmatch(self.walltime)
+        assert match is not None
+        days, hours, minutes, seconds = (int(number or 0) for number in match.groups())
         return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
     @property
@@ -198,14 +198,14 @@ class QueueJobs(Jobs):
     queue: str | None = None
     """Queue; null = the default."""
     options: Mapping[str, Any] = Field(default_factory=dict)
-    """Whatever else dask-jobqueue's class for this queue takes, such as resource_spec or account."""
+    """Further options of dask-jobqueue's class for this queue, such as resource_spec or account."""
 
 
-class _QueueProfile(_Part):
+class _QueueProfile(_Section):
     scheduler: Scheduler = Scheduler()
     """Where the Dask scheduler listens."""
     interface: str | None = None
-    """Network interface of the workers, such as ib0; null = that of the way out of their node."""
+    """Network interface of the workers, such as ib0; null = that of the default route of their node."""
     local_directory: str | None = None
     """Folder on the nodes for temporary files; null = the job's TMPDIR."""
     python: str | None = None
@@ -215,11 +215,11 @@ class _QueueProfile(_Part):
     container_command: str = "apptainer"
     """Command that runs it: apptainer or singularity."""
     container_binds: tuple[str, ...] = ()
-    """Folders that workers need beside home and /tmp, such as those of slides and results."""
+    """Folders that workers need besides home and /tmp, such as those of slides and results."""
     death_timeout: Annotated[int, Field(ge=5)] = 60
-    """Seconds after which a job ends that finds no scheduler, as when slidesam was killed."""
+    """Seconds after which a job ends if it finds no scheduler, for instance because slidesam was killed."""
     give_back_after: Annotated[int, Field(ge=1)] = 60
-    """Seconds without work after which a job is given back while the run goes on."""
+    """Seconds without work after which a job is given back during a run."""
 
 
 class SlurmProfile(_QueueProfile):

@@ -1,4 +1,4 @@
-"""What Slurm knows of jobs, and taking them off it, by its own commands."""
+"""Lists and cancels Slurm jobs, by Slurm's own commands."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Job(NamedTuple):
 
 
 def has_slurm() -> bool:
-    """Whether Slurm's commands are here."""
+    """Say whether Slurm's commands are on this machine."""
     return shutil.which("sbatch") is not None and shutil.which("squeue") is not None
 
 
-def jobs_named(names: Sequence[str]) -> list[Job]:
-    """This user's jobs of these names that are in the queue or running.
+def list_jobs_named(names: Sequence[str]) -> list[Job]:
+    """List this user's jobs with these names that wait or run.
 
     Raises:
         ClusterError: Slurm doesn't answer.
@@ -46,7 +46,7 @@ def jobs_named(names: Sequence[str]) -> list[Job]:
 
 
 def cancel_jobs(names: Sequence[str], wait: float = 60.0) -> list[Job]:
-    """Cancels this user's jobs of these names, and waits until they are gone.
+    """Cancel this user's jobs with these names, and wait until they are gone.
 
     Args:
         names: The jobs' names.
@@ -58,19 +58,19 @@ def cancel_jobs(names: Sequence[str], wait: float = 60.0) -> list[Job]:
     Raises:
         ClusterError: Slurm doesn't answer, or the jobs are still there after that time.
     """
-    found: dict[str, Job] = {}
+    cancelled: dict[str, Job] = {}
     deadline = time.monotonic() + wait
-    while left := jobs_named(names):
-        # By number, for scancel takes one name only; and each round, for a job may have been submitted just now.
-        new = [job.id for job in left if job.id not in found]
-        found.update({job.id: job for job in left})
+    while remaining := list_jobs_named(names):
+        # By number, since scancel takes one name only; in each round, since a job may have been submitted just now.
+        new = [job.id for job in remaining if job.id not in cancelled]
+        cancelled.update({job.id: job for job in remaining})
         if new:
             _run("scancel", *new)
         if time.monotonic() > deadline:
-            ids = ", ".join(job.id for job in left)
+            ids = ", ".join(job.id for job in remaining)
             raise ClusterError(f"jobs {ids} were cancelled and are still there after {wait:.0f} s", "see `squeue --me`")
         time.sleep(0.5)
-    return list(found.values())
+    return list(cancelled.values())
 
 
 def _run(*command: str) -> str:

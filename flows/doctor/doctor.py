@@ -186,7 +186,7 @@ def _check_api(host: str) -> Finding:
         (
             state != "ok", "failed", f"{url} doesn't answer ({detail})",
             f"start it (`prefect server start --host {urlsplit(url).hostname}`), correct PREFECT_API_URL, or unset it to run "
-            "with a server of one's own",
+            "with a server of its own",
         ),
         ok=f"{url} answers{f', Prefect {detail}' if detail else ''}",
     )  # fmt: skip

@@ -74,7 +74,7 @@ def _judge_api(expected: Expected, facts: Mapping[str, Any]) -> Finding | None:
         "through to any port here; or run a server where they reach it and set PREFECT_API_URL"
         if expected.is_own_api
         else "start the server with `--host` and an address that the nodes reach, open its port in the firewall between "
-        "them, and set PREFECT_API_URL to that address; or unset it to run with a server of one's own"
+        "them, and set PREFECT_API_URL to that address; or unset it to run with a server of its own"
     )
     let_in = (
         "see that no proxy stands between them, and that PREFECT_API_AUTH_STRING (or PREFECT_API_KEY) is the server's"
@@ -172,7 +172,7 @@ def _judge_size(expected: Expected, facts: Mapping[str, Any]) -> Finding | None:
     pool, memory, cores = expected.pool, facts["memory"] / _GIB, facts["cpus"]
     granted = f", {facts['granted']} granted by Slurm" if facts["granted"] else ""
     size = (
-        f"{expected.cores} cores and {expected.memory:g} GiB asked for; {facts['host']} shows {cores}{granted}, and has "
+        f"{expected.cores} cores and {expected.memory:g} GiB requested; {facts['host']} shows {cores}{granted}, and has "
         f"{memory:,.0f} GiB in all"
     )
     is_small = cores < expected.cores or memory < expected.memory

@@ -186,7 +186,7 @@ class _Visit:
             if job.job_id:
                 self.submitted.setdefault(str(job.job_id), now)
         try:
-            self.listed = {job.id: job for job in slurm.jobs_named([self.job_name])}
+            self.listed = {job.id: job for job in slurm.list_jobs_named([self.job_name])}
         except ClusterError:
             return None
         due = [job for job, since in self.submitted.items() if now - since > _GRACE]

@@ -31,11 +31,11 @@ from slidesam.flows.many.cohort_page import Row, as_markdown, cohort_progress, c
 from slidesam.flows.prefect_api.deployed import (
     RED,
     deployment,
-    named_cluster,
-    not_worth_it,
     put_back,
+    read_cluster_name,
+    read_runs,
+    reason_to_skip,
     refuse_relative,
-    runs_of,
     start_slide,
 )
 from slidesam.flows.prefect_api.deployed import SLIDE as SLIDE_DEPLOYMENT
@@ -144,7 +144,7 @@ def _as_runs(listed: Sequence[Listed], output: Path) -> list[Row]:
     own_id = str(flow_run.id)
     kept: dict[UUID, str] = {}
     with get_client(sync_client=True) as client:
-        deployed, cluster = deployment(client, SLIDE_DEPLOYMENT).id, named_cluster(client, own_id)
+        deployed, cluster = deployment(client, SLIDE_DEPLOYMENT).id, read_cluster_name(client, own_id)
         again = _was_retried(client.read_flow_run_states(UUID(own_id)))
         started: dict[UUID, Listed] = {}
         refused: list[Row] = []
@@ -163,7 +163,7 @@ def _as_runs(listed: Sequence[Listed], output: Path) -> list[Row]:
                 continue
             started[run.id] = slide
             if again and run.state is not None and run.state.type in [*RED, StateType.CANCELLED]:
-                if (why := not_worth_it(run)) is None:
+                if (why := reason_to_skip(run)) is None:
                     put_back(client, run, "its cohort is tried again")
                 else:
                     kept[run.id] = why
@@ -204,7 +204,7 @@ def _watched(
     ended(refused)
     while True:
         with get_client(sync_client=True) as client:
-            runs = runs_of(client, started.keys() - rows.keys())
+            runs = read_runs(client, started.keys() - rows.keys())
         for run_id in started.keys() - rows.keys():
             run = runs.get(run_id)
             if run is None:
@@ -226,7 +226,7 @@ def _watched(
 def _begun_again(rows: dict[UUID, Row]) -> list[UUID]:
     """Those that aren't finished, and don't stand any more as their row says."""
     with get_client(sync_client=True) as client:
-        runs = runs_of(client, [run_id for run_id, row in rows.items() if not row.is_finished])
+        runs = read_runs(client, [run_id for run_id, row in rows.items() if not row.is_finished])
     return [run_id for run_id, run in runs.items() if run.state is not None and run.state.name != rows[run_id].state]
 
 

@@ -14,7 +14,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from slidesam.flows.cluster.find_profile import ProfileChoice
-from slidesam.flows.prefect_api.deployed import SLIDE, deployment, named_cluster, refuse_relative, start_slide
+from slidesam.flows.prefect_api.deployed import SLIDE, deployment, read_cluster_name, refuse_relative, start_slide
 from slidesam.flows.slide.segment_slide import run_name
 from slidesam.tasks.errors import SettingsError, in_one_line
 from slidesam.tasks.folder.inbox import Arrival, has_result, look, note_started
@@ -111,7 +111,7 @@ def _start(slide: Arrival, output: Path, settings: Settings) -> None:
             deployment(client, SLIDE).id,
             Listed(slide.path, settings),
             output,
-            named_cluster(client, flow_run.id),
+            read_cluster_name(client, flow_run.id),
             name=run_name(slide.path, settings),
             key=hashlib.sha256(what.encode()).hexdigest(),
             tags=["inbox"],

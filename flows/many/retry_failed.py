@@ -19,7 +19,16 @@ from prefect.utilities.urls import url_for
 from pydantic import Field
 
 from slidesam.flows.many.cohort import cohort_tag
-from slidesam.flows.prefect_api.deployed import COHORT, RED, SLIDE, latest, not_worth_it, put_back, red_runs, tagged
+from slidesam.flows.prefect_api.deployed import (
+    COHORT,
+    RED,
+    SLIDE,
+    latest,
+    put_back,
+    read_failed_runs,
+    reason_to_skip,
+    tagged,
+)
 from slidesam.flows.progress.markdown import table, text
 from slidesam.tasks.errors import SettingsError
 
@@ -47,7 +56,7 @@ def retry_failed(
         raise SettingsError("a cohort and a number of days are given: give one of them")
     with get_client(sync_client=True) as client:
         if days is not None:
-            cohorts, slides = red_runs(client, COHORT, days), red_runs(client, SLIDE, days)
+            cohorts, slides = read_failed_runs(client, COHORT, days), read_failed_runs(client, SLIDE, days)
         else:
             chosen = _cohort(client, cohort)
             cohorts = [chosen] if _is_red(chosen) else []
@@ -69,7 +78,7 @@ _BACK = "put back"
 
 def _again(client: SyncPrefectClient, run: FlowRun, cohorts: Mapping[str, FlowRun]) -> str:
     """Puts a slide's run back where that can help and no cohort does it, and says what is done."""
-    if (why := not_worth_it(run)) is not None:
+    if (why := reason_to_skip(run)) is not None:
         return f"not tried again, {why}"
     if not cohorts.keys() & set(run.tags) and not put_back(client, run, "tried again by retry-failed"):
         return "not put back: it is at work again, or its deployment is gone"

@@ -1,7 +1,7 @@
-"""Automations of a Prefect server, from a file: `python -m slidesam.flows.prefect_api.automations FILE --notify BLOCK`.
+"""Registers automations of a Prefect server from a file: `python -m slidesam.flows.prefect_api.automations FILE --notify BLOCK`.
 
-Prefect's own command creates another one each time. Here a name stands for one automation, which the file replaces. What the
-server has already is left alone, because replacing an automation forgets what it waits for.
+Prefect's own command creates a new automation each time. Here a name stands for one automation, which the file replaces. An
+automation that is the same already is left alone, because a replaced one forgets what it waits for.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _NOTIFIES = "send-notification"
 
 
 def apply_automations(file: Path, notify: str = "") -> dict[str, str]:
-    """Makes the server's automations those of a file; ones with other names are left alone.
+    """Register the automations of a file; those with other names are left alone.
 
     Args:
         file: YAML with a list `automations`.
         notify: A webhook's URL, or an existing notification block as `type/name`; without it nothing notifies.
 
     Returns:
-        Name → what was done: created, replaced, unchanged, "removed", or "left out".
+        What was done, by name: created, replaced, unchanged, "removed", or "left out".
 
     Raises:
-        SettingsError: The file, or what it names, is of no use.
+        SettingsError: The file, or something that it names, can't be used.
         ServerError: The server doesn't answer, or refuses.
     """
     entries = _read(file)
@@ -65,22 +65,22 @@ def _read(file: Path) -> list[dict[str, Any]]:
 
 
 def _apply(client: SyncPrefectClient, file: Path, entry: dict[str, Any], block: UUID | None) -> str:
-    there = client.read_automations_by_name(entry["name"])
+    existing = client.read_automations_by_name(entry["name"])
     if block is None and _notifies(entry):
-        for old in there:
+        for old in existing:
             client.delete_automation(old.id)
-        return "removed: nobody to notify" if there else "left out: nobody to notify"
+        return "removed: nobody to notify" if existing else "left out: nobody to notify"
     wanted = _automation(client, file, entry, block)
-    # Whoever created a second one by hand gets both fires.
-    for surplus in there[1:]:
+    # Someone may have created a second one by hand: both would act.
+    for surplus in existing[1:]:
         client.delete_automation(surplus.id)
-    if not there:
+    if not existing:
         client.create_automation(wanted)
         return "created"
-    wanted.enabled = there[0].enabled
-    if _same(there[0], wanted):
+    wanted.enabled = existing[0].enabled
+    if _same(existing[0], wanted):
         return "unchanged"
-    client.update_automation(there[0].id, wanted)
+    client.update_automation(existing[0].id, wanted)
     return "replaced"
 
 
@@ -108,7 +108,7 @@ def _automation(client: SyncPrefectClient, file: Path, entry: dict[str, Any], bl
 
 
 def _narrowed(trigger: dict[str, Any], deployments: list[str]) -> dict[str, Any]:
-    """The trigger for runs of these deployments. By id: a heartbeat names its deployment by nothing else."""
+    """Limit a trigger to runs of these deployments. By id, because a heartbeat names its deployment only so."""
     match = {"prefect.resource.id": "prefect.flow-run.*", **trigger.get("match", {})}
     related = {"prefect.resource.role": "deployment", "prefect.resource.id": deployments}
     return {**trigger, "match": match, "match_related": related}
@@ -125,7 +125,7 @@ def _deployments(client: SyncPrefectClient, file: Path, automation: str, names: 
 
 
 def _block(client: SyncPrefectClient, notify: str) -> UUID:
-    """The id of the block that notifies: an existing one, or one made for a URL."""
+    """Return the id of the block that notifies: an existing one, or a new one for a URL."""
     if urlsplit(notify).scheme in ("http", "https"):
         return _webhook(notify)
     kind, _, name = notify.partition("/")
@@ -138,7 +138,7 @@ def _block(client: SyncPrefectClient, notify: str) -> UUID:
 
 
 def _webhook(url: str) -> UUID:
-    """A block that posts JSON. Slack, Mattermost and Teams show `text`; others find both parts by name."""
+    """Make a block that posts JSON. Slack, Mattermost and Teams show `text`; other services read `subject` and `body`."""
     data = {"text": "{{subject}}\n{{body}}", "subject": "{{subject}}", "body": "{{body}}"}
     block = CustomWebhookNotificationBlock(name="slidesam", url=url, json_data=data)
     saved = block.save(WEBHOOK, overwrite=True)
@@ -152,7 +152,7 @@ def _same(old: Automation, new: AutomationCore) -> bool:
 
 
 def _plain(automation: AutomationCore) -> dict[str, Any]:
-    """Its content, without what a server adds, and with what has no order in one."""
+    """Return its content without what a server adds, and with unordered lists sorted."""
     content = automation.model_dump(mode="json")
     trigger = content["trigger"]
     for key in ("after", "expect", "for_each"):
@@ -169,7 +169,7 @@ def _plain(automation: AutomationCore) -> dict[str, Any]:
 
 @contextmanager
 def _readably() -> Iterator[None]:
-    """Says what the server made of it in words.
+    """Turn errors of Prefect's client into readable ones.
 
     Raises:
         ServerError: It doesn't answer, or refuses.
@@ -188,7 +188,7 @@ def _readably() -> Iterator[None]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Applies a file and says what was done.
+    """Register a file's automations and print what was done.
 
     Args:
         arguments: Those of the command line.
@@ -217,7 +217,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _need_server() -> None:
-    """Without an address Prefect's client would start a server of its own, and give it the automations.
+    """Require the address of a server: without one Prefect's client would start its own, and give it the automations.
 
     Raises:
         SettingsError: There is none.

@@ -1,6 +1,6 @@
-"""Slides as runs of the deployment `slide`: starting them, putting failed ones back, and how they stand.
+"""Starts slides as runs of the deployment `slide`, puts failed runs back, and reads their states.
 
-A slide's run is put back, not started anew, so that its row in the UI turns green and its history stays with it.
+A failed run is put back instead of starting a new one, so that its row in the UI turns green and keeps its history.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _PAGE = 200
 
 
 def deployment(client: SyncPrefectClient, name: str) -> DeploymentResponse:
-    """A deployment by `flow/deployment`.
+    """Read a deployment by `flow/deployment`.
 
     Raises:
         ServerError: It isn't registered.
@@ -73,7 +73,7 @@ def start_slide(
     key: str,
     tags: Iterable[str],
 ) -> FlowRun:
-    """Starts a run of one slide; with a key that was used before, that run instead, however it stands.
+    """Start a run of one slide; for a key that was used before, return that run instead, whatever its state.
 
     Args:
         client: Of the server.
@@ -82,10 +82,10 @@ def start_slide(
         output: Folder for the results.
         cluster: Name or file of the profile to compute on.
         name: The run's name.
-        key: What makes this the same request as another.
-        tags: By which the UI finds it.
+        key: Identifies the request: two with the same key start one run.
+        tags: Tags for the UI.
     """
-    # Absolute: whoever runs it works elsewhere.
+    # Absolute, because the run has another working folder.
     parameters = {
         "slide": str(slide.path.absolute()),
         "output": str(output.absolute()),
@@ -97,13 +97,13 @@ def start_slide(
     )
 
 
-def named_cluster(client: SyncPrefectClient, flow_run_id: str) -> str:
-    """The profile of a deployment's run as it was named, so that its slides' runs find it as it is when they begin."""
+def read_cluster_name(client: SyncPrefectClient, flow_run_id: str) -> str:
+    """Return the name of the profile of a deployment's run, so that its slides' runs read the profile when they begin."""
     return str(client.read_flow_run(UUID(flow_run_id)).parameters.get("cluster", "local"))
 
 
 def refuse_relative(settings: Settings, **paths: str | Path) -> None:
-    """Refuses paths that say nothing to whoever runs a deployment, in a folder of its own that is removed afterwards.
+    """Refuse relative paths in runs of deployments: these run in a temporary folder of their own.
 
     Args:
         settings: May name a mask image, and weights.
@@ -127,10 +127,10 @@ def refuse_relative(settings: Settings, **paths: str | Path) -> None:
 
 
 def put_back(client: SyncPrefectClient, run: FlowRun, why: str) -> bool:
-    """Has a run that has ended done again, by whoever takes its deployment's runs.
+    """Schedule a run that has ended once more, for the workers of its deployment.
 
     Returns:
-        Whether it will be: not if it is at work by now, or its deployment is gone.
+        Whether it is scheduled: not if it is running by now, or its deployment is gone.
     """
     now = client.read_flow_run(run.id).state
     if now is None or not now.is_final():
@@ -141,17 +141,17 @@ def put_back(client: SyncPrefectClient, run: FlowRun, why: str) -> bool:
     return result.status == SetStateStatus.ACCEPT
 
 
-def not_worth_it(run: FlowRun) -> str | None:
-    """Why a slide's run need not be tried again: its file is as it was when it was at fault, or the slide is another run's.
+def reason_to_skip(run: FlowRun) -> str | None:
+    """Return why a slide's run need not be tried again: its faulty file is unchanged, or a later run has taken the slide over.
 
     Returns:
-        The reason in words; None if it may be tried.
+        The reason; None if it may be tried.
     """
     try:
         slide, output = Path(run.parameters["slide"]), Path(run.parameters["output"])
         settings = Settings.model_validate(run.parameters.get("settings") or {})
     except (KeyError, ValueError):
-        # What is wrong with them the run itself says best.
+        # The run itself reports best what is wrong with them.
         return None
     state = read_state(output, slide_name(slide, settings.slide.name), settings.output.label)
     if state.get("status") == "finished" or state.get("flow_run_id", str(run.id)) != str(run.id):
@@ -160,66 +160,66 @@ def not_worth_it(run: FlowRun) -> str | None:
     return None if why is None else f"its file hasn't changed: {why}"
 
 
-def runs_of(client: SyncPrefectClient, ids: Iterable[UUID]) -> dict[UUID, FlowRun]:
-    """Flow runs as they stand now, by id."""
-    wanted, found = list(ids), dict[UUID, FlowRun]()
-    for start in range(0, len(wanted), _PAGE):
-        these = FlowRunFilter(id=FlowRunFilterId(any_=wanted[start : start + _PAGE]))
-        found |= {run.id: run for run in client.read_flow_runs(flow_run_filter=these, limit=_PAGE)}
-    return found
+def read_runs(client: SyncPrefectClient, ids: Iterable[UUID]) -> dict[UUID, FlowRun]:
+    """Read flow runs by id, as they are now."""
+    id_list, runs = list(ids), dict[UUID, FlowRun]()
+    for start in range(0, len(id_list), _PAGE):
+        run_filter = FlowRunFilter(id=FlowRunFilterId(any_=id_list[start : start + _PAGE]))
+        runs |= {run.id: run for run in client.read_flow_runs(flow_run_filter=run_filter, limit=_PAGE)}
+    return runs
 
 
 def tagged(client: SyncPrefectClient, tag: str) -> list[FlowRun]:
-    """All runs with a tag."""
+    """Read all runs with a tag."""
     return _all(client, FlowRunFilter(tags=FlowRunFilterTags(all_=[tag])))
 
 
-def red_runs(client: SyncPrefectClient, name: str, days: float) -> list[FlowRun]:
-    """Failed and crashed runs of a deployment of the last days, newest first."""
+def read_failed_runs(client: SyncPrefectClient, name: str, days: float) -> list[FlowRun]:
+    """Read the failed and crashed runs of a deployment of the last days, newest first."""
     since = datetime.now(UTC) - timedelta(days=days)
-    these = FlowRunFilter(
+    run_filter = FlowRunFilter(
         deployment_id=FlowRunFilterDeploymentId(any_=[deployment(client, name).id]),
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=RED)),
         # Not when it began: some never do.
         expected_start_time=FlowRunFilterExpectedStartTime(after_=since),
     )
-    return _all(client, these)
+    return _all(client, run_filter)
 
 
 def latest(client: SyncPrefectClient, name: str) -> FlowRun | None:
-    """The run of a deployment that began last, of those that have begun."""
+    """Read the run of a deployment that began last."""
     flow, _, deployed = name.partition("/")
-    found = client.read_flow_runs(
+    runs = client.read_flow_runs(
         flow_filter=FlowFilter(name=FlowFilterName(any_=[flow])),
         deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[deployed])),
         flow_run_filter=FlowRunFilter(start_time=FlowRunFilterStartTime(is_null_=False)),
         sort=FlowRunSort.START_TIME_DESC,
         limit=1,
     )
-    return found[0] if found else None
+    return runs[0] if runs else None
 
 
-def _all(client: SyncPrefectClient, these: FlowRunFilter) -> list[FlowRun]:
-    found: list[FlowRun] = []
+def _all(client: SyncPrefectClient, run_filter: FlowRunFilter) -> list[FlowRun]:
+    runs: list[FlowRun] = []
     while True:
         page = client.read_flow_runs(
-            flow_run_filter=these, sort=FlowRunSort.START_TIME_DESC, limit=_PAGE, offset=len(found)
+            flow_run_filter=run_filter, sort=FlowRunSort.START_TIME_DESC, limit=_PAGE, offset=len(runs)
         )
-        found += page
+        runs += page
         if len(page) < _PAGE:
-            return found
+            return runs
 
 
 def put_back_deployed(flow_run_id: str | None, why: str) -> tuple[str, bool] | None:
-    """Puts a run back if the server knows it and a deployment made it.
+    """Put a run back if the server knows it and a deployment made it.
 
     Args:
         flow_run_id: The run's id.
         why: What is shown with its state.
 
     Returns:
-        Its page in the UI, and whether it is put back: not if the server takes it for unfinished. None if the slide is nobody's
-        but one's own to do.
+        Its page in the UI, and whether it is put back: not if the server considers it unfinished. None if no deployment can run
+        it again, so that the caller must.
     """
     if flow_run_id is None:
         return None

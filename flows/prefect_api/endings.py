@@ -1,7 +1,7 @@
-"""States that nobody else would set: of runs whose process died, or ended before they did.
+"""Sets final states that nobody else would set: of runs whose process died, or ended before they did.
 
-Prefect believes in what it was told last. A task whose worker was killed, one that waited when its flow ended, and a flow run
-that was killed with all its children would be shown as running, or pending, for ever.
+Prefect keeps the last state that was reported. A task whose worker was killed, one that waited when its flow ended, and a flow
+run that was killed with all its children would be shown as running, or pending, for ever.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PREFECT_LIMIT = 2000
 
 
 def crash_task_run(task_run_id: UUID, why: str) -> None:
-    """Says that a task has crashed, and why, where its worker can't any more.
+    """Report that a task has crashed, and why, because its worker can't any more.
 
     Args:
         task_run_id: The task run.
@@ -55,10 +55,10 @@ def crash_task_run(task_run_id: UUID, why: str) -> None:
 
 
 def end_children(flow_run_id: UUID, why: str) -> None:
-    """Ends what a flow run leaves unfinished: its tasks, its child flows, and theirs.
+    """End what a flow run leaves unfinished: its tasks, its child flows, and theirs.
 
     Args:
-        flow_run_id: A flow run that has ended, or ends just now.
+        flow_run_id: A flow run that has ended, or is ending.
         why: What is shown with the states.
     """
     with _quietly(), get_client(sync_client=True) as client:
@@ -66,30 +66,30 @@ def end_children(flow_run_id: UUID, why: str) -> None:
 
 
 def end_flow_run(flow_run_id: UUID, why: str) -> None:
-    """Ends a flow run whose process was killed, with all below it; does nothing to one that has ended.
+    """End a flow run whose process was killed, with all below it; a run that has ended is left alone.
 
     Args:
-        flow_run_id: The flow run; one that this server doesn't know is left alone.
+        flow_run_id: The flow run; nothing happens if this server doesn't know it.
         why: What is shown with the states.
     """
     with _quietly(), suppress(ObjectNotFound), get_client(sync_client=True) as client:
         state = client.read_flow_run(flow_run_id).state
         _end_children(client, flow_run_id, why)
-        # One that waits to be tried again is left to whoever put it back.
+        # A run that is scheduled again has been put back: leave it.
         if state is None or not (state.is_final() or state.is_scheduled()):
             client.set_flow_run_state(flow_run_id, Crashed(message=why), force=True)
 
 
 def add_tags(flow_run_id: str, tags: Iterable[str]) -> None:
-    """Adds tags to a flow run.
+    """Add tags to a flow run.
 
     Args:
         flow_run_id: The flow run.
-        tags: By which the UI is to find it.
+        tags: Tags for the UI.
     """
     with _quietly(), get_client(sync_client=True) as client:
-        there = client.read_flow_run(UUID(flow_run_id)).tags
-        client.update_flow_run(UUID(flow_run_id), tags=sorted({*there, *tags}))
+        existing = client.read_flow_run(UUID(flow_run_id)).tags
+        client.update_flow_run(UUID(flow_run_id), tags=sorted({*existing, *tags}))
 
 
 def _end_children(client: SyncPrefectClient, flow_run_id: UUID, why: str) -> None:
@@ -97,34 +97,34 @@ def _end_children(client: SyncPrefectClient, flow_run_id: UUID, why: str) -> Non
         _end_children(client, child.id, why)
         client.set_flow_run_state(child.id, Crashed(message=why), force=True)
     for task in _unfinished_tasks(client, flow_run_id):
-        began = task.state is not None and task.state.type == StateType.RUNNING
-        state: State[Any] = Crashed(message=why) if began else Cancelled(message=f"not begun: {why}")
+        has_begun = task.state is not None and task.state.type == StateType.RUNNING
+        state: State[Any] = Crashed(message=why) if has_begun else Cancelled(message=f"not begun: {why}")
         with suppress(ObjectNotFound):
             client.set_task_run_state(task.id, state, force=True)
 
 
 def _unfinished_flows(client: SyncPrefectClient, flow_run_id: UUID) -> list[FlowRun]:
-    these = FlowRunFilter(
+    run_filter = FlowRunFilter(
         parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[flow_run_id]),
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_UNFINISHED)),
     )
-    return list(client.read_flow_runs(flow_run_filter=these, limit=_PAGE))
+    return list(client.read_flow_runs(flow_run_filter=run_filter, limit=_PAGE))
 
 
 def _unfinished_tasks(client: SyncPrefectClient, flow_run_id: UUID) -> Iterator[TaskRun]:
-    these = TaskRunFilter(
+    task_filter = TaskRunFilter(
         flow_run_id=TaskRunFilterFlowRunId(any_=[flow_run_id]),
         state=TaskRunFilterState(type=TaskRunFilterStateType(any_=_UNFINISHED)),
     )
-    # All pages before the first is changed: what is ended drops out of the filter.
-    found: list[TaskRun] = []
-    while len(page := client.read_task_runs(task_run_filter=these, limit=_PAGE, offset=len(found))) == _PAGE:
-        found += page
-    yield from [*found, *page]
+    # Read all pages before changing any: what is ended drops out of the filter.
+    tasks: list[TaskRun] = []
+    while len(page := client.read_task_runs(task_run_filter=task_filter, limit=_PAGE, offset=len(tasks))) == _PAGE:
+        tasks += page
+    yield from [*tasks, *page]
 
 
 class _quietly:  # noqa: N801
-    """How a run is shown isn't worth the run: where the server is away, the log says so."""
+    """Logs errors instead of raising them: a run must not fail because its state can't be shown."""
 
     def __enter__(self) -> None:
         return None

@@ -1,7 +1,7 @@
-"""What a run that was killed leaves behind: jobs in the queue, and flow runs that Prefect takes for running.
+"""Ends what a killed run leaves behind: jobs in the queue, and flow runs that Prefect considers running.
 
-Its state file says which. Whoever takes the run up, or cleans the output folder, ends them: jobs first, for two workers on one
-block would write over each other.
+The run's state file names them. The next run of the slide, or `slidesam clean`, ends them: jobs first, since two workers on one
+block would overwrite each other's results.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from slidesam.tasks.run.lock import LockedError, locked
 
 
 def end_leftovers(state: Mapping[str, Any], note: Callable[[str], None], own_id: UUID | None = None) -> None:
-    """Ends what the last run of a result left, if it was killed.
+    """End what the last run of a result left, if it was killed.
 
     Args:
         state: What `state.json` says, from before this run.
-        note: Is told what was ended.
-        own_id: The flow run that asks: one that was killed and begins once more is ended but for itself.
+        note: Called with a message on what was ended.
+        own_id: The calling flow run. If it was killed and begins once more, only what is below it is ended.
 
     Raises:
         ClusterError: Jobs of it are there and can't be cancelled.
@@ -45,13 +45,13 @@ def end_leftovers(state: Mapping[str, Any], note: Callable[[str], None], own_id:
 
 
 def end_all_leftovers(output: Path, note: Callable[[str], None]) -> None:
-    """Ends what killed runs of an output folder left, and notes that they were stopped.
+    """End what killed runs of an output folder left, and record that they were stopped.
 
-    Jobs that a run shares with one that is at work, as slides of one command do, are left alone.
+    Jobs that a killed run shares with a running one, as slides of one command do, are left alone.
 
     Args:
         output: The output folder.
-        note: Is told what was ended.
+        note: Called with a message on what was ended.
 
     Raises:
         ClusterError: Jobs are there and can't be cancelled.
@@ -77,7 +77,7 @@ def end_all_leftovers(output: Path, note: Callable[[str], None]) -> None:
 
 
 def cancel_orphans(names: list[str], note: Callable[[str], None]) -> list[slurm.Job]:
-    """Cancels jobs of a run that was killed, and waits until they are gone.
+    """Cancel jobs of a killed run, and wait until they are gone.
 
     Raises:
         ClusterError: They are there and can't be cancelled.

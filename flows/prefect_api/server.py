@@ -1,6 +1,6 @@
-"""A Prefect API for the command line: the one that is configured, or a server of its own for as long as it runs.
+"""Provides a Prefect API for the command line: the configured one, or a server that runs as long as the command.
 
-A real server process, never Prefect's ephemeral one, which each worker would start for itself and lose task runs by. Its
+That is a real server process, never Prefect's ephemeral one, which each worker would start for itself, losing task runs. Its
 database is the SQLite file in PREFECT_HOME, so the history stays and `prefect server start` shows it later.
 """
 
@@ -31,17 +31,17 @@ _DRAIN_SECONDS = 10.0
 
 @contextmanager
 def prefect_api(host: str = _LOOPBACK) -> Iterator[str]:
-    """Makes sure that Prefect has an API to talk to.
+    """Provide an API for Prefect: the configured one, or a server that this call starts.
 
     Args:
-        host: Address of this machine for all who will talk to it. A server of one's own listens there; beyond loopback, where
-            others could reach it, it wants a password, which workers get with their tasks.
+        host: Address of this machine for all clients. A new server listens there; unless it is loopback, where nobody else can
+            reach it, it has a password, which workers get with their tasks.
 
     Yields:
         The API's URL.
 
     Raises:
-        ServerError: The configured API doesn't answer, or a server of one's own doesn't start.
+        ServerError: The configured API doesn't answer, or a new server doesn't start.
     """
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
@@ -51,7 +51,7 @@ def prefect_api(host: str = _LOOPBACK) -> Iterator[str]:
         if not _answers(configured):
             raise ServerError(
                 f"the Prefect API at {configured} doesn't answer",
-                "start it (`prefect server start`), or unset PREFECT_API_URL to run with a server of one's own",
+                "start it (`prefect server start`), or unset PREFECT_API_URL to run with a server of its own",
             )
         yield configured
         return
@@ -85,12 +85,12 @@ def refuse_loopback(url: str, host: str) -> None:
         raise ServerError(
             f"jobs on other nodes can't reach the Prefect API at {url}",
             f"start the server with `--host {host}` and set "
-            f"PREFECT_API_URL=http://{host}:4200/api, or unset it to run with a server of one's own",
+            f"PREFECT_API_URL=http://{host}:4200/api, or unset it to run with a server of its own",
         )
 
 
 def _start(home: Path, host: str, password: str) -> tuple[str, subprocess.Popen[bytes], Path]:
-    """Starts a server on a free port; its output goes to a log in PREFECT_HOME."""
+    """Start a server on a free port; its output goes to a log in PREFECT_HOME."""
     home.mkdir(parents=True, exist_ok=True)
     log = home / "slidesam-server.log"
     with socket.socket() as probe:
@@ -110,7 +110,7 @@ def _start(home: Path, host: str, password: str) -> tuple[str, subprocess.Popen[
             stdout=stream,
             stderr=subprocess.STDOUT,
             env=_server_environment(os.environ, home, url, password),
-            # Its own session: Ctrl-C must reach the flow first, which then tells the server how it ended.
+            # A separate session: Ctrl-C must reach the flow first, which then tells the server how it ended.
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
@@ -127,13 +127,13 @@ def _server_environment(environment: Mapping[str, str], home: Path, url: str, pa
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
         "PREFECT_API_URL": "",
-        # The pages ask the API at port 4200 unless told otherwise.
+        # By default the pages use the API at port 4200.
         "PREFECT_SERVER_UI_API_URL": url,
     }
 
 
 def _die_with_parent() -> None:
-    """Asks Linux to end the server when the command line is killed; elsewhere it has to be ended by hand."""
+    """Ask Linux to end the server when the command line is killed; on other systems it must be ended by hand."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
@@ -149,7 +149,7 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def _hand_over() -> None:
-    """Sends the logs and events that still wait in this process, while there is a server to take them."""
+    """Send the logs and events that still wait in this process, while the server is up."""
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogHandler
 

@@ -1,4 +1,4 @@
-"""The stages of a slide as child flows, each on workers of its own: image, segmenting, stitching and export.
+"""The stages of a slide as child flows: image, segmenting, stitching and export.
 
 `order` says which steps a stage has; here each becomes a task of the flow, with retries.
 """

@@ -1,7 +1,7 @@
-"""What `prefect deploy` doesn't do: `site_setup.py pool SLIDES_AT_ONCE` before it, `site_setup.py no-inbox` after it.
+"""Sets up what `prefect deploy` doesn't: `site_setup.py pool SLIDES_AT_ONCE` before it, `site_setup.py no-inbox` after it.
 
-Slides wait in a queue of their own, with a limit. Cohorts, the inbox and retries run in `default` without one: a cohort waits
-for its slides, and would block them if it took one of their places.
+Slides wait in a separate queue with a limit. Cohorts, the inbox and retries run in `default` without a limit: a cohort waits for
+its slides, and would block them if it counted among them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ POOL, QUEUE = "slidesam", "slides"
 
 
 def make_pool(client: SyncPrefectClient, slides_at_once: int) -> None:
-    """The pool and its queue, with this limit."""
+    """Make the pool and its queue with this limit, or set the limit."""
     try:
         client.read_work_pool(POOL)
     except ObjectNotFound:
@@ -33,7 +33,7 @@ def make_pool(client: SyncPrefectClient, slides_at_once: int) -> None:
 
 
 def no_inbox(client: SyncPrefectClient) -> None:
-    """Without a folder there is nothing to look into: the schedule, which `prefect deploy` has just put on, is off."""
+    """Switch the inbox's schedule off, which `prefect deploy` has just switched on: no folder is set."""
     named = DeploymentFilter(name=DeploymentFilterName(any_=["inbox"]))
     for deployment in client.read_deployments(deployment_filter=named):
         for schedule in deployment.schedules:

@@ -1,9 +1,9 @@
-"""`prefect`, with a process worker that keeps to the limits of its queues: `worker.py worker start --pool … --type process`.
+"""Runs `prefect` with a process worker that keeps to the limits of its queues: `worker.py worker start --pool … --type process`.
 
 A queue's limit counts runs that are pending or running. On PostgreSQL the server's answer to a worker leaves out runs that
-something is writing to (`FOR UPDATE SKIP LOCKED`), and offers others in their place. A worker that asks while it still reports
-what it took as pending is so given more than there is room for (seen: five of four on a busy machine, all of them where
-writing takes longer than the time between two questions). This one asks once all that it took has begun.
+are being written (`FOR UPDATE SKIP LOCKED`), and offers others in their place. So a worker that asks while it still reports its
+last runs as pending gets more runs than the limit (observed: five of four on a busy machine, and all of them where writing takes
+longer than the time between two requests). This worker asks only when all the runs that it took have begun.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", UserWarning)
 
     class PatientWorker(ProcessWorker):
-        """Asks for runs only while none is on its way to being one's process."""
+        """Asks for runs only while none of its runs waits for its process."""
 
         async def get_and_submit_flow_runs(self) -> list[FlowRun]:
-            """Takes what the server offers, or nothing while earlier runs are still being submitted."""
+            """Take what the server offers, or nothing while earlier runs are still being submitted."""
             return [] if self._submitting_flow_run_ids else await super().get_and_submit_flow_runs()
 
 

@@ -1,7 +1,7 @@
-"""What `slidesam doctor` looks at in a process, on this machine or where a worker runs.
+"""Collects what `slidesam doctor` needs to know of a process, on this machine or where a worker runs.
 
 `examine` runs in a worker and returns plain facts, which another version of slidesam can read too; `slidesam.flows.doctor.judge`
-says what they mean for a run. Nothing here raises for what it finds.
+says what they mean for a run. Nothing here raises an error for what it finds.
 """
 
 from __future__ import annotations
@@ -71,12 +71,12 @@ class Expected:
 
 
 def versions() -> dict[str, str | None]:
-    """Version of Python and of all packages that matter; None where one isn't installed."""
+    """Return the versions of Python and of all packages that matter; None for one that isn't installed."""
     return {"python": platform.python_version()} | {name: package_version(name) for name in (*PACKAGES, *OPTIONAL)}
 
 
 def ask_api(url: str, authorization: str = "") -> tuple[str, str]:
-    """Whether a Prefect API answers from here, and lets us in.
+    """Ask whether a Prefect API answers here and accepts our password.
 
     Args:
         url: Its URL.
@@ -109,7 +109,7 @@ def ask_api(url: str, authorization: str = "") -> tuple[str, str]:
 
 
 def authorization_of(auth_string: str | None, key: str | None) -> str:
-    """The header by which Prefect's client shows who it is.
+    """Return the header by which Prefect's client identifies itself.
 
     Args:
         auth_string: PREFECT_API_AUTH_STRING.
@@ -148,7 +148,7 @@ def explain(error: BaseException) -> tuple[str, str]:
 
 
 def free_space(folder: str) -> tuple[int, str]:
-    """Bytes that are free in a folder, and why it can't be written to, if so."""
+    """Return the free bytes in a folder, and why it can't be written to, if so."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"slidesam doctor")
@@ -158,18 +158,18 @@ def free_space(folder: str) -> tuple[int, str]:
 
 
 def note(folder: str, token: str, side: str) -> Path:
-    """The file that a side leaves for the other."""
+    """Return the file that one side leaves for the other."""
     return Path(folder) / f"doctor-{token}.{side}"
 
 
 def examine(expected: Mapping[str, Any]) -> dict[str, Any]:
-    """Looks at the process that runs this.
+    """Examine the process that runs this.
 
     Args:
         expected: The fields of `Expected`.
 
     Returns:
-        What it finds, in plain values.
+        The facts, in plain values.
     """
     temporary = os.path.expandvars(expected["temporary"] or os.environ.get("TMPDIR") or "/tmp")  # noqa: S108
     api, segmenter, folder = expected["api"], expected["segmenter"], expected["folder"]
@@ -190,7 +190,7 @@ def examine(expected: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _answer(folder: str, token: str) -> tuple[str, str, str]:
-    """Reads the other side's note and leaves one for it; says why, where it can't, and what it is named."""
+    """Read the other side's note and leave one; return why either failed, and the name of the new note's side."""
     not_read = not_written = ""
     side = f"{socket.gethostname()}-{os.getpid()}"
     try:

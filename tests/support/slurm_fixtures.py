@@ -21,8 +21,8 @@ def profile(name: str, **changes: object):
     """A shipped profile for the dev Slurm; `cpu__maximum_jobs=4` sets cpu.maximum_jobs."""
     from slidesam.flows.cluster.find_profile import load_profile
 
-    parts = ("cpu", "gpu") if name != "slurm-cpu" else ("cpu",)
-    small = {f"{part}.{key}": value for part in parts for key, value in SMALL.items()}
+    pools = ("cpu", "gpu") if name != "slurm-cpu" else ("cpu",)
+    small = {f"{pool}.{key}": value for pool in pools for key, value in SMALL.items()}
     return load_profile(name, HERE | small | {key.replace("__", "."): value for key, value in changes.items()})
 
 
@@ -30,7 +30,7 @@ def options(**changes: object) -> list[str]:
     """The same for the command line."""
     small = {f"cpu.{key}": value for key, value in SMALL.items()}
     put = HERE | small | {key.replace("__", "."): value for key, value in changes.items()}
-    return [part for key, value in put.items() for part in ("--cluster-set", f"{key}={value}")]
+    return [word for key, value in put.items() for word in ("--cluster-set", f"{key}={value}")]
 
 
 def queue() -> list[list[str]]:

@@ -15,9 +15,9 @@ WORKERS = "-m slidesam.flows.cluster.device_workers tcp://SCHEDULER:PORT --name 
 ENDING = '--death-timeout 60 --local-directory "${TMPDIR:-/tmp}"'
 
 
-def script(name: str, part: str = "cpu", **changes: object) -> list[str]:
+def script(name: str, pool: str = "cpu", **changes: object) -> list[str]:
     profile = load_profile(name, {key.replace("__", "."): value for key, value in changes.items()})
-    return job_script(profile, part, logs=LOGS).strip().splitlines()
+    return job_script(profile, pool, logs=LOGS).strip().splitlines()
 
 
 SLURM_CPU = [
@@ -111,7 +111,7 @@ def test_folders_with_signs_of_their_own_reach_sbatch_as_they_are() -> None:
     assert """export SLIDESAM_LOG='/a b/50%/"c"'/slidesam-$SLURM_JOB_ID.log""" in text
 
 
-def test_schedulers_listen_on_one_address_and_those_of_two_parts_on_two_ports() -> None:
+def test_schedulers_listen_on_one_address_and_those_of_two_pools_on_two_ports() -> None:
     where = load_profile(
         "slurm-gpu", {"scheduler.host": "10.0.0.5", "scheduler.port": 8786, "scheduler.dashboard_port": 8800}
     )
@@ -123,7 +123,7 @@ def test_schedulers_listen_on_one_address_and_those_of_two_parts_on_two_ports() 
 
 
 def test_options_of_another_queue_reach_its_class() -> None:
-    part = {"options": {"resource_spec": "select=1:ncpus=4:ngpus=1", "account": "lab"}, "gpus": 1}
-    text = job_script(make_profile({"kind": "pbs", "gpu": part}), "gpu")
+    pool = {"options": {"resource_spec": "select=1:ncpus=4:ngpus=1", "account": "lab"}, "gpus": 1}
+    text = job_script(make_profile({"kind": "pbs", "gpu": pool}), "gpu")
     assert "#PBS -l select=1:ncpus=4:ngpus=1" in text
     assert "#PBS -A lab" in text

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from prefect.client.schemas.objects import FlowRun
 
-from slidesam.flows.prefect_api.deployed import not_worth_it, refuse_relative
+from slidesam.flows.prefect_api.deployed import reason_to_skip, refuse_relative
 from slidesam.tasks.errors import SettingsError, SlideAwayError, SlideError
 from slidesam.tasks.run.status import file_facts, write_state
 from slidesam.tasks.settings.parse import make_settings
@@ -35,27 +35,27 @@ def noted(folder: Path, status: str, **facts: object) -> None:
 
 
 def test_a_failed_run_is_worth_another_try(run: FlowRun, tmp_path: Path) -> None:
-    assert not_worth_it(run) is None
+    assert reason_to_skip(run) is None
     noted(tmp_path, "failed", flow_run_id=ID, error="blocks failed")
-    assert not_worth_it(run) is None
+    assert reason_to_skip(run) is None
 
 
 def test_a_file_at_fault_is_worth_it_once_it_has_changed(run: FlowRun, tmp_path: Path) -> None:
     noted(tmp_path, "failed", flow_run_id=ID, error="cut short", file=file_facts(tmp_path / "a.svs"))
-    assert not_worth_it(run) == "its file hasn't changed: cut short"
+    assert reason_to_skip(run) == "its file hasn't changed: cut short"
     (tmp_path / "a.svs").write_bytes(b"another")
-    assert not_worth_it(run) is None
+    assert reason_to_skip(run) is None
 
 
 @pytest.mark.parametrize("state", [{"status": "failed", "flow_run_id": OTHER}, {"status": "finished"}])
 def test_an_older_run_is_never_put_over_a_later_one(run: FlowRun, tmp_path: Path, state: dict) -> None:
     noted(tmp_path, **state)
-    assert not_worth_it(run) == "a later run took this slide over"
+    assert reason_to_skip(run) == "a later run took this slide over"
 
 
 def test_settings_of_another_version_cost_no_other_slide(run: FlowRun) -> None:
     run.parameters["settings"] = {"blocks": {"no_such": 1}}
-    assert not_worth_it(run) is None
+    assert reason_to_skip(run) is None
 
 
 @pytest.mark.parametrize(
