@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from slidesam.flows.cluster.find_profile import load_profile as Profile  # noqa: N812
     from slidesam.open_results import Result, open_result
-    from slidesam.run_slides import inspect, segment
+    from slidesam.run_slides import inspect, segment, segment_block, stitch
     from slidesam.tasks.errors import (
         BlockFailures,
         BlockLostError,
@@ -64,6 +64,8 @@ __all__ = [
     "inspect",
     "open_result",
     "segment",
+    "segment_block",
+    "stitch",
 ]
 
 # Where names are that aren't errors; a module is imported when the first of its names is used.
@@ -77,6 +79,8 @@ _HOMES = {
     "inspect": "slidesam.run_slides:inspect",
     "open_result": "slidesam.open_results:open_result",
     "segment": "slidesam.run_slides:segment",
+    "segment_block": "slidesam.run_slides:segment_block",
+    "stitch": "slidesam.run_slides:stitch",
 }
 
 

@@ -5,24 +5,50 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from slidesam.executors import StepExecutor
 from slidesam.flows.prefect_api.leftovers import end_leftovers
 from slidesam.flows.progress.reporters import Reporter
 from slidesam.flows.slide import order
+from slidesam.tasks import steps
 from slidesam.tasks.errors import SlideAwayError, SlideError, SlideGoneError, SlidesamError, in_one_line
+from slidesam.tasks.grid import Block
+from slidesam.tasks.labels.results import BlockResults
 from slidesam.tasks.plan import explain, plan_run
 from slidesam.tasks.report.provenance import finished_facts
 from slidesam.tasks.run.lock import locked
+from slidesam.tasks.run.marks import kept_blocks, prepared
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.run.status import file_facts, note_finished, read_state, write_state
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.facts import slide_name
+from slidesam.tasks.slides.reader import SlideReader
 from slidesam.tasks.store import convert
 
 _OWNER = "slidesam.segment"
 _WAIT_FOR_IMAGE = 7 * 86400.0
+
+
+class SegmentedBlock(NamedTuple):
+    """One block of a slide that was segmented by itself.
+
+    Attributes:
+        block: Its number, place, inner and outer region.
+        n_blocks: How many blocks the slide has.
+        image: (y, x, c) pixels of its outer region.
+        labels: (y, x) labels of its outer region, ids 1..n.
+        params: What the segmenter found once for the whole slide.
+    """
+
+    block: Block
+    n_blocks: int
+    image: NDArray[Any]
+    labels: NDArray[np.uint32]
+    params: dict[str, Any]
 
 
 class Attempt:
@@ -66,6 +92,25 @@ class Attempt:
             raise
         return run
 
+    def segment_block(self, block_id: int | None) -> SegmentedBlock:
+        """Compute one block of the result.
+
+        Args:
+            block_id: The block; None = one in the middle of those that hold tissue.
+        """
+        run = plan_run(self.slide, self.output, self.settings)
+        target = f"{run.name} ({run.label}) in {run.output}"
+        with locked(run.paths.lock, _OWNER, target=target, on_wait=self.reporter.note) as lock:
+            executor = StepExecutor(self.reporter, check=lock.check)
+            write_image(run, executor)
+            executor.one(steps.prepare_slide, run)
+            with_tissue = kept_blocks(run)
+            block = run.grid[with_tissue[len(with_tissue) // 2] if block_id is None else block_id]
+            executor.one(steps.segment_blocks, run, (block.block_id,))
+            labels = BlockResults.of(run).read(block, block.outer)
+        with SlideReader(run.slide) as reader:
+            return SegmentedBlock(block, len(run.grid), reader.read(block.outer), labels, prepared(run)["params"])
+
     def _compute(self, run: Run) -> None:
         target = f"{run.name} ({run.label}) in {run.output}"
         with locked(run.paths.lock, _OWNER, target=target, on_wait=self.reporter.note) as lock:
@@ -106,13 +151,16 @@ def run_stages(run: Run, executor: StepExecutor, check: Callable[[], None]) -> d
     Returns:
         The provenance.
     """
-    seconds: dict[str, float] = {}
-    target = f"the image of {run.name} in {run.output}"
-    with locked(run.paths.image.lock, _OWNER, target=target, wait=_WAIT_FOR_IMAGE, on_wait=executor.note):
-        # Asked here, and not before: the run of another label may write it, or `clean` remove it.
-        if not convert.is_ready(run):
-            seconds["image"] = order.write_image(run, executor)
+    seconds = write_image(run, executor)
     check()
     seconds |= order.segment_blocks(run, executor)
     check()
     return order.stitch_and_export(run, executor, seconds)
+
+
+def write_image(run: Run, executor: StepExecutor) -> dict[str, float]:
+    """Write the store's image, unless it is there; return the seconds of that stage."""
+    target = f"the image of {run.name} in {run.output}"
+    with locked(run.paths.image.lock, _OWNER, target=target, wait=_WAIT_FOR_IMAGE, on_wait=executor.note):
+        # Asked here, and not before: the run of another label may write it, or `clean` remove it.
+        return {} if convert.is_ready(run) else {"image": order.write_image(run, executor)}

@@ -1,4 +1,9 @@
-"""Segmenting a slide from Python: the whole pipeline in this process, or its tasks on a Dask client, without Prefect's engine.
+"""Segmenting from Python: the whole pipeline in this process, or its tasks on a Dask client, without Prefect's engine.
+
+    inspect         the facts of a slide
+    segment         a slide to labels on disk
+    segment_block   one block of a slide, to try settings
+    stitch          block labels in memory to one label image
 
 A run is the same as the command line's: same files, lock, `state.json` and fingerprints, so either resumes what the other began.
 """
@@ -6,7 +11,7 @@ A run is the same as the command line's: same files, lock, `state.json` and fing
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +24,14 @@ from slidesam.tasks.slides.facts import Slide, slide_name
 from slidesam.tasks.slides.inspect import inspect_slide
 
 if TYPE_CHECKING:
+    import numpy as np
     from distributed import Client
+    from numpy.typing import NDArray
 
+    from slidesam.attempts import SegmentedBlock
     from slidesam.open_results import Result
     from slidesam.progress import Progress
+    from slidesam.tasks.grid import BlockGrid
 
     PathLike = str | os.PathLike[str]
     # Nested or dotted names and their values, a file of them, or the settings themselves.
@@ -81,6 +90,63 @@ def segment(
     with open_reporter(progress, slide_name(slide, chosen.slide.name)) as reporter:
         run = Attempt(Path(slide), Path(output), chosen, client, reporter).finish()
     return open_result(run.paths.provenance)
+
+
+def segment_block(
+    slide: PathLike, output: PathLike, settings: SettingsLike = None, block_id: int | None = None
+) -> SegmentedBlock:
+    """Segment one block, with the parameters of the whole slide, to try a segmenter or its settings.
+
+    The pixels are read where they are; what is computed stays in the output folder, and a later `segment` with the same
+    settings uses it.
+
+    Args:
+        slide: See `segment`.
+        output: See `segment`.
+        settings: See `segment`.
+        block_id: The block; None = one in the middle of those that hold tissue.
+
+    Raises:
+        SlidesamError: See `segment`; a failing block's own error is raised at once.
+        IndexError: The slide has no such block.
+    """
+    from slidesam.attempts import Attempt
+    from slidesam.progress import StageReporter
+
+    in_place = {"convert": "never", "rechunk": "never"}
+    chosen = as_settings(settings)
+    chosen = chosen.model_copy(update={"image": chosen.image.model_copy(update=in_place)})
+    return Attempt(Path(slide), Path(output), chosen, None, StageReporter()).segment_block(block_id)
+
+
+def stitch(blocks: Sequence[NDArray[Any]], grid: BlockGrid, settings: SettingsLike = None) -> NDArray[np.uint32]:
+    """Join the labels of overlapping blocks, made by whatever means, into one label image.
+
+    Args:
+        blocks: One (y, x) array of any integer type per block of the grid, in its order: the labels of the block's outer
+            region, 0 = background. Each block has its own ids.
+        grid: How the image is cut into blocks.
+        settings: Those of the section `stitch` are used; see `segment`.
+
+    Returns:
+        (y, x) labels of the grid's shape, ids 1..N, 0 = background.
+
+    Raises:
+        SettingsError: There isn't one array per block, or a setting can't be used.
+        SegmenterError: An array isn't a label image of its block's outer region.
+
+    Example:
+        >>> import numpy as np
+        >>> from slidesam.tasks.grid import BlockGrid
+        >>> grid = BlockGrid((4, 8), (4, 4), 2)
+        >>> image = np.zeros((4, 8), np.uint8)
+        >>> image[1:3, 3:6] = 9
+        >>> stitch([image[block.outer.slices] for block in grid], grid)[1]
+        array([0, 0, 0, 1, 1, 1, 0, 0], dtype=uint32)
+    """
+    from slidesam.tasks.stitch.arrays import stitch_arrays
+
+    return stitch_arrays(blocks, grid, as_settings(settings).stitch)
 
 
 def as_settings(settings: SettingsLike) -> Settings:

@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 from skimage.io import imread
 
+import slidesam
 from tests.support.same import score
-from tests.support.serial import segment_serially
 
 HALO = 64
 # Pixel sizes are unknown for these images, so the diameter is in pixels: the truth's median one.
@@ -48,7 +48,7 @@ def run(image: np.ndarray, block: int, folder: Path) -> np.ndarray:
         "blocks.block_shape": block,
         "blocks.halo": HALO,
     }
-    return segment_serially(slide, folder / str(block), overrides)
+    return np.asarray(slidesam.segment(slide, folder / str(block), overrides, progress=False).labels)
 
 
 def main() -> None:

@@ -14,13 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+import slidesam
 from benchmarks.guide.report import Report, Table, percent, say
-from slidesam.tasks.plan import plan_run
-from slidesam.tasks.run.marks import read_params
 from slidesam.tasks.segmenters import load_segmenter, segmenter_identity
 from slidesam.tasks.settings.parse import make_settings
 from tests.support.same import score
-from tests.support.serial import segment_serially
 
 Labels = NDArray[np.integer[Any]]
 # At most this many diameters: the widest that an object and what decides on it are.
@@ -77,11 +75,13 @@ def measure(slide: Path, image: NDArray[Any], chunks: Iterable[int], mpp: float,
         return
     settings = _settings(mpp)
     largest = settings | {"blocks.block_shape": -(-max(image.shape[:2]) // 16) * 16}
-    one_block = segment_serially(slide, folder / "one-block", largest)
-    segmenter, params = _segmenter(slide, folder / "one-block", largest)
+    in_one = slidesam.segment(slide, folder / "one-block", largest, progress=False)
+    one_block = np.asarray(in_one.labels)
+    segmenter, params = _segmenter(in_one)
     whole = np.asarray(segmenter.segment(image, params))
     for chunk in todo:
-        ours = segment_serially(slide, folder / f"chunk-{chunk}", settings | {"blocks.block_shape": chunk})
+        blocks = settings | {"blocks.block_shape": chunk}
+        ours = np.asarray(slidesam.segment(slide, folder / f"chunk-{chunk}", blocks, progress=False).labels)
         guide = guides_way(image, chunk, segmenter, params)
         row = {
             "chunk": chunk, "halo": settings["blocks.halo"], "whole": count(whole), "guide": count(guide),
@@ -99,12 +99,11 @@ def _settings(mpp: float) -> dict[str, Any]:
     return settings | {"blocks.halo": int(-(-_HALO_DIAMETERS * diameter // 16) * 16)}
 
 
-def _segmenter(slide: Path, output: Path, overrides: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _segmenter(result: slidesam.Result) -> tuple[Any, dict[str, Any]]:
     """The segmenter of a run that is done, and its slide-wide parameters."""
-    run = plan_run(slide, output, make_settings(overrides=overrides))
-    chosen = run.settings.segmenter
-    identity = segmenter_identity(chosen, run.slide.is_rgb)
-    return load_segmenter(chosen.model_dump_json(), run.slide.is_rgb, identity), read_params(run).params
+    chosen, is_rgb = result.settings.segmenter, result.slide.is_rgb
+    segmenter = load_segmenter(chosen.model_dump_json(), is_rgb, segmenter_identity(chosen, is_rgb))
+    return segmenter, result.run["segmenter"]["params"]
 
 
 def tables(report: Report) -> list[Table]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 import slidesam
 from slidesam.run_slides import as_settings
@@ -195,3 +196,33 @@ def test_a_slide_is_inspected_without_an_output(slide: Path) -> None:
     assert (facts.shape, facts.mpp, facts.dtype) == ((192, 192), (0.5, 0.5), "uint8")
     with pytest.raises(slidesam.SlideError, match=r"none\.tif"):
         slidesam.inspect(slide.with_name("none.tif"))
+
+
+def test_one_block_is_tried_with_the_slide_s_parameters_and_kept_for_the_run(slide: Path, tmp_path: Path) -> None:
+    log, output = tmp_path / "log", tmp_path / "out"
+    settings = with_options(log=str(log))
+    tried = slidesam.segment_block(slide, output, settings, block_id=4)
+    assert (tried.block.block_id, tried.n_blocks, tried.labels.max()) == (4, 9, 1)
+    assert tried.image.shape == (*tried.labels.shape, 1) == (96, 96, 1)
+    assert slidesam.segment_block(slide, output, settings).block.block_id == 4
+    assert log.read_text().splitlines() == ["5 done"]
+    result = slidesam.segment(slide, output, settings, progress=False)
+    assert log.read_text().splitlines().count("5 done") == 1
+    np.testing.assert_array_equal(result.labels[tried.block.outer.slices] > 0, tried.labels > 0)
+
+
+def test_a_block_that_fails_raises_its_own_error(slide: Path, tmp_path: Path) -> None:
+    settings = with_options(fail_on=5) | {"run": {"retries": 0}}
+    with pytest.raises(RuntimeError, match="made to fail on 5"):
+        slidesam.segment_block(slide, tmp_path / "out", settings, block_id=4)
+
+
+def test_block_labels_from_elsewhere_are_stitched(slide: Path) -> None:
+    grid = slidesam.BlockGrid((20, 60), (20, 30), 10)
+    whole = np.zeros(grid.shape, np.uint8)
+    whole[4:9, 26:34] = whole[12:16, 50:58] = 1
+    blocks = [ndimage.label(whole[block.outer.slices])[0] for block in grid]
+    labels = slidesam.stitch(blocks, grid, {"stitch.min_iou": 0.5})
+    np.testing.assert_array_equal(labels, ndimage.label(whole)[0])
+    with pytest.raises(slidesam.SettingsError, match="1 label arrays for a grid of 2 blocks"):
+        slidesam.stitch(blocks[:1], grid)

@@ -1,48 +1,61 @@
-"""A slide through all steps in this process, without Prefect's engine or a cluster."""
+"""A slide through the product's own order of steps in this process, without its lock and its look for a finished result."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import zarr
 
-from slidesam.tasks import steps
-from slidesam.tasks.plan import pieced_levels, plan_run
-from slidesam.tasks.run.marks import list_blocks
+from slidesam.attempts import run_stages
+from slidesam.executors import StepExecutor
+from slidesam.flows.slide import order
+from slidesam.flows.slide.order import Batch, Facts, Step
+from slidesam.progress import StageReporter
+from slidesam.tasks.plan import plan_run
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.parse import make_settings
-from slidesam.tasks.stitch.batches import block_batches
 from slidesam.tasks.store import convert
+
+
+class Serial(StepExecutor):
+    """Raises what a step raises, at once."""
+
+    def many(
+        self, step: Step, run: Run, jobs: Iterable[Batch], arguments: Callable[[Batch], tuple[Any, ...]]
+    ) -> Generator[tuple[Batch, Facts, Exception | None], None, None]:
+        for job in jobs:
+            yield job, step.fn(run, *arguments(job)), None
+
+
+class Backwards(Serial):
+    """Does a step's jobs in the opposite order."""
+
+    def many(
+        self, step: Step, run: Run, jobs: Iterable[Batch], arguments: Callable[[Batch], tuple[Any, ...]]
+    ) -> Generator[tuple[Batch, Facts, Exception | None], None, None]:
+        return super().many(step, run, list(jobs)[::-1], arguments)
+
+
+EXECUTOR = Serial(StageReporter())
+BACKWARDS = Backwards(StageReporter())
 
 
 def write_image_serially(run: Run) -> None:
     """The image stage: converted, rechunked, or an overview."""
-    if convert.is_ready(run):
-        return
-    steps.ready_image.fn(run)
-    if run.image_plan.mode != "in place":
-        for level in pieced_levels(run):
-            steps.write_pieces.fn(run, level, range(len(run.image_plan.grid(level))))
-        steps.finish_image.fn(run, [])
+    if not convert.is_ready(run):
+        order.write_image(run, EXECUTOR)
 
 
-def stitch_serially(run: Run, order: int = 1) -> int:
-    """Matching, numbering, painting and export of a run whose blocks are segmented, in order or against it; how many objects."""
-    for batch in block_batches(run)[::order]:
-        steps.match_blocks.fn(run, batch)
-    objects = steps.resolve_objects.fn(run)["objects"]
-    for batch in block_batches(run)[::order]:
-        steps.paint_blocks.fn(run, batch)
-    steps.export_slide.fn(run, objects, {})
-    return objects
+def stitch_serially(run: Run, executor: StepExecutor = EXECUTOR) -> int:
+    """Matching, numbering, painting and export of a run whose blocks are segmented; how many objects."""
+    return int(order.stitch_and_export(run, executor, {})["objects"])
 
 
 def segment_serially(slide: Path, output: Path, overrides: dict) -> np.ndarray:
     """The slide's (y, x) labels."""
     run = plan_run(slide, output, make_settings(overrides=overrides))
-    write_image_serially(run)
-    steps.prepare_slide.fn(run)
-    steps.segment_blocks.fn(run, list_blocks(run))
-    stitch_serially(run)
+    run_stages(run, EXECUTOR, check=lambda: None)
     return np.asarray(zarr.open_array(run.paths.label_image / "0", mode="r")[0, 0, 0])

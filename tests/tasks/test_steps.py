@@ -21,7 +21,7 @@ from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.slides.inspect import inspect_slide
 from slidesam.tasks.slides.reader import SlideReader
-from tests.support.serial import segment_serially, stitch_serially, write_image_serially
+from tests.support.serial import BACKWARDS, EXECUTOR, segment_serially, stitch_serially, write_image_serially
 from tests.support.slides import write_numbered_slide
 
 FUNCTION = {
@@ -108,13 +108,13 @@ def test_a_store_holds_one_slide(tmp_path: Path) -> None:
 def test_every_file_of_the_labels_is_the_same_in_any_order(tmp_path: Path) -> None:
     slide = write_numbered_slide(tmp_path / "s.tif", 5, 6)
     files = []
-    for folder, order in (("one", 1), ("two", -1)):
+    for folder, executor, step in (("one", EXECUTOR, 1), ("two", BACKWARDS, -1)):
         run = planned(slide, tmp_path / folder)
-        blocks = range(len(run.grid))[::order]
+        blocks = range(len(run.grid))[::step]
         write_image_serially(run)
         steps.prepare_slide.fn(run)
         steps.segment_blocks.fn(run, blocks)
-        assert stitch_serially(run, order) == 30
+        assert stitch_serially(run, executor) == 30
         labels = run.store / "labels"
         files.append({path.relative_to(labels): path.read_bytes() for path in labels.rglob("*") if path.is_file()})
     assert files[0] == files[1]

@@ -13,12 +13,7 @@ import yaml
 from PIL import Image
 from scipy import ndimage
 
-from slidesam.tasks.labels.results import BlockResults
-from slidesam.tasks.plan import plan_run
-from slidesam.tasks.run.marks import list_blocks, read_params
-from slidesam.tasks.settings.parse import make_settings
-from slidesam.tasks.slides.reader import SlideReader
-from slidesam.tasks.steps import prepare_slide, ready_image, segment_blocks
+import slidesam
 
 
 def main():
@@ -30,22 +25,13 @@ def main():
     parser.add_argument("--output", type=Path, default=Path("try-block"), help="folder for the picture")
     chosen = parser.parse_args()
 
-    changed = {name: yaml.safe_load(value) for name, _, value in (each.partition("=") for each in chosen.changed)}
-    settings = make_settings(overrides={**changed, "image.convert": "never", "image.rechunk": "never"})
-    run = plan_run(chosen.slide, chosen.output, settings)
-    ready_image.fn(run)
-    prepare_slide.fn(run)
-    kept = list(list_blocks(run))
-    block = run.grid[kept[len(kept) // 2] if chosen.block is None else chosen.block]
-    segment_blocks.fn(run, [block.block_id])
-
-    labels = BlockResults.of(run).read(block, block.outer)
-    with SlideReader(run.slide) as reader:
-        pixels = reader.read(block.outer)
-    picture = chosen.output / f"block-{block.block_id}.png"
-    Image.fromarray(with_outlines(pixels, labels)).save(picture)
-    params = read_params(run).params
-    print(f"block {block.block_id} of {len(run.grid)}: {labels.max()} objects, parameters {params}, picture {picture}")
+    settings = {name: yaml.safe_load(value) for name, _, value in (text.partition("=") for text in chosen.changed)}
+    tried = slidesam.segment_block(chosen.slide, chosen.output, settings, chosen.block)
+    number = tried.block.block_id
+    picture = chosen.output / f"block-{number}.png"
+    Image.fromarray(with_outlines(tried.image, tried.labels)).save(picture)
+    found = f"{tried.labels.max()} objects, parameters {tried.params}"
+    print(f"block {number} of {tried.n_blocks}: {found}, picture {picture}")
 
 
 def with_outlines(pixels, labels):

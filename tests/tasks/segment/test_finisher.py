@@ -60,7 +60,8 @@ def test_a_cpu_takes_one_at_a_time_and_so_does_who_may_lose_none(
 
 def test_labels_are_those_of_one_at_a_time(tmp_path: Path) -> None:
     slide = write_numbered_slide(tmp_path / "s.tif")
-    beside = segment_serially(slide, tmp_path / "beside", in_two_parts(tmp_path / "log"))
+    together = in_two_parts(tmp_path / "log") | {"blocks.blocks_per_task": 9}
+    beside = segment_serially(slide, tmp_path / "beside", together)
     alone = segment_serially(
         slide, tmp_path / "alone", BLOCKS | {"segmenter.target": "tests.support.faults:bright_pieces"}
     )

@@ -20,7 +20,7 @@ from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.stitch import batches
 from slidesam.tasks.stitch.batches import block_batches, is_compared, is_painted
 from tests.support.same import assert_same_segmentation
-from tests.support.serial import segment_serially, stitch_serially, write_image_serially
+from tests.support.serial import BACKWARDS, EXECUTOR, segment_serially, stitch_serially, write_image_serially
 
 SETTINGS = {
     "segmenter.kind": "function",
@@ -80,12 +80,12 @@ def test_the_same_bytes_in_batches_of_any_size_in_any_order(
     slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = []
-    for number, (pixels, order) in enumerate(((1, 1), (4 * 64 * 64, -1), (2**30, 1))):
+    for number, (pixels, executor) in enumerate(((1, EXECUTOR), (4 * 64 * 64, BACKWARDS), (2**30, EXECUTOR))):
         monkeypatch.setattr(batches, "_SMALLEST_TASK", pixels)
         monkeypatch.setattr(batches, "_TASK_PIXELS", pixels)
         run = segmented(slide, tmp_path / str(number))
         assert len(block_batches(run)) == (30, 9, 1)[number]
-        stitch_serially(run, order)
+        stitch_serially(run, executor)
         files.append(label_files(run))
     assert files[0] == files[1] == files[2]
     assert len(files[0]) > 30
