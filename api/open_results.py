@@ -73,6 +73,7 @@ class Result:
     @cached_property
     def labels(self) -> LazyArray:
         """(y, x) ids on the grid of the slide's level 0, 0 = background; `levels` has the coarser ones."""
+        self._refuse_if_replaced()
         arrays = _arrays(zarr.open_group(self._run.paths.label_image, mode="r"))
         return _pyramid([(array.shape[3:], array.dtype, partial(_read_plane, array)) for array in arrays])
 
@@ -101,8 +102,18 @@ class Result:
 
         A structured array: `objects["area"]` is a column, `pandas.DataFrame(objects)` a table.
         """
+        self._refuse_if_replaced()
         fingerprint = self.run["fingerprints"]["export"]
         return read_objects(self._run, self.labels, PaintFolder(self._run.paths.work / f"paint-{fingerprint}"))
+
+    def _refuse_if_replaced(self) -> None:
+        """Refuse to read what a later run wrote over this result."""
+        record = read_json(self._run.paths.provenance) or {}
+        if record.get("fingerprints") != self.run["fingerprints"]:
+            raise OutputError(
+                f"{self.name} ({self.label}) in {self._run.output} was segmented again with other settings: open the new result, "
+                "and give runs that you want to keep names of their own (output.label)"
+            )
 
 
 def open_result(path: str | os.PathLike[str], label: str | None = None) -> Result:

@@ -84,3 +84,11 @@ def test_a_label_image_that_was_begun_again_is_not_opened(result: slidesam.Resul
     shutil.rmtree(tmp_path / "out" / "s.ome.zarr" / "labels")
     with pytest.raises(slidesam.OutputError, match="no finished label image cells"):
         slidesam.open_result(tmp_path / "out")
+
+
+def test_a_result_that_was_replaced_is_not_mixed_with_the_new_one(result: slidesam.Result, tmp_path: Path) -> None:
+    first = slidesam.segment(result.slide.path, tmp_path, SETTINGS, progress=False)
+    second = slidesam.segment(result.slide.path, tmp_path, SETTINGS | {"stitch.min_iou": 0.6}, progress=False)
+    assert len(second.objects) == second.run["objects"]
+    with pytest.raises(slidesam.OutputError, match="was segmented again with other settings"):
+        _ = first.labels
