@@ -114,8 +114,8 @@ format: install  ## put the code into ruff's format
 
 # Neither mypy nor import-linter sees an editable install whose folders have other names: both are shown links in the right places.
 typed:
-	@rm -rf $(TYPED) && mkdir -p $(TYPED)
-	@cp -rs $(CURDIR)/api $(TYPED)/slidesam && cp -rs $(CURDIR)/flows $(CURDIR)/tasks $(TYPED)/slidesam/
+	@rm -rf $(TYPED) && mkdir -p $(TYPED)/slidesam
+	@cp -rs $(CURDIR)/api/. $(CURDIR)/flows $(CURDIR)/tasks $(TYPED)/slidesam/
 
 imports: typed  ## the rule that keeps the layers apart
 	@cd $(TYPED) && ../bin/lint-imports --config $(CURDIR)/pyproject.toml --no-cache
