@@ -21,7 +21,7 @@ from slidesam.tasks.labels.results import BlockResults
 from slidesam.tasks.plan import explain, plan_run
 from slidesam.tasks.report.provenance import finished_facts
 from slidesam.tasks.run.lock import locked
-from slidesam.tasks.run.marks import kept_blocks, prepared
+from slidesam.tasks.run.marks import list_blocks, read_params
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.run.status import file_facts, note_finished, read_state, write_state
 from slidesam.tasks.settings.sections import Settings
@@ -104,12 +104,12 @@ class Attempt:
             executor = StepExecutor(self.reporter, check=lock.check)
             write_image(run, executor)
             executor.one(steps.prepare_slide, run)
-            with_tissue = kept_blocks(run)
+            with_tissue = list_blocks(run)
             block = run.grid[with_tissue[len(with_tissue) // 2] if block_id is None else block_id]
             executor.one(steps.segment_blocks, run, (block.block_id,))
             labels = BlockResults.of(run).read(block, block.outer)
         with SlideReader(run.slide) as reader:
-            return SegmentedBlock(block, len(run.grid), reader.read(block.outer), labels, prepared(run)["params"])
+            return SegmentedBlock(block, len(run.grid), reader.read(block.outer), labels, read_params(run).params)
 
     def _compute(self, run: Run) -> None:
         target = f"{run.name} ({run.label}) in {run.output}"
