@@ -9,7 +9,7 @@ from typing import Any
 
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.pixels.mask_image import mask_identity
-from slidesam.tasks.pixels.resample import grids, make_scale
+from slidesam.tasks.pixels.resample import make_grids, make_scale
 from slidesam.tasks.run.files import read_json
 from slidesam.tasks.run.layout import RunPaths, StageFolder
 from slidesam.tasks.run.marks import Marks, list_blocks
@@ -60,7 +60,7 @@ def with_sizes(slide: Slide, settings: Settings) -> Settings:
         SegmenterError: The segmenter is to see channels that the slide doesn't have.
     """
     scale = make_scale(slide.mpp, settings.slide.target_mpp, settings.blocks.block_shape)
-    _, seen = grids(slide.shape, scale, settings.blocks.halo)
+    _, seen = make_grids(slide.shape, scale, settings.blocks.halo)
     if not isinstance(settings.segmenter, MicroSam):
         return settings
     check_inputs(settings.segmenter, slide)

@@ -1,4 +1,4 @@
-"""A person's own mask image of a slide: which parts of it are segmented."""
+"""Read a mask image that a person made of a slide: where it isn't black, the slide is segmented."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from slidesam.tasks.slides.inspect import inspect_slide
 from slidesam.tasks.slides.reader import SlideReader
 
 MAX_MASK_PIXELS = 2**27
-_MASK_STRIP = 2**22  # pixels of a mask image that are looked at at once
+_STRIP_PIXELS = 2**22  # of a mask image that are read at once
 _TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_PICTURES = ("PNG", "JPEG", "BMP", "TIFF")  # of what Pillow reads; some of the rest runs other programs
+_PICTURES = ("PNG", "JPEG", "BMP", "TIFF")  # of the formats that Pillow reads; for some others it runs other programs
 _BY_COLOUR = ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV")  # modes in which 0 isn't black
 
 
 def read_mask(path: Path, shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """A person's own mask image of the whole slide, at any resolution.
+    """Read a person's own mask image of the whole slide, at any resolution.
 
     Args:
         path: PNG, JPEG, BMP or TIFF. Of a pyramid the finest level of at most 2²⁷ pixels is read.
@@ -47,7 +47,7 @@ def read_mask(path: Path, shape: tuple[int, int]) -> NDArray[np.bool_]:
 
 
 def mask_identity(path: Path) -> str:
-    """SHA-256 of a mask image's file, hexadecimal: part of the fingerprints.
+    """Return the SHA-256 of a mask image's file, hexadecimal: part of the fingerprints.
 
     Raises:
         SettingsError: It can't be read.
@@ -58,7 +58,9 @@ def mask_identity(path: Path) -> str:
 
 def _read_tiff_mask(path: Path, shape: tuple[int, int]) -> NDArray[np.bool_]:
     slide = inspect_slide(path)
-    level = next((at for at, each in enumerate(slide.levels) if math.prod(each.shape) <= MAX_MASK_PIXELS), None)
+    level = next(
+        (number for number, level in enumerate(slide.levels) if math.prod(level.shape) <= MAX_MASK_PIXELS), None
+    )
     height, width = slide.levels[-1 if level is None else level].shape
     _check_shape(path, (height, width), shape)
     assert level is not None, "else it would have been too large"
@@ -78,27 +80,27 @@ def _read_tiff_mask(path: Path, shape: tuple[int, int]) -> NDArray[np.bool_]:
 
 
 def _read_picture_mask(path: Path, shape: tuple[int, int]) -> NDArray[np.bool_]:
-    # Pillow warns of large images; which are too large is decided here.
+    # Pillow warns of large images; this module has its own limit.
     with warnings.catch_warnings(action="ignore"), Image.open(path, formats=_PICTURES) as picture:
         width, height = picture.size
         _check_shape(path, (height, width), shape)
         picture.load()
         mask = np.empty((height, width), bool)
         for strip in _strips(height, width):
-            part = picture.crop((strip.x0, strip.y0, strip.x1, strip.y1))
-            if part.mode in _BY_COLOUR:
-                part = part.convert("RGB")
-            pixels = np.asarray(part).reshape(*strip.shape, -1)
-            colours = [band not in ("A", "a") for band in part.getbands()]
+            cropped = picture.crop((strip.x0, strip.y0, strip.x1, strip.y1))
+            if cropped.mode in _BY_COLOUR:
+                cropped = cropped.convert("RGB")
+            pixels = np.asarray(cropped).reshape(*strip.shape, -1)
+            colours = [band not in ("A", "a") for band in cropped.getbands()]
             mask[strip.slices] = (pixels[..., colours] != 0).any(axis=2)
     return mask
 
 
 def _check_shape(path: Path, mask: tuple[int, int], slide: tuple[int, int]) -> None:
-    """Refuses a mask image that is too large, or that can't be of this slide.
+    """Check that a mask image isn't too large, and can be of this slide.
 
     Raises:
-        SettingsError: It is.
+        SettingsError: It is too large, or of another shape.
     """
     if not 0 < math.prod(mask) <= MAX_MASK_PIXELS:
         raise SettingsError(
@@ -115,23 +117,23 @@ def _check_shape(path: Path, mask: tuple[int, int], slide: tuple[int, int]) -> N
 
 
 def _strips(height: int, width: int) -> Iterator[Region]:
-    rows = max(1, _MASK_STRIP // width)
+    rows = max(1, _STRIP_PIXELS // width)
     for y in range(0, height, rows):
         yield Region(y, 0, min(y + rows, height), width)
 
 
 @contextmanager
 def _as_settings_errors(path: Path) -> Iterator[None]:
-    """Turns whatever a library says of a mask image into one line."""
+    """Turn any error of a library that reads a mask image into a SettingsError of one line."""
     try:
         yield
     except SettingsError:
         raise
     except Exception as error:
-        what = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else in_one_line(error, 160)
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else in_one_line(error, 160)
         if isinstance(error, UnidentifiedImageError):
-            what = "it isn't an image"
+            reason = "it isn't an image"
         raise SettingsError(
-            f"setting blocks.tissue: mask image {path} can't be read ({what}): give the path of a PNG, JPEG or TIFF "
+            f"setting blocks.tissue: mask image {path} can't be read ({reason}): give the path of a PNG, JPEG or TIFF "
             "image, or set it to auto or off"
         ) from error

@@ -42,11 +42,11 @@ class PyramidLevel(NamedTuple):
 
 
 class ImagePlan(NamedTuple):
-    """What is to be done with a slide's pixels before its blocks are segmented.
+    """How a slide's pixels reach its blocks.
 
     Attributes:
         mode: `convert` (whole pyramid, all channels), `rechunk` (level 0, the channels to segment) or `in place`.
-        reason: Why, in words.
+        reason: The reason, in words.
         amplification: Bytes decoded per byte used, were the blocks read from the source.
         channels: The channels that are written, by their numbers in the source.
         shard: Height and width of a shard of level 0, all channels together.
@@ -72,12 +72,12 @@ class ImagePlan(NamedTuple):
 
 
 def plan_image(slide: Slide, image: ImageSettings, blocks: BlockGrid) -> ImagePlan:
-    """Decides what is done with the pixels, from metadata alone.
+    """Decide how the pixels reach the blocks, from metadata alone.
 
     Args:
         slide: The slide.
         image: Whether to convert and rechunk, and how arrays are written.
-        blocks: The blocks that will read them.
+        blocks: The blocks that will read the pixels.
     """
     factor = read_amplification(slide, blocks)
     mode, reason = _mode(slide, image, factor)
@@ -105,7 +105,7 @@ def _mode(slide: Slide, image: ImageSettings, factor: float) -> tuple[Literal["c
 
 
 def read_amplification(slide: Slide, blocks: BlockGrid) -> float:
-    """Bytes decoded per byte used when all blocks are read from the source; a chunk counts as `CHUNK_COST_BYTES` more.
+    """Return the bytes decoded per byte used when all blocks are read from the source; a chunk counts as `CHUNK_COST_BYTES` more.
 
     Args:
         slide: The slide, with the chunks of its level 0.
@@ -117,7 +117,7 @@ def read_amplification(slide: Slide, blocks: BlockGrid) -> float:
 def amplification(
     chunks: tuple[int, int, int, int, int], shape: Pair, channels: Sequence[int], itemsize: int, blocks: BlockGrid
 ) -> float:
-    """`read_amplification` of any chunks, (t, c, z, y, x)."""
+    """Return `read_amplification` of any chunks, (t, c, z, y, x)."""
     t, c, z, y, x = chunks
     layers = len({channel // c for channel in channels})
     rows = [_touched(blocks, axis, (y, x)[axis], shape[axis]) for axis in (0, 1)]
@@ -128,7 +128,7 @@ def amplification(
 
 
 def _touched(blocks: BlockGrid, axis: int, chunk: int, size: int) -> tuple[int, int, int]:
-    """Along one axis, over all blocks: chunks touched, pixels in them, pixels used."""
+    """Count along one axis, over all blocks: chunks touched, pixels in them, pixels used."""
     n_chunks = decoded = used = 0
     for index in range(blocks.grid_shape[axis]):
         start = max(index * blocks.block_shape[axis] - blocks.halo, 0)
@@ -177,7 +177,7 @@ def _bands(shape: Pair, strip: int, pixel_bytes: int) -> tuple[Pair, Pair]:
 
 
 def _side(size: int, tile: int) -> int:
-    """A tile's side times a power of two: at most `SHARD_SIDE`, and no larger than the level needs."""
+    """Return a tile's side times a power of two: at most `SHARD_SIDE`, and no larger than the level needs."""
     side = tile if tile <= SHARD_SIDE else SHARD_SIDE
     while 2 * side <= SHARD_SIDE and side < size:
         side *= 2
@@ -190,12 +190,12 @@ def _rounded(side: int, step: int) -> int:
 
 
 def largest_divisor(number: int, at_most: int) -> int:
-    """The largest divisor of a number that is at most so large."""
+    """Return the largest divisor of a number that is at most so large."""
     return next(divisor for divisor in range(min(at_most, number), 0, -1) if number % divisor == 0)
 
 
 def level_shapes(shape: Pair) -> list[Pair]:
-    """Shapes of a pyramid whose levels halve, rounded up, down to one that is read at once.
+    """Return the shapes of a pyramid whose levels halve, rounded up, down to one that is read at once.
 
     Example:
         >>> level_shapes((2967, 2220))
@@ -208,12 +208,12 @@ def level_shapes(shape: Pair) -> list[Pair]:
 
 
 def halved(shape: Pair) -> Pair:
-    """Half the size, rounded up."""
+    """Return half the size, rounded up."""
     return -(-shape[0] // 2), -(-shape[1] // 2)
 
 
 def pyramid_levels(slide: Slide, in_memory: int) -> tuple[PyramidLevel, ...]:
-    """Levels that halve; of those that aren't made from what is in memory, the source's own where it has one of that size."""
+    """Plan levels that halve; of those that aren't made in memory, the source's own is used where it has one of that size."""
     levels = [PyramidLevel(slide.shape, None)]
     while max(levels[-1].shape) > _SMALLEST_LEVEL:
         shape, number = halved(levels[-1].shape), len(levels)
@@ -223,18 +223,16 @@ def pyramid_levels(slide: Slide, in_memory: int) -> tuple[PyramidLevel, ...]:
 
 
 def _own_level(levels: Sequence[Level], shape: Pair, factor: int) -> int | None:
-    """The source's level of this size; many writers round down where we round up."""
+    """Return the source's level of this size; many writers round down where we round up."""
     for number, level in enumerate(levels[1:], 1):
-        ours = all(
-            have in (want, full // factor) for have, want, full in zip(level.shape, shape, levels[0].shape, strict=True)
-        )
-        if ours:
+        sizes = zip(level.shape, shape, levels[0].shape, strict=True)
+        if all(size in (halved_size, full // factor) for size, halved_size, full in sizes):
             return number
     return None
 
 
 def in_block_levels(shard: Pair, n_levels: int) -> int:
-    """How many levels, from 0 on, a block or piece fills with whole shards: its side halves evenly and stays worth a file.
+    """Count the levels, from 0 on, that a block or tile fills with whole shards: its side halves evenly and stays worth a file.
 
     Example:
         >>> in_block_levels((2048, 2048), 8), in_block_levels((512, 512), 4)
@@ -247,7 +245,7 @@ def in_block_levels(shard: Pair, n_levels: int) -> int:
 
 
 def shard_region(region: Region, level: int) -> Region:
-    """A region of level 0, whole shards, on a level that halves `level` times."""
+    """Return a region of level 0, whole shards, on a level that halves `level` times."""
     y0, x0, y1, x1 = region
     for _ in range(level):
         y0, x0, y1, x1 = y0 // 2, x0 // 2, -(-y1 // 2), -(-x1 // 2)

@@ -1,4 +1,4 @@
-"""Coarser levels: of an image by averaging, of labels by taking every other pixel, both region by region."""
+"""Make coarser levels: of an image by averaging, of labels by taking every other pixel, both region by region."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from slidesam.tasks.grid import Region
 from slidesam.tasks.slides.facts import Slide
 from slidesam.tasks.slides.reader import SlideReader
 
-# What prepares a slide, and what stands for it in pictures, is the first level that fits into this many pixels a side.
+# A slide's overview, by which it is prepared and shown in pictures, has at most this many pixels a side.
 OVERVIEW_SIDE = 4096
-# What a strip of a level that has to be averaged down may hold in memory.
+# Memory for a strip of a level that has to be averaged down.
 _STRIP_BYTES = 64 * 2**20
 _BAND_PIXELS = 2**16
 
 
 def halve_labels(labels: NDArray[Any]) -> NDArray[Any]:
-    """(y, x) labels at half the size, rounded up: every other pixel, so that no id arises or mixes."""
+    """Return (y, x) labels at half the size, rounded up: every other pixel, so that no new id arises."""
     return labels[::2, ::2]
 
 
 def halve(image: NDArray[Any]) -> NDArray[Any]:
-    """An image averaged over squares of two pixels; at odd ends over what there is of them.
+    """Average an image over squares of two by two pixels; at odd ends over the pixels that exist.
 
     Args:
         image: (..., y, x).
@@ -41,7 +41,7 @@ def halve(image: NDArray[Any]) -> NDArray[Any]:
     """
     height, width = image.shape[-2:]
     halved = np.empty((*image.shape[:-2], -(-height // 2), -(-width // 2)), image.dtype)
-    # Band by band, so that what is computed on the way stays in the processor's cache.
+    # Band by band, so that intermediate results stay in the processor's cache.
     rows = 2 * max(1, _BAND_PIXELS // (2 * width))
     for y in range(0, height, rows):
         halved[..., y // 2 : (y + rows) // 2, :] = _halve(image[..., y : y + rows, :])
@@ -49,10 +49,10 @@ def halve(image: NDArray[Any]) -> NDArray[Any]:
 
 
 def _halve(image: NDArray[Any]) -> NDArray[Any]:
-    """`halve` in one go."""
+    """Halve an image in one go."""
     height, width = image.shape[-2:]
     if height % 2 or width % 2:
-        # A repeated last row has the average of what there is.
+        # With the last row repeated, the average is that of the existing pixels.
         ends = [(0, 0)] * (image.ndim - 2) + [(0, height % 2), (0, width % 2)]
         image = np.pad(image, ends, mode="edge")
     if image.dtype.kind in "iu" and image.dtype.itemsize == 8:
@@ -69,17 +69,17 @@ def _halve(image: NDArray[Any]) -> NDArray[Any]:
 
 
 def _halve_long(image: NDArray[Any]) -> NDArray[Any]:
-    """`_halve` of integers whose sum no number holds: their quarters and what remains of them, apart."""
+    """Halve integers whose sum no dtype holds: add their quarters, and the remainders apart."""
     four = [image[..., y::2, x::2] for y in (0, 1) for x in (0, 1)]
-    rest = (four[0] & 3) + (four[1] & 3) + (four[2] & 3) + (four[3] & 3)
-    floor: NDArray[Any] = (four[0] >> 2) + (four[1] >> 2) + (four[2] >> 2) + (four[3] >> 2) + (rest >> 2)
-    up = ((rest & 3) == 3) | (((rest & 3) == 2) & ((floor & 1) == 1))
+    remainder = (four[0] & 3) + (four[1] & 3) + (four[2] & 3) + (four[3] & 3)
+    floor: NDArray[Any] = (four[0] >> 2) + (four[1] >> 2) + (four[2] >> 2) + (four[3] >> 2) + (remainder >> 2)
+    up = ((remainder & 3) == 3) | (((remainder & 3) == 2) & ((floor & 1) == 1))
     floor += up.astype(image.dtype)
     return floor
 
 
 def _sum_dtype(dtype: np.dtype[Any]) -> str:
-    """What holds the sum of four pixels."""
+    """Return the dtype that holds the sum of four pixels."""
     if np.issubdtype(dtype, np.integer):
         return {1: "int16", 2: "int32", 4: "int64"}[dtype.itemsize]
     return "float32" if dtype.itemsize <= 4 else "float64"
@@ -91,7 +91,7 @@ def is_coarse(shape: tuple[int, ...]) -> bool:
 
 
 def overview_level(slide: Slide) -> tuple[int, int]:
-    """Which level the slide's overview is read from, and how often that has to be halved, mostly never."""
+    """Return the level that the slide's overview is read from, and how often it has to be halved, mostly never."""
     for number, level in enumerate(slide.levels):
         if is_coarse(level.shape):
             return number, 0
@@ -103,11 +103,11 @@ def overview_level(slide: Slide) -> tuple[int, int]:
 
 
 def read_overview(slide: Slide, channels: tuple[int, ...]) -> NDArray[Any]:
-    """A coarse image of the slide, at most `OVERVIEW_SIDE` pixels a side, read strip by strip.
+    """Read a coarse image of the slide, at most `OVERVIEW_SIDE` pixels a side, strip by strip.
 
     Args:
         slide: The slide.
-        channels: Which channels.
+        channels: Numbers of the channels.
 
     Returns:
         (y, x, c) in the slide's dtype: a level of the source, halved until it fits.
@@ -131,7 +131,7 @@ def read_overview(slide: Slide, channels: tuple[int, ...]) -> NDArray[Any]:
 
 
 def shard_regions(array: zarr.Array[Any]) -> Iterator[Region]:
-    """The regions of a TCZYX array's plane that its shards (in Zarr v2, its chunks) cover, clipped to it."""
+    """Yield the regions of a TCZYX array's plane that its shards (in Zarr v2, its chunks) cover, clipped to it."""
     height, width = array.shape[3:]
     step_y, step_x = (array.shards or array.chunks)[3:]
     for y in range(0, height, step_y):
@@ -140,12 +140,12 @@ def shard_regions(array: zarr.Array[Any]) -> Iterator[Region]:
 
 
 def region_below(region: Region, shape: tuple[int, ...]) -> Region:
-    """The pixels of the next finer level, of the given shape, that a region is made from."""
+    """Return the pixels of the next finer level, of the given shape, that a region is made from."""
     return Region(2 * region.y0, 2 * region.x0, min(2 * region.y1, shape[0]), min(2 * region.x1, shape[1]))
 
 
 def halve_region(finer: zarr.Array[Any], region: Region) -> NDArray[Any]:
-    """One region of an image's level from the one below, quarter by quarter so that memory stays bounded.
+    """Make one region of an image's level from the level below, quarter by quarter so that memory stays bounded.
 
     Args:
         finer: TCZYX array of the level below.

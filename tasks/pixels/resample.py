@@ -1,4 +1,4 @@
-"""Segmenting at another pixel size than the slide's: what the segmenter sees, and how its labels come back.
+"""Segment at another pixel size than the slide's: resample pixels for the segmenter, and its labels back to level 0.
 
 Blocks are whole on both grids: `level0` pixels of the slide's finest level are `segmented` pixels of what the segmenter sees, per
 axis. So neither grid needs rounding, and each shard of the label image is still written by one task. The price is a pixel size
@@ -68,11 +68,11 @@ class Scale(NamedTuple):
 
 
 def make_scale(mpp: tuple[float, float] | None, target_mpp: float | None, block_shape: Pair) -> Scale:
-    """The scale by which blocks of `block_shape` have the wanted pixel size.
+    """Choose the scale by which blocks of `block_shape` have the wanted pixel size.
 
     Args:
         mpp: Pixel size of level 0 in µm, along y and x.
-        target_mpp: Wanted pixel size in µm; none = the slide's.
+        target_mpp: Wanted pixel size in µm; None = the slide's.
         block_shape: In segmented pixels.
 
     Raises:
@@ -85,7 +85,7 @@ def make_scale(mpp: tuple[float, float] | None, target_mpp: float | None, block_
             f"setting slide.target_mpp: {target_mpp:g} µm can't be reached, as the slide's pixel size isn't known: "
             "state it in slide.mpp"
         )
-    level0 = tuple(_whole(side * target_mpp / of) for side, of in zip(block_shape, mpp, strict=True))
+    level0 = tuple(_round_side(side * target_mpp / of) for side, of in zip(block_shape, mpp, strict=True))
     if max(level0) > _LARGEST_BLOCK or min(level0) < _STEPS[-1]:
         raise SettingsError(
             f"setting slide.target_mpp: blocks of {block_shape[1]} × {block_shape[0]} px of {target_mpp:g} µm are "
@@ -95,8 +95,8 @@ def make_scale(mpp: tuple[float, float] | None, target_mpp: float | None, block_
     return Scale((level0[0], level0[1]), block_shape)
 
 
-def _whole(side: float) -> int:
-    """The multiple of the largest power of two that comes near enough."""
+def _round_side(side: float) -> int:
+    """Return the multiple of the largest power of two that comes near enough."""
     for step in _STEPS:
         whole = round(side / step) * step
         if abs(whole - side) <= _TOLERANCE * side:
@@ -104,8 +104,8 @@ def _whole(side: float) -> int:
     return max(_STEPS[-1], round(side / _STEPS[-1]) * _STEPS[-1])
 
 
-def grids(shape: Pair, scale: Scale, halo: int) -> tuple[BlockGrid, BlockGrid]:
-    """The same blocks on level 0 and in segmented pixels.
+def make_grids(shape: Pair, scale: Scale, halo: int) -> tuple[BlockGrid, BlockGrid]:
+    """Cut a slide into the same blocks on level 0 and in segmented pixels.
 
     Args:
         shape: Height and width of level 0.
@@ -117,11 +117,11 @@ def grids(shape: Pair, scale: Scale, halo: int) -> tuple[BlockGrid, BlockGrid]:
 
 
 def best_level(downsamples: Sequence[tuple[float, float]], scale: Scale) -> int:
-    """The coarsest level that is no coarser than what is segmented.
+    """Return the coarsest level that is no coarser than the segmented pixels.
 
     Args:
         downsamples: How much coarser than level 0 each level is, along y and x.
-        scale: What is segmented.
+        scale: The size of the segmented pixels.
 
     Example:
         >>> best_level([(1, 1), (4, 4), (16, 16)], make_scale((0.25, 0.25), 1.5, (512, 512)))
@@ -136,10 +136,10 @@ def best_level(downsamples: Sequence[tuple[float, float]], scale: Scale) -> int:
 
 
 class ScaledReader:
-    """Reads a slide in segmented pixels.
+    """Read a slide in segmented pixels.
 
-    Coarser ones are means of the pixels under them, by the area that they share; finer ones lie on the straight line between
-    the centres of two.
+    Coarser pixels are means of the pixels under them, weighted by shared area; finer ones are interpolated linearly between the
+    centres of two.
 
     Args:
         reader: Reads a level of the slide.
@@ -151,36 +151,36 @@ class ScaledReader:
         self._reader, self._shape, self._factor = reader, shape, factor
 
     def read(self, region: Region) -> NDArray[Any]:
-        """(y, x, c) pixels of a region of the segmented grid, in the slide's dtype."""
+        """Read (y, x, c) pixels of a region of the segmented grid, in the slide's dtype."""
         rows = _weights(region.y0, region.y1, self._factor[0], self._shape[0])
         columns = _weights(region.x0, region.x1, self._factor[1], self._shape[1])
         below = Region(rows.start, columns.start, rows.stop, columns.stop)
-        return _resampled(self._reader.read(below), rows.matrix, columns.matrix)
+        return _resample(self._reader.read(below), rows.matrix, columns.matrix)
 
     def close(self) -> None:
-        """Gives back what it holds."""
+        """Close the reader below."""
         self._reader.close()
 
 
 class LevelReader:
-    """Reads one level of a slide as if it were its only one.
+    """Read one level of a slide as if it were its only one.
 
     Args:
         read: (region, level) → (y, x, c) pixels.
-        level: Which.
-        close: Gives back what it holds.
+        level: Number of the level.
+        close: Releases files and memory.
     """
 
     def __init__(self, read: Callable[[Region, int], NDArray[Any]], level: int, close: Callable[[], None]) -> None:
         self._read, self._level, self.close = read, level, close
 
     def read(self, region: Region) -> NDArray[Any]:
-        """(y, x, c) pixels of a region of that level."""
+        """Read (y, x, c) pixels of a region of that level."""
         return self._read(region, self._level)
 
 
 class _Weights(NamedTuple):
-    """What share the pixels `start` to `stop` have in each of the new ones: (new, old) matrix."""
+    """The share that the old pixels `start` to `stop` have in each new pixel, as a (new, old) matrix."""
 
     start: int
     stop: int
@@ -188,9 +188,9 @@ class _Weights(NamedTuple):
 
 
 def _weights(first: int, last: int, factor: float, size: int) -> _Weights:
-    """Along one axis, for the segmented pixels `first` to `last`, of a level of `size` pixels."""
+    """Compute weights along one axis, for the segmented pixels `first` to `last`, of a level of `size` pixels."""
     new = np.arange(first, last)
-    # Of numbers from the slide's corner on, so that a pixel's weights are the same in each region.
+    # From numbers that count from the slide's corner, so that a pixel's weights are the same in each region.
     low, high = new * factor, np.minimum((new + 1) * factor, size)
     if factor < 1:
         centre = np.clip((new + 0.5) * factor - 0.5, 0, size - 1)
@@ -212,8 +212,8 @@ def _weights(first: int, last: int, factor: float, size: int) -> _Weights:
     return _Weights(start, stop, csr_matrix((share[used].astype(np.float32), (rows, old[used] - start)), shape))
 
 
-def _resampled(pixels: NDArray[Any], rows: csr_matrix, columns: csr_matrix) -> NDArray[Any]:
-    """(y, x, c) pixels → as many as the matrices have rows; some rows at a time, to hold little in float32."""
+def _resample(pixels: NDArray[Any], rows: csr_matrix, columns: csr_matrix) -> NDArray[Any]:
+    """Resample (y, x, c) pixels with a matrix per axis; some rows at a time, to hold little in float32."""
     channels = pixels.shape[2]
     out = np.empty((rows.shape[0], columns.shape[0], channels), pixels.dtype)
     for start in range(0, rows.shape[0], _BAND_ROWS):
@@ -223,24 +223,24 @@ def _resampled(pixels: NDArray[Any], rows: csr_matrix, columns: csr_matrix) -> N
         lines = (band[:, y0:y1] @ under).reshape(band.shape[0], -1, channels)
         turned = columns @ np.ascontiguousarray(lines.swapaxes(0, 1)).reshape(columns.shape[1], -1)
         values = turned.reshape(columns.shape[0], band.shape[0], channels).swapaxes(0, 1)
-        out[start : start + _BAND_ROWS] = _as(values, pixels.dtype)
+        out[start : start + _BAND_ROWS] = _round_to(values, pixels.dtype)
     return out
 
 
-def _as(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+def _round_to(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
     if not np.issubdtype(dtype, np.integer):
         return values.astype(dtype)
     limits = np.iinfo(dtype)
     return np.clip(np.rint(values.astype(np.float64)), limits.min, limits.max).astype(dtype)
 
 
-def to_level0(labels: NDArray[Any], seen: Region, outer: Region, scale: Scale) -> NDArray[Any]:
-    """Labels of a block's outer region on level 0: each pixel has the label of the segmented pixel that its centre lies in.
+def to_level0(labels: NDArray[Any], region: Region, outer: Region, scale: Scale) -> NDArray[Any]:
+    """Resample labels of a block's outer region to level 0: each pixel gets the label of the segmented pixel under its centre.
 
     Args:
         labels: (y, x) labels in segmented pixels.
-        seen: Where they lie on the segmented grid.
-        outer: The region of level 0 that is wanted, inside it.
+        region: Where they lie on the segmented grid.
+        outer: The region of level 0 to return, inside it.
         scale: How both fit together.
 
     Returns:
@@ -250,12 +250,12 @@ def to_level0(labels: NDArray[Any], seen: Region, outer: Region, scale: Scale) -
         >>> to_level0(np.array([[1, 2]]), Region(0, 0, 1, 2), Region(0, 0, 2, 4), Scale((4, 4), (2, 2))).tolist()
         [[1, 1, 2, 2], [1, 1, 2, 2]]
     """
-    rows = _under(outer.y0, outer.y1, scale, 0) - seen.y0
-    columns = _under(outer.x0, outer.x1, scale, 1) - seen.x0
+    rows = _segmented_under(outer.y0, outer.y1, scale, 0) - region.y0
+    columns = _segmented_under(outer.x0, outer.x1, scale, 1) - region.x0
     return labels[rows[:, None], columns]
 
 
-def _under(start: int, stop: int, scale: Scale, axis: int) -> NDArray[np.int64]:
-    """Number of the segmented pixel under the centre of each pixel of level 0; whole numbers, so nothing is rounded."""
+def _segmented_under(start: int, stop: int, scale: Scale, axis: int) -> NDArray[np.int64]:
+    """Return the segmented pixel under the centre of each pixel of level 0; whole numbers, so nothing is rounded."""
     centres = 2 * np.arange(start, stop, dtype=np.int64) + 1
     return centres * scale.segmented[axis] // (2 * scale.level0[axis])

@@ -1,11 +1,11 @@
-"""Which blocks of a slide hold anything but background, so that the others needn't be segmented.
+"""Find the blocks of a slide that hold tissue, so that the others needn't be segmented.
 
-1. `find_tissue` tells what isn't background on a coarse image of the slide.
-2. `blocks_with_tissue` turns that, or the mask image of `mask_image`, into block ids.
+1. `find_tissue` finds the pixels of a coarse image of the slide that aren't background.
+2. `blocks_with_tissue` turns that mask, or the one of `mask_image`, into block ids.
 
-A block kept for nothing costs time, a block left out may cost an object. So a pixel is background only where that can be told,
-nothing is dropped for its size (an isolated cell may be smaller than a pixel of the coarse image), and where no background can
-be made out everything is tissue.
+A block segmented for nothing costs time, a block left out may cost an object. So a pixel is background only where that is
+certain, no object is too small to count (an isolated cell may be smaller than a pixel of the coarse image), and where no
+background can be found everything is tissue.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _EVEN, _CONTRAST, _BRIGHT_SHARE = 0.05, 5.0, 0.001
 
 
 def find_tissue(overview: NDArray[Any], *, is_rgb: bool) -> NDArray[np.bool_]:
-    """Where a slide isn't background.
+    """Find where a slide isn't background.
 
     Glass is the brightest bright grey that many pixels have, the background of fluorescence the darkest value that many have.
     Tissue stands out from it by five times its noise, or, fainter, from its surroundings. It is grown by two pixels.
@@ -60,15 +60,15 @@ def find_tissue(overview: NDArray[Any], *, is_rgb: bool) -> NDArray[np.bool_]:
         with np.errstate(over="ignore"):
             overview = overview.astype(np.float32)
         overview = np.where(np.abs(overview) < _NO_NUMBER, overview, np.float32(np.nan))
-    shown = (np.isfinite(overview) & (overview != 0)).any(axis=2)
-    found = _darker_than_glass(overview, shown) if is_rgb else _brighter_than_dark(overview)
-    tissue = shown if found is None else found & shown
+    scanned = (np.isfinite(overview) & (overview != 0)).any(axis=2)
+    outstanding = _darker_than_glass(overview, scanned) if is_rgb else _brighter_than_dark(overview)
+    tissue = scanned if outstanding is None else outstanding & scanned
     grown: NDArray[np.uint8] = ndimage.maximum_filter(tissue.astype(np.uint8), 2 * _MARGIN + 1)
     return grown > 0
 
 
 def blocks_with_tissue(mask: NDArray[np.bool_], grid: BlockGrid) -> list[int]:
-    """Blocks that see tissue.
+    """Find the blocks that see tissue.
 
     Args:
         mask: (y, x) bool over the grid's whole shape, at any resolution.
@@ -84,19 +84,19 @@ def blocks_with_tissue(mask: NDArray[np.bool_], grid: BlockGrid) -> list[int]:
         [3, 7]
     """
     rows, columns = (_reached(mask, grid, axis) for axis in (0, 1))
-    # Between two ends of blocks it is all the same where tissue is: what is left to count is small, however fine the mask.
+    # Where between two ends of blocks tissue lies makes no difference: few cells remain to be counted, however fine the mask.
     cuts_y, cuts_x = (np.unique(np.concatenate(ends)) for ends in (rows, columns))
     cells = np.logical_or.reduceat(np.logical_or.reduceat(mask, cuts_y[:-1], axis=0), cuts_x[:-1], axis=1)
     sums = np.pad(cells.cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
     y0, y1 = (np.searchsorted(cuts_y, ends)[:, None] for ends in rows)
     x0, x1 = (np.searchsorted(cuts_x, ends)[None, :] for ends in columns)
     counts = sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]
-    found: list[int] = np.flatnonzero(counts).tolist()
-    return found
+    block_ids: list[int] = np.flatnonzero(counts).tolist()
+    return block_ids
 
 
 def _reached(mask: NDArray[np.bool_], grid: BlockGrid, axis: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First and last + 1 row (or column) of the mask that each row of blocks sees, partly seen ones included."""
+    """Return the first and last + 1 row (or column) of the mask that each row of blocks sees, partly seen ones included."""
     size, block, pixels = grid.shape[axis], grid.block_shape[axis], mask.shape[axis]
     starts = np.arange(grid.grid_shape[axis], dtype=np.int64) * block
     first = np.maximum(starts - grid.halo, 0) * pixels // size
@@ -104,10 +104,10 @@ def _reached(mask: NDArray[np.bool_], grid: BlockGrid, axis: int) -> tuple[NDArr
     return first, stop
 
 
-def _darker_than_glass(overview: NDArray[Any], shown: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
-    """(y, x) bool: what is darker than glass in any colour; None where there is no glass."""
-    white = _white(overview)
-    looks = Appearance(
+def _darker_than_glass(overview: NDArray[Any], scanned: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
+    """Return (y, x) bool: the pixels that are darker than glass in any colour; None where there is no glass."""
+    white = _white_of_bit_depth(overview)
+    appearance = Appearance(
         step=smallest_step(overview),
         least=0.02 * white,
         most=0.06 * white,
@@ -122,7 +122,7 @@ def _darker_than_glass(overview: NDArray[Any], shown: NDArray[np.bool_]) -> NDAr
     colours = [overview[..., channel] for channel in range(overview.shape[2])]
     darkest, brightest = reduce(np.minimum, colours), reduce(np.maximum, colours)
     greyish = (darkest >= (1 - _GLASS_DEPTH) * white) & (brightest - darkest <= _GLASS_TINT * white)
-    enough = max(1.0, _GLASS_SHARE * np.count_nonzero(shown))
+    enough = max(1.0, _GLASS_SHARE * np.count_nonzero(scanned))
 
     def is_common(ground: Background) -> bool:
         return int(np.count_nonzero(ground.near & greyish)) >= enough
@@ -132,24 +132,24 @@ def _darker_than_glass(overview: NDArray[Any], shown: NDArray[np.bool_]) -> NDAr
         return is_common(ground) and spread_below(ground.rest) <= _GLASS_NOISE * white
 
     grey = reduce(np.add, (colour.astype(np.float32) for colour in colours)) / np.float32(len(colours))
-    ground = find_background(white - grey, greyish, looks, is_glass)
+    ground = find_background(white - grey, greyish, appearance, is_glass)
     if ground is None:
         return None
-    tissue = ground.standing_out(looks)
+    tissue = ground.find_outstanding(appearance)
     for colour in colours:
-        ground = find_background(white - colour.astype(np.float32), greyish, looks, is_common)
+        ground = find_background(white - colour.astype(np.float32), greyish, appearance, is_common)
         if ground is None:
             return None
-        # JPEG makes steps of a few grey levels in colours, but hardly in their mean: what is faint was looked for there.
-        tissue |= ground.standing_out(looks._replace(faint=math.inf))
+        # JPEG makes steps of a few grey levels in colours, but hardly in their mean: faint tissue was searched there.
+        tissue |= ground.find_outstanding(appearance._replace(faint=math.inf))
     # JPEG's black isn't always 0.
-    return tissue & (brightest > looks.end)
+    return tissue & (brightest > appearance.end)
 
 
 def _brighter_than_dark(overview: NDArray[Any]) -> NDArray[np.bool_] | None:
-    """(y, x) bool: what isn't as dark as the background in any channel; None where one has no dark background."""
+    """Return (y, x) bool: the pixels that aren't background in some channel; None where a channel has no dark background."""
     step = smallest_step(overview)
-    looks = Appearance(
+    appearance = Appearance(
         step=step,
         least=step,
         most=math.inf,
@@ -167,25 +167,25 @@ def _brighter_than_dark(overview: NDArray[Any]) -> NDArray[np.bool_] | None:
         finite = np.isfinite(signal)
         if not finite.any():
             continue
-        ground = find_background(signal, finite, looks, _is_dark)
+        ground = find_background(signal, finite, appearance, _is_dark)
         if ground is None:
             return None
-        tissue |= ground.standing_out(looks)
+        tissue |= ground.find_outstanding(appearance)
     return tissue
 
 
 def _is_dark(ground: Background) -> bool:
-    """Whether what may be the background of fluorescence isn't even tissue: dense one seen coarsely is much like noise."""
+    """Whether a possible background of fluorescence isn't even tissue: dense tissue seen coarsely looks much like noise."""
     is_even = spread_below(ground.rest) <= _EVEN * abs(ground.level)
     bright = max(ground.level + 2 * ground.reach, -math.inf if is_even else _CONTRAST * ground.level)
     if np.count_nonzero(ground.signal > bright) >= _BRIGHT_SHARE * ground.signal.size:
         return True
     # An empty channel: neighbours are no more alike than any two.
-    return is_even and ground.steps >= float(np.abs(ground.rest[ground.near]).mean())
+    return is_even and ground.mean_step >= float(np.abs(ground.rest[ground.near]).mean())
 
 
-def _white(overview: NDArray[Any]) -> float:
-    """The value of white: the largest of as many bits as are used, 1 for floats up to it."""
+def _white_of_bit_depth(overview: NDArray[Any]) -> float:
+    """Return the value of white: the largest of as many bits as are used, 1 for floats up to it."""
     top = float(np.max(overview, initial=0, where=np.isfinite(overview)))
     if top <= 1 and np.issubdtype(overview.dtype, np.floating):
         return 1.0

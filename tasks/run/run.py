@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from slidesam.tasks.grid import BlockGrid
 from slidesam.tasks.pixels.plan import ImagePlan, plan_image
-from slidesam.tasks.pixels.resample import Scale, best_level, grids, make_scale
+from slidesam.tasks.pixels.resample import Scale, best_level, make_grids, make_scale
 from slidesam.tasks.run.layout import ImageFolder, PaintFolder, RunPaths, SegmentFolder, StitchFolder
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.facts import Slide
@@ -73,12 +73,12 @@ class Run(BaseModel):
     @cached_property
     def grid(self) -> BlockGrid:
         """The blocks on level 0."""
-        return grids(self.slide.shape, self.scale, self.settings.blocks.halo)[0]
+        return make_grids(self.slide.shape, self.scale, self.settings.blocks.halo)[0]
 
     @cached_property
     def segmented_grid(self) -> BlockGrid:
         """The same blocks, in the pixels that are segmented."""
-        return grids(self.slide.shape, self.scale, self.settings.blocks.halo)[1]
+        return make_grids(self.slide.shape, self.scale, self.settings.blocks.halo)[1]
 
     @cached_property
     def segmented_slide(self) -> Slide:

@@ -15,7 +15,7 @@ from skimage.draw import ellipse
 
 from slidesam.tasks.errors import SettingsError
 from slidesam.tasks.grid import Region
-from slidesam.tasks.pixels.resample import Scale, ScaledReader, best_level, grids, make_scale, to_level0
+from slidesam.tasks.pixels.resample import Scale, ScaledReader, best_level, make_grids, make_scale, to_level0
 from slidesam.tasks.plan import explain, plan_run
 from slidesam.tasks.settings.parse import make_settings
 from tests.support.same import assert_same_segmentation
@@ -97,7 +97,7 @@ def test_a_slope_stays_a_slope(factor: float) -> None:
 )
 def test_blocks_are_the_same_on_both_grids(shape, mpp, side, halo) -> None:
     scale = make_scale((mpp, mpp), 0.5, (side, side))
-    level0, seen = grids(shape, scale, halo)
+    level0, seen = make_grids(shape, scale, halo)
     assert level0.grid_shape == seen.grid_shape
     for here, there in zip(level0, seen, strict=True):
         labels = np.arange(there.outer.shape[0] * there.outer.shape[1]).reshape(there.outer.shape)
