@@ -275,15 +275,15 @@ CASES: tuple[tuple[str, Scene], ...] = (
         Scene().ellipse((20, 35), (12, 9), left=1).ellipse((21, 36), (10, 8.5), right=1),
     ),
     (
-        "Twins. The halves' border is long\nfor how thick they are, and the\nright block sees one cell: one.",
+        "Split pair. The halves' border is\nlong for how thick they are, and\nthe right block sees one cell: one.",
         Scene().ellipse((20, 31), (11, 10), left=1, right=1).cut_left(20, 1, 2),
     ),
     (
-        "Contested. The border is short:\ntwo cells, whatever the right block\nsees in its halo.",
+        "Ambiguous. The border is short:\ntwo cells, whatever the right block\nsees in its halo.",
         Scene().ellipse((12, 30), (8, 7.5), 1, 1).ellipse((27, 31), (8, 7.5), 2, 1),
     ),
     (
-        "Rescued. The owner has nothing\nthere, the neighbour sees the cell\nwhole: it is kept.",
+        "Recovered. The owner has nothing\nthere, the neighbour sees the cell\nwhole: it is kept.",
         Scene().ellipse((14, 32), (7, 7), right=1).ellipse((27, 49), (8, 8), 2, 2),
     ),
     (

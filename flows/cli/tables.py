@@ -164,7 +164,7 @@ def _seam_parts(report: dict[str, Any], grid: BlockGrid, *, everything: bool) ->
         return [Text(f"{where}, and at all of them blocks agree (--all lists them)")]
     most = f", most at these {_WORST}" if len(telling) > _WORST else ""
     if not everything:
-        where += f"; at {len(telling):,} blocks disagree or see only pieces{most} (--all lists all)"
+        where += f"; at {len(telling):,} blocks disagree or see only fragments{most} (--all lists all)"
     return [Text(f"{where}:"), _seams_table(shown, grid)]
 
 

@@ -1,4 +1,4 @@
-"""What happened at the seams: how many objects lie across, on how many blocks agree, whether the halo is wide enough."""
+"""Report on the seams: how many objects lie across, on how many blocks agree, whether the halo is wide enough."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from slidesam.tasks.stitch.tables import (
     count_components,
 )
 
-# What is counted, per seam and for the slide, with the words that explain it.
+# The counts, per seam and for the slide, with the words that explain them. Their names are keys on disk.
 COLUMNS = {
     "objects": "objects that a block owns in part and that reach into what the other owns",
     "matched": "of those, the ones on which both blocks agree (IoU of at least stitch.min_iou)",
     "contested": "the other block sees something else there",
     "one_sided": "the other block sees nothing there",
-    "united": "painted piece by piece, because no block sees them whole or blocks disagree on their parts",
+    "united": "painted in fragments, because no block sees them whole or blocks disagree on their parts",
     "rescued": "missed by the block that owns them, kept as the other sees them whole",
-    "dropped": "gave way to other objects that cover them",
+    "dropped": "suppressed, because other objects cover them",
 }
 # From this share of the objects at seams on a wider halo is advised, to a multiple of so many pixels.
 _WORTH_A_WORD, _STEP = 0.01, 16
@@ -171,11 +171,13 @@ def _advise(grid: BlockGrid, objects: int, wide: int, needed: Ints, factor: floa
         return None, None
     # Most of them, so that one freak doesn't set the halo for all.
     halo = -(-int(np.percentile(needed, 95, method="higher") / factor) // _STEP) * _STEP
-    what = (
+    finding = (
         f"{100 * wide / objects:.0f} % of the {objects:,} objects at seams are wider than the halo of "
         f"{grid.halo / factor:.0f} px"
     )
     if halo > min(grid.block_shape) / factor:
-        words = f"{what}, and many longer than a block: they are put together from pieces; larger blocks would help"
+        words = (
+            f"{finding}, and many longer than a block: they are put together from fragments; larger blocks would help"
+        )
         return None, words
-    return halo, f"{what}: raise it to {halo} (blocks.halo)"
+    return halo, f"{finding}: raise it to {halo} (blocks.halo)"

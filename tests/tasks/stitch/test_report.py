@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
-import pytest
-import tifffile
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
-from typer.testing import CliRunner
 
-from slidesam.flows.cli.app import app
-from slidesam.tasks.errors import OutputError, SettingsError, SlidesamError
 from slidesam.tasks.grid import BlockGrid
 from slidesam.tasks.run.records import SeamReport
 from slidesam.tasks.settings.sections import StitchSettings
 from slidesam.tasks.stitch.report import COLUMNS, make_report
 from tests.support.blockwise import segmented, stitched
-from tests.support.serial import segment_serially
-from tests.support.slides import write_numbered_slide
 from tests.tasks.stitch.test_resolve import disagreeing_blocks, rules
-
-FUNCTION = {
-    "segmenter.kind": "function",
-    "segmenter.target": "tests.support.faults:bright_pieces",
-    "blocks.block_shape": 64,
-    "blocks.halo": 16,
-}
 
 
 def report_of(outer, grid: BlockGrid, rule: StitchSettings | None = None) -> SeamReport:
-    found = stitched(outer, grid, rule)
-    report = make_report(grid, found.block_labels, found.pairs, found.resolution)
+    result = stitched(outer, grid, rule)
+    report = make_report(grid, result.block_labels, result.pairs, result.resolution)
     assert SeamReport.model_validate(json.loads(report.model_dump_json())) == report
     assert report.columns == ("first", "second", *COLUMNS)
     assert_counts_fit(report)
@@ -42,12 +27,12 @@ def report_of(outer, grid: BlockGrid, rule: StitchSettings | None = None) -> Sea
 
 
 def report_of_labels(labels: np.ndarray, grid: BlockGrid) -> SeamReport:
-    """Where every block sees the same labels."""
+    """Return the report where every block sees the same labels."""
     return report_of(segmented(labels, grid, lambda image: image), grid)
 
 
 def at(report: SeamReport, first: int, second: int) -> dict[str, int]:
-    """What is counted at a seam, without zeros."""
+    """Return the counts at a seam, without zeros."""
     rows = [row for row in report.rows if row[:2] == (first, second)]
     assert len(rows) <= 1
     return {name: count for row in rows for name, count in zip(COLUMNS, row[2:], strict=True) if count}
@@ -82,7 +67,7 @@ class FourBlocks:
         self.outer = [np.zeros(block.outer.shape, np.uint32) for block in self.grid]
 
     def see(self, rows: slice, columns: slice, *block_ids: int) -> FourBlocks:
-        """Lets these blocks see a rectangle of the slide."""
+        """Let these blocks see a rectangle of the slide."""
         for block_id in block_ids:
             whole = np.zeros(self.grid.shape, bool)
             whole[rows, columns] = True
@@ -124,13 +109,13 @@ def test_contested() -> None:
     assert at(report, 0, 1) == totals(report) == {"objects": 2, "contested": 2}
 
 
-def test_dropped_where_it_lies_at_the_seam_itself() -> None:
+def test_suppressed_where_it_lies_at_the_seam_itself() -> None:
     report = FourBlocks().see(slice(4, 36), slice(10, 44), 0).see(slice(10, 16), slice(34, 43), 1).report()
     assert at(report, 0, 1) == {"objects": 2, "contested": 2, "dropped": 1}
     assert totals(report)["dropped"] == 1
 
 
-def test_dropped_though_it_lies_at_the_seam_only_by_what_covers_it() -> None:
+def test_suppressed_though_it_lies_at_the_seam_only_by_what_covers_it() -> None:
     # Block 1 missed what block 0 sees in its halo, of which block 1's own object claims an eighth.
     case = FourBlocks().see(slice(10, 20), slice(41, 49), 0).see(slice(10, 20), slice(48, 60), 1)
     assert at(case.report(), 0, 1) == {"rescued": 1}
@@ -138,13 +123,13 @@ def test_dropped_though_it_lies_at_the_seam_only_by_what_covers_it() -> None:
     assert at(report, 0, 1) == totals(report) == {"dropped": 1}
 
 
-def test_rescued() -> None:
+def test_recovered() -> None:
     case = FourBlocks().see(slice(10, 20), slice(41, 49), 0)
     assert at(case.report(), 0, 1) == totals(case.report()) == {"rescued": 1}
     assert totals(case.report(rescue=None)) == {}
 
 
-def test_united_and_wider_than_the_halo() -> None:
+def test_fragments_and_wider_than_the_halo() -> None:
     # Twice 30 px across a seam with a halo of 12 px: neither block sees it whole.
     report = FourBlocks().see(slice(50, 60), slice(10, 70), 2, 3).report()
     assert at(report, 2, 3) == totals(report) == {"objects": 1, "matched": 1, "united": 1}
@@ -245,100 +230,3 @@ def test_with_the_advised_halo_no_object_is_too_wide(case) -> None:
         assert report.advised_halo > grid.halo
         wider = report_of_labels(labels, BlockGrid(grid.shape, grid.block_shape, report.advised_halo))
         assert (wider.wide, wider.warnings) == (0, ())
-
-
-def shown(*arguments: object) -> str:
-    """What `slidesam seams` prints, on one line and with single spaces: terminals differ in width."""
-    result = CliRunner().invoke(app, ["seams", *map(str, arguments)])
-    assert result.exception is None
-    assert result.exit_code == 0
-    return " ".join(result.stdout.split())
-
-
-def error_of(*arguments: object) -> SlidesamError:
-    error = CliRunner().invoke(app, ["seams", *map(str, arguments)]).exception
-    assert isinstance(error, SlidesamError)
-    return error
-
-
-@pytest.fixture(scope="module")
-def output(tmp_path_factory) -> Path:
-    """Two labels of a slide of 2 × 2 blocks of 64 px: bars of 60 px across the upper seam, a square where all blocks meet."""
-    folder = tmp_path_factory.mktemp("seams")
-    image = np.zeros((128, 128), np.uint8)
-    for row in range(4):
-        image[4 + 12 * row : 10 + 12 * row, 34:94] = 9
-    image[58:70, 58:70] = 9
-    tifffile.imwrite(folder / "bars [1].tif", image, tile=(64, 64))
-    segment_serially(folder / "bars [1].tif", folder / "out", FUNCTION)
-    segment_serially(folder / "bars [1].tif", folder / "out", FUNCTION | {"output.label": "wide", "blocks.halo": 48})
-    return folder / "out"
-
-
-def test_the_command_says_what_happened_where_and_what_to_do(output) -> None:
-    store = output / "bars [1].ome.zarr"
-    words = shown(store, "--label", "cells")
-    for line in (
-        "bars [1]: 5 cells in 4 blocks of 64 × 64 px with a halo of 16 px",
-        "objects 5 objects that a block owns in part and that reach into what the other owns",
-        "united 4 80 % painted piece by piece, because no block sees them whole or blocks disagree on their parts",
-        "note: 80 % of the 5 objects at seams are wider than the halo of 16 px: raise it to 32 (blocks.halo)",
-        "objects lie at 6 of 6 seams; at 1 blocks disagree or see only pieces (--all lists all):",
-        "row 0, column 0 row 0, column 1 side by side 5 5 0 0 4 0 0",
-    ):
-        assert line in words
-    assert "row 1" not in words
-    everything = shown(store, "--label", "cells", "--all")
-    assert "row 0, column 0 row 1, column 0 above and below 1 1 0 0 0 0 0" in everything
-    assert everything.count("at a corner") == 2
-
-
-def test_the_command_reports_on_each_label_and_takes_what_the_shell_completes(output, monkeypatch) -> None:
-    words = shown(f"{output / 'bars [1].ome.zarr'}/")
-    assert words.index("5 cells") < words.index("5 wide")
-    assert "and at all of them blocks agree" in words
-    assert "note:" not in shown(output / "bars [1].ome.zarr", "--label", "wide")
-    monkeypatch.chdir(output / "bars [1].ome.zarr")
-    assert shown(".") == words
-
-
-@pytest.mark.parametrize(
-    ("halo", "words"),
-    [(16, "no object lies at a seam"), (0, "note: with a halo of 0 px every object at a seam stays cut")],
-)
-def test_no_object_at_a_seam(halo: int, words: str, tmp_path) -> None:
-    segment_serially(write_numbered_slide(tmp_path / "n.tif"), tmp_path / "out", FUNCTION | {"blocks.halo": halo})
-    found = shown(tmp_path / "out" / "n.ome.zarr")
-    assert words in found
-    assert "matched" not in found
-
-
-def test_a_slide_in_one_block_has_no_seams(tmp_path) -> None:
-    slide = write_numbered_slide(tmp_path / "n.tif")
-    segment_serially(slide, tmp_path / "out", FUNCTION | {"blocks.block_shape": 256})
-    assert shown(tmp_path / "out" / "n.ome.zarr") == "n: the slide is one block, so it has no seams"
-
-
-def test_errors_name_what_there_is(output, tmp_path) -> None:
-    store = output / "bars [1].ome.zarr"
-    for arguments, words in (
-        ([tmp_path / "gone.ome.zarr"], "gone.ome.zarr is no result: give <name>.ome.zarr"),
-        ([output], f"such as {store}"),
-        ([store, "--label", "nuclei"], "no finished label image 'nuclei', only cells and wide"),
-    ):
-        error = error_of(*arguments)
-        assert isinstance(error, SettingsError)
-        assert words in str(error)
-
-
-def test_results_that_are_not_finished_or_from_before_the_report(tmp_path) -> None:
-    store, facts = tmp_path / "a.ome.zarr", {"label": "cells", "objects": 3}
-    store.mkdir()
-    # Of a slide called a.b, and one that is damaged.
-    (tmp_path / "a.b.cells.run.json").write_text(json.dumps(facts))
-    (tmp_path / "a.bad.run.json").write_bytes(b"\xff")
-    assert "no label image of it is finished; `slidesam status" in str(error_of(store))
-    (tmp_path / "a.cells.run.json").write_text(json.dumps(facts))
-    error = error_of(store)
-    assert isinstance(error, OutputError)
-    assert "holds cells from before there was a report on seams" in str(error)
