@@ -120,15 +120,15 @@ def _explain_image(run: Run) -> str:
     if plan.mode == "in place":
         return f"image: writes an overview, leaves the pixels where they are ({plan.reason})"
     verb = {"convert": "converts", "rechunk": "rechunks"}[plan.mode]
-    done, pieces = len(Marks(run.image_folder).names()), sum(len(plan.grid(n)) for n in pieced_levels(run))
+    done, tiles = len(Marks(run.image_folder).names()), sum(len(plan.grid(n)) for n in tiled_levels(run))
     if done:
-        return f"image: goes on where it stopped, {done} of {pieces} pieces are there"
+        return f"image: goes on where it stopped, {done} of {tiles} tiles are there"
     why = _changed(run.paths.image, plan.mode, run.causes["image"]) or plan.reason
-    return f"image: {verb} {pieces} piece{'' if pieces == 1 else 's'} ({why})"
+    return f"image: {verb} {tiles} tile{'' if tiles == 1 else 's'} ({why})"
 
 
-def pieced_levels(run: Run) -> list[int]:
-    """Levels whose pieces are written on their own, not with those of level 0."""
+def tiled_levels(run: Run) -> list[int]:
+    """Levels whose tiles are written on their own, not with those of level 0."""
     plan = run.image_plan
     return [0, *range(plan.in_memory, len(plan.levels))]
 

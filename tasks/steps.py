@@ -4,7 +4,7 @@ Their functions (`.fn`) are the one code path per block, seam and shard: serial,
 (paths and settings), block ids and small mappings travel in and out.
 
 1. `ready_image`      the store's image where the slide is read in place, else empty arrays
-2. `write_pieces`     some pieces of the slide, converted or rechunked
+2. `write_tiles`     some tiles of the slide, converted or rechunked
 3. `finish_image`     upper levels, and what makes the arrays an image
 4. `prepare_slide`    the segmenter's slide-wide parameters, the blocks that hold tissue
 5. `segment_blocks`   labels of some blocks
@@ -54,13 +54,13 @@ def ready_image(run: Run) -> Facts:
     return {"seconds": time.perf_counter() - started}
 
 
-@task(name="write pieces", cache_policy=NO_CACHE, persist_result=False)
-def write_pieces(run: Run, level: int, piece_ids: Sequence[int]) -> Facts:
-    """Converts or rechunks these pieces of a level, but for those that are done."""
+@task(name="write tiles", cache_policy=NO_CACHE, persist_result=False)
+def write_tiles(run: Run, level: int, tile_ids: Sequence[int]) -> Facts:
+    """Converts or rechunks these tiles of a level, but for those that are done."""
     started = time.perf_counter()
     with SlideReader(run.slide) as reader, output_errors(run.store):
-        for piece_id in convert.pieces_to_do(run, level, piece_ids):
-            convert.write_piece(run, reader, level, piece_id)
+        for tile_id in convert.missing_tiles(run, level, tile_ids):
+            convert.write_tile(run, reader, level, tile_id)
     return {"seconds": time.perf_counter() - started}
 
 
@@ -69,7 +69,7 @@ def finish_image(run: Run, levels: Sequence[int]) -> Facts:
     """Writes the last levels, which are small, and then what makes the arrays an image."""
     started = time.perf_counter()
     for level in levels:
-        write_pieces.fn(run, level, range(len(run.image_plan.grid(level))))
+        write_tiles.fn(run, level, range(len(run.image_plan.grid(level))))
     with output_errors(run.store):
         convert.finish_image(run)
     return {"seconds": time.perf_counter() - started}

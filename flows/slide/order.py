@@ -1,6 +1,6 @@
 """The order of a slide's steps, whoever executes them: what runs on what, in which batches, and which errors end a stage.
 
-    write_image          ready image, pieces of each level, the last levels with the image's metadata
+    write_image          ready image, tiles of each level, the last levels with the image's metadata
     segment_blocks       prepare, then batches of blocks that have no done-mark
     stitch_and_export    batches compared, objects numbered, batches painted, export
 
@@ -22,8 +22,8 @@ from slidesam.flows.progress.reporters import Reporter
 from slidesam.flows.slide.batches import Batches
 from slidesam.tasks import steps
 from slidesam.tasks.errors import BlockFailure, BlockFailures
-from slidesam.tasks.pixels.plan import PIECE_BYTES
-from slidesam.tasks.plan import pieced_levels
+from slidesam.tasks.pixels.plan import TILE_BYTES
+from slidesam.tasks.plan import tiled_levels
 from slidesam.tasks.retry import Action, decide
 from slidesam.tasks.run.marks import find_mark
 from slidesam.tasks.run.records import Params
@@ -36,7 +36,7 @@ Batch = tuple[int, ...]
 Step = Task[..., Any]
 # Past so many blocks the graph in the UI can't be read, and Prefect's share of the time shows.
 _SINGLE_BLOCKS, _MOST_PER_TASK = 256, 16
-# Levels of so few pieces are written along with the image's end.
+# Levels of so few tiles are written along with the image's end.
 _FEW_PIECES = 4
 
 
@@ -80,22 +80,22 @@ def write_image(run: Run, executor: Executor) -> float:
         Seconds of the stage's tasks.
 
     Raises:
-        SlidesamError: A piece can't be read or written; all others that could be are done.
+        SlidesamError: A tile can't be read or written; all others that could be are done.
     """
     plan = run.image_plan
     seconds = float(executor.one(steps.ready_image, run)["seconds"])
     if plan.mode == "in place":
         return seconds
-    levels = pieced_levels(run)
+    levels = tiled_levels(run)
     parallel = [level for level in levels if level == 0 or len(plan.grid(level)) > _FEW_PIECES]
     for level in parallel:
-        todo = convert.pieces_to_do(run, level)
+        todo = convert.missing_tiles(run, level)
         # Some seconds of work per task.
-        size = max(1, PIECE_BYTES // plan.piece_bytes)
+        size = max(1, TILE_BYTES // plan.tile_bytes)
         verb = {"convert": "converting", "rechunk": "rechunking"}[plan.mode]
         name = verb if level == 0 else f"{verb}, level {level}"
         jobs = list(batches(todo, size))
-        seconds += _run_batches(executor, name, steps.write_pieces, run, jobs, len(plan.grid(level)), level)
+        seconds += _run_batches(executor, name, steps.write_tiles, run, jobs, len(plan.grid(level)), level)
     rest = [level for level in levels if level not in parallel]
     return seconds + float(executor.one(steps.finish_image, run, rest)["seconds"])
 
@@ -204,7 +204,7 @@ def _failed_blocks(run: Run, ids: Sequence[int], error: Exception) -> dict[int, 
 def _run_batches(
     executor: Executor, name: str, step: Step, run: Run, jobs: Sequence[Batch], total: int, *arguments: Any
 ) -> float:
-    """Run a step over batches of blocks or pieces, a task each; return its tasks' seconds added up.
+    """Run a step over batches of blocks or tiles, a task each; return its tasks' seconds added up.
 
     All that can be done is done before the first error is raised, except where no other could fare better.
     """

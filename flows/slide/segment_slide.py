@@ -2,7 +2,7 @@
 
     segment slide
     ├── plan                  which pixels, which blocks, what is there already; the run's lock
-    ├── image                 child flow: convert or rechunk, piece by piece; or an overview only
+    ├── image                 child flow: convert or rechunk, tile by tile; or an overview only
     ├── segment blocks        child flow: prepare, then tasks of one or several blocks
     └── stitch and export     child flow: match seams, number objects, paint, export
 

@@ -90,8 +90,8 @@ def _named(step: Step, run: Run, job: Batch) -> Step:
     """The task under the name that the UI shows for this job."""
     if step.fn is steps.segment_blocks.fn:
         return step.with_options(task_run_name=blocks_name(run, job))
-    if step.fn is steps.write_pieces.fn:
-        return step.with_options(name=f"{run.image_plan.mode} pieces")
+    if step.fn is steps.write_tiles.fn:
+        return step.with_options(name=f"{run.image_plan.mode} tiles")
     return step
 
 

@@ -1,7 +1,8 @@
-"""How the pixels of a slide reach the blocks: read in place, converted, or rechunked; and in which pieces they are rewritten.
+"""Plan how the pixels of a slide reach the blocks: read in place, converted, or rechunked; and in which tiles they are rewritten.
 
-A *piece* is the rectangle of level 0 that is read, and written as whole shards, at once. Its sides are multiples of the source's
-tiles, so that none is decoded twice, and its pixels fit into `PIECE_BYTES`, so that memory is bounded whatever the slide.
+A *conversion tile*, here just a tile, is the rectangle of level 0 that is read, and written as whole shards, at once. Its sides
+are multiples of the source's own tiles, so that none of those is decoded twice, and its pixels fit into `TILE_BYTES`, so that
+memory is bounded whatever the slide.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Pair = tuple[int, int]
 MAX_AMPLIFICATION = 4.0
 # Fetching a chunk costs as much as decoding so many bytes, however small it is (benchmarks/rechunk.py).
 CHUNK_COST_BYTES = 64 * 2**10
-PIECE_BYTES = 128 * 2**20
+TILE_BYTES = 128 * 2**20
 SHARD_SIDE = 4096
 _SMALLEST_SIDE = 256
 # Side of the smallest shard that is worth a file of its own.
@@ -50,10 +51,10 @@ class ImagePlan(NamedTuple):
         amplification: Bytes decoded per byte used, were the blocks read from the source.
         channels: The channels that are written, by their numbers in the source.
         shard: Height and width of a shard of level 0, all channels together.
-        piece: Height and width of a piece: whole shards.
+        tile: Height and width of a conversion tile: whole shards.
         levels: Of the pyramid; one, of level 0's size, where the pixels are only rechunked.
-        in_memory: How many of the levels, from 0 on, are made from a piece's pixels, as whole shards.
-        piece_bytes: Bytes of a piece's pixels.
+        in_memory: How many of the levels, from 0 on, are made from a tile's pixels, as whole shards.
+        tile_bytes: Bytes of a tile's pixels.
     """
 
     mode: Literal["convert", "rechunk", "in place"]
@@ -61,14 +62,14 @@ class ImagePlan(NamedTuple):
     amplification: float
     channels: tuple[int, ...]
     shard: Pair
-    piece: Pair
+    tile: Pair
     levels: tuple[PyramidLevel, ...]
     in_memory: int
-    piece_bytes: int
+    tile_bytes: int
 
     def grid(self, level: int) -> BlockGrid:
-        """The pieces of a level: those that level 0 is read in, and single shards above."""
-        return BlockGrid(self.levels[level].shape, self.piece if level == 0 else self.shard, 0)
+        """Return the tiles of a level: conversion tiles on level 0, and single shards above."""
+        return BlockGrid(self.levels[level].shape, self.tile if level == 0 else self.shard, 0)
 
 
 def plan_image(slide: Slide, image: ImageSettings, blocks: BlockGrid) -> ImagePlan:
@@ -83,12 +84,12 @@ def plan_image(slide: Slide, image: ImageSettings, blocks: BlockGrid) -> ImagePl
     mode, reason = _mode(slide, image, factor)
     channels = slide.channels if mode == "rechunk" else tuple(range(slide.size_c))
     pixel_bytes = len(channels) * np.dtype(slide.dtype).itemsize
-    shard, piece = piece_shape(slide.shape, slide.levels[0].chunks[3:], pixel_bytes)
+    shard, tile = choose_tile_shape(slide.shape, slide.levels[0].chunks[3:], pixel_bytes)
     n_levels = len(level_shapes(slide.shape)) if mode == "convert" else 1
     in_memory = in_block_levels(shard, n_levels)
     levels = pyramid_levels(slide, in_memory) if mode == "convert" else (PyramidLevel(slide.shape, None),)
-    held = min(piece[0], slide.shape[0]) * min(piece[1], slide.shape[1]) * pixel_bytes
-    return ImagePlan(mode, reason, factor, channels, shard, piece, levels, in_memory, held)
+    held = min(tile[0], slide.shape[0]) * min(tile[1], slide.shape[1]) * pixel_bytes
+    return ImagePlan(mode, reason, factor, channels, shard, tile, levels, in_memory, held)
 
 
 def _mode(slide: Slide, image: ImageSettings, factor: float) -> tuple[Literal["convert", "rechunk", "in place"], str]:
@@ -140,28 +141,28 @@ def _touched(blocks: BlockGrid, axis: int, chunk: int, size: int) -> tuple[int, 
     return n_chunks, decoded, used
 
 
-def piece_shape(shape: Pair, tile: Pair, pixel_bytes: int) -> tuple[Pair, Pair]:
-    """Height and width of the shards, and of the pieces that they are written in.
+def choose_tile_shape(shape: Pair, source_tile: Pair, pixel_bytes: int) -> tuple[Pair, Pair]:
+    """Choose height and width of the shards, and of the conversion tiles that they are written in.
 
     Args:
         shape: Height and width of the level.
-        tile: Height and width of what the source decodes at once.
+        source_tile: Height and width of what the source decodes at once.
         pixel_bytes: Bytes of a pixel, all channels together.
 
     Returns:
-        Sides that are a tile's times a power of two, at most `SHARD_SIDE` where the tile is smaller. Strips across the slide
-        make pieces across the slide.
+        Sides that are a source tile's times a power of two, at most `SHARD_SIDE` where that tile is smaller. Strips across the
+        slide make conversion tiles across the slide.
 
     Example:
-        >>> piece_shape((100_000, 80_000), (256, 256), 3), piece_shape((100_000, 80_000), (240, 240), 3)
+        >>> choose_tile_shape((100_000, 80_000), (256, 256), 3), choose_tile_shape((100_000, 80_000), (240, 240), 3)
         (((4096, 4096), (4096, 4096)), ((3840, 3840), (3840, 3840)))
-        >>> piece_shape((100_000, 80_000), (8, 80_000), 3)
+        >>> choose_tile_shape((100_000, 80_000), (8, 80_000), 3)
         ((512, 32768), (512, 98304))
     """
-    if tile[1] > SHARD_SIDE and tile[1] >= shape[1]:
-        return _bands(shape, tile[0], pixel_bytes)
-    sides = [_side(size, tile_side) for size, tile_side in zip(shape, tile, strict=True)]
-    while sides[0] * sides[1] * pixel_bytes > PIECE_BYTES and max(sides) > _SMALLEST_SIDE:
+    if source_tile[1] > SHARD_SIDE and source_tile[1] >= shape[1]:
+        return _bands(shape, source_tile[0], pixel_bytes)
+    sides = [_side(size, tile_side) for size, tile_side in zip(shape, source_tile, strict=True)]
+    while sides[0] * sides[1] * pixel_bytes > TILE_BYTES and max(sides) > _SMALLEST_SIDE:
         longer = sides.index(max(sides))
         sides[longer] = _rounded(-(-sides[longer] // 2), 16)
     side = (sides[0], sides[1])
@@ -170,14 +171,14 @@ def piece_shape(shape: Pair, tile: Pair, pixel_bytes: int) -> tuple[Pair, Pair]:
 
 def _bands(shape: Pair, strip: int, pixel_bytes: int) -> tuple[Pair, Pair]:
     height, width = _side(shape[0], strip), 2 ** (shape[1] - 1).bit_length()
-    while height * shape[1] * pixel_bytes > PIECE_BYTES and height > 16:
+    while height * shape[1] * pixel_bytes > TILE_BYTES and height > 16:
         height = _rounded(-(-height // 2), 16)
     shard_width = min(width, max(SHARD_SIDE, 2 ** (SHARD_SIDE**2 // height).bit_length() // 2))
     return (height, shard_width), (height, -(-shape[1] // shard_width) * shard_width)
 
 
 def _side(size: int, tile: int) -> int:
-    """Return a tile's side times a power of two: at most `SHARD_SIDE`, and no larger than the level needs."""
+    """Return a source tile's side times a power of two: at most `SHARD_SIDE`, and no larger than the level needs."""
     side = tile if tile <= SHARD_SIDE else SHARD_SIDE
     while 2 * side <= SHARD_SIDE and side < size:
         side *= 2

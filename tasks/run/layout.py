@@ -7,7 +7,7 @@
     OUT/.slidesam/.inbox/                 <hash of a folder>.json, its lock
     OUT/.slidesam/<name>/.image/          what all labels of the slide share
         lock.json                         who writes the slide's image
-        convert-<fingerprint>/            causes.json, started.json, marks/<level>-<piece>.json
+        convert-<fingerprint>/            causes.json, started.json, marks/<level>-<tile>.json
         rechunk-<fingerprint>/            the same, done.json, and pixels.zarr
     OUT/.slidesam/<name>/<label>/
         lock.json                         who runs
@@ -124,7 +124,7 @@ class StageFolder:
         return self.path / "marks"
 
     def mark(self, name: int | str) -> Path:
-        """The done-mark of a block, a group of blocks or a piece of the image."""
+        """The done-mark of a block, a group of blocks or a tile of the image."""
         return self.marks / f"{name}.json"
 
 

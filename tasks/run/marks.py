@@ -14,7 +14,7 @@ from slidesam.tasks.run.run import Run
 
 
 class Marks:
-    """Done-marks of a stage: one small JSON file per block, group of blocks, or piece of an image.
+    """Done-marks of a stage: one small JSON file per block, group of blocks, or tile of an image.
 
     Args:
         folder: The stage's folder.

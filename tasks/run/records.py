@@ -58,7 +58,7 @@ class Mark(Record):
     """A done-mark."""
 
     block_id: int | str
-    """The block, or a name for the group of blocks or the piece of the image."""
+    """The block, or a name for the group of blocks or the tile of the image."""
 
 
 class BlockMark(Mark):

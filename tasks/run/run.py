@@ -138,7 +138,7 @@ class Run(BaseModel):
 
     @property
     def image_folder(self) -> ImageFolder:
-        """Marks of the pieces that are converted or rechunked; with the pixels, if only rechunked."""
+        """Marks of the tiles that are converted or rechunked; with the pixels, if only rechunked."""
         mode = self.image_plan.mode.replace(" ", "-")
         return ImageFolder(self.paths.image.work / f"{mode}-{self.fingerprints['image']}")
 

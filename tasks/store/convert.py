@@ -1,10 +1,10 @@
-"""Rewriting a slide's pixels piece by piece: as an OME-Zarr pyramid, or rechunked for the blocks to read.
+"""Rewriting a slide's pixels tile by tile: as an OME-Zarr pyramid, or rechunked for the blocks to read.
 
 1. `ready_arrays`   empty arrays
-2. `write_piece`    one piece of level 0 with the levels that it fills, or one shard of a level above
+2. `write_tile`    one tile of level 0 with the levels that it fills, or one shard of a level above
 3. `finish_image`   what makes the arrays an image
 
-A piece is read once and written as whole shards by one task; `image_plan` says which.
+A tile is read once and written as whole shards by one task; `image_plan` says which.
 """
 
 from __future__ import annotations
@@ -71,16 +71,14 @@ def ready_arrays(run: Run) -> None:
         note_filling(run, root)
 
 
-def pieces_to_do(run: Run, level: int, piece_ids: Sequence[int] | None = None) -> list[int]:
-    """Ids of the pieces of a level, or of those given, that have no done-mark, or whose first shard is gone."""
+def missing_tiles(run: Run, level: int, tile_ids: Sequence[int] | None = None) -> list[int]:
+    """Ids of the tiles of a level, or of those given, that have no done-mark, or whose first shard is gone."""
     marks, folder, grid = Marks(run.image_folder), _array_folder(run, level), run.image_plan.grid(level)
-    if piece_ids is None:
-        done, piece_ids = marks.names(), range(len(grid))
+    if tile_ids is None:
+        done, tile_ids = marks.names(), range(len(grid))
     else:
-        done = {name for name in (f"{level}-{piece}" for piece in piece_ids) if marks.has(name)}
-    return [
-        piece for piece in piece_ids if f"{level}-{piece}" not in done or not _is_there(run, folder, grid[piece].inner)
-    ]
+        done = {name for name in (f"{level}-{tile}" for tile in tile_ids) if marks.has(name)}
+    return [tile for tile in tile_ids if f"{level}-{tile}" not in done or not _is_there(run, folder, grid[tile].inner)]
 
 
 def _is_there(run: Run, folder: Path, region: Region) -> bool:
@@ -91,15 +89,15 @@ def _is_there(run: Run, folder: Path, region: Region) -> bool:
     return (folder / "c" / "0" / "0" / "0" / str(region.y0 // shard[0]) / str(region.x0 // shard[1])).exists()
 
 
-def write_piece(run: Run, reader: SlideReader, level: int, piece_id: int) -> None:
-    """Writes one piece of level 0 and of the levels that it fills, or one shard of a level above, then its done-mark.
+def write_tile(run: Run, reader: SlideReader, level: int, tile_id: int) -> None:
+    """Writes one tile of level 0 and of the levels that it fills, or one shard of a level above, then its done-mark.
 
     Raises:
         SlideError: The pixels can't be decoded.
         OSError: They can't be written.
     """
     plan = run.image_plan
-    region = plan.grid(level)[piece_id].inner
+    region = plan.grid(level)[tile_id].inner
     if level == 0:
         pixels = _read(reader, region, plan.channels)
         for number in range(plan.in_memory):
@@ -113,7 +111,7 @@ def write_piece(run: Run, reader: SlideReader, level: int, piece_id: int) -> Non
         else:
             pixels = reader.read_planes(region, own, plan.channels)
         _write(run, level, region, pixels)
-    Marks(run.image_folder).put(Mark(block_id=f"{level}-{piece_id}"))
+    Marks(run.image_folder).put(Mark(block_id=f"{level}-{tile_id}"))
 
 
 def _read(reader: SlideReader, region: Region, channels: tuple[int, ...]) -> NDArray[Any]:

@@ -103,7 +103,7 @@ def test_inspect_says_what_it_is_and_what_would_be_done(home, tmp_path) -> None:
         "9 (3 × 3) of 64 × 64 px",
         "unknown",
         "segment: from the start (nothing is there yet)",
-        "converts 1 piece",
+        "converts 1 tile",
     ):
         assert words in result.stdout
 

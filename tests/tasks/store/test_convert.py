@@ -18,7 +18,7 @@ from slidesam.tasks.errors import OutputError, SettingsError
 from slidesam.tasks.grid import BlockGrid, Region
 from slidesam.tasks.pixels import plan as image_plan
 from slidesam.tasks.pixels import pyramid, sample
-from slidesam.tasks.pixels.plan import PIECE_BYTES, SHARD_SIDE, amplification, piece_shape, plan_image
+from slidesam.tasks.pixels.plan import SHARD_SIDE, TILE_BYTES, amplification, choose_tile_shape, plan_image
 from slidesam.tasks.plan import explain, plan_run
 from slidesam.tasks.run.lock import locked
 from slidesam.tasks.run.run import Run
@@ -61,7 +61,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
 def test_any_kind_of_slide_converts_and_rechunks_to_its_own_pixels(
     made: dict[str, Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # So that small slides have many pieces, several levels, and levels that no piece fills.
+    # So that small slides have many tiles, several levels, and levels that no tile fills.
     monkeypatch.setattr(image_plan, "SHARD_SIDE", 64)
     monkeypatch.setattr(image_plan, "_SMALLEST_LEVEL", 20)
     monkeypatch.setattr(image_plan, "_SMALLEST_FILE", 32)
@@ -144,8 +144,8 @@ def test_what_is_lost_is_written_again_and_nothing_else(
     tifffile.imwrite(tmp_path / "s.tif", image, tile=(64, 64))
     run = planned(tmp_path / "s.tif", tmp_path / "out")
     steps.ready_image.fn(run)
-    steps.write_pieces.fn(run, 0, range(10))
-    assert convert.pieces_to_do(run, 0) == list(range(10, 16))
+    steps.write_tiles.fn(run, 0, range(10))
+    assert convert.missing_tiles(run, 0) == list(range(10, 16))
     assert not convert.is_ready(run)
     if damage == "no mark":
         run.image_folder.mark("0-3").unlink()
@@ -156,18 +156,18 @@ def test_what_is_lost_is_written_again_and_nothing_else(
     # The same command again comes first to what makes the arrays, if they aren't there.
     steps.ready_image.fn(run)
     again = [*range(16)] if damage == "no level" else [3, *range(10, 16)]
-    assert convert.pieces_to_do(run, 0) == again
+    assert convert.missing_tiles(run, 0) == again
     write_image_serially(run)
     np.testing.assert_array_equal(np.asarray(zarr.open_array(run.store / "0", mode="r")[0, 0, 0]), image)
 
 
-def test_pieces_that_are_all_zero_are_written_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_that_are_all_zero_are_written_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_plan, "SHARD_SIDE", 64)
     tifffile.imwrite(tmp_path / "s.tif", np.zeros((130, 130), np.uint8), tile=(64, 64))
     run = converted(tmp_path / "s.tif", tmp_path / "out")
-    assert convert.pieces_to_do(run, 0) == []
+    assert convert.missing_tiles(run, 0) == []
     (run.store / "0" / "c" / "0" / "0" / "0" / "1" / "2").unlink()
-    assert convert.pieces_to_do(run, 0) == [5]
+    assert convert.missing_tiles(run, 0) == [5]
 
 
 def test_reading_in_place_leaves_a_converted_pyramid_where_it_is(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_what_is_reused_and_why_is_said_in_a_line_each(tmp_path: Path) -> None:
 
     slide, out = write_numbered_slide(tmp_path / "s.tif"), tmp_path / "out"
     assert explain(planned(slide, out)) == [
-        "image: converts 1 piece (TIFF is converted unless image.convert is never)",
+        "image: converts 1 tile (TIFF is converted unless image.convert is never)",
         "segment: from the start (nothing is there yet)",
         "stitch: from the start (nothing is there yet)",
     ]
@@ -200,7 +200,7 @@ def test_what_is_reused_and_why_is_said_in_a_line_each(tmp_path: Path) -> None:
         "stitch: anew (the blocks' labels are others)",
     ]
     assert explain(planned(slide, out, image__codec="lz4"))[0] == (
-        "image: converts 1 piece (image.codec was zstd, is lz4)"
+        "image: converts 1 tile (image.codec was zstd, is lz4)"
     )
     write_numbered_slide(slide, 3, 4)
     assert "slide changed" in explain(planned(slide, out))[0]
@@ -267,7 +267,7 @@ def test_a_stopped_conversion_and_reading_in_place_dont_mix(tmp_path: Path, monk
     slide, out = stack(tmp_path / "s.ome.tif"), tmp_path / "out"
     run = planned(slide, out)
     steps.ready_image.fn(run)
-    steps.write_pieces.fn(run, 0, range(7))
+    steps.write_tiles.fn(run, 0, range(7))
     write_image_serially(planned(slide, out, image__convert="never", image__rechunk="never"))
     write_image_serially(run)
     found = np.asarray(zarr.open_array(run.store / "0", mode="r")[0, 0, 0])
@@ -336,20 +336,20 @@ def slide_of(
     st.sampled_from([(256, 256), (240, 240), (512, 128), (1000, 37), (1, None), (8, None), (64, None), (9000, 9000)]),
     st.sampled_from([1, 2, 3, 6, 8, 80]),
 )  # fmt: skip
-def test_pieces_are_whole_shards_of_whole_tiles_that_fit_into_memory(
-    shape: tuple[int, int], tile: tuple[int, int | None], pixel_bytes: int
+def test_tiles_are_whole_shards_of_whole_source_tiles_that_fit_into_memory(
+    shape: tuple[int, int], source_tile: tuple[int, int | None], pixel_bytes: int
 ) -> None:
-    tile = (tile[0], shape[1] if tile[1] is None else tile[1])
-    shard, piece = piece_shape(shape, tile, pixel_bytes)
-    assert all(p % s == 0 for p, s in zip(piece, shard, strict=True))
-    height, width = min(piece[0], shape[0]), min(piece[1], shape[1])
-    assert height * width * pixel_bytes <= PIECE_BYTES or max(shard) <= 512 or shard[0] <= 16
-    bands = tile[1] >= shape[1]
-    if max(tile) <= 1024 and pixel_bytes <= 8 and not bands:
-        assert all(s % t == 0 for s, t in zip(shard, tile, strict=True))
+    source_tile = (source_tile[0], shape[1] if source_tile[1] is None else source_tile[1])
+    shard, tile = choose_tile_shape(shape, source_tile, pixel_bytes)
+    assert all(p % s == 0 for p, s in zip(tile, shard, strict=True))
+    height, width = min(tile[0], shape[0]), min(tile[1], shape[1])
+    assert height * width * pixel_bytes <= TILE_BYTES or max(shard) <= 512 or shard[0] <= 16
+    bands = source_tile[1] >= shape[1]
+    if max(source_tile) <= 1024 and pixel_bytes <= 8 and not bands:
+        assert all(s % t == 0 for s, t in zip(shard, source_tile, strict=True))
         assert max(shard) <= SHARD_SIDE
     if bands and shape[1] > SHARD_SIDE:
-        assert piece[1] >= shape[1]
+        assert tile[1] >= shape[1]
 
 
 @given(st.data())
@@ -398,7 +398,7 @@ def test_what_is_costly_to_read_is_rechunked(chunks: tuple, channels: int, mode:
 def test_a_huge_slide_is_few_files() -> None:
     slide = slide_of((100_000, 100_000), (1, 3, 1, 256, 256)).model_copy(update={"kind": "tiff"})
     plan = plan_image(slide, ImageSettings(), BlockGrid(slide.shape, (2048, 2048), 128))
-    assert plan.shard == plan.piece == (4096, 4096)
+    assert plan.shard == plan.tile == (4096, 4096)
     shards = sum(len(plan.grid(0 if level < plan.in_memory else level)) for level in range(len(plan.levels)))
     assert shards + len(plan.levels) + 1 < 5000
 
