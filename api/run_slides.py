@@ -15,10 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from slidesam.tasks.errors import SettingsError
-from slidesam.tasks.settings.parse import make_settings
+from slidesam.tasks.settings.parse import make_settings, read_settings_file
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.facts import Slide, slide_name
 from slidesam.tasks.slides.inspect import inspect_slide
@@ -167,18 +164,3 @@ def as_settings(settings: SettingsLike) -> Settings:
     nested = {name: value for name, value in values.items() if "." not in name}
     dotted = {name: value for name, value in values.items() if "." in name}
     return make_settings(nested, dotted)
-
-
-def read_settings_file(path: Path) -> dict[str, Any]:
-    """Nested names and values from a YAML file.
-
-    Raises:
-        SettingsError: It can't be read, or holds something else.
-    """
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingsError(f"settings file {path} can't be read: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise SettingsError(f"settings file {path} holds no `section: {{key: value}}`: see `slidesam settings`")
-    return values

@@ -17,7 +17,7 @@ from slidesam.flows.cli.models import add_models_commands
 from slidesam.flows.console import out, say, say_failed
 from slidesam.tasks.errors import OutputError, SettingsError
 from slidesam.tasks.settings.methods import SEGMENTER_KINDS
-from slidesam.tasks.settings.parse import make_settings, read_yaml
+from slidesam.tasks.settings.parse import make_settings, read_settings_file
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.settings.types import seconds_of
 
@@ -285,9 +285,7 @@ def load_settings(path: Path | None, segmenter: str | None, overrides: Sequence[
     Raises:
         SettingsError: The file can't be read, a name is unknown or a value can't be used.
     """
-    values = (
-        {} if path is None else read_yaml(path, "settings file", "`section: {key: value}`: see `slidesam settings`")
-    )
+    values = {} if path is None else read_settings_file(path)
     changed: dict[str, Any] = {} if segmenter is None else {"segmenter.kind": segmenter}
     changed |= read_overrides(overrides or (), "--set", "setting")
     return make_settings(values, changed)

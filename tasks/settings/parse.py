@@ -77,6 +77,15 @@ def read_yaml(path: Path, owner: str, example: str) -> dict[str, Any]:
     return values
 
 
+def read_settings_file(path: Path) -> dict[str, Any]:
+    """Read nested names and values of settings from a YAML file.
+
+    Raises:
+        SettingsError: The file can't be read, or holds no mapping.
+    """
+    return read_yaml(path, "settings file", "`section: {key: value}`: see `slidesam settings`")
+
+
 def parse_override(text: str, owner: str) -> tuple[str, Any]:
     """Split `a.b=c` into the dotted name and its YAML value.
 
