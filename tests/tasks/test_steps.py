@@ -127,8 +127,8 @@ class TestLargeSlides:
     @pytest.fixture(autouse=True)
     def _small(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(pyramid, "OVERVIEW_SIDE", 100)
-        monkeypatch.setattr(sample, "_PLACES", 9)
-        monkeypatch.setattr(sample, "_PLACE_SIDE", 32)
+        monkeypatch.setattr(sample, "_MOST_SAMPLES", 9)
+        monkeypatch.setattr(sample, "_SAMPLE_SIDE", 32)
 
     @pytest.mark.parametrize(("levels", "factor"), [(1, 8), (3, 2)])
     def test_overview_is_at_true_scale(self, levels: int, factor: int, tmp_path: Path) -> None:

@@ -100,8 +100,8 @@ def test_labels_of_slides_with_an_overview_are_equal_too(
 
     monkeypatch.setattr(pyramid, "OVERVIEW_SIDE", 100)
     monkeypatch.setattr(image_plan, "_SMALLEST_LEVEL", 50)
-    monkeypatch.setattr(sample, "_PLACES", 9)
-    monkeypatch.setattr(sample, "_PLACE_SIDE", 32)
+    monkeypatch.setattr(sample, "_MOST_SAMPLES", 9)
+    monkeypatch.setattr(sample, "_SAMPLE_SIDE", 32)
     image = immunohistochemistry()[:, :470]
     with tifffile.TiffWriter(tmp_path / "s.tif") as tiff:
         for level in range(levels):
