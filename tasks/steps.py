@@ -82,7 +82,7 @@ def prepare_slide(run: Run) -> Params:
 
 
 @task(name="segment blocks", cache_policy=NO_CACHE, persist_result=False)
-def segment_blocks(run: Run, block_ids: Sequence[int], go: str = "") -> Facts:
+def segment_blocks(run: Run, block_ids: Sequence[int], attempt: str = "") -> Facts:
     """Segments blocks that have no done-mark; one that fails doesn't cost the others.
 
     Where this worker's job ends soon the rest is left, and named, for others.
@@ -90,7 +90,7 @@ def segment_blocks(run: Run, block_ids: Sequence[int], go: str = "") -> Facts:
     Args:
         run: The run.
         block_ids: Which blocks.
-        go: Identifies this go at the slide, within which workers that a block costs are counted.
+        attempt: Identifies this attempt at the slide, within which the workers that a block ends are counted.
 
     Raises:
         OutputError: Results can't be written.
@@ -98,7 +98,7 @@ def segment_blocks(run: Run, block_ids: Sequence[int], go: str = "") -> Facts:
         BlockFailures: Some blocks failed; a single one's own error is raised instead.
     """
     started = time.perf_counter()
-    left = segment_missing(run, block_ids, go)
+    left = segment_missing(run, block_ids, attempt)
     return {"seconds": time.perf_counter() - started, "left": left}
 
 

@@ -32,7 +32,7 @@ GROUPS = {
     ),
     "operations": ("flows/many/test_operations", "infra/test_prefect_server"),
     "microsam": tuple(
-        f"tasks/segmenters/microsam/test_{file}" for file in ("segmenter", "encoder", "pipeline", "offline")
+        f"tasks/segmenters/microsam/test_{file}" for file in ("segmenter", "encoder", "library", "pipeline", "offline")
     ),
     "cli": ("flows/cli/test_app",),
     "flows": (

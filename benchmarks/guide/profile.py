@@ -108,7 +108,7 @@ def _work(case: Case, plan: Plan, image: np.ndarray) -> Work:
     channels = 1 if image.ndim == 2 else image.shape[2]
     params: dict[str, Any] = {}
     if case.scaling == "slide":
-        from slidesam.tasks.segmenters.microsam.segmenter import intensity_range
+        from slidesam.tasks.segmenters.microsam.inputs import intensity_range
 
         params = intensity_range(image, is_rgb=True)
     fill = np.percentile(image.reshape(-1, channels), 99, axis=0, method="nearest")

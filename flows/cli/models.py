@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -51,11 +51,11 @@ def add_models_commands(app: typer.Typer) -> None:
 @models_app.command("list")
 def list_models(cache: Cache = None) -> None:
     """List micro-sam's models: what each is for, and whether its files are in the cache here."""
-    from slidesam.tasks.segmenters.microsam.registry import MODELS, cache_folder
-    from slidesam.tasks.segmenters.microsam.weights import model_name
+    from slidesam.tasks.segmenters.microsam.registry import MODELS, find_cache_folder
+    from slidesam.tasks.segmenters.microsam.weights import choose_model
 
-    folder = cache_folder(cache)
-    bright, other = (model_name(MicroSam(), is_rgb=is_rgb) for is_rgb in (True, False))
+    folder = find_cache_folder(cache)
+    bright, other = (choose_model(MicroSam(), is_rgb=is_rgb) for is_rgb in (True, False))
     table = Table(box=None, pad_edge=False)
     for title in ("model", "ViT", "decoder", "for", "here", "size"):
         table.add_column(title, justify="right" if title == "size" else "left", no_wrap=title != "here")
@@ -72,9 +72,9 @@ def list_models(cache: Cache = None) -> None:
 
 def _on_disk(model: str, folder: Path) -> tuple[str, str]:
     """Which of the model's files are there, and how many megabytes all of them have, or would have."""
-    from slidesam.tasks.segmenters.microsam.registry import files_of
+    from slidesam.tasks.segmenters.microsam.registry import list_files
 
-    files = files_of(model)
+    files = list_files(model)
     here = [file for file in files if (folder / file).is_file()]
     if len(here) == len(files):
         return "yes", f"{sum((folder / file).stat().st_size for file in files) / 1e6:,.0f} MB"
@@ -91,70 +91,31 @@ def fetch_models(
 
     A file gets its name only when all of it is there and its hash is right; what is there already isn't fetched again.
     """
-    from slidesam.tasks.segmenters.microsam.registry import cache_folder, fetch, files_of, registry, state_of
+    from slidesam.tasks.segmenters.microsam.registry import (
+        check_file,
+        fetch,
+        find_cache_folder,
+        list_files,
+        read_registry,
+    )
 
-    files = [file for name in dict.fromkeys(names) for file in files_of(name)]
-    folder, known = cache_folder(cache), registry()
+    files = [file for name in dict.fromkeys(names) for file in list_files(name)]
+    folder, known = find_cache_folder(cache), read_registry()
     # Told to end, it takes away what is half there, as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     for file in files:
-        state = state_of(folder / file, known.get(file))
+        state = check_file(folder / file, known.get(file))
         if state in ("whole", "unchecked"):
             say(_SIGNS[state], f"{file}: {_WORDS[state]}")
             continue
-        with _Bar(file) as bar:
-            fetch(file, folder, bar)
+        if err.is_terminal:
+            err.print(f"fetching {file}")
+        fetch(file, folder, show_progress=err.is_terminal)
         say(_SIGNS["whole"], f"{file}: fetched, {(folder / file).stat().st_size / 1e6:,.1f} MB, its hash is right")
     out.print(
         Text(f"\nThe files are in {folder}. Runs find them where this is set, here and in the profile's prologue:")
     )
     out.print(Text(f"export MICROSAM_CACHEDIR={shlex.quote(str(folder.parent))}"))
-
-
-class _Bar:
-    """A rich bar as pooch wants one; shown on terminals only.
-
-    Args:
-        file: What is fetched.
-
-    Attributes:
-        total: Bytes that will arrive; 0 where the server doesn't say.
-    """
-
-    def __init__(self, file: str) -> None:
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-            TransferSpeedColumn,
-        )
-
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        self._progress = Progress(
-            *columns, TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal
-        )
-        self._task = self._progress.add_task(file, total=None)
-        self.total = 0
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
-
-    def update(self, size: int) -> None:
-        """So many bytes more have arrived."""
-        self._progress.update(self._task, advance=size, total=self.total or None)
-
-    def reset(self) -> None:
-        """Back to nothing: at the end pooch does this and then adds all, because it counted whole pieces."""
-        self._progress.update(self._task, completed=0)
-
-    def close(self) -> None:
-        """All has arrived."""
 
 
 @models_app.command("verify")
@@ -168,12 +129,18 @@ def verify(
 
     The exit code is 1 if one of them is another file, or a file is missing whose model was named.
     """
-    from slidesam.tasks.segmenters.microsam.registry import MODELS, cache_folder, files_of, registry, state_of
+    from slidesam.tasks.segmenters.microsam.registry import (
+        MODELS,
+        check_file,
+        find_cache_folder,
+        list_files,
+        read_registry,
+    )
 
-    folder, known = cache_folder(cache), registry()
+    folder, known = find_cache_folder(cache), read_registry()
     found: set[State] = set()
     for name in dict.fromkeys(names or MODELS):
-        states = {file: state_of(folder / file, known.get(file)) for file in files_of(name)}
+        states = {file: check_file(folder / file, known.get(file)) for file in list_files(name)}
         # Models that aren't there and that nobody asked for would fill the screen.
         if names or set(states.values()) != {"missing"}:
             found.update(states.values())

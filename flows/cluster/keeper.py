@@ -1,8 +1,9 @@
 """Keeps as many jobs as there is work for: requests jobs, replaces lost ones, and gives idle ones back.
 
-dask-jobqueue's own scaling guesses from how long tasks took, so that it closes workers in the middle of a block, and it never
-notices a job that was cancelled while it waited in the queue. Here one job is requested for as many tasks as its workers can
-have at once. Only jobs without a task are given back, and only after a while, because the next job must queue again.
+dask-jobqueue's own scaling guesses from how long tasks took, so that it closes workers in the middle of a block
+(https://github.com/dask/distributed/issues/4069), and it never notices a job that was cancelled while it waited in the queue.
+Here one job is requested for as many tasks as its workers can have at once. Only jobs without a task are given back, and only
+after a while, because the next job must queue again.
 
 Jobs that the queue refuses (a limit, a wrong account), or that end before one of their workers connects (a wrong prologue, a bad
 node), are requested again after a delay that doubles. If no worker is running at all, the keeper soon gives up and reports what

@@ -1,7 +1,7 @@
 """Prepares a Dask worker before its first task, and ends it well (`dask worker --preload slidesam.flows.cluster.on_worker`).
 
 Some time before its job's end a worker takes no further block, finishes its current one, and leaves. Dask's own lifetime would
-give that block to another worker at once, while it is still being computed here.
+give that block to another worker at once, while it is still being computed here (https://github.com/dask/distributed/issues/3141).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def dask_setup(worker: Any) -> None:
     gc.disable()
     import slidesam.tasks.steps  # noqa: F401
     from slidesam.tasks.labels import kernels
-    from slidesam.tasks.segment.start_marks import DISPOSABLE
+    from slidesam.tasks.segment.worker_state import DISPOSABLE
 
     gc.enable()
 
@@ -69,10 +69,10 @@ class _Ending:
 
     def begin(self) -> None:
         """Take no further block, and leave when the current one is done."""
-        from slidesam.tasks.segment.start_marks import leave
+        from slidesam.tasks.segment.worker_state import this_worker
 
         self.is_leaving = True
-        leave()
+        this_worker.leave()
         self.task = asyncio.ensure_future(self._leave())
 
     async def _leave(self) -> None:
@@ -90,10 +90,10 @@ class _Ending:
         """End at once. The block isn't blamed, unless the lifetime was over or the memory almost full."""
         import psutil
 
-        from slidesam.tasks.segment.start_marks import excuse
+        from slidesam.tasks.segment.worker_state import this_worker
 
         limit = self.worker.memory_manager.memory_limit
         is_full = bool(limit) and psutil.Process().memory_info().rss > _ALMOST_FULL * limit
         if not (self.is_leaving or is_full):
-            excuse()
+            this_worker.excuse_blocks()
         os._exit(128 + number)

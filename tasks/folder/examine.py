@@ -27,13 +27,12 @@ from pydantic import TypeAdapter
 
 from slidesam.tasks.errors import SlidesamError, in_one_line
 from slidesam.tasks.segment import devices
+from slidesam.tasks.segment.worker_state import this_worker
 from slidesam.tasks.segmenters import package_version, segmenter_identity
 from slidesam.tasks.settings.methods import SegmenterSettings
 
 PACKAGES = ("slidesam", "dask", "distributed", "prefect", "zarr", "numpy")
 OPTIONAL = ("micro-sam", "torch", "cellpose", "stardist", "tensorflow")
-# Set in workers by slidesam.flows.cluster.on_worker.
-_IS_WORKER = "SLIDESAM_WORKER"
 _API_SECONDS = 10.0
 
 
@@ -177,7 +176,7 @@ def examine(expected: Mapping[str, Any]) -> dict[str, Any]:
         "host": socket.gethostname(),
         "python": sys.executable,
         "versions": versions(),
-        "is_worker": _IS_WORKER in os.environ,
+        "is_worker": this_worker.is_disposable,
         "api": api and ask_api(api, expected["authorization"]),
         "notes": folder and _answer(folder, expected["token"]),
         "segmenter": segmenter and identity_of(segmenter),

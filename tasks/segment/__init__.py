@@ -1,1 +1,1 @@
-"""Segment one block: devices, attempts, labels."""
+"""Segment the blocks of a slide: what they share, the loop over them, start-marks, devices."""

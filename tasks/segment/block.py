@@ -1,6 +1,6 @@
-"""One block: read its outer region, hand the segmenter an image of the grid's one shape, keep the labels that lie on the slide.
+"""Segment one block: pad its pixels to the one shape of the grid, call the segmenter, keep the labels that lie on the slide.
 
-No Prefect, no Dask: the same function runs serially, in a local cluster and in a job.
+Arrays in, arrays out: this module reads and writes no files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from slidesam.tasks.errors import SegmenterError
 from slidesam.tasks.grid import Block, BlockGrid
-from slidesam.tasks.segmenters import InTwoParts, Params, Segmenter
+from slidesam.tasks.segmenters.base import Params, Segmenter
 
 LABEL_DTYPE = np.uint32
 
@@ -22,15 +22,15 @@ LABEL_DTYPE = np.uint32
 def segment_outer(
     image: NDArray[Any], block: Block, grid: BlockGrid, segmenter: Segmenter, params: Params, fill: NDArray[Any]
 ) -> NDArray[np.uint32]:
-    """Local labels of a block's outer region.
+    """Compute the local labels of a block's outer region.
 
     Args:
         image: (y, x, c) pixels of the outer region.
         block: The block.
-        grid: Its grid, whose `outer_shape` the segmenter sees whatever the block's place.
+        grid: Its grid, whose `outer_shape` is the shape of every input tile.
         segmenter: What turns pixels into labels.
         params: What its `prepare` returned for this slide.
-        fill: (c,) the slide's background, put where the image reaches past the slide.
+        fill: (c,) the slide's background, put where the input tile reaches past the slide.
 
     Returns:
         (y, x) uint32 of the outer region's shape, ids 1..n in order of appearance, 0 = background.
@@ -44,32 +44,25 @@ def segment_outer(
 def begin_outer(
     image: NDArray[Any], block: Block, grid: BlockGrid, segmenter: Segmenter, params: Params, fill: NDArray[Any]
 ) -> Callable[[], NDArray[np.uint32]]:
-    """The part of `segment_outer` that wants the device, and a function for the rest, which any thread may call later.
+    """Do the device's part of `segment_outer`, and return a function for the rest, which any thread may call later.
 
-    Only a segmenter that is `InTwoParts` leaves a rest.
+    Only two-phase segmenters return deferred work; of the others only the labels' order and place are left.
     """
-    window = grid.window(block)
-    padded = _squeezed(pad_to(image, grid.outer_shape, (block.outer.y0 - window.y0, block.outer.x0 - window.x0), fill))
-    own = block.outer.relative_to(window).slices
-
-    def in_order(labels: object) -> NDArray[np.uint32]:
-        return renumbered(checked_labels(labels, grid.outer_shape)[own])
-
-    if isinstance(segmenter, InTwoParts):
-        rest = segmenter.begin(padded, params)
-        return lambda: in_order(rest())
-    labels = in_order(segmenter.segment(padded, params))
-    return lambda: labels
+    tile = grid.window(block)
+    padded = _squeeze(pad_to(image, grid.outer_shape, (block.outer.y0 - tile.y0, block.outer.x0 - tile.x0), fill))
+    on_slide = block.outer.relative_to(tile).slices
+    deferred = segmenter.begin(padded, params)
+    return lambda: renumber(check_labels(deferred(), grid.outer_shape)[on_slide])
 
 
-def renumbered(labels: NDArray[Any]) -> NDArray[np.uint32]:
-    """The same (y, x) objects with ids 1..n in order of appearance."""
+def renumber(labels: NDArray[Any]) -> NDArray[np.uint32]:
+    """Give the same (y, x) objects the ids 1..n in order of appearance."""
     in_order, _ = fastremap.renumber(np.ascontiguousarray(labels), preserve_zero=True, in_place=False)
     return np.asarray(in_order, LABEL_DTYPE)
 
 
 def pad_to(image: NDArray[Any], shape: tuple[int, int], offset: tuple[int, int], fill: NDArray[Any]) -> NDArray[Any]:
-    """An image of `shape` that holds `image` at `offset` and `fill` around it.
+    """Make an image of `shape` that holds `image` at `offset` and `fill` around it.
 
     Args:
         image: (y, x, c) pixels.
@@ -78,7 +71,7 @@ def pad_to(image: NDArray[Any], shape: tuple[int, int], offset: tuple[int, int],
         fill: (c,) value of the padding.
 
     Returns:
-        (y, x, c) in the image's dtype; the image itself where there is nothing to pad.
+        (y, x, c) in the image's dtype; the image itself if there is nothing to pad.
     """
     if image.shape[:2] == shape:
         return image
@@ -88,8 +81,8 @@ def pad_to(image: NDArray[Any], shape: tuple[int, int], offset: tuple[int, int],
     return padded
 
 
-def checked_labels(labels: object, shape: tuple[int, int]) -> NDArray[np.integer[Any]]:
-    """The labels, if they are a (y, x) array of non-negative integers of the given shape.
+def check_labels(labels: object, shape: tuple[int, int]) -> NDArray[np.integer[Any]]:
+    """Return the labels if they are a (y, x) array of non-negative integers of the given shape.
 
     Raises:
         SegmenterError: They aren't; the message says what they are.
@@ -104,6 +97,6 @@ def checked_labels(labels: object, shape: tuple[int, int]) -> NDArray[np.integer
     return array
 
 
-def _squeezed(image: NDArray[Any]) -> NDArray[Any]:
-    """(y, x) where there is one channel: what most methods expect."""
+def _squeeze(image: NDArray[Any]) -> NDArray[Any]:
+    """Return (y, x) if there is one channel: most methods expect that."""
     return image[..., 0] if image.shape[2] == 1 else image

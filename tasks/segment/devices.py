@@ -1,8 +1,8 @@
-"""GPUs and MIG instances: which there are, who gets which, and whether a worker has the one that it was given.
+"""GPUs and MIG instances: list them, share them among workers, and check that a worker has the one that it was given.
 
-Whoever starts a worker shows it one device by CUDA_VISIBLE_DEVICES and says so a second time in `GIVEN`. Between the two stand
-job scripts, modules and containers, each of which may set CUDA_VISIBLE_DEVICES anew; torch then finds another GPU, or none, and
-computes on the CPU without a word. So the worker compares.
+A worker is started with one device in CUDA_VISIBLE_DEVICES, and with the same device in `GIVEN`. In between, job scripts, modules
+and containers may set CUDA_VISIBLE_DEVICES again. torch then finds another GPU, or none, and computes on the CPU without a
+warning. So the worker compares the two.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from slidesam.tasks.errors import DeviceError
 
-# The device that a worker was given, in the words of CUDA_VISIBLE_DEVICES, or CPU.
+# Environment variable with the device that a worker was given, as CUDA_VISIBLE_DEVICES names it, or CPU.
 GIVEN = "SLIDESAM_DEVICE"
 CPU = "cpu"
 
@@ -30,7 +30,7 @@ _SMI_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Instance:
-    """A part of a GPU that counts as a device of its own (MIG)."""
+    """A part of a GPU that counts as a device (MIG)."""
 
     profile: str
     """Its size, such as 1g.5gb."""
@@ -42,23 +42,23 @@ class Instance:
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU as nvidia-smi lists it. One in MIG mode that has no instances looks like one that isn't in it, and can't be used."""
+    """A GPU as nvidia-smi lists it. One in MIG mode without instances looks like one without MIG mode, and can't be used."""
 
     index: int
     """Its number in the order of the PCI bus."""
     name: str
     """Its model."""
     uuid: str
-    """Its name for good."""
+    """Its permanent name."""
     instances: tuple[Instance, ...] = ()
-    """What it is divided into, if it is."""
+    """The instances that it is divided into, if any."""
 
 
 def parse_smi(text: str) -> tuple[Gpu, ...]:
-    """The GPUs that `nvidia-smi -L` lists.
+    """Read the GPUs from the output of `nvidia-smi -L`.
 
     Args:
-        text: What it printed; lines of another kind are passed over.
+        text: The output; other lines are ignored.
 
     Example:
         >>> parse_smi("GPU 0: NVIDIA A100-SXM4-80GB (UUID: GPU-5a)")
@@ -67,25 +67,25 @@ def parse_smi(text: str) -> tuple[Gpu, ...]:
     gpus: list[tuple[int, str, str]] = []
     instances: list[list[Instance]] = []
     for line in text.splitlines():
-        if found := _GPU.fullmatch(line.rstrip()):
-            gpus.append((int(found[1]), found[2], found[3]))
+        if match := _GPU.fullmatch(line.rstrip()):
+            gpus.append((int(match[1]), match[2], match[3]))
             instances.append([])
-        elif gpus and (found := _INSTANCE.fullmatch(line.rstrip())):
-            instances[-1].append(Instance(profile=found[1], index=int(found[2]), uuid=found[3]))
+        elif gpus and (match := _INSTANCE.fullmatch(line.rstrip())):
+            instances[-1].append(Instance(profile=match[1], index=int(match[2]), uuid=match[3]))
     return tuple(Gpu(*gpu, tuple(parts)) for gpu, parts in zip(gpus, instances, strict=True))
 
 
 def visible_devices(environment: Mapping[str, str], smi: str | None) -> tuple[str, ...]:
-    """The devices that workers may be given, as CUDA_VISIBLE_DEVICES names them.
+    """List the devices that workers may be given, as CUDA_VISIBLE_DEVICES names them.
 
-    Where CUDA_VISIBLE_DEVICES is set, these are its entries up to the first that names no device, which is where CUDA stops too
-    (-1, Slurm's NoDevFiles). Else they are all that nvidia-smi shows; in a Slurm job with ConstrainDevices that is what the job
-    has, numbered from 0. A GPU that is divided stands for its instances: by its own name CUDA would use the first only. Beside a
-    divided GPU the others go by their UUIDs, because an index may not mean to CUDA what it means to nvidia-smi.
+    If CUDA_VISIBLE_DEVICES is set, these are its entries up to the first one that names no device, where CUDA stops too (-1,
+    Slurm's NoDevFiles). Otherwise they are all that nvidia-smi shows; in a Slurm job with ConstrainDevices these are the job's
+    devices, numbered from 0. A divided GPU is replaced by its instances: by the GPU's name CUDA would use only the first. If one
+    GPU is divided, the others are named by their UUIDs, because CUDA and nvidia-smi may number them differently.
 
     Args:
         environment: Environment variables.
-        smi: What `nvidia-smi -L` printed; None or nothing that can be read = entries are taken at their word.
+        smi: Output of `nvidia-smi -L`; if it is None or unreadable, the entries are taken as they are.
 
     Example:
         >>> visible_devices({"CUDA_VISIBLE_DEVICES": "2,3,-1,0"}, None)
@@ -95,17 +95,17 @@ def visible_devices(environment: Mapping[str, str], smi: str | None) -> tuple[st
     entries = environment.get(_VISIBLE)
     if entries is None:
         return _unique(name for gpu in gpus for name in _names(gpu, gpus, str(gpu.index)))
-    found: list[str] = []
+    devices: list[str] = []
     for entry in entries.split(","):
-        names = _named(entry.strip(), gpus)
+        names = _resolve_entry(entry.strip(), gpus)
         if not names:
             break
-        found.extend(names)
-    return _unique(found)
+        devices.extend(names)
+    return _unique(devices)
 
 
 def nvidia_smi() -> str | None:
-    """What `nvidia-smi -L` prints, or None where there is none, it finds no GPU or it doesn't answer."""
+    """Run `nvidia-smi -L`; None if there is no such command, it finds no GPU or it doesn't answer."""
     try:
         done = subprocess.run(
             ["nvidia-smi", "-L"],  # noqa: S607 - wherever PATH has it: containers keep it elsewhere
@@ -122,14 +122,14 @@ def nvidia_smi() -> str | None:
 
 
 def share(devices: Sequence[str], workers: int) -> list[str]:
-    """The device of each worker.
+    """Choose the device of each worker.
 
-    Devices are shared evenly, neighbours together. Fewer workers than devices get one each, the first ones, and the others stay
-    idle: whoever asks for two workers beside four GPUs may want to leave two to something else. Without a device all compute on
-    the CPU.
+    Devices are shared evenly, neighbouring workers together. Fewer workers than devices get one each, the first ones, and the
+    other devices stay idle: a person who asks for two workers on four GPUs may want to use the rest for something else. Without a
+    device all workers compute on the CPU.
 
     Args:
-        devices: Names of devices; none = CPU.
+        devices: Names of devices; empty for the CPU.
         workers: How many workers there are.
 
     Raises:
@@ -150,26 +150,26 @@ def share(devices: Sequence[str], workers: int) -> list[str]:
 
 
 def check_given(environment: Mapping[str, str] = os.environ) -> None:
-    """Makes sure that this process sees the device that it was given, and no other.
+    """Check that this process sees the device that it was given, and no other.
 
     Args:
         environment: Environment variables; without `GIVEN` nothing is checked.
 
     Raises:
-        DeviceError: CUDA_VISIBLE_DEVICES says something else.
+        DeviceError: CUDA_VISIBLE_DEVICES names something else.
     """
-    given, seen = environment.get(GIVEN), environment.get(_VISIBLE)
-    if given is None or seen == given or (given == CPU and not seen):
+    given, visible = environment.get(GIVEN), environment.get(_VISIBLE)
+    if given is None or visible == given or (given == CPU and not visible):
         return
-    found = f"{_VISIBLE} is unset" if seen is None else f"{_VISIBLE} is {seen!r}"
+    state = f"{_VISIBLE} is unset" if visible is None else f"{_VISIBLE} is {visible!r}"
     raise DeviceError(
-        f"{socket.gethostname()}: this worker was given the device {given}, but {found}",
+        f"{socket.gethostname()}: this worker was given the device {given}, but {state}",
         "a job script, module or container sets it after slidesam did, so remove that setting",
     )
 
 
 def check_torch(environment: Mapping[str, str] = os.environ) -> None:
-    """Makes sure that torch, where it is imported, computes on the GPU that this process was given.
+    """Check that torch, if it is imported, computes on the GPU that this process was given.
 
     Args:
         environment: Environment variables; without `GIVEN`, or for the CPU, nothing is checked.
@@ -180,14 +180,14 @@ def check_torch(environment: Mapping[str, str] = os.environ) -> None:
     given, torch = environment.get(GIVEN), sys.modules.get("torch")
     if torch is None or given is None or given == CPU:
         return
-    wrong = _wrong_in_torch(torch, given)
-    if wrong:
-        what, cure = wrong
+    fault = _find_fault(torch, given)
+    if fault:
+        what, cure = fault
         raise DeviceError(f"{socket.gethostname()}: this worker was given the device {given}, but {what}", cure)
 
 
-def _wrong_in_torch(torch: Any, given: str) -> tuple[str, str] | None:
-    """Return what is wrong and what to do."""
+def _find_fault(torch: Any, given: str) -> tuple[str, str] | None:
+    """Describe what is wrong with torch's devices and what to do; None if torch sees the given one."""
     if not torch.cuda.is_available():
         return (
             "torch finds no GPU",
@@ -207,8 +207,8 @@ def _wrong_in_torch(torch: Any, given: str) -> tuple[str, str] | None:
     return None
 
 
-def _named(entry: str, gpus: Sequence[Gpu]) -> tuple[str, ...]:
-    """The devices that an entry of CUDA_VISIBLE_DEVICES names; none if it isn't valid."""
+def _resolve_entry(entry: str, gpus: Sequence[Gpu]) -> tuple[str, ...]:
+    """List the devices that an entry of CUDA_VISIBLE_DEVICES names; empty if it isn't valid."""
     if entry.startswith("MIG-"):
         return (entry,)
     by_uuid, by_index = entry.startswith("GPU-"), entry.isascii() and entry.isdigit()
@@ -216,13 +216,13 @@ def _named(entry: str, gpus: Sequence[Gpu]) -> tuple[str, ...]:
         return ()
     if not gpus:
         return (entry,)
-    # CUDA takes the beginning of a UUID where only one GPU's begins so.
-    meant = [gpu for gpu in gpus if (gpu.uuid.startswith(entry) if by_uuid else gpu.index == int(entry))]
-    return _names(meant[0], gpus, entry) if len(meant) == 1 else ()
+    # CUDA accepts the beginning of a UUID if only one GPU's UUID begins with it.
+    matches = [gpu for gpu in gpus if (gpu.uuid.startswith(entry) if by_uuid else gpu.index == int(entry))]
+    return _names(matches[0], gpus, entry) if len(matches) == 1 else ()
 
 
 def _names(gpu: Gpu, gpus: Sequence[Gpu], name: str) -> tuple[str, ...]:
-    """What to call a GPU that goes by a name, beside the others of its machine."""
+    """Name a GPU, or its instances, so that CUDA finds it beside the others of its machine."""
     if gpu.instances:
         return tuple(instance.uuid for instance in gpu.instances)
     return (gpu.uuid if any(other.instances for other in gpus) else name,)

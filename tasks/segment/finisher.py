@@ -1,4 +1,4 @@
-"""How blocks end while the next ones begin: the device computes, the host makes labels of the last and writes them."""
+"""Finish a block while the device computes the next: the host makes its labels and writes them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from slidesam.tasks.retry import Action, decide
 
 
 class Finisher:
-    """Finishes one block at a time, in order, in a thread of its own.
+    """Finishes one block at a time, in order, in a thread.
 
-    Never more than one waits, so that memory holds two blocks at most.
+    At most one block is being finished, so memory holds two blocks at most.
 
     Args:
-        failures: Gets what a block raises, but for what ends them all: `note`.
+        failures: Collects the errors of single blocks, by their ids (`note`).
     """
 
     def __init__(self, failures: dict[int, Exception]) -> None:
         self._failures = failures
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="finish")
-        self._last: tuple[int, Future[None]] | None = None
+        self._current: tuple[int, Future[None]] | None = None
 
     def __enter__(self) -> Finisher:
         return self
@@ -30,18 +30,18 @@ class Finisher:
         self._thread.shutdown()
 
     def add(self, block_id: int, finish: Callable[[], None], marked: ExitStack) -> None:
-        """Finishes a block, once the one before is.
+        """Finish a block, as soon as the previous block is finished.
 
         Args:
             block_id: The block.
-            finish: What there is to do.
-            marked: Left when it is finished, or has failed: its start-mark.
+            finish: Makes the block's labels and writes them.
+            marked: Holds the block's start-mark, and is closed when the block is finished or has failed.
 
         Raises:
-            OutputError, SlideGoneError: Those of the block before.
+            OutputError, SlideGoneError: The previous block met one that no other block would get past.
         """
 
-        def in_marks() -> None:
+        def finish_marked() -> None:
             with marked:
                 finish()
 
@@ -50,23 +50,23 @@ class Finisher:
         except BaseException:
             marked.close()
             raise
-        self._last = block_id, self._thread.submit(in_marks)
+        self._current = block_id, self._thread.submit(finish_marked)
 
     def wait(self) -> None:
-        """Until the last block is finished.
+        """Wait until the current block is finished.
 
         Raises:
-            OutputError, SlideGoneError: It can't be, nor can any other.
+            OutputError, SlideGoneError: It met one that no other block would get past.
         """
-        if self._last is None:
+        if self._current is None:
             return
-        (block_id, future), self._last = self._last, None
+        (block_id, future), self._current = self._current, None
         with self.note(block_id):
             future.result()
 
     @contextmanager
     def note(self, block_id: int) -> Iterator[None]:
-        """Keeps what a block raises for later; lets through what no other block would get past."""
+        """Collect the error of a block; let pass an error that no other block would get past."""
         try:
             yield
         except Exception as error:

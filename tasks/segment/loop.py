@@ -1,4 +1,9 @@
-"""The loop over a task's blocks: one is computed while the next is read and, where a GPU computes, the last is finished.
+"""The loop over a task's blocks: one is computed while the next is read and, if a GPU computes, the last is finished.
+
+1. `segment_missing`   opens pixels, start-marks, threads and the segmenter, and gives each block its turn
+2. `_ReadAhead`        reads a block's pixels in a thread
+3. `_BlockWork.begin`  does the device's part of a block
+4. `_BlockWork._finish`  writes its labels, table and halo strip, then its done-mark; the `Finisher` calls it
 
 No Prefect, no Dask: the same loop runs serially, in a local cluster and in a job.
 """
@@ -8,15 +13,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, closing
-from functools import partial
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from slidesam.tasks.errors import BlockFailure, BlockFailures
+from slidesam.tasks.grid import Block, BlockGrid
 from slidesam.tasks.labels.halo_strips import save_strips
 from slidesam.tasks.labels.objects import describe_block
 from slidesam.tasks.labels.results import BlockResults, save_table
@@ -25,125 +31,175 @@ from slidesam.tasks.run.files import output_errors
 from slidesam.tasks.run.marks import Marks, find_mark, list_blocks, read_params, remove_stage
 from slidesam.tasks.run.records import BlockMark, Params
 from slidesam.tasks.run.run import Run
-from slidesam.tasks.segment.block import begin_outer, renumbered
+from slidesam.tasks.segment.block import begin_outer, renumber
 from slidesam.tasks.segment.finisher import Finisher
 from slidesam.tasks.segment.prepare import load_run_segmenter
-from slidesam.tasks.segment.start_marks import Attempts, is_leaving
-from slidesam.tasks.segmenters import Segmenter
+from slidesam.tasks.segment.start_marks import StartMarks
+from slidesam.tasks.segment.worker_state import WorkerState, this_worker
+from slidesam.tasks.segmenters.base import Segmenter
 from slidesam.tasks.settings.types import seconds_of
+from slidesam.tasks.slides.reader import PixelReader
 from slidesam.tasks.store.readers import open_pixels
 
 
-def segment_missing(run: Run, block_ids: Sequence[int], go: str) -> list[int]:
-    """Segments blocks that have no done-mark; one that fails doesn't cost the others.
+def segment_missing(run: Run, block_ids: Sequence[int], attempt: str, worker: WorkerState = this_worker) -> list[int]:
+    """Segment blocks that have no done-mark; one that fails doesn't stop the others.
 
     Args:
         run: The run.
         block_ids: Which blocks.
-        go: Identifies this go at the slide, within which workers that a block costs are counted.
+        attempt: Identifies this attempt at the slide, within which the workers that a block ends are counted.
+        worker: The process that computes.
 
     Returns:
-        The blocks that are left for others, because this worker's job ends soon.
+        The blocks that remain for other workers, because the job of this one ends soon.
 
     Raises:
         OutputError: Results can't be written.
         SlideGoneError: The slide has changed or isn't there any more.
         BlockFailures: Some blocks failed; a single one's own error is raised instead.
     """
-    todo = [block_id for block_id in block_ids if find_mark(run, block_id) is None]
-    failures: dict[int, Exception] = {}
-    left: list[int] = []
-    if todo:
-        _forget_stitching(run)
-        timeout, retries = run.settings.run.block_timeout, run.settings.run.retries
-        attempts = Attempts(run.segment_folder, go, 1 + retries, None if timeout is None else seconds_of(timeout))
-        # Those that have cost a worker come last, so that they don't cost the others too.
-        todo.sort(key=attempts.lost)
-        with closing(open_pixels(run)) as reader, ThreadPoolExecutor(1) as ahead, Finisher(failures) as finisher:
-            with attempts.before(todo[0]):
-                # A model takes seconds to load the first time: meanwhile the first pixels are read.
-                images = {todo[0]: ahead.submit(reader.read, run.segmented_grid[todo[0]].outer)}
-                segmenter, known, results = load_run_segmenter(run), read_params(run), BlockResults.of(run)
-                wait(images.values())
-            # Where the CPU computes, it has no time to spare.
-            is_beside = getattr(segmenter, "device", "cpu") != "cpu" and attempts.allowed > 1
-
-            def read(number: int) -> NDArray[Any]:
-                """A block's pixels; while it is segmented, those of the next are read."""
-                for block_id in todo[number + 1 : number + 2]:
-                    images[block_id] = ahead.submit(reader.read, run.segmented_grid[block_id].outer)
-                return images.pop(todo[number]).result()
-
-            for number, block_id in enumerate(todo):
-                if is_leaving():
-                    left = todo[number:]
-                    break
-                # Of two blocks at once nobody could tell which one ended the worker.
-                alone = not is_beside or attempts.lost(block_id) > 0
-                if alone:
-                    finisher.wait()
-                with finisher.note(block_id), ExitStack() as marked:
-                    marked.enter_context(attempts.at(block_id))
-                    # In one expression, so that nothing here holds pixels or labels longer than it takes.
-                    begin = partial(_begin_block, run, block_id, segmenter, known, results)
-                    finisher.add(block_id, begin(read(number)), marked.pop_all())
-                if alone:
-                    finisher.wait()
-            finisher.wait()
-    if failures:
-        raise _failure(run, failures, alone=len(block_ids) == 1)
-    return left
-
-
-def _begin_block(
-    run: Run, block_id: int, segmenter: Segmenter, known: Params, results: BlockResults, image: NDArray[Any]
-) -> Callable[[], None]:
-    """What one block wants of the device; the function that is returned writes its labels, then its done-mark."""
-    started = time.perf_counter()
-    seen = run.segmented_grid[block_id]
-    fill = np.asarray(known.fill, image.dtype)
-    labels = begin_outer(image, seen, run.segmented_grid, segmenter, known.params, fill)
-    mark = BlockMark(
-        block_id=block_id,
-        count=0,
-        seconds=time.perf_counter() - started,
-        # Part of what makes results equal, so the provenance has them.
-        device=str(getattr(segmenter, "device", "cpu")),
-        threads=os.environ.get("OMP_NUM_THREADS"),
-        **getattr(segmenter, "computing", {}),
+    missing = [block_id for block_id in block_ids if find_mark(run, block_id) is None]
+    if not missing:
+        return []
+    _forget_stitching(run)
+    timeout, allowed = run.settings.run.block_timeout, 1 + run.settings.run.retries
+    start_marks = StartMarks(
+        run.segment_folder, attempt, allowed, None if timeout is None else seconds_of(timeout), worker
     )
-    return lambda: _finish_block(run, mark, labels, results)
+    # Blocks that have ended a worker come last, so that they don't stop the others.
+    missing.sort(key=start_marks.count_lost)
+    failures: dict[int, Exception] = {}
+    remaining: list[int] = []
+    with (
+        closing(open_pixels(run)) as reader,
+        _ReadAhead(reader, run.segmented_grid) as ahead,
+        Finisher(failures) as finisher,
+    ):
+        with start_marks.preparing(missing[0]):
+            # A model takes seconds to load the first time: meanwhile the first pixels are read.
+            ahead.request(missing[:1])
+            work = _BlockWork(run, load_run_segmenter(run), read_params(run), BlockResults.of(run))
+            ahead.wait()
+        # A CPU that computes has no time to spare for finishing another block.
+        can_overlap = work.segmenter.device != "cpu" and allowed > 1
+        for number, block_id in enumerate(missing):
+            if worker.is_leaving:
+                remaining = missing[number:]
+                break
+            # If two blocks were computed at once, nobody could tell which one ended the worker.
+            is_alone = not can_overlap or start_marks.count_lost(block_id) > 0
+            if is_alone:
+                finisher.wait()
+            with finisher.note(block_id), ExitStack() as marked:
+                marked.enter_context(start_marks.computing(block_id))
+                ahead.request(missing[number : number + 2])
+                # In one expression, so that nothing here holds pixels or labels longer than needed.
+                finisher.add(block_id, work.begin(block_id, ahead.take(block_id)), marked.pop_all())
+            if is_alone:
+                finisher.wait()
+        finisher.wait()
+    if failures:
+        raise _combine(run, failures, is_single=len(block_ids) == 1)
+    return remaining
 
 
-def _finish_block(run: Run, mark: BlockMark, labelled: Callable[[], NDArray[np.uint32]], results: BlockResults) -> None:
-    """Writes one block's labels, then its done-mark, to which the number of objects and the time that this took are added."""
-    started, block_id = time.perf_counter(), int(mark.block_id)
-    block = run.grid[block_id]
-    labels = labelled()
-    if not run.scale.is_one:
-        labels = renumbered(to_level0(labels, run.segmented_grid[block_id].outer, block.outer, run.scale))
-    marks = Marks(run.segment_folder)
-    # An old mark must not vouch for a mixture of old and new.
-    marks.remove(block_id)
-    with output_errors(run.segment_folder.path):
-        results.write(block, labels)
-    table = describe_block(labels, block, run.grid.shape)
-    if table.area.size:
-        save_table(run, block_id, table)
-        save_strips(run, block, labels)
-    seconds = mark.seconds + time.perf_counter() - started
-    marks.put(mark.model_copy(update={"count": table.area.size, "seconds": round(seconds, 3)}))
+class _ReadAhead:
+    """Reads blocks' pixels in a thread.
+
+    Args:
+        reader: The slide's pixels.
+        grid: The blocks, in the pixels that the segmenter sees.
+    """
+
+    def __init__(self, reader: PixelReader, grid: BlockGrid) -> None:
+        self._reader, self._grid = reader, grid
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="read")
+        self._images: dict[int, Future[NDArray[Any]]] = {}
+
+    def __enter__(self) -> _ReadAhead:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+
+    def request(self, block_ids: Sequence[int]) -> None:
+        """Begin to read blocks, except those that were requested before."""
+        for block_id in block_ids:
+            if block_id not in self._images:
+                self._images[block_id] = self._thread.submit(self._reader.read, self._grid[block_id].outer)
+
+    def take(self, block_id: int) -> NDArray[Any]:
+        """Return a requested block's pixels, (y, x, c), and keep them no longer."""
+        return self._images.pop(block_id).result()
+
+    def wait(self) -> None:
+        """Wait until all requested blocks are read; an error is raised by `take`."""
+        wait(self._images.values())
+
+
+@dataclass(frozen=True)
+class _BlockWork:
+    """What is done with each block of a run.
+
+    Attributes:
+        run: The run.
+        segmenter: Its segmenter, on this worker's device.
+        shared: What all blocks share, from `prepare_run`.
+        results: Where labels are written.
+    """
+
+    run: Run
+    segmenter: Segmenter
+    shared: Params
+    results: BlockResults
+
+    def begin(self, block_id: int, image: NDArray[Any]) -> Callable[[], None]:
+        """Do the device's part of a block, and return what is left to do."""
+        started = time.perf_counter()
+        grid = self.run.segmented_grid
+        fill = np.asarray(self.shared.fill, image.dtype)
+        labels = begin_outer(image, grid[block_id], grid, self.segmenter, self.shared.params, fill)
+        arithmetic = self.segmenter.arithmetic
+        mark = BlockMark(
+            block_id=block_id,
+            count=0,
+            seconds=time.perf_counter() - started,
+            # These may change the last bits of a result, so the provenance has them.
+            device=self.segmenter.device,
+            threads=os.environ.get("OMP_NUM_THREADS"),
+            **({} if arithmetic is None else asdict(arithmetic)),
+        )
+        return lambda: self._finish(self.run.grid[block_id], labels, mark)
+
+    def _finish(self, block: Block, deferred: Callable[[], NDArray[np.uint32]], mark: BlockMark) -> None:
+        """Write a block's labels, then its done-mark, with the number of objects and the time of this part added."""
+        started, run, block_id = time.perf_counter(), self.run, block.block_id
+        labels = deferred()
+        if not run.scale.is_one:
+            labels = renumber(to_level0(labels, run.segmented_grid[block_id].outer, block.outer, run.scale))
+        marks = Marks(run.segment_folder)
+        # An old mark must not vouch for a mixture of old and new.
+        marks.remove(block_id)
+        with output_errors(run.segment_folder.path):
+            self.results.write(block, labels)
+        table = describe_block(labels, block, run.grid.shape)
+        if table.area.size:
+            save_table(run, block_id, table)
+            save_strips(run, block, labels)
+        seconds = mark.seconds + time.perf_counter() - started
+        marks.put(mark.model_copy(update={"count": table.area.size, "seconds": round(seconds, 3)}))
 
 
 def _forget_stitching(run: Run) -> None:
-    """Removes what was made of blocks of which some are segmented anew: on another device their labels may be others."""
+    """Remove what was made of blocks if some are segmented again: on another device their labels may differ."""
     for folder in run.paths.stage_folders("stitch", "paint"):
         remove_stage(folder, ignore_errors=True)
 
 
-def _failure(run: Run, failures: dict[int, Exception], *, alone: bool) -> Exception:
-    """What a task raises for blocks that failed."""
-    if alone:
+def _combine(run: Run, failures: dict[int, Exception], *, is_single: bool) -> Exception:
+    """Make the error of a task some of whose blocks failed."""
+    if is_single:
         return next(iter(failures.values()))
     return BlockFailures(
         run.name,

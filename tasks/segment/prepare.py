@@ -1,4 +1,4 @@
-"""What all blocks of a slide share, found once: the segmenter's parameters, the background, the blocks that hold tissue."""
+"""Find what all blocks of a slide share, once: the segmenter's parameters, the background, the blocks that hold tissue."""
 
 from __future__ import annotations
 
@@ -20,54 +20,61 @@ from slidesam.tasks.run.marks import is_segmented, read_params
 from slidesam.tasks.run.records import Params
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.segment.devices import check_given, check_torch
-from slidesam.tasks.segmenters import Segmenter, jsonable_params, load_segmenter
+from slidesam.tasks.segmenters import jsonable_params, load_segmenter
+from slidesam.tasks.segmenters.base import Segmenter
 from slidesam.tasks.store.image import slide_overview
 from slidesam.tasks.store.readers import open_pixels
 
 
 def prepare_run(run: Run) -> Params:
-    """Finds what all blocks share, and which of them hold tissue, unless that is known."""
+    """Find what all blocks share, and which of them hold tissue, unless an earlier task has done so.
+
+    Raises:
+        SegmenterError: The segmenter can't be made.
+        DeviceError: It would compute on another device than the given one.
+        OutputError: Results can't be written.
+    """
     started = time.perf_counter()
     if is_segmented(run):
-        # A model that wants a GPU isn't loaded where there is nothing left to segment.
+        # A model that needs a GPU isn't loaded if there is nothing left to segment.
         return read_params(run)
-    # First of all, so that nothing is written for a segmenter that can't be made.
+    # First, so that nothing is written for a segmenter that can't be made.
     segmenter = load_run_segmenter(run)
     path = run.segment_folder.params
-    known = Params.read(path)
-    if known is None:
+    shared = Params.read(path)
+    if shared is None:
         overview = slide_overview(run)
         with closing(open_pixels(run)) as reader:
             sample = sample_slide(run.segmented_grid.shape, overview, reader)
-        known = Params(
+        shared = Params(
             params=jsonable_params(
                 segmenter.prepare(sample[..., 0] if sample.shape[2] == 1 else sample, run.segmented_slide)
             ),
             fill=background_of(overview, is_rgb=run.slide.is_rgb).tolist(),
-            blocks=_blocks_to_segment(run, overview),
+            blocks=_find_blocks(run, overview),
             seconds=time.perf_counter() - started,
         )
         write_json(run.segment_folder.causes, run.causes["segment"])
-        known.write(path)
+        shared.write(path)
     with output_errors(run.segment_folder.path):
         BlockResults.create(run)
-    return known
+    return shared
 
 
-def _blocks_to_segment(run: Run, overview: NDArray[Any]) -> tuple[int, ...] | None:
-    """Ids of the blocks that hold tissue, None for all; the mask is kept for the picture."""
-    where = run.settings.blocks.tissue
-    if where == "off":
+def _find_blocks(run: Run, overview: NDArray[Any]) -> tuple[int, ...] | None:
+    """Find the ids of the blocks that hold tissue, None for all; save the mask for the picture."""
+    tissue = run.settings.blocks.tissue
+    if tissue == "off":
         return None
     is_rgb = run.slide.is_rgb
-    mask = find_tissue(overview, is_rgb=is_rgb) if where == "auto" else read_mask(Path(where), run.slide.shape)
+    mask = find_tissue(overview, is_rgb=is_rgb) if tissue == "auto" else read_mask(Path(tissue), run.slide.shape)
     arrays = {"bits": np.packbits(mask), "shape": np.asarray(mask.shape)}
     save_arrays(run.segment_folder.tissue, arrays, compressed=True)
     return tuple(blocks_with_tissue(mask, run.grid))
 
 
 def read_tissue(run: Run) -> NDArray[np.bool_] | None:
-    """(y, x) the mask that was found, or None where all blocks are segmented."""
+    """Read the mask of tissue, (y, x); None if all blocks are segmented."""
     path = run.segment_folder.tissue
     if not path.exists():
         return None
@@ -77,10 +84,10 @@ def read_tissue(run: Run) -> NDArray[np.bool_] | None:
 
 
 def load_run_segmenter(run: Run) -> Segmenter:
-    """The run's segmenter, on the device that this worker was given.
+    """Load the run's segmenter, on the device that this worker was given.
 
     Raises:
-        DeviceError: It would compute on another.
+        DeviceError: It would compute on another device.
     """
     check_given()
     segmenter = load_segmenter(run.settings.segmenter.model_dump_json(), run.slide.is_rgb, run.segmenter_identity)

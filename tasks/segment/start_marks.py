@@ -1,9 +1,9 @@
-"""Start-marks: which block a process was at work on when it ended, and how often that has happened.
+"""Start-marks: which block a process was computing when it ended, and how often that has happened.
 
-A killed process leaves no error. Its block has a start-mark that says `running` and no done-mark, so that whoever gets the block
-next knows that it cost a worker, tries it after all others, and gives it up after as many times as the settings allow. Counted
-within one go at the slide: whoever kills a whole run and starts it again holds nothing against the block that was being
-computed. Nor is it held against a block that its job was ended from outside: `excuse`.
+A killed process leaves no error. Its block has a start-mark in the state `running` and no done-mark. So the next worker that gets
+the block knows that it ended a worker, tries it after all others, and gives it up after as many times as the settings allow.
+Ended workers are counted within one attempt at the slide: if a person kills a whole run and starts it again, the block that was
+being computed isn't blamed. It isn't blamed either if its job was ended from outside (`WorkerState.excuse_blocks`).
 """
 
 from __future__ import annotations
@@ -17,119 +17,118 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from slidesam.tasks.errors import BlockLostError, OutputError
-from slidesam.tasks.run.files import read_json, write_json
 from slidesam.tasks.run.layout import SegmentFolder
+from slidesam.tasks.run.records import StartMark
+from slidesam.tasks.segment.worker_state import WorkerState, this_worker
 
-# Set in processes that may be ended for a block that takes too long: something starts another in their place.
-DISPOSABLE = "SLIDESAM_WORKER"
-_TIMED_OUT = 70
-# Set in jobs: the file that has what their workers say.
+_EXIT_TIMED_OUT = 70
+# Set in jobs: the file with the output of their workers.
 _LOG, _LOG_LINES, _LOG_BYTES = "SLIDESAM_LOG", 5, 4096
-# What Dask says of its daily round; but also how a worker ended.
-_SAYS_NOTHING = re.compile(r" - INFO - (?!Worker process)")
-# Set in a worker whose job ends soon: a task of several blocks leaves the rest to others.
-_leaving = threading.Event()
-# Start-marks of the blocks that this process is computing, and what they say.
-_at_work: dict[Path, dict[str, Any]] = {}
+# Dask's routine messages, except how a worker ended.
+_ROUTINE = re.compile(r" - INFO - (?!Worker process)")
 
 
-class Attempts:
+class StartMarks:
     """The start-marks of a slide's blocks.
 
     Args:
         folder: The segmenting stage's folder.
-        go: Identifies this go at the slide; marks of another say nothing.
-        allowed: How often a block may cost its worker before it is given up.
+        attempt: Identifies this attempt at the slide; marks of another attempt don't count.
+        allowed: How often a block may end its worker before it is given up.
         timeout: Seconds that a block may take, or None.
+        worker: The process that computes the blocks.
     """
 
-    def __init__(self, folder: SegmentFolder, go: str, allowed: int, timeout: float | None = None) -> None:
-        self.folder, self.go, self.allowed, self.timeout = folder, go, allowed, timeout
+    def __init__(
+        self,
+        folder: SegmentFolder,
+        attempt: str,
+        allowed: int,
+        timeout: float | None = None,
+        worker: WorkerState = this_worker,
+    ) -> None:
+        self.folder, self.attempt, self.allowed, self.timeout = folder, attempt, allowed, timeout
+        self.worker = worker
 
-    def lost(self, block_id: int) -> int:
-        """How many workers a block has cost in this go."""
+    def count_lost(self, block_id: int) -> int:
+        """Count the workers that a block has ended in this attempt."""
         mark = self._read(block_id)
-        return int(mark.get("lost", 0)) + (mark.get("state") in ("running", "timed out"))
+        return mark.lost + (mark.state in ("running", "timed out"))
 
     @contextmanager
-    def at(self, block_id: int) -> Iterator[None]:
-        """Marks a block as being computed, and ends this process if that takes too long.
+    def computing(self, block_id: int) -> Iterator[None]:
+        """Mark a block as being computed, and end this process if that takes too long.
 
         Raises:
-            BlockLostError: It has cost as many workers as are allowed.
+            BlockLostError: The block has ended as many workers as are allowed.
         """
-        before, lost = self._read(block_id), self.lost(block_id)
-        timed_out = self._timed_out(before)
+        previous, lost = self._read(block_id), self.count_lost(block_id)
+        timed_out = _count_timed_out(previous)
         if lost >= self.allowed:
+            log_tail = "" if previous.log is None else last_lines(previous.log)
             raise BlockLostError(
                 block_id,
                 lost=lost,
                 timed_out=timed_out,
-                host=str(before.get("host")),
+                host=str(previous.host),
                 timeout=self.timeout,
-                log_tail=last_lines(Path(before["log"])) if before.get("log") else "",
+                log_tail=log_tail,
             )
-        facts, path = self._facts(lost, timed_out), self._path(block_id)
-        write_json(path, facts, sync=False)
-        _at_work[path] = facts
+        mark, path = self._make(lost, timed_out), self._path(block_id)
+        self.worker.register(path, mark)
         try:
-            with self._watched(path, facts):
+            with self._time_limit(path, mark):
                 yield
         except BaseException:
-            # Whatever it was, a full disk must not hide it.
+            # A full disk must not hide the block's own error.
             with suppress(OutputError):
-                write_json(path, {**facts, "state": "failed"}, sync=False)
+                _change_state(path, mark, "failed")
             raise
         finally:
-            _at_work.pop(path, None)
+            self.worker.unregister(path)
         path.unlink(missing_ok=True)
 
     @contextmanager
-    def before(self, block_id: int) -> Iterator[None]:
-        """Marks the first block while what it needs is made ready: a model that doesn't fit, pixels that can't be decoded.
+    def preparing(self, block_id: int) -> Iterator[None]:
+        """Mark the first block while its model is loaded and its pixels are read: either may need too much memory.
 
-        A process that ends meanwhile counts as one that the block cost. Time isn't counted, and errors are nobody's.
+        If the process ends meanwhile, the block counts as having ended it. Time isn't limited, and errors aren't the block's.
         """
-        lost = self.lost(block_id)
+        lost = self.count_lost(block_id)
         if lost >= self.allowed:
             yield
             return
-        facts, path = self._facts(lost, self._timed_out(self._read(block_id))), self._path(block_id)
-        write_json(path, facts, sync=False)
-        _at_work[path] = facts
+        mark, path = self._make(lost, _count_timed_out(self._read(block_id))), self._path(block_id)
+        self.worker.register(path, mark)
         try:
             yield
         finally:
-            _at_work.pop(path, None)
+            self.worker.unregister(path)
             with suppress(OutputError):
-                write_json(path, {**facts, "state": "ready"}, sync=False)
+                _change_state(path, mark, "ready")
 
-    @staticmethod
-    def _timed_out(mark: dict[str, Any]) -> int:
-        return int(mark.get("timed_out", 0)) + (mark.get("state") == "timed out")
-
-    def _facts(self, lost: int, timed_out: int) -> dict[str, Any]:
-        return {
-            "state": "running",
-            "go": self.go,
-            "lost": lost,
-            "timed_out": timed_out,
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "log": os.environ.get(_LOG),
-            "began": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
+    def _make(self, lost: int, timed_out: int) -> StartMark:
+        log = os.environ.get(_LOG)
+        return StartMark(
+            state="running",
+            attempt=self.attempt,
+            lost=lost,
+            timed_out=timed_out,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            log=None if log is None else Path(log),
+            began=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
 
     @contextmanager
-    def _watched(self, path: Path, facts: dict[str, Any]) -> Iterator[None]:
-        """Code that hangs can't be stopped from inside, so the whole process is."""
-        if self.timeout is None or os.environ.get(DISPOSABLE) is None:
+    def _time_limit(self, path: Path, mark: StartMark) -> Iterator[None]:
+        """End the whole process after the time limit: code that hangs can't be stopped from inside."""
+        if self.timeout is None or not self.worker.is_disposable:
             yield
             return
-        timer = threading.Timer(self.timeout, _give_up, (path, facts))
+        timer = threading.Timer(self.timeout, self._end_process, (path, mark))
         timer.daemon = True
         timer.start()
         try:
@@ -137,49 +136,39 @@ class Attempts:
         finally:
             timer.cancel()
 
+    def _end_process(self, path: Path, mark: StartMark) -> None:
+        """Note where the process hangs, and end it."""
+        try:
+            with SegmentFolder.trace(path).open("w") as stream:
+                faulthandler.dump_traceback(stream)
+            _change_state(path, mark, "timed out")
+            self.worker.unregister(path)
+            self.worker.excuse_blocks()
+        finally:
+            os._exit(_EXIT_TIMED_OUT)
+
     def _path(self, block_id: int) -> Path:
         return self.folder.start_mark(block_id)
 
-    def _read(self, block_id: int) -> dict[str, Any]:
-        mark = read_json(self._path(block_id)) or {}
-        return mark if mark.get("go") == self.go else {}
+    def _read(self, block_id: int) -> StartMark:
+        mark = StartMark.read(self._path(block_id))
+        return mark if mark is not None and mark.attempt == self.attempt else StartMark()
 
 
-def leave() -> None:
-    """Says that this process takes no further block."""
-    _leaving.set()
+def _count_timed_out(mark: StartMark) -> int:
+    return mark.timed_out + (mark.state == "timed out")
 
 
-def is_leaving() -> bool:
-    """Whether this process takes no further block."""
-    return _leaving.is_set()
-
-
-def excuse() -> None:
-    """Says of the blocks that this process is computing that it isn't their fault that it ends now."""
-    for path, facts in list(_at_work.items()):
-        with suppress(OutputError):
-            write_json(path, {**facts, "state": "ended with its job"}, sync=False)
+def _change_state(path: Path, mark: StartMark, state: str) -> None:
+    mark.model_copy(update={"state": state}).write(path, sync=False)
 
 
 def last_lines(log: Path) -> str:
-    """The last few lines of a job's log that say something, on one line; empty where there are none."""
+    """Read the last informative lines of a job's log, joined to one line; empty if there are none."""
     try:
         with log.open("rb") as stream:
             stream.seek(max(0, log.stat().st_size - _LOG_BYTES))
             lines = stream.read().decode(errors="replace").splitlines()
     except OSError:
         return ""
-    return " | ".join([line.strip() for line in lines if line.strip() and not _SAYS_NOTHING.search(line)][-_LOG_LINES:])
-
-
-def _give_up(path: Path, facts: dict[str, Any]) -> None:
-    """Notes where the process hangs, and ends it."""
-    try:
-        with SegmentFolder.trace(path).open("w") as stream:
-            faulthandler.dump_traceback(stream)
-        write_json(path, {**facts, "state": "timed out"}, sync=False)
-        _at_work.pop(path, None)
-        excuse()
-    finally:
-        os._exit(_TIMED_OUT)
+    return " | ".join([line.strip() for line in lines if line.strip() and not _ROUTINE.search(line)][-_LOG_LINES:])

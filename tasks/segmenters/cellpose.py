@@ -1,4 +1,4 @@
-"""Cellpose 4 on one block: Cellpose's own code and options, with slide-wide intensities instead of each image's own.
+"""Segment one block with Cellpose 4: Cellpose's code and options, but slide-wide intensities instead of each image's own.
 
 Importing this module loads neither torch nor cellpose; making a `CellposeSegmenter` does.
 
@@ -30,24 +30,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slidesam.tasks.errors import SegmenterError, in_one_line
-from slidesam.tasks.segmenters.normalize import normalized, slide_range
-from slidesam.tasks.segmenters.torch_host import choose_device, given_path, hash_of, keep_to_threads
+from slidesam.tasks.segmenters.base import Params, Segmenter
+from slidesam.tasks.segmenters.normalize import normalize, slide_range
+from slidesam.tasks.segmenters.torch_host import choose_device, find_model_path, hash_files, limit_threads
 from slidesam.tasks.settings.methods import Cellpose
 
 if TYPE_CHECKING:
     from slidesam.tasks.slides.facts import Slide
 
-# Of the settings, what each call of eval gets.
-_FIELDS = ("diameter", "flow_threshold", "cellprob_threshold", "min_size", "niter", "batch_size")
+# The settings that each call of eval gets.
+_EVAL_SETTINGS = ("diameter", "flow_threshold", "cellprob_threshold", "min_size", "niter", "batch_size")
 # Parameters of eval that are slidesam's to set, or that mean nothing on one plane.
-_OURS = frozenset(
+_RESERVED = frozenset(
     [
         *("self", "x", "normalize", "channel_axis", "channels", "z_axis", "rescale", "compute_masks", "progress"),
         *("do_3D", "anisotropy", "flow3D_smooth", "stitch_threshold"),
     ]
 )
-_WHAT = "a file with weights for Cellpose 4"
-_HOW = (
+_MODEL = "a file with weights for Cellpose 4"
+_CURE = (
     "Where there is internet, `python -c \"from cellpose.models import cache_model_path; print(cache_model_path('cpsam_v2'))\"` "
     "fetches Cellpose's own and says where they are"
 )
@@ -57,23 +58,23 @@ _NOT_3 = (
 )
 
 
-def model_identity(settings: Cellpose) -> str:
-    """What the weights are, for the fingerprint.
+def identify_cellpose_weights(settings: Cellpose) -> str:
+    """Identify the weights for the fingerprint.
 
     Returns:
         "weights sha256:...", whatever the file's name.
 
     Raises:
-        SegmenterError: Cellpose 4 isn't installed, or the weights aren't there.
+        SegmenterError: Cellpose 4 isn't installed, or the weights are missing.
     """
-    return f"weights {hash_of([find_weights(settings)])}"
+    return f"weights {hash_files([find_cellpose_weights(settings)])}"
 
 
-def find_weights(settings: Cellpose) -> Path:
-    """The file with the weights; light.
+def find_cellpose_weights(settings: Cellpose) -> Path:
+    """Find the file with the weights, without importing torch.
 
     Raises:
-        SegmenterError: Cellpose 4 isn't installed, or the file isn't there.
+        SegmenterError: Cellpose 4 isn't installed, or the file is missing.
     """
     for package in ("torch", "cellpose"):
         if importlib.util.find_spec(package) is None:
@@ -86,16 +87,16 @@ def find_weights(settings: Cellpose) -> Path:
         raise SegmenterError(
             f"segmenter cellpose needs Cellpose 4, and {version} is installed", 'pip install "slidesam[cellpose]"'
         )
-    path = given_path(settings.model, _WHAT, _HOW)
+    path = find_model_path(settings.model, _MODEL, _CURE)
     if not path.is_file():
-        raise SegmenterError(f"segmenter.model {path} is no file", f"give the path of {_WHAT}. {_HOW}")
+        raise SegmenterError(f"segmenter.model {path} is no file", f"give the path of {_MODEL}. {_CURE}")
     return path
 
 
-class CellposeSegmenter:
+class CellposeSegmenter(Segmenter):
     """Cellpose 4 as a segmenter; holds the network (1.2 GB with cpsam), so make it once per process.
 
-    Torch uses OMP_NUM_THREADS threads where that is set.
+    Torch uses OMP_NUM_THREADS threads if that is set.
 
     Args:
         settings: The segmenter's settings.
@@ -104,33 +105,33 @@ class CellposeSegmenter:
         device: Where the network is: cpu, cuda or mps.
 
     Raises:
-        SegmenterError: Cellpose, the weights, the device or an option isn't there; the message says what to do.
+        SegmenterError: Cellpose, the weights, the device or an option is missing; the message says what to do.
     """
 
     def __init__(self, settings: Cellpose) -> None:
-        weights = find_weights(settings)
-        keep_to_threads()
+        weights = find_cellpose_weights(settings)
+        limit_threads()
         self.device = choose_device(settings.device)
         self._model = _load_model(weights, self.device, settings.use_bfloat16)
         self._percentiles = settings.percentiles
-        self._eval_with = _eval_arguments(settings, self._model)
-        # The network is one: threads of one worker must take turns.
+        self._eval_options = _eval_arguments(settings, self._model)
+        # There is one network: threads of one worker must take turns.
         self._lock = threading.Lock()
 
     def prepare(self, sample: NDArray[Any], slide: Slide) -> dict[str, Any]:
-        """The slide's intensity range.
+        """Find the slide's intensity range.
 
         Args:
             sample: (y, x[, c]) pixels of the slide, any numeric dtype.
-            slide: Not needed: what counts is in the sample.
+            slide: Not used.
 
         Returns:
             {"low": [...], "high": [...]}, one number for each of the first three channels.
         """
         return slide_range(_first_three(sample), self._percentiles)
 
-    def segment(self, image: NDArray[Any], params: Mapping[str, Any]) -> NDArray[np.integer[Any]]:
-        """Labels of one block; threads that call it take turns.
+    def segment(self, image: NDArray[Any], params: Params) -> NDArray[np.integer[Any]]:
+        """Label one block; threads that call this take turns.
 
         Args:
             image: (y, x[, c]) any numeric dtype; Cellpose uses the first three channels, in any order.
@@ -142,15 +143,15 @@ class CellposeSegmenter:
         Raises:
             SegmenterError: `params` are for another number of channels.
         """
-        pixels = normalized(_first_three(image), params)
+        pixels = normalize(_first_three(image), params)
         with self._lock:
-            # A mapping, since Cellpose notes a plain False in its module's defaults.
-            labels = self._model.eval(pixels, channel_axis=-1, normalize={"normalize": False}, **self._eval_with)[0]
+            # A mapping, because Cellpose would write a plain False into its module's defaults.
+            labels = self._model.eval(pixels, channel_axis=-1, normalize={"normalize": False}, **self._eval_options)[0]
         return np.asarray(labels)
 
 
 def _load_model(path: Path, device: str, use_bfloat16: bool) -> Any:
-    """Cellpose's network with the weights of a file: given one that is there, Cellpose asks no server."""
+    """Load Cellpose's network with the weights of a file: if the file exists, Cellpose asks no server."""
     import torch
     from cellpose.models import CellposeModel
 
@@ -159,7 +160,7 @@ def _load_model(path: Path, device: str, use_bfloat16: bool) -> Any:
         model = CellposeModel(pretrained_model=str(path), device=torch.device(device), use_bfloat16=use_bfloat16)
     except Exception as error:  # torch raises what it likes
         raise SegmenterError(f"Cellpose can't make its network of {path}: {in_one_line(error, 300)}") from error
-    # Cellpose itself leaves at random what the file lacks.
+    # Cellpose itself leaves layers that the file lacks at random values.
     layers = [name for name, _ in model.net.named_parameters() if name.startswith(("encoder.", "out."))]
     missing = [name for name in layers if name not in content]
     if missing:
@@ -171,10 +172,10 @@ def _load_model(path: Path, device: str, use_bfloat16: bool) -> Any:
 
 
 def _read_weights(path: Path) -> Mapping[str, Any]:
-    """What the file holds, read without running anything in it.
+    """Read the file of weights without running code in it.
 
     Raises:
-        SegmenterError: It can't be read, isn't for Cellpose 4, or needs a package that isn't there.
+        SegmenterError: It can't be read, isn't for Cellpose 4, or needs a missing package.
     """
     import torch
 
@@ -184,7 +185,7 @@ def _read_weights(path: Path) -> Mapping[str, Any]:
         raise SegmenterError(
             f"segmenter.model {path} can't be loaded as weights of Cellpose 4 ({in_one_line(error, 200)}). {_NOT_3}"
         ) from error
-    # As Cellpose 4 itself tells its weights from older ones.
+    # Cellpose 4 itself tells its weights from older ones by this key.
     if not isinstance(content, Mapping) or "W2" not in content:
         raise SegmenterError(f"segmenter.model {path} holds no weights for Cellpose 4. {_NOT_3}")
     if "encoder.cls_token" in content and importlib.util.find_spec("dinov3") is None:
@@ -196,19 +197,23 @@ def _read_weights(path: Path) -> Mapping[str, Any]:
 
 
 def _eval_arguments(settings: Cellpose, model: Any) -> dict[str, Any]:
-    """What each call of Cellpose's eval is given beside the image.
+    """Collect the arguments of each call of Cellpose's eval beside the image.
 
     Raises:
-        SegmenterError: An option is unknown, or not one's to set.
+        SegmenterError: An option is unknown, or reserved for slidesam.
     """
-    known = inspect.signature(model.eval).parameters.keys() - _OURS - {*_FIELDS}
+    options = inspect.signature(model.eval).parameters.keys() - _RESERVED - {*_EVAL_SETTINGS}
     for option in settings.options:
-        if option not in known:
-            why = "is a setting of its own or slidesam's to set" if option in _OURS | {*_FIELDS} else "is unknown"
-            raise SegmenterError(
-                f"segmenter.options.{option} {why}", f"Cellpose's further options are {', '.join(sorted(known))}"
+        if option not in options:
+            reason = (
+                "is a setting of its own or slidesam's to set"
+                if option in _RESERVED | {*_EVAL_SETTINGS}
+                else "is unknown"
             )
-    return {"max_size_fraction": 1.0, **{name: getattr(settings, name) for name in _FIELDS}, **settings.options}
+            raise SegmenterError(
+                f"segmenter.options.{option} {reason}", f"Cellpose's further options are {', '.join(sorted(options))}"
+            )
+    return {"max_size_fraction": 1.0, **{name: getattr(settings, name) for name in _EVAL_SETTINGS}, **settings.options}
 
 
 def _first_three(image: NDArray[Any]) -> NDArray[Any]:

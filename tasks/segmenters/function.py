@@ -1,4 +1,4 @@
-"""One's own method: a plain function `image -> labels`, or a class with `prepare` and `segment`, named `package.module:name`."""
+"""A user's own method: a function `image -> labels`, or a class with `prepare` and `segment`, named `package.module:name`."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import importlib.util
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from slidesam.tasks.errors import SegmenterError, in_one_line
+from slidesam.tasks.segmenters.base import DeferredLabels, Params, Segmenter
 from slidesam.tasks.settings.methods import Function
 
 if TYPE_CHECKING:
-    from slidesam.tasks.segmenters import Params, Segmenter
     from slidesam.tasks.slides.facts import Slide
 
 
-class PlainFunction:
+class PlainFunction(Segmenter):
     """A function of the image alone as a segmenter that needs no parameters.
 
     Args:
@@ -33,19 +33,52 @@ class PlainFunction:
         self.function = function
 
     def prepare(self, sample: NDArray[Any], slide: Slide) -> dict[str, Any]:
-        """Nothing to prepare."""
+        """Return no parameters."""
         return {}
 
     def segment(self, image: NDArray[Any], params: Params) -> NDArray[np.integer[Any]]:
-        """What the function returns."""
+        """Return the function's labels."""
         return self.function(image)
 
 
+class OwnClass(Segmenter):
+    """An object of the user's class as a segmenter: its `device` and `begin` are optional.
+
+    Args:
+        method: The object, with `prepare` and `segment`.
+    """
+
+    def __init__(self, method: Any) -> None:
+        self.method = method
+
+    @property
+    def device(self) -> str:  # type: ignore[override]  # the user's object may change its own
+        """The object's `device`, or cpu."""
+        return str(getattr(self.method, "device", "cpu"))
+
+    def prepare(self, sample: NDArray[Any], slide: Slide) -> dict[str, Any]:
+        """Return the parameters from the object."""
+        params: dict[str, Any] = self.method.prepare(sample, slide)
+        return params
+
+    def segment(self, image: NDArray[Any], params: Params) -> NDArray[np.integer[Any]]:
+        """Return the labels from the object."""
+        labels: NDArray[np.integer[Any]] = self.method.segment(image, params)
+        return labels
+
+    def begin(self, image: NDArray[Any], params: Params) -> DeferredLabels:
+        """Call the object's `begin`, if it has one; otherwise nothing is left for later."""
+        if not callable(getattr(self.method, "begin", None)):
+            return super().begin(image, params)
+        deferred: DeferredLabels = self.method.begin(image, params)
+        return deferred
+
+
 def load_function(settings: Function) -> Segmenter:
-    """The segmenter that `target` names: a class with `prepare` and `segment`, or a plain function.
+    """Load the segmenter that `target` names: a class with `prepare` and `segment`, or a plain function.
 
     Raises:
-        SegmenterError: It can't be imported or made, or is neither.
+        SegmenterError: The target can't be imported or called, or is neither.
     """
     module_name, name = settings.target.split(":")
     try:
@@ -53,7 +86,7 @@ def load_function(settings: Function) -> Segmenter:
     except Exception as error:  # the module is the user's: anything can come out of it
         raise SegmenterError(f"{_where(settings)} can't be imported ({in_one_line(error)})", _CURE) from error
     if inspect.isclass(target):
-        return _made(target, settings)
+        return _make(target, settings)
     if not callable(target):
         raise SegmenterError(f"{_where(settings)} is neither a function nor a class")
     try:
@@ -65,22 +98,22 @@ def load_function(settings: Function) -> Segmenter:
     return PlainFunction(functools.partial(target, **settings.options) if settings.options else target)
 
 
-def _made(target: type, settings: Function) -> Segmenter:
-    """An instance of the user's class."""
+def _make(target: type, settings: Function) -> Segmenter:
+    """Make an instance of the user's class."""
     try:
         segmenter = target(**settings.options)
-    except Exception as error:  # likewise
+    except Exception as error:  # as above
         raise SegmenterError(
             f"{_where(settings)} can't be made with segmenter.options ({in_one_line(error)})",
-            "mend the options or the class",
+            "correct the options or the class",
         ) from error
     if not all(callable(getattr(segmenter, method, None)) for method in ("prepare", "segment")):
         raise SegmenterError(f"{_where(settings)} is a class without prepare and segment", "see docs/own-segmenter.md")
-    return cast("Segmenter", segmenter)
+    return OwnClass(segmenter)
 
 
-def source_identity(settings: Function) -> str:
-    """Name and hash of the file that holds the function: another source is another segmenter.
+def identify_source(settings: Function) -> str:
+    """Return name and hash of the file that holds the function: another source is another segmenter.
 
     Raises:
         SegmenterError: The module can't be found.

@@ -1,6 +1,6 @@
-"""Intensities by percentiles of the whole slide, for methods that would take them from each image.
+"""Scale intensities by percentiles of the whole slide, for methods that would otherwise take them from each image.
 
-Of two blocks that see the same cell one may hold more background: by its own percentiles the cell would be darker in it.
+If two blocks see the same cell and one of them holds more background, the cell would be darker by that block's own percentiles.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from slidesam.tasks.pixels.percentiles import percentile_range
 def slide_range(
     sample: NDArray[Any], percentiles: tuple[float, float], *, jointly: bool = False
 ) -> dict[str, list[float]]:
-    """The intensities that become 0 and 1 on the whole slide.
+    """Find the intensities that become 0 and 1 on the whole slide.
 
     Args:
         sample: (y, x[, c]) pixels of the slide, any numeric dtype; NaN and infinity are left out.
         percentiles: Lower and upper, 0 to 100.
-        jointly: One range for all channels, so that colours stay as they are.
+        jointly: Use one range for all channels, so that colours don't change.
 
     Returns:
         {"low": [...], "high": [...]}, one number per channel; high > low on a blank slide too.
@@ -39,21 +39,21 @@ def slide_range(
     return {"low": [low for low, _ in ends], "high": [high for _, high in ends]}
 
 
-def normalized(image: NDArray[Any], params: Mapping[str, Any]) -> NDArray[np.float32]:
-    """Pixels by a fixed range, not cut off at its ends: networks see what is brighter, as in their training.
+def normalize(image: NDArray[Any], params: Mapping[str, Any]) -> NDArray[np.float32]:
+    """Scale pixels by a fixed range without clipping: networks see brighter pixels too, as in their training.
 
     Args:
         image: (y, x[, c]) any numeric dtype.
         params: "low" and "high" as `slide_range` returns them.
 
     Returns:
-        (y, x, c) float32: low is 0, high is 1, what is no number 0.
+        (y, x, c) float32: low becomes 0, high 1, NaN and infinity 0.
 
     Raises:
         SegmenterError: The range is for another number of channels.
 
     Example:
-        >>> normalized(np.array([[0, 10, 30]]), {"low": [0.0], "high": [20.0]})[..., 0].tolist()
+        >>> normalize(np.array([[0, 10, 30]]), {"low": [0.0], "high": [20.0]})[..., 0].tolist()
         [[0.0, 0.5, 1.5]]
     """
     planes = _planes(image)

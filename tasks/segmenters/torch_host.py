@@ -1,4 +1,4 @@
-"""What methods that run networks need of this machine: a device, threads, files of weights and their hashes."""
+"""What networks need from this machine: a device, threads, files of weights and their hashes."""
 
 from __future__ import annotations
 
@@ -15,72 +15,72 @@ from slidesam.tasks.errors import SegmenterError
 _MIB = 2**20
 
 
-def choose_device(wanted: str) -> str:
-    """Name of the device to compute on: cpu, cuda or mps.
+def choose_device(name: str) -> str:
+    """Choose the device to compute on: cpu, cuda or mps.
 
     Args:
-        wanted: One of them, or auto for the first at hand of CUDA, Apple's MPS, the CPU.
+        name: One of them, or auto for the first available one of CUDA, Apple's MPS, the CPU.
 
     Raises:
-        SegmenterError: torch doesn't have it here.
+        SegmenterError: torch has no such device on this machine.
     """
     import torch
 
-    is_there = {
+    is_available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available() and torch.backends.mps.is_built(),
         "cpu": True,
     }
-    here = [name for name in is_there if is_there[name]]
-    if wanted == "auto":
-        return here[0]
-    if wanted not in here:
+    available = [device for device in is_available if is_available[device]]
+    if name == "auto":
+        return available[0]
+    if name not in available:
         raise SegmenterError(
-            f"segmenter.device is {wanted}, but torch {torch.__version__} only has {', '.join(here)} on this machine",
+            f"segmenter.device is {name}, but torch {torch.__version__} only has {', '.join(available)} on this machine",
             "let the profile ask for a GPU, or set segmenter.device: auto",
         )
-    return wanted
+    return name
 
 
-def keep_to_threads() -> None:
-    """Lets torch use OMP_NUM_THREADS threads, where that is set."""
+def limit_threads() -> None:
+    """Let torch use OMP_NUM_THREADS threads, if that is set."""
     import torch
 
-    threads = given_threads()
+    threads = read_thread_limit()
     if threads is not None:
         torch.set_num_threads(threads)
 
 
-def given_threads() -> int | None:
-    """OMP_NUM_THREADS, or None where it isn't set."""
+def read_thread_limit() -> int | None:
+    """Read OMP_NUM_THREADS; None if it isn't set."""
     threads = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     return int(threads) if threads.isdigit() and int(threads) > 0 else None
 
 
-def given_path(model: str | None, what: str, how: str) -> Path:
-    """The path of `segmenter.model`.
+def find_model_path(model: str | None, description: str, cure: str) -> Path:
+    """Check that `segmenter.model` names something that exists, and return its path.
 
     Args:
         model: The setting.
-        what: What it names, in words.
-        how: Where to get one.
+        description: What it names, in words.
+        cure: Where to get one.
 
     Raises:
-        SegmenterError: It isn't set, or there is nothing of that name.
+        SegmenterError: It isn't set, or nothing of that name exists.
     """
     if model is None:
-        raise SegmenterError("setting segmenter.model is needed", f"the path of {what}. {how}")
+        raise SegmenterError("setting segmenter.model is needed", f"the path of {description}. {cure}")
     path = Path(model).expanduser()
     if not path.exists():
         raise SegmenterError(
             f"segmenter.model {path} is not on this machine",
-            f"give the path of {what}, one that the workers see too. {how}",
+            f"give the path of {description}, one that the workers see too. {cure}",
         )
     return path
 
 
-def hash_of(files: Iterable[Path]) -> str:
-    """SHA-256 of the files' contents, in the order given; each is read once per process (1 GB: some seconds).
+def hash_files(files: Iterable[Path]) -> str:
+    """Compute the SHA-256 of files' contents, in this order; each is read once per process (1 GB: some seconds).
 
     Args:
         files: Weights and what belongs to them. Their names don't count.
@@ -89,26 +89,26 @@ def hash_of(files: Iterable[Path]) -> str:
         For example "sha256:...".
 
     Raises:
-        SegmenterError: One can't be read.
+        SegmenterError: A file can't be read.
     """
     digest = hashlib.sha256()
     for path in files:
         try:
             digest.update(hash_file(path, "sha256")[0])
         except OSError as error:
-            raise unreadable(path, error) from error
+            raise make_read_error(path, error) from error
     return f"sha256:{digest.hexdigest()}"
 
 
 def hash_file(path: Path, *algorithms: str) -> tuple[bytes, ...]:
-    """Digests of a file, all from one reading; a file that hasn't changed is read once per process.
+    """Compute digests of a file in one reading; an unchanged file is read once per process.
 
     Args:
         path: The file (375 MB: about a second).
-        algorithms: Names as in `Registered.algorithm`; those that `can_hash` knows.
+        algorithms: Names of algorithms for which `can_hash` is true.
 
     Raises:
-        OSError: It can't be read.
+        OSError: The file can't be read.
     """
     facts = path.stat()
     return _hash_file(path, facts.st_size, facts.st_mtime_ns, facts.st_ino, algorithms)
@@ -126,7 +126,7 @@ def _hash_file(path: Path, size: int, mtime_ns: int, inode: int, algorithms: tup
 
 
 def can_hash(algorithm: str) -> bool:
-    """Whether hashes of this kind can be made here."""
+    """Tell whether this machine can compute hashes of this kind."""
     return _hash_function(algorithm) is not None
 
 
@@ -137,7 +137,7 @@ def _hasher(algorithm: str) -> Any:
 
 
 def _hash_function(algorithm: str) -> Callable[[], Any] | None:
-    """micro-sam's xxhash, which it brings along, or one of Python's."""
+    """Find one of Python's hash functions, or one of xxhash, which micro-sam installs."""
     if algorithm in hashlib.algorithms_available:
         return partial(hashlib.new, algorithm, usedforsecurity=False)
     if not algorithm.startswith("xxh") or importlib.util.find_spec("xxhash") is None:
@@ -147,8 +147,8 @@ def _hash_function(algorithm: str) -> Callable[[], Any] | None:
     return getattr(xxhash, algorithm, None)
 
 
-def unreadable(path: Path, error: OSError) -> SegmenterError:
-    """The error for a file of weights that is there and can't be read."""
+def make_read_error(path: Path, error: OSError) -> SegmenterError:
+    """Make the error for an existing file of weights that can't be read."""
     return SegmenterError(
         f"weights {path} can't be read ({error.strerror or error})", "let the account that runs slidesam read them"
     )

@@ -6,10 +6,10 @@
 2. Foreground: the smoothed signal above Otsu's threshold over the whole slide; with hematoxylin it must also stand out from
    its surroundings, so that a nucleus in deeply stained tissue is found and the tissue isn't. Small specks are dropped,
    small holes filled.
-3. Seeds: local maxima of the smoothed distance transform; a piece of foreground without one is its own seed.
+3. Seeds: local maxima of the smoothed distance transform; a connected part of the foreground without one is its own seed.
 4. Objects: watershed from the seeds.
 
-Each step decides from pixels within two objects of a place, which is what lets blocks agree with the whole image.
+Each step decides from pixels within two objects of a place, so blocks agree with the whole image.
 
 References:
     Ruifrok & Johnston, Quantification of histochemical staining by color deconvolution, Anal Quant Cytol Histol 23 (2001).
@@ -29,22 +29,22 @@ from skimage.filters import threshold_otsu
 from skimage.segmentation import watershed
 
 from slidesam.tasks.errors import SegmenterError
+from slidesam.tasks.segmenters.base import Params, Segmenter
 from slidesam.tasks.settings.methods import Watershed
 
 if TYPE_CHECKING:
-    from slidesam.tasks.segmenters import Params
     from slidesam.tasks.slides.facts import Slide
 
 # Mean optical density below which a bright-field pixel is glass, after Macenko et al.
 _GLASS_DENSITY = 0.15
 _HISTOGRAM_BINS = 1024
-# In parts of the object's diameter: the best of a small sweep on tissue nuclei with known outlines.
+# As fractions of the object's diameter: the best of a small sweep on tissue nuclei with known outlines.
 _SIGNAL_SIGMA, _DISTANCE_SIGMA, _SEED_REACH, _SPECK_DIAMETER, _SURROUNDINGS = 0.06, 0.1, 0.4, 0.4, 3.0
-# By how much of the difference between foreground and background an object must stand out from its surroundings.
+# Fraction of the difference between foreground and background by which an object must exceed its surroundings.
 _CONTRAST = 0.1
 
 
-class WatershedSegmenter:
+class WatershedSegmenter(Segmenter):
     """Threshold and watershed with slide-wide parameters.
 
     Args:
@@ -58,7 +58,7 @@ class WatershedSegmenter:
         self.signal_kind = auto if settings.signal == "auto" else settings.signal
 
     def prepare(self, sample: NDArray[Any], slide: Slide) -> dict[str, Any]:
-        """Threshold and sizes of the slide.
+        """Find the slide's threshold and sizes.
 
         Args:
             sample: (y, x[, c]) pixels of the slide.
@@ -76,7 +76,7 @@ class WatershedSegmenter:
         return {"threshold": float(threshold), "contrast": contrast, "diameter": float(diameter), "white": white}
 
     def segment(self, image: NDArray[Any], params: Params) -> NDArray[np.integer[Any]]:
-        """Labels of one block; see the module's stages."""
+        """Label one block; the module describes the steps."""
         diameter = params["diameter"]
         signal = self._signal(image, params["white"])
         smooth = ndimage.gaussian_filter(signal, _SIGNAL_SIGMA * diameter, truncate=3)
@@ -93,7 +93,7 @@ class WatershedSegmenter:
         return labels
 
     def _samples(self, sample: NDArray[Any], white: float) -> NDArray[np.float32]:
-        """Signal of the pixels that can hold objects: in bright field, those that aren't glass."""
+        """Return the signal of the pixels that can hold objects: in bright field, those that aren't glass."""
         signal = self._signal(sample, white)
         if self.signal_kind != "hematoxylin":
             return signal.ravel()
@@ -109,7 +109,7 @@ class WatershedSegmenter:
                 )
             absorbed: NDArray[np.float32] = -np.expm1(-(_density(image, white) @ hed_from_rgb[:, 0].astype(np.float32)))
             return absorbed
-        # What is no number is background, so that it doesn't spread through the filters.
+        # NaN and infinity become background, so that they don't spread through the filters.
         grey = np.nan_to_num(image.astype(np.float32), posinf=0, neginf=0)
         if grey.ndim == 3:
             grey = grey.mean(axis=2)
@@ -117,18 +117,18 @@ class WatershedSegmenter:
 
 
 def _white_level(image: NDArray[Any]) -> float:
-    """Value of unstained glass: the dtype's top, or the image's where 16 bits hold fewer."""
+    """Find the value of unstained glass: the dtype's maximum, or the image's if 16 bits hold fewer."""
     if image.dtype == np.uint8:
         return 255.0
     return float(max(np.nanpercentile(image, 99.9), 1.0))
 
 
 def _density(image: NDArray[Any], white: float) -> NDArray[np.float32]:
-    """Optical density, natural logarithm, of shape (y, x, c)."""
+    """Compute the optical density (natural logarithm), (y, x, c)."""
     if image.dtype == np.uint8:
         table = _density_of(np.arange(256, dtype=np.float32), white)
-        looked_up: NDArray[np.float32] = table[image]
-        return looked_up
+        density: NDArray[np.float32] = table[image]
+        return density
     return _density_of(np.maximum(image, 0).astype(np.float32), white)
 
 
@@ -138,19 +138,19 @@ def _density_of(level: NDArray[np.float32], white: float) -> NDArray[np.float32]
 
 
 def _otsu(samples: NDArray[np.float32]) -> float:
-    """Otsu's threshold from a histogram whose range leaves out stray pixels; a constant image gets one above it."""
+    """Find Otsu's threshold in a histogram without stray pixels; above the value of a constant image."""
     low, high = np.percentile(samples, (0.05, 99.95))
     if high <= low:
         return float(high) + 1.0
     counts, edges = np.histogram(samples, bins=_HISTOGRAM_BINS, range=(low, high))
     lower = int(np.searchsorted(edges, threshold_otsu(hist=(counts, (edges[:-1] + edges[1:]) / 2)))) - 1
-    # Any value in a gap of the histogram parts the samples alike; its middle is the one that smoothing harms least.
+    # Any value in a gap of the histogram divides the samples alike; smoothing harms its middle least.
     upper = lower + 1 + int(np.argmax(counts[lower + 1 :] > 0))
     return float((edges[lower + 1] + edges[upper]) / 2)
 
 
 def _step(samples: NDArray[np.float32], threshold: float) -> float:
-    """Difference between the mean signal above and below a threshold; 0 where one side is empty."""
+    """Compute the difference between the mean signal above and below a threshold; 0 if one side is empty."""
     above = samples > threshold
     if above.all() or not above.any():
         return 0.0
@@ -158,27 +158,27 @@ def _step(samples: NDArray[np.float32], threshold: float) -> float:
 
 
 def _clean(foreground: NDArray[np.bool_], diameter: float) -> NDArray[np.bool_]:
-    """Without specks, and without holes of that size: both too small to be, or to show, an object."""
+    """Remove specks, and fill holes of that size: both are too small to be, or to show, an object."""
     speck = np.pi / 4 * (_SPECK_DIAMETER * diameter) ** 2
-    without_holes = ~_without_small(~foreground, speck)
-    return _without_small(without_holes, speck)
+    without_holes = ~_remove_small(~foreground, speck)
+    return _remove_small(without_holes, speck)
 
 
-def _without_small(mask: NDArray[np.bool_], area: float) -> NDArray[np.bool_]:
+def _remove_small(mask: NDArray[np.bool_], area: float) -> NDArray[np.bool_]:
     labels, count = ndimage.label(mask)
-    keep = np.bincount(labels.ravel(), minlength=count + 1) >= area
-    keep[0] = False
-    kept: NDArray[np.bool_] = keep[labels]
-    return kept
+    is_large = np.bincount(labels.ravel(), minlength=count + 1) >= area
+    is_large[0] = False
+    large: NDArray[np.bool_] = is_large[labels]
+    return large
 
 
 def _seeds(distance: NDArray[np.float32], foreground: NDArray[np.bool_], diameter: float) -> NDArray[np.int32]:
-    """One label per local maximum of the distance, and one per piece of foreground that has none."""
+    """Find one seed per local maximum of the distance, and one per connected part of the foreground without a maximum."""
     reach = 2 * max(1, round(_SEED_REACH * diameter)) + 1
     peaks = (distance == ndimage.maximum_filter(distance, size=reach)) & foreground
-    pieces, count = ndimage.label(foreground)
+    parts, count = ndimage.label(foreground)
     has_peak = np.zeros(count + 1, bool)
-    has_peak[pieces[peaks]] = True
+    has_peak[parts[peaks]] = True
     has_peak[0] = True
-    seeds: NDArray[np.int32] = ndimage.label(peaks | ~has_peak[pieces], structure=np.ones((3, 3)))[0].astype(np.int32)
+    seeds: NDArray[np.int32] = ndimage.label(peaks | ~has_peak[parts], structure=np.ones((3, 3)))[0].astype(np.int32)
     return seeds

@@ -12,7 +12,7 @@ from slidesam.tasks.errors import SegmenterError, SettingsError
 from slidesam.tasks.grid import Block, BlockGrid, Region
 from slidesam.tasks.labels.kernels import View
 from slidesam.tasks.labels.objects import describe_block
-from slidesam.tasks.segment.block import checked_labels, renumbered
+from slidesam.tasks.segment.block import check_labels, renumber
 from slidesam.tasks.settings.sections import StitchSettings
 from slidesam.tasks.stitch.overlaps import ReadView, compare_blocks, join_batches
 from slidesam.tasks.stitch.paint import Numbering, paint_block
@@ -58,7 +58,7 @@ def stitch_arrays(blocks: Sequence[NDArray[Any]], grid: BlockGrid, rules: Stitch
 
 def _local_labels(labels: NDArray[Any], block: Block) -> Labels:
     try:
-        return renumbered(checked_labels(labels, block.outer.shape))
+        return renumber(check_labels(labels, block.outer.shape))
     except SegmenterError as error:
         raise SegmenterError(f"block {block.block_id}: {error}") from error
 

@@ -71,7 +71,7 @@ def wrong_shape(image):
     return np.zeros((3, 3), np.int32)
 
 
-class InTwoParts:
+class TwoPhase:
     """As `bright_pieces`, of which a device does the beginning; a failure is of the rest, unless `fails_first`.
 
     With `blocks` the rest of each but the last waits for the next one's beginning, `patience` seconds at most.

@@ -1,1 +1,1 @@
-"""micro-sam as a segmenter: models, weights, inputs, tile sizes."""
+"""micro-sam as a segmenter: its models, weights, inputs and tile sizes. Only `library` imports micro-sam."""

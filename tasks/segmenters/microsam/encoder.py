@@ -1,14 +1,14 @@
-"""SAM's image embeddings: tiles in batches, kept where they were computed, in the form that micro-sam's generators take.
+"""Compute SAM's image embeddings: in batches of tiles, kept on the device, in the form that micro-sam's generators take.
 
-What micro-sam's `precompute_image_embeddings` returns, computed in the same way, but
+The result equals that of micro-sam's `precompute_image_embeddings`, with these differences:
 
-- pixels come as they are to be seen, past micro-sam's own stretch;
-- several tiles go through the encoder at once, fewer where memory doesn't suffice (the encoder is in eval mode, so that tiles of
-  one batch don't influence each other; its decoder isn't, and takes them one by one);
+- pixels are 8 bit already, so micro-sam's contrast stretch is left out;
+- several tiles go through the encoder at once, fewer if memory doesn't suffice. The encoder is in eval mode, so tiles of one
+  batch don't influence each other; micro-sam's decoder isn't, and takes tiles one by one;
 - the encoder may compute in bfloat16;
-- embeddings stay on the device. micro-sam copies each to the host and back: 4 MB a tile.
+- embeddings stay on the device. micro-sam copies each to the host and back: 4 MB per tile.
 
-torch and micro_sam are imported by those who call this.
+Importing this module loads no torch; making an `Encoder` does.
 """
 
 from __future__ import annotations
@@ -21,17 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slidesam.tasks.errors import SegmenterError
+from slidesam.tasks.segmenters.microsam import library
 from slidesam.tasks.settings.types import Pair
 
 Pixels = NDArray[np.uint8]
-
-
-class TileFeatures(dict[str, Any]):
-    """Embeddings by the tile's number, with `attrs`: what micro-sam keeps in a Zarr group."""
-
-    def __init__(self, attrs: dict[str, Any]) -> None:
-        super().__init__()
-        self.attrs = attrs
 
 
 class Encoder:
@@ -40,10 +33,10 @@ class Encoder:
     Args:
         predictor: micro-sam's predictor, which holds the model.
         batch_size: How many tiles at once, at most.
-        precision: float32, bfloat16, or auto: bfloat16 on a GPU that has it.
+        precision: float32, bfloat16, or auto (bfloat16 on a GPU that supports it).
 
     Attributes:
-        batch_size: How many tiles it takes at once by now: fewer than asked for where memory didn't suffice.
+        batch_size: How many tiles it takes at once now: fewer than asked for if memory didn't suffice.
         precision: float32 or bfloat16.
     """
 
@@ -56,49 +49,42 @@ class Encoder:
         has_bfloat16 = self._device == "cuda" and torch.cuda.is_bf16_supported()
         self.precision = ("bfloat16" if has_bfloat16 else "float32") if precision == "auto" else precision
 
-    def whole(self, rgb: Pixels) -> dict[str, Any]:
-        """Embeddings of one image: (y, x, 3) uint8 → (1, 256, 64, 64) float32, and the sizes that lead back to pixels."""
+    def encode_image(self, rgb: Pixels) -> dict[str, Any]:
+        """Compute the embedding of one image: (y, x, 3) uint8 → (1, 256, 64, 64) float32, with the sizes of the image."""
         (features,) = self._encode([rgb])
-        return {"features": features, **features.attrs}
+        return library.describe_image(features)
 
-    def tiled(
+    def encode_tiles(
         self, shape: Pair, tile_shape: Pair, halo: Pair, pixels: Callable[[tuple[slice, slice]], Pixels]
     ) -> dict[str, Any]:
-        """Embeddings of an image's tiles.
+        """Compute the embeddings of an image's tiles.
 
         Args:
             shape: Height and width of the image.
             tile_shape: Height and width of its tiles.
             halo: Their overlap on each side.
-            pixels: (y, x, 3) uint8 of a place of the image; tiles are asked for as they are needed.
+            pixels: Returns (y, x, 3) uint8 of a place in the image; called for each tile when it is needed.
         """
-        from micro_sam.util import Blocking
-
-        tiling = Blocking([0, 0], shape, tile_shape)
-        blocks = (tiling.get_block_with_halo(tile, list(halo)).outer_block for tile in range(tiling.number_of_blocks))
-        places = [tuple(slice(*ends) for ends in zip(block.begin, block.end, strict=True)) for block in blocks]
-        features = TileFeatures({"shape": shape, "tile_shape": tile_shape, "halo": halo})
-        for place in range(len(places)):
-            if str(place) in features:
-                continue
-            batch = places[place : place + self.batch_size]
-            found = self._encode([pixels((rows, columns)) for rows, columns in batch])
-            features.update({str(place + number): each for number, each in enumerate(found)})
-        return {"features": features, "input_size": None, "original_size": None}
+        places = library.place_tiles(shape, tile_shape, halo)
+        embeddings: list[Any] = []
+        while len(embeddings) < len(places):
+            batch = places[len(embeddings) : len(embeddings) + self.batch_size]
+            embeddings += self._encode([pixels(place) for place in batch])
+        return library.describe_tiles(embeddings, shape, tile_shape, halo)
 
     def _encode(self, images: Sequence[Pixels]) -> list[Any]:
-        """Embeddings of each; from where memory didn't suffice on, of half as many at once.
+        """Compute the embedding of each image; if memory doesn't suffice, continue with half as many at once.
 
         Raises:
-            SegmenterError: It doesn't suffice for one.
+            SegmenterError: Memory doesn't suffice for one image.
         """
         import torch
 
-        found: list[Any] = []
-        while len(found) < len(images):
-            batch = images[len(found) : len(found) + self.batch_size]
+        embeddings: list[Any] = []
+        while len(embeddings) < len(images):
+            batch = images[len(embeddings) : len(embeddings) + self.batch_size]
             try:
-                found += self._encode_at_once(batch)
+                embeddings += self._encode_batch(batch)
                 continue
             except torch.OutOfMemoryError as error:
                 if len(batch) == 1:
@@ -106,13 +92,13 @@ class Encoder:
                         f"the {self._device} device has too little memory for a single tile",
                         "give it fewer workers, or take a smaller model (segmenter.model vit_b_...)",
                     ) from error
-            # Outside of the handler, whose traceback holds what is to be freed.
+            # Outside of the handler, because its traceback holds the memory that is to be freed.
             if self._device == "cuda":
                 torch.cuda.empty_cache()
             self.batch_size = len(batch) // 2
-        return found
+        return embeddings
 
-    def _encode_at_once(self, images: Sequence[Pixels]) -> list[Any]:
+    def _encode_batch(self, images: Sequence[Pixels]) -> list[Any]:
         import torch
 
         predictor, batch, sizes = self._predictor, [], []
@@ -121,15 +107,15 @@ class Encoder:
             tensor = torch.as_tensor(scaled, device=predictor.device).permute(2, 0, 1).contiguous()[None]
             sizes.append({"input_size": tuple(tensor.shape[-2:]), "original_size": image.shape[:2]})
             batch.append(predictor.model.preprocess(tensor))
-        with self._in_precision():
+        with self._use_precision():
             features = predictor.model.image_encoder(torch.cat(batch)).float()
-        found = list(features.split(1))
-        for each, size in zip(found, sizes, strict=True):
-            each.attrs = size
-        return found
+        embeddings = list(features.split(1))
+        for embedding, attrs in zip(embeddings, sizes, strict=True):
+            embedding.attrs = attrs
+        return embeddings
 
     @contextlib.contextmanager
-    def _in_precision(self) -> Iterator[None]:
+    def _use_precision(self) -> Iterator[None]:
         import torch
 
         with torch.autocast(self._device, torch.bfloat16, enabled=self.precision == "bfloat16"):

@@ -1,13 +1,13 @@
-"""What SAM sees as red, green and blue: which channels or stains of a slide, and how they become 8 bit.
+"""Choose what SAM sees as red, green and blue: channels or stains of a slide, converted to 8 bit.
 
-    check_inputs(settings, slide)   -> plan      what `segmenter.inputs` names, or an error; from facts alone
+    check_inputs(settings, slide)   -> plan      what `segmenter.inputs` names, or an error, from facts alone
     ranges(sample, plan)            -> params    slide-wide ranges, once per slide
     compose(image, params)          -> pixels    per block: (y, x, 3) uint8
     pick(image, params)             -> pixels    per block, for `scaling: tile`: channels as they are
 
-Plan and params are mappings that JSON holds. A pixel that `compose` makes depends on that pixel of the image and on the params
-alone, to the bit, so blocks agree wherever they overlap. For that all arithmetic goes value by value: of 8 and 16 bit by a
-table of all values, which is also fastest, and without a product of matrices, whose rounding may change with their shape.
+Plan and params are mappings that JSON can hold. Each pixel of `compose` depends only on that pixel of the image and on the
+params, to the bit, so blocks agree wherever they overlap. Therefore all arithmetic goes value by value: of 8 and 16 bit by a
+table of all values, which is also fastest, and never by a matrix product, whose rounding may depend on its shape.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from slidesam.tasks.errors import SegmenterError
 from slidesam.tasks.pixels.percentiles import percentile_range
-from slidesam.tasks.segmenters.microsam.stains import STAINS, Term, Vector, density_of, tabled, unmixing
+from slidesam.tasks.segmenters.microsam.stains import STAINS, Term, Vector, make_density, unmix_stains, use_table
 from slidesam.tasks.settings.methods import MicroSam
 
 if TYPE_CHECKING:
@@ -32,23 +32,23 @@ __all__ = ["check_inputs", "compose", "intensity_range", "pick", "ranges", "reso
 Plan = dict[str, Any]
 
 _PERCENTILES = (0.1, 99.9)
-# Pixels that are computed at a time: few enough to stay in a processor's cache.
+# Pixels that are computed together: few enough to stay in a processor's cache.
 _STRIP = 2**17
-_SHOWN = 12
+_MAX_LISTED = 12
 
 
 def check_inputs(settings: MicroSam, slide: Slide) -> Plan:
-    """What the settings let SAM see, found from the slide's facts alone: for planning, before any pixel is read.
+    """Find what the settings let SAM see, from the slide's facts alone: for planning, before any pixel is read.
 
     Args:
-        settings: `inputs`, `stains` and `scaling` count.
+        settings: Of these, `inputs`, `stains` and `scaling` are used.
         slide: Its name, channels and whether it is red, green and blue.
 
     Returns:
-        What `resolve` returns; {} where `inputs` is empty.
+        The result of `resolve`; {} if `inputs` is empty.
 
     Raises:
-        SegmenterError: As `resolve`; or an input that needs slide-wide ranges meets `scaling: tile`.
+        SegmenterError: As for `resolve`, or an input needs slide-wide ranges under `scaling: tile`.
     """
     if not settings.inputs:
         return {}
@@ -63,12 +63,12 @@ def check_inputs(settings: MicroSam, slide: Slide) -> Plan:
 
 
 def resolve(inputs: Sequence[str], stains: Mapping[str, Vector], slide: Slide) -> Plan:
-    """Finds the channels and stains that names stand for.
+    """Find the channels and stains that names stand for.
 
     Args:
         inputs: One to three entries: a channel's name or number, a stain's name, or several of these joined by +. Case
-            doesn't matter. A name that holds a + itself is taken whole where it is an entry of its own.
-        stains: Stain vectors of one's own, name → optical density in red, green and blue, of any length.
+            doesn't matter. A name that contains a + is recognised if it is a whole entry.
+        stains: The user's stain vectors, name → optical density in red, green and blue, of any length.
         slide: Its name, channels and whether it is red, green and blue.
 
     Returns:
@@ -87,11 +87,11 @@ def resolve(inputs: Sequence[str], stains: Mapping[str, Vector], slide: Slide) -
                 f"setting segmenter.stains: {slide.name} has a channel {name}; give the stain another name"
             )
     entries = [_split(entry, slide) for entry in inputs]
-    named = dict.fromkeys(name for entry in entries for name in entry if _channel(name, slide) is None)
-    for name in named:
+    stain_names = dict.fromkeys(name for entry in entries for name in entry if _channel(name, slide) is None)
+    for name in stain_names:
         if name not in own and name not in STAINS:
-            raise _unknown(name, own, slide)
-    stain_terms = unmixing(tuple(named), own, slide) if named else {}
+            raise _make_unknown_error(name, own, slide)
+    stain_terms = unmix_stains(tuple(stain_names), own, slide) if stain_names else {}
 
     def term(name: str) -> Term:
         channel = _channel(name, slide)
@@ -105,17 +105,17 @@ def resolve(inputs: Sequence[str], stains: Mapping[str, Vector], slide: Slide) -
 
 
 def ranges(sample: NDArray[Any], plan: Mapping[str, Any]) -> Plan:
-    """Slide-wide ranges of all that a plan names.
+    """Find the slide-wide ranges of all channels and stains in a plan.
 
-    A channel has the range that `intensity_range` gives it. A stain has percentiles 0.1 and 99.9 of its density, so that
-    up to a thousandth of the slide (pens, folds) doesn't decide.
+    A channel gets the range of `intensity_range`. A stain gets the percentiles 0.1 and 99.9 of its density, so that up to a
+    thousandth of the slide (pen marks, folds) has no influence.
 
     Args:
         sample: (y, x[, c]) pixels of the slide, any numeric dtype, with all channels that it chose.
-        plan: What `resolve` returned.
+        plan: The result of `resolve`.
 
     Returns:
-        The plan, with "low" and "high" in each term, and "white", the level of clear glass, where there are stains.
+        The plan, with "low" and "high" in each term, and "white", the level of clear glass, if there are stains.
 
     Raises:
         SegmenterError: The sample has another number of channels than the plan.
@@ -125,7 +125,7 @@ def ranges(sample: NDArray[Any], plan: Mapping[str, Any]) -> Plan:
 
     def ranged(term: Term) -> Term:
         if "weights" in term:
-            low, high = percentile_range(density_of(term, planes.dtype, white or 1.0)(planes), _PERCENTILES)
+            low, high = percentile_range(make_density(term, planes.dtype, white or 1.0)(planes), _PERCENTILES)
         elif _is_rgb8(planes, plan["is_rgb"]):
             channels = np.moveaxis(planes, -1, 0)
             low, high = 0.0, max(percentile_range(channel, _PERCENTILES)[1] for channel in channels)
@@ -138,17 +138,16 @@ def ranges(sample: NDArray[Any], plan: Mapping[str, Any]) -> Plan:
 
 
 def compose(image: NDArray[Any], params: Mapping[str, Any]) -> NDArray[np.uint8]:
-    """Pixels as SAM's encoder takes them: each of the image's pixels by itself, by fixed ranges.
+    """Convert pixels to what SAM's encoder takes, each by itself, by fixed ranges.
 
-    Each term becomes 8 bit by its own range; of the terms of one entry the brightest counts. A stain is the brighter the
-    denser it is.
+    Each term becomes 8 bit by its own range; of the terms of one entry the brightest is used. A denser stain is brighter.
 
     Args:
         image: (y, x[, c]) any numeric dtype.
-        params: What `ranges` returned; or `intensity_range`, for `to_rgb8`.
+        params: The result of `ranges`, or of `intensity_range` for `to_rgb8`.
 
     Returns:
-        (y, x, 3) uint8. One entry is repeated, after two comes a zero channel; NaN is 0.
+        (y, x, 3) uint8. A single entry is repeated, two are followed by a zero channel; NaN becomes 0.
 
     Raises:
         SegmenterError: The params are for another number of channels.
@@ -168,11 +167,11 @@ def compose(image: NDArray[Any], params: Mapping[str, Any]) -> NDArray[np.uint8]
 
 
 def pick(image: NDArray[Any], params: Mapping[str, Any]) -> NDArray[Any]:
-    """Channels as they are, for micro-sam's own way to 8 bit, which takes one, two or three.
+    """Pick channels without changing them, for micro-sam's own conversion to 8 bit, which takes one, two or three.
 
     Args:
         image: (y, x[, c]) any dtype.
-        params: What `resolve` returned for single channels; without "inputs" the first three are meant.
+        params: The result of `resolve` for single channels; without "inputs" the first three are taken.
 
     Returns:
         (y, x) for one channel, else (y, x, c), in the image's dtype.
@@ -187,12 +186,12 @@ def pick(image: NDArray[Any], params: Mapping[str, Any]) -> NDArray[Any]:
 
 
 def intensity_range(sample: NDArray[Any], is_rgb: bool) -> dict[str, list[float]]:
-    """The intensities that become 0 and 255 on the whole slide.
+    """Find the intensities that become 0 and 255 on the whole slide.
 
     - 8 bit red, green and blue: 0 and the 99.9th percentile of the brightest channel, one range for all three. Such
-      pixels were made for the eye, and micro-sam's own training takes 8 bit as it is (`training.util.require_8bit`); a
-      range per channel would shift the stains' colours.
-    - All else: percentiles 0.1 and 99.9 of each channel, so that a few hot or dead pixels don't decide.
+      pixels were made for the eye, and micro-sam's training doesn't change 8 bit (`training.util.require_8bit`). A range
+      per channel would shift the stains' colours.
+    - All others: percentiles 0.1 and 99.9 of each channel, so that a few hot or dead pixels have no influence.
 
     Args:
         sample: (y, x[, c]) pixels of the slide, any numeric dtype; NaN and infinity are left out.
@@ -213,11 +212,11 @@ def intensity_range(sample: NDArray[Any], is_rgb: bool) -> dict[str, list[float]
 
 
 def to_rgb8(image: NDArray[Any], params: Mapping[str, Any]) -> NDArray[np.uint8]:
-    """Pixels as SAM's encoder takes them, by a fixed range; channels are filled up to three as micro-sam does.
+    """Convert pixels to what SAM's encoder takes, by a fixed range; channels are filled up to three as in micro-sam.
 
     Args:
-        image: (y, x[, c]) any numeric dtype. One channel is repeated, after two comes a zero one, only three are used.
-        params: "low" and "high" as `intensity_range` returns them.
+        image: (y, x[, c]) any numeric dtype. One channel is repeated, two are followed by a zero channel, only three are used.
+        params: "low" and "high" from `intensity_range`.
 
     Returns:
         (y, x, 3) uint8: low and below become 0, high and above 255, NaN 0.
@@ -245,7 +244,7 @@ def _split(entry: str, slide: Slide) -> list[str]:
 
 
 def _channel(name: str, slide: Slide) -> int | None:
-    """Place among the slide's chosen channels of the one with this name, else of the one with this number."""
+    """Find the index, among the slide's chosen channels, of the one with this name, else with this number."""
     names = [slide.channel_names[channel].strip().lower() for channel in slide.channels]
     if name in names:
         return names.index(name)
@@ -253,22 +252,22 @@ def _channel(name: str, slide: Slide) -> int | None:
     return numbers.index(name) if name in numbers else None
 
 
-def _unknown(name: str, own: Mapping[str, Vector], slide: Slide) -> SegmenterError:
-    shown = [f"{channel} {slide.channel_names[channel]}" for channel in slide.channels]
-    has = "channels " + ", ".join(shown[:_SHOWN]) + (", ..." if len(shown) > _SHOWN else "")
+def _make_unknown_error(name: str, own: Mapping[str, Vector], slide: Slide) -> SegmenterError:
+    channels = [f"{channel} {slide.channel_names[channel]}" for channel in slide.channels]
+    available = "channels " + ", ".join(channels[:_MAX_LISTED]) + (", ..." if len(channels) > _MAX_LISTED else "")
     if slide.is_rgb:
-        has += ", and stains " + ", ".join({**STAINS, **own})
+        available += ", and stains " + ", ".join({**STAINS, **own})
     others = [other.strip().lower() for other in slide.channel_names]
     if name in others or (name.isdecimal() and int(name) < len(others)):
         return SegmenterError(
             f"setting segmenter.inputs: channel {name!r} of {slide.name} isn't chosen: add it to slide.channels "
-            f"(chosen are {has})"
+            f"(chosen are {available})"
         )
-    return SegmenterError(f"setting segmenter.inputs: {slide.name} has no {name!r}; it has {has}")
+    return SegmenterError(f"setting segmenter.inputs: {slide.name} has no {name!r}; it has {available}")
 
 
 def _white_level(planes: NDArray[Any]) -> float:
-    """Value of clear glass: the top of 8 bit, else the slide's brightest, since 16 bits may hold fewer."""
+    """Find the value of clear glass: the maximum of 8 bit, else the slide's brightest, because 16 bits may hold fewer."""
     if planes.dtype == np.uint8:
         return 255.0
     return max(percentile_range(planes, _PERCENTILES)[1], float(np.finfo(np.float32).tiny))
@@ -283,16 +282,16 @@ def _is_rgb8(planes: NDArray[Any], is_rgb: bool) -> bool:
 
 
 def _to_8bit(term: Term, dtype: DTypeLike, white: float) -> Callable[[NDArray[Any]], NDArray[np.uint8]]:
-    """What makes (y, x) uint8 of one term from (y, x, c) pixels of this type."""
-    scale = functools.partial(_scaled, low=term["low"], high=term["high"])
+    """Make the function that computes one term, (y, x) uint8, from (y, x, c) pixels of this type."""
+    scale = functools.partial(_scale, low=term["low"], high=term["high"])
     if "weights" in term:
-        density = density_of(term, dtype, white)
+        density = make_density(term, dtype, white)
         return lambda planes: scale(density(planes))
-    scale_by_table = tabled(scale, dtype)
+    scale_by_table = use_table(scale, dtype)
     return lambda planes: scale_by_table(planes[..., term["channel"]])
 
 
-def _scaled(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+def _scale(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
     scaled = np.clip((values.astype(np.float64) - low) / (high - low), 0, 1)
     rounded: NDArray[np.uint8] = np.rint(np.nan_to_num(scaled) * 255).astype(np.uint8)
     return rounded
@@ -308,10 +307,10 @@ def _first_three(image: NDArray[Any]) -> NDArray[Any]:
 
 
 def _all_channels(image: NDArray[Any], plan: Mapping[str, Any]) -> NDArray[Any]:
-    """The image as (y, x, c).
+    """Return the image as (y, x, c).
 
     Raises:
-        SegmenterError: c isn't what the plan is for.
+        SegmenterError: c isn't the plan's number of channels.
     """
     planes = image[..., None] if image.ndim == 2 else image
     if planes.shape[-1] != plan["n_channels"]:

@@ -1,9 +1,9 @@
-"""micro-sam's registry of weights: which files a model has, their hashes and addresses, and where they are kept.
+"""micro-sam's registry of weights: the files of each model, their hashes and addresses, and the folder that holds them.
 
-All without torch or micro_sam, which take 15 s to import. The registry stands in `micro_sam.util.models` as dictionaries of
-texts, which are read from its source and not run: what is expected is so what the installed micro-sam would fetch, and a
-newer one with newer weights needs no change here. A file named by SLIDESAM_MODELS goes before it, line by line: pooch's
-registry format, `NAME HASH [URL]`, for a site with a mirror of the weights.
+micro-sam offers its registry only as a function, `micro_sam.util.models`, whose module imports torch: 15 s. So the function's
+dictionaries of texts are read from the source by `ast`, without running it; a newer micro-sam with newer weights needs no change
+here. Lines of the file that SLIDESAM_MODELS names take precedence: pooch's registry format, `NAME HASH [URL]`, for a site with a
+mirror of the weights.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from slidesam.tasks.errors import OutputError, SegmenterError, SettingsError, in_one_line
-from slidesam.tasks.segmenters.torch_host import can_hash, hash_file, unreadable
+from slidesam.tasks.segmenters.microsam import library
+from slidesam.tasks.segmenters.torch_host import can_hash, hash_file, make_read_error
 
-# micro-sam's registry without the vit_t family, which needs mobile_sam; the value says whether a decoder comes with it.
+# Models of micro-sam's registry, except the vit_t family, which needs mobile_sam; True: a decoder belongs to the model.
 MODELS = {
     "vit_b": False,
     "vit_l": False,
@@ -47,11 +48,11 @@ State = Literal["whole", "wrong", "missing", "unchecked"]
 
 @dataclass(frozen=True)
 class Registered:
-    """What the registry says of one file.
+    """The registry's entry for one file.
 
     Attributes:
-        hash: Its algorithm and digest, such as "xxh128:fe92...".
-        url: Where it is fetched from, where the registry has an address.
+        hash: Algorithm and digest, such as "xxh128:fe92...".
+        url: Where to fetch the file, if the registry has an address.
     """
 
     hash: str
@@ -68,29 +69,14 @@ class Registered:
         return self.hash.rpartition(":")[2].lower()
 
 
-class Bar(Protocol):
-    """What pooch asks of a progress bar; sizes in bytes."""
-
-    total: int
-
-    def update(self, size: int) -> None:
-        """So much more has arrived."""
-
-    def reset(self) -> None:
-        """Nothing has arrived."""
-
-    def close(self) -> None:
-        """All has arrived."""
-
-
-def files_of(model: str) -> tuple[str, ...]:
-    """Names of a model's files: the registry has a decoder's weights in a file of their own.
+def list_files(model: str) -> tuple[str, ...]:
+    """List the names of a model's files: the registry keeps a decoder's weights in a separate file.
 
     Raises:
-        SettingsError: There is no such model.
+        SettingsError: micro-sam has no such model.
 
     Example:
-        >>> files_of("vit_b_lm")
+        >>> list_files("vit_b_lm")
         ('vit_b_lm', 'vit_b_lm_decoder')
     """
     if model not in MODELS:
@@ -98,11 +84,11 @@ def files_of(model: str) -> tuple[str, ...]:
     return (model, f"{model}_decoder") if MODELS[model] else (model,)
 
 
-def cache_folder(cache: Path | None = None) -> Path:
-    """The folder of the files: `models` in the cache named, else in MICROSAM_CACHEDIR, else where micro-sam keeps it.
+def find_cache_folder(cache: Path | None = None) -> Path:
+    """Find the folder of the files: `models` in the given cache, else in MICROSAM_CACHEDIR, else in micro-sam's default cache.
 
     Raises:
-        SegmenterError: No cache is named, and pooch, which knows micro-sam's, isn't installed.
+        SegmenterError: No cache is given, and pooch, which knows micro-sam's, isn't installed.
     """
     if cache is None and not os.environ.get("MICROSAM_CACHEDIR"):
         if importlib.util.find_spec("pooch") is None:
@@ -113,26 +99,23 @@ def cache_folder(cache: Path | None = None) -> Path:
     return (cache or Path(os.environ["MICROSAM_CACHEDIR"])).expanduser().absolute() / "models"
 
 
-def registry() -> dict[str, Registered]:
-    """The files that micro-sam fetches, by name; empty where micro-sam isn't installed or keeps them in another way.
+def read_registry() -> dict[str, Registered]:
+    """Read which files micro-sam fetches, by name; empty if micro-sam isn't installed or stores its registry differently.
 
     Raises:
         SettingsError: The file that SLIDESAM_MODELS names can't be used.
     """
-    spec = importlib.util.find_spec("micro_sam")
-    folders = getattr(spec, "submodule_search_locations", None) or ()
-    found: dict[str, Registered] = {}
-    for folder in folders:
-        found |= _registry_in(Path(folder) / "util.py")
+    source = library.find_registry_source()
+    entries = {} if source is None else dict(_parse_registry(source))
     if overrides := os.environ.get(OVERRIDES):
         for name, entry in _read_overrides(Path(overrides).expanduser()).items():
-            found[name] = replace(entry, url=entry.url or (found[name].url if name in found else None))
-    return found
+            entries[name] = replace(entry, url=entry.url or (entries[name].url if name in entries else None))
+    return entries
 
 
 @lru_cache(maxsize=2)
-def _registry_in(source: Path) -> dict[str, Registered]:
-    """The entries of the dictionaries in the function `models` of micro_sam.util; those that can't be read are left out."""
+def _parse_registry(source: Path) -> dict[str, Registered]:
+    """Parse the dictionaries in the function `models` of micro_sam.util; skip entries that aren't plain texts."""
     try:
         tree = ast.parse(source.read_bytes())
     except (OSError, SyntaxError, ValueError):
@@ -144,7 +127,7 @@ def _registry_in(source: Path) -> dict[str, Registered]:
 
 
 def _texts(node: ast.AST) -> list[tuple[str, str]]:
-    """The pairs of a dictionary whose key and value stand there as texts."""
+    """List the pairs of a dictionary whose key and value are written as texts."""
     if not isinstance(node, ast.Dict):
         return []
     # Keys and values that aren't constants have no `value`.
@@ -163,80 +146,80 @@ def _read_overrides(path: Path) -> dict[str, Registered]:
             f"{OVERRIDES} names {path}, which can't be used ({in_one_line(error, 300)}): "
             "give a file with a line `NAME HASH [URL]` for each file, or unset the variable"
         ) from error
-    return {name: Registered(known, store.urls.get(name)) for name, known in store.registry.items()}
+    return {name: Registered(file_hash, store.urls.get(name)) for name, file_hash in store.registry.items()}
 
 
-def state_of(path: Path, entry: Registered | None) -> State:
-    """Whether a file is the registered one; unchecked where the registry or its kind of hash isn't known here.
+def check_file(path: Path, entry: Registered | None) -> State:
+    """Compare a file with its registry entry; unchecked if there is no entry or its hash can't be computed here.
 
     Raises:
-        SegmenterError: It is there and can't be read.
+        SegmenterError: The file exists and can't be read.
     """
     if not path.is_file():
         return "missing"
     if entry is None or not can_hash(entry.algorithm):
         return "unchecked"
     try:
-        (found,) = hash_file(path, entry.algorithm)
+        (digest,) = hash_file(path, entry.algorithm)
     except OSError as error:
-        raise unreadable(path, error) from error
-    return "whole" if found.hex() == entry.digest else "wrong"
+        raise make_read_error(path, error) from error
+    return "whole" if digest.hex() == entry.digest else "wrong"
 
 
-def fetch(name: str, folder: Path, bar: Bar) -> None:
-    """Fetches a file into a folder: under its name only once it is there as a whole and its hash is right.
+def fetch(name: str, folder: Path, *, show_progress: bool) -> None:
+    """Fetch a file into a folder; it gets its name only when it is complete and its hash is right.
 
     Args:
-        name: The file, as `files_of` names it.
-        folder: Made where it isn't there. What has its name there is replaced.
-        bar: Shows how far it is.
+        name: The file, as `list_files` names it.
+        folder: Created if needed. A file of this name in it is replaced.
+        show_progress: Draw a progress bar on stderr.
 
     Raises:
-        SegmenterError: The registry has no address for it, it can't be fetched, or what came isn't the registered file.
+        SegmenterError: The registry has no address, the file can't be fetched, or the server sent another file.
         OutputError: The folder can't be written.
     """
-    entry = registry().get(name)
+    entry = read_registry().get(name)
     if entry is None or entry.url is None:
-        raise SegmenterError(_no_address(name))
+        raise SegmenterError(_explain_missing_address(name))
     import pooch
     from requests import RequestException
 
-    # It would name the folder and the address for each file, among the bars.
+    # It would print folder and address of each file between the progress bars.
     pooch.get_logger().setLevel("WARNING")
     store = pooch.create(path=folder, base_url="", registry={name: entry.hash}, urls={name: entry.url})
-    where = urlsplit(entry.url).netloc
+    server = urlsplit(entry.url).netloc
     try:
-        store.fetch(name, downloader=_downloader(bar))
+        store.fetch(name, downloader=_downloader(show_progress))
     except RequestException as error:
-        raise _not_fetched(name, folder, entry.url, error) from error
+        raise _make_fetch_error(name, folder, entry.url, error) from error
     except OSError as error:
         raise OutputError(
             f"{folder / name} can't be written ({in_one_line(error, 200)}): make room, or name another folder with --cache"
         ) from error
     except ValueError as error:
         raise SegmenterError(
-            f"what {where} sent as {name} is not the file of micro-sam's registry ({entry.hash}), so nothing was kept",
+            f"what {server} sent as {name} is not the file of micro-sam's registry ({entry.hash}), so nothing was kept",
             f"see in a browser whether a proxy or a login page answers for {entry.url}, or take a newer micro-sam",
         ) from error
 
 
-def _downloader(bar: Bar) -> Callable[[str, str, Any], None]:
+def _downloader(show_progress: bool) -> Callable[[str, str, Any], None]:
     import pooch
 
-    download = pooch.HTTPDownloader(progressbar=bar, chunk_size=_MIB)
+    download = pooch.HTTPDownloader(progressbar=show_progress, chunk_size=_MIB)
     umask = os.umask(0)
     os.umask(umask)
 
     def get(url: str, file: str, store: Any) -> None:
         download(url, file, store)
-        # pooch's temporary file is its owner's alone, and in a shared cache it would stay so.
+        # Only the owner can read pooch's temporary file, and in a shared cache it would stay so.
         Path(file).chmod(0o666 & ~umask)
 
     return get
 
 
-def _no_address(name: str) -> str:
-    if importlib.util.find_spec("micro_sam") is None:
+def _explain_missing_address(name: str) -> str:
+    if not library.is_installed():
         return f"{name} can't be fetched, since micro-sam's list of addresses comes with it: {INSTALL}"
     return (
         f"slidesam finds no address of {name} in the installed micro-sam: let micro-sam fetch it, "
@@ -244,23 +227,23 @@ def _no_address(name: str) -> str:
     )
 
 
-def _not_fetched(name: str, folder: Path, url: str, error: Exception) -> SegmenterError:
-    """The error for a server that can't be reached, or that answers with something else."""
+def _make_fetch_error(name: str, folder: Path, url: str, error: Exception) -> SegmenterError:
+    """Make the error for a server that can't be reached or answers with an error."""
     response = getattr(error, "response", None)
     if response is not None:
-        why = f"{urlsplit(url).netloc} answers {response.status_code} {response.reason} for {url}"
+        reason = f"{urlsplit(url).netloc} answers {response.status_code} {response.reason} for {url}"
         cure = "try again later or with a newer micro-sam"
     else:
-        why = f"no connection to {urlsplit(url).netloc}, or it was lost ({_innermost(error)})"
+        reason = f"no connection to {urlsplit(url).netloc}, or it was lost ({_describe_root_cause(error)})"
         cure = "run this where there is internet (a login node; HTTPS_PROXY where a proxy is needed)"
     return SegmenterError(
-        f"{name} could not be fetched, {why}",
+        f"{name} could not be fetched, {reason}",
         f"{cure}, or bring the file to {folder / name} yourself and see `slidesam models verify`",
     )
 
 
-def _innermost(error: BaseException) -> str:
-    """The error that the others were raised for: what requests says of it is hard to read."""
+def _describe_root_cause(error: BaseException) -> str:
+    """Describe the error that caused the others: the message of requests itself is hard to read."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
     return in_one_line(error, 150)

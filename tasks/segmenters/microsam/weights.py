@@ -1,8 +1,8 @@
-"""Which micro-sam model the settings mean, where its weights are, and what they are: all without torch or micro_sam.
+"""Find the micro-sam model that the settings mean, its weights, and their identity: all without torch or micro-sam.
 
-The submitting machine asks this before any job is queued, and each worker before it loads them: to load weights is to
-unpickle them, which runs what is in them, so a file of micro-sam's registry whose hash is another is refused. Nothing is
-ever downloaded: jobs run where there is no internet, and a hundred of them would fetch at once. The message says how to fetch.
+The submitting machine does this before any job is queued, and each worker before it loads the weights. Loading weights unpickles
+them, which runs code in them, so a file of micro-sam's registry with another hash is refused. Nothing is downloaded: jobs run
+without internet, and a hundred of them would fetch at once. The error message says how to fetch.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from slidesam.tasks.segmenters.microsam.registry import (
     INSTALL,
     MODELS,
     Registered,
-    cache_folder,
-    files_of,
-    registry,
+    find_cache_folder,
+    list_files,
+    read_registry,
 )
-from slidesam.tasks.segmenters.torch_host import can_hash, hash_file, unreadable
+from slidesam.tasks.segmenters.torch_host import can_hash, hash_file, make_read_error
 from slidesam.tasks.settings.methods import MicroSam
 
 _ARCHITECTURES = ("vit_b", "vit_l", "vit_h")
@@ -36,20 +36,20 @@ class Weights:
 
     Attributes:
         checkpoint: SAM's weights, with or without a decoder's.
-        decoder: The decoder's, where they are a file of their own as in micro-sam's registry.
+        decoder: The decoder's weights, if they are a separate file as in micro-sam's registry.
     """
 
     checkpoint: Path
     decoder: Path | None
 
 
-def model_name(settings: MicroSam, is_rgb: bool) -> str:
-    """Name in micro-sam's registry that these settings mean.
+def choose_model(settings: MicroSam, is_rgb: bool) -> str:
+    """Choose the name in micro-sam's registry that these settings mean.
 
     Example:
-        >>> model_name(MicroSam(), is_rgb=True)
+        >>> choose_model(MicroSam(), is_rgb=True)
         'vit_b_histopathology'
-        >>> model_name(MicroSam(model="vit_l_lm"), is_rgb=True)
+        >>> choose_model(MicroSam(model="vit_l_lm"), is_rgb=True)
         'vit_l_lm'
     """
     if settings.model != "auto":
@@ -57,8 +57,8 @@ def model_name(settings: MicroSam, is_rgb: bool) -> str:
     return "vit_b_histopathology" if is_rgb else "vit_b_lm"
 
 
-def model_identity(settings: MicroSam, is_rgb: bool) -> str:
-    """Name and hash of the weights (encoder and decoder), for the fingerprint.
+def identify_model(settings: MicroSam, is_rgb: bool) -> str:
+    """Return name and hash of the weights (encoder and decoder), for the fingerprint.
 
     A file is read once per process (375 MB: about a second).
 
@@ -67,50 +67,50 @@ def model_identity(settings: MicroSam, is_rgb: bool) -> str:
         is_rgb: Whether the slide is red, green and blue.
 
     Returns:
-        For example "vit_b_lm sha256:..."; "checkpoint sha256:..." for a file of one's own, whatever its name.
+        For example "vit_b_lm sha256:..."; "checkpoint sha256:..." for a user's own file, whatever its name.
 
     Raises:
-        SegmenterError: micro-sam isn't installed, the model is unknown, its weights aren't there, or a file of them isn't
-            the one of micro-sam's registry. A file of one's own can be any.
+        SegmenterError: micro-sam isn't installed, the model is unknown, its weights are missing, or a file isn't the one of
+            micro-sam's registry. A user's own file is taken as it is.
     """
     weights = find_weights(settings, is_rgb)
     is_own = settings.checkpoint is not None
-    known = {} if is_own else registry()
+    registry = {} if is_own else read_registry()
     digest = hashlib.sha256()
     for path in filter(None, (weights.checkpoint, weights.decoder)):
-        entry = known.get(path.name)
+        entry = registry.get(path.name)
         if entry is not None and not can_hash(entry.algorithm):
             entry = None
         if entry is None and not is_own:
             _log.warning("slidesam finds no hash of %s that it can check in micro-sam's registry: taken as it is", path)
-        digest.update(_checked_hash(path, entry))
-    return f"{'checkpoint' if is_own else model_name(settings, is_rgb)} sha256:{digest.hexdigest()}"
+        digest.update(_check_hash(path, entry))
+    return f"{'checkpoint' if is_own else choose_model(settings, is_rgb)} sha256:{digest.hexdigest()}"
 
 
-def _checked_hash(path: Path, entry: Registered | None) -> bytes:
-    """The file's sha256, from the same reading as the registry's kind of hash."""
+def _check_hash(path: Path, entry: Registered | None) -> bytes:
+    """Compute the file's sha256, and check the registry's hash in the same reading."""
     try:
         sha256, *others = hash_file(path, "sha256", *([entry.algorithm] if entry else []))
     except OSError as error:
-        raise unreadable(path, error) from error
-    for found in others:
-        if entry is not None and found.hex() != entry.digest:
+        raise make_read_error(path, error) from error
+    for digest in others:
+        if entry is not None and digest.hex() != entry.digest:
             raise SegmenterError(
-                f"{path} is not the file of micro-sam's registry ({entry.algorithm}:{found.hex()}, not {entry.hash}), "
+                f"{path} is not the file of micro-sam's registry ({entry.algorithm}:{digest.hex()}, not {entry.hash}), "
                 f"so it isn't loaded",
                 f"run `slidesam models fetch {path.name.removesuffix('_decoder')}` where there is "
-                "internet, or name weights of your own by segmenter.checkpoint",
+                "internet, or name your own weights by segmenter.checkpoint",
             )
     return sha256
 
 
 def find_weights(settings: MicroSam, is_rgb: bool) -> Weights:
-    """The weights' files: the settings' checkpoint, else those in micro-sam's cache.
+    """Find the weights' files: the settings' checkpoint, else those in micro-sam's cache.
 
     Raises:
-        SegmenterError: micro-sam isn't installed, the model is unknown, or its weights aren't there.
+        SegmenterError: micro-sam isn't installed, the model is unknown, or its weights are missing.
     """
-    name = model_name(settings, is_rgb)
+    name = choose_model(settings, is_rgb)
     if name.startswith("vit_t"):
         raise SegmenterError(
             f"model {name} needs mobile_sam, which is not on PyPI", f"choose one of {', '.join(MODELS)}"
@@ -137,22 +137,22 @@ def find_weights(settings: MicroSam, is_rgb: bool) -> Weights:
             )
         return Weights(checkpoint, None)
     if settings.mode in ("ais", "apg") and not MODELS[name]:
-        raise no_decoder(settings.mode, f"model {name}")
+        raise make_decoder_error(settings.mode, f"model {name}")
     return _find_cached(name)
 
 
-def no_decoder(mode: str, what: str) -> SegmenterError:
-    """The error for a mode that these weights can't serve."""
+def make_decoder_error(mode: str, weights: str) -> SegmenterError:
+    """Make the error for a mode that needs a decoder with weights that have none."""
     return SegmenterError(
-        f"segmenter.mode {mode} needs a decoder, and {what} has none",
+        f"segmenter.mode {mode} needs a decoder, and {weights} has none",
         "set mode: amg, or a model with a decoder (vit_b_lm, vit_b_histopathology, ...)",
     )
 
 
 def _find_cached(name: str) -> Weights:
-    """The files of a registry model where micro-sam's own download puts them."""
-    folder, wanted = cache_folder(), files_of(name)
-    missing = [part for part in wanted if not (folder / part).is_file()]
+    """Find the files of a registry model where micro-sam's own download puts them."""
+    folder, files = find_cache_folder(), list_files(name)
+    missing = [part for part in files if not (folder / part).is_file()]
     if missing:
         raise SegmenterError(
             f"weights of model {name} are not on this machine",
@@ -160,4 +160,4 @@ def _find_cached(name: str) -> Weights:
             f"Where there is internet, run `slidesam models fetch {name} --cache FOLDER` with a FOLDER that the "
             f"workers see, and set MICROSAM_CACHEDIR=FOLDER here and for the workers; {_NO_WEIGHTS_NEEDED}",
         )
-    return Weights(folder / name, folder / wanted[1] if len(wanted) > 1 else None)
+    return Weights(folder / name, folder / files[1] if len(files) > 1 else None)

@@ -54,7 +54,7 @@ def test_a_block_that_ends_its_worker_is_named_and_costs_no_other(some_workers, 
 def test_a_block_that_ends_its_worker_beside_another_costs_the_other_nothing(some_workers, tmp_path: Path) -> None:
     log, slide = tmp_path / "log", write_numbered_slide(tmp_path / "killer.tif")
     options = {"fail_on": 5, "deed": "kill", "times": 2, "blocks": 9, "patience": 2}
-    settings = faulty(log, **options) | {"segmenter.target": "tests.support.faults:InTwoParts"}
+    settings = faulty(log, **options) | {"segmenter.target": "tests.support.faults:TwoPhase"}
     settings |= {"run.retries": 1, "blocks.blocks_per_task": 9}
     with pytest.raises(BlockFailures, match=r"1 of 9 blocks failed \(block 4: block 4 ended its worker 2 times"):
         segment(slide, tmp_path / "out", settings)

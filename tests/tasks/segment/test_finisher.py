@@ -20,9 +20,9 @@ from tests.support.slides import write_numbered_slide
 BLOCKS = {"segmenter.kind": "function", "blocks.block_shape": 64, "blocks.halo": 0}
 
 
-def in_two_parts(log: Path, **options: object) -> dict:
+def two_phase(log: Path, **options: object) -> dict:
     return BLOCKS | {
-        "segmenter.target": "tests.support.faults:InTwoParts",
+        "segmenter.target": "tests.support.faults:TwoPhase",
         "segmenter.options": {"log": str(log), **options},
     }
 
@@ -37,7 +37,7 @@ def prepared(tmp_path: Path, settings: dict) -> Run:
 
 def test_the_device_begins_a_block_while_the_last_is_finished(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    run = prepared(tmp_path, in_two_parts(log, blocks=9))
+    run = prepared(tmp_path, two_phase(log, blocks=9))
     steps.segment_blocks.fn(run, range(9))
     order = ["1 begun", *(f"{k}" for n in range(1, 9) for k in (f"{n + 1} begun", f"{n} done")), "9 done"]
     assert log.read_text().splitlines() == order
@@ -49,18 +49,18 @@ def test_the_device_begins_a_block_while_the_last_is_finished(tmp_path: Path) ->
 def test_a_cpu_takes_one_at_a_time_and_so_does_who_may_lose_none(
     change: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.support.faults import InTwoParts
+    from tests.support.faults import TwoPhase
 
     log, change = tmp_path / "log", dict(change)
-    monkeypatch.setattr(InTwoParts, "device", change.pop("device", "cuda"))
-    run = prepared(tmp_path, in_two_parts(log) | change)
+    monkeypatch.setattr(TwoPhase, "device", change.pop("device", "cuda"))
+    run = prepared(tmp_path, two_phase(log) | change)
     steps.segment_blocks.fn(run, range(9))
     assert log.read_text().splitlines() == [f"{n} {what}" for n in range(1, 10) for what in ("begun", "done")]
 
 
 def test_labels_are_those_of_one_at_a_time(tmp_path: Path) -> None:
     slide = write_numbered_slide(tmp_path / "s.tif")
-    together = in_two_parts(tmp_path / "log") | {"blocks.blocks_per_task": 9}
+    together = two_phase(tmp_path / "log") | {"blocks.blocks_per_task": 9}
     beside = segment_serially(slide, tmp_path / "beside", together)
     alone = segment_serially(
         slide, tmp_path / "alone", BLOCKS | {"segmenter.target": "tests.support.faults:bright_pieces"}
@@ -71,7 +71,7 @@ def test_labels_are_those_of_one_at_a_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fails_first", [False, True])
 @pytest.mark.parametrize("number", [1, 5, 9])
 def test_an_error_is_that_of_its_block(number: int, fails_first: bool, tmp_path: Path) -> None:
-    run = prepared(tmp_path, in_two_parts(tmp_path / "log", fail_on=number, fails_first=fails_first))
+    run = prepared(tmp_path, two_phase(tmp_path / "log", fail_on=number, fails_first=fails_first))
     with pytest.raises(BlockFailures, match="1 of 9 blocks failed") as caught:
         steps.segment_blocks.fn(run, range(9))
     assert caught.value.block_ids == (number - 1,)
@@ -82,7 +82,7 @@ def test_labels_that_cant_be_written_end_it_and_hold_nothing_against_a_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = tmp_path / "log"
-    run = prepared(tmp_path, in_two_parts(log))
+    run = prepared(tmp_path, two_phase(log))
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -98,7 +98,7 @@ def test_labels_that_cant_be_written_end_it_and_hold_nothing_against_a_block(
 
 def test_a_block_that_has_cost_a_worker_is_computed_by_itself(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    run = prepared(tmp_path, in_two_parts(log))
+    run = prepared(tmp_path, two_phase(log))
     for block_id in (0, 5):
         write_json(run.segment_folder.start_mark(block_id), {"state": "running", "go": "go"})
     steps.segment_blocks.fn(run, range(9), "go")

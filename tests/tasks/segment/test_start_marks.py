@@ -11,18 +11,20 @@ import pytest
 
 from slidesam.tasks.errors import BlockLostError
 from slidesam.tasks.run.layout import SegmentFolder
-from slidesam.tasks.segment.start_marks import Attempts, excuse, last_lines
+from slidesam.tasks.segment.start_marks import StartMarks, last_lines
+from slidesam.tasks.segment.worker_state import this_worker
 
 # Marks block 7, and ends as the deed says.
 PROCESS = """
 import os, signal, sys
 from pathlib import Path
 from slidesam.tasks.run.layout import SegmentFolder
-from slidesam.tasks.segment.start_marks import Attempts, excuse
-attempts = Attempts(SegmentFolder(Path(sys.argv[1])), "go", 2)
-with getattr(attempts, sys.argv[2])(7):
+from slidesam.tasks.segment.start_marks import StartMarks
+from slidesam.tasks.segment.worker_state import this_worker
+marks = StartMarks(SegmentFolder(Path(sys.argv[1])), "go", 2)
+with getattr(marks, sys.argv[2])(7):
     if sys.argv[3] == "excused":
-        excuse()
+        this_worker.excuse_blocks()
     if sys.argv[3] == "raises":
         raise RuntimeError
     if sys.argv[3] != "ends":
@@ -37,38 +39,40 @@ def in_a_process(folder: Path, way: str, deed: str, log: str = "") -> None:
     )
 
 
-@pytest.mark.parametrize("way", ["at", "before"])
+@pytest.mark.parametrize("way", ["computing", "preparing"])
 def test_a_process_that_dies_counts_against_its_block_until_that_is_given_up(tmp_path: Path, way: str) -> None:
-    attempts, log = Attempts(SegmentFolder(tmp_path), "go", 2), tmp_path / "job.log"
+    marks, log = StartMarks(SegmentFolder(tmp_path), "go", 2), tmp_path / "job.log"
     log.write_text("2026-11-23 13:56:15,404 - distributed.nanny - INFO - Start\nslurmstepd: error: oom_kill event\n")
     for lost in (1, 2):
         in_a_process(tmp_path, way, "dies", str(log))
-        assert attempts.lost(7) == lost
-    assert attempts.lost(8) == 0
-    assert Attempts(SegmentFolder(tmp_path), "another go", 2).lost(7) == 0
+        assert marks.count_lost(7) == lost
+    assert marks.count_lost(8) == 0
+    assert StartMarks(SegmentFolder(tmp_path), "another go", 2).count_lost(7) == 0
     with (
         pytest.raises(
             BlockLostError, match=r"block 7 ended its worker 2 times.*its log ends with: slurmstepd: error: oom_kill"
         ),
-        attempts.at(7),
+        marks.computing(7),
     ):
         raise AssertionError
     # Nothing is marked of a block that is given up already.
-    with attempts.before(7):
-        assert attempts.lost(7) == 2
-    assert attempts.lost(7) == 2
+    with marks.preparing(7):
+        assert marks.count_lost(7) == 2
+    assert marks.count_lost(7) == 2
 
 
-@pytest.mark.parametrize("way", ["at", "before"])
+@pytest.mark.parametrize("way", ["computing", "preparing"])
 @pytest.mark.parametrize("deed", ["ends", "raises", "excused"])
 def test_an_end_that_isnt_the_blocks_fault_counts_nothing(tmp_path: Path, way: str, deed: str) -> None:
     in_a_process(tmp_path, way, "dies")
     in_a_process(tmp_path, way, deed)
-    assert Attempts(SegmentFolder(tmp_path), "go", 3).lost(7) == (0 if (way, deed) == ("at", "ends") else 1)
+    assert StartMarks(SegmentFolder(tmp_path), "go", 3).count_lost(7) == (
+        0 if (way, deed) == ("computing", "ends") else 1
+    )
 
 
 def test_what_isnt_at_work_needs_no_excuse(tmp_path: Path) -> None:
-    excuse()
+    this_worker.excuse_blocks()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -92,9 +96,9 @@ TWO_AT_ONCE = """
 import sys, time
 from pathlib import Path
 from slidesam.tasks.run.layout import SegmentFolder
-from slidesam.tasks.segment.start_marks import Attempts
+from slidesam.tasks.segment.start_marks import StartMarks
 folder = SegmentFolder(Path(sys.argv[1]))
-with Attempts(folder, "go", 2, timeout=0.3).at(7), Attempts(folder, "go", 2, timeout=60).at(8):
+with StartMarks(folder, "go", 2, timeout=0.3).computing(7), StartMarks(folder, "go", 2, timeout=60).computing(8):
     time.sleep(60)
 """
 
@@ -103,5 +107,5 @@ def test_a_block_that_takes_too_long_costs_the_one_beside_it_nothing(tmp_path: P
     subprocess.run(
         [sys.executable, "-c", TWO_AT_ONCE, tmp_path], env=os.environ | {"SLIDESAM_WORKER": "1"}, check=False
     )
-    attempts = Attempts(SegmentFolder(tmp_path), "go", 2)
-    assert [attempts.lost(block_id) for block_id in (7, 8)] == [1, 0]
+    marks = StartMarks(SegmentFolder(tmp_path), "go", 2)
+    assert [marks.count_lost(block_id) for block_id in (7, 8)] == [1, 0]

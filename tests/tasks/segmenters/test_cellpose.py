@@ -156,18 +156,18 @@ class TestIdentity:
             (tmp_path, "is no file"),
         ]:
             with pytest.raises(SegmenterError, match=words) as raised:
-                cellpose.model_identity(Cellpose(kind="cellpose", model=model and str(model)))
+                cellpose.identify_cellpose_weights(Cellpose(kind="cellpose", model=model and str(model)))
             assert "\n" not in str(raised.value)
 
     def test_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         with pytest.raises(SegmenterError, match=r'pip install "slidesam\[cellpose\]"'):
-            cellpose.model_identity(Cellpose(kind="cellpose"))
+            cellpose.identify_cellpose_weights(Cellpose(kind="cellpose"))
 
     def test_cellpose_3_is_too_old(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("importlib.metadata.version", lambda name: "3.1.1.1")
         with pytest.raises(SegmenterError, match=r"needs Cellpose 4, and 3\.1\.1\.1 is installed"):
-            cellpose.model_identity(Cellpose(kind="cellpose"))
+            cellpose.identify_cellpose_weights(Cellpose(kind="cellpose"))
 
     def test_importing_is_light(self) -> None:
         heavy = "{'torch', 'cellpose', 'cv2'}"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from slidesam.tasks.errors import SegmenterError
-from slidesam.tasks.segmenters.normalize import normalized, slide_range
+from slidesam.tasks.segmenters.normalize import normalize, slide_range
 
 
 class TestNormalize:
@@ -19,15 +19,15 @@ class TestNormalize:
     @pytest.mark.parametrize("value", [0, 7, 65535])
     def test_a_blank_slide_is_all_zero(self, value: int) -> None:
         blank = np.full((8, 8), value, np.uint16)
-        assert not normalized(blank, slide_range(blank, (1, 99))).any()
+        assert not normalize(blank, slide_range(blank, (1, 99))).any()
 
     def test_what_is_no_number_is_left_out(self) -> None:
         image = np.array([[np.nan, 1.0], [2.0, np.inf]])
         found = slide_range(image, (0, 100))
         assert found == {"low": [1.0], "high": [2.0]}
-        assert normalized(image, found)[..., 0].tolist() == [[0, 0], [1, 0]]
+        assert normalize(image, found)[..., 0].tolist() == [[0, 0], [1, 0]]
         assert slide_range(np.full((2, 2), np.nan), (0, 100)) == {"low": [0.0], "high": [1.0]}
 
     def test_a_range_for_other_channels_is_refused(self) -> None:
         with pytest.raises(SegmenterError, match="for 1 channels, but the block has 3"):
-            normalized(np.zeros((2, 2, 3)), {"low": [0.0], "high": [1.0]})
+            normalize(np.zeros((2, 2, 3)), {"low": [0.0], "high": [1.0]})

@@ -31,7 +31,7 @@ class TestIdentity:
     @pytest.mark.usefixtures("_all_installed")
     def test_of_stardist_is_the_model_that_is_used(self, tmp_path: Path) -> None:
         def identity(folder: Path) -> str:
-            return stardist.model_identity(StarDist(kind="stardist", model=str(folder)))
+            return stardist.identify_stardist_model(StarDist(kind="stardist", model=str(folder)))
 
         folder = stardist_folder(tmp_path / "model", "weights_best.h5", "weights_last.h5")
         first = identity(folder)
@@ -58,13 +58,13 @@ class TestIdentity:
             (tmp_path / "two", r"has several: a\.h5, b\.h5"),
         ]:
             with pytest.raises(SegmenterError, match=words) as raised:
-                stardist.model_identity(StarDist(kind="stardist", model=model and str(model)))
+                stardist.identify_stardist_model(StarDist(kind="stardist", model=model and str(model)))
             assert "\n" not in str(raised.value)
 
     def test_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         with pytest.raises(SegmenterError, match=r'pip install "slidesam\[stardist\]" tensorflow'):
-            stardist.model_identity(StarDist(kind="stardist"))
+            stardist.identify_stardist_model(StarDist(kind="stardist"))
 
     def test_importing_is_light(self) -> None:
         heavy = "{'torch', 'tensorflow', 'stardist', 'cv2'}"

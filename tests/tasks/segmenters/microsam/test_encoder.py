@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from slidesam.tasks.errors import SegmenterError
+from slidesam.tasks.segmenters.base import Arithmetic
 from slidesam.tasks.segmenters.microsam.inputs import intensity_range
 from slidesam.tasks.segmenters.microsam.segmenter import MicroSamSegmenter
 from slidesam.tasks.settings.methods import MicroSam
@@ -96,7 +97,7 @@ class TestBatches:
             )
             found.append(segmenter.segment(image, intensity_range(image, is_rgb=True)))
             batches.append(sizes)
-            assert segmenter.computing == {"precision": "float32", "batch_size": batch_size}
+            assert segmenter.arithmetic == Arithmetic("float32", batch_size)
         assert batches == [[1, 1, 1], [2, 1], [3]]
         assert found[0].max() >= 5
         np.testing.assert_array_equal(found[0], found[1])
@@ -123,7 +124,7 @@ class TestBatches:
         monkeypatch.setattr(encoder, "forward", short_of_memory)
         np.testing.assert_array_equal(segmenter.segment(image, params), whole)
         assert tried == [3, 1, 1, 1]
-        assert segmenter.computing["batch_size"] == 1
+        assert segmenter.arithmetic.batch_size == 1
         room = 0
         with pytest.raises(SegmenterError, match="too little memory for a single tile"):
             segmenter.segment(image, params)
@@ -141,7 +142,7 @@ class TestBatches:
         )
         found = [segmenter.segment(image, params) for segmenter in (exact, rough)]
         assert set(kinds) == {torch.bfloat16}
-        assert rough.computing["precision"] == "bfloat16"
+        assert rough.arithmetic.precision == "bfloat16"
         assert score(found[1], found[0]) > 0.5
         # auto is bfloat16 where a GPU has it.
-        assert self.segmenter(microsam_checkpoint, precision="auto").computing["precision"] == "float32"
+        assert self.segmenter(microsam_checkpoint, precision="auto").arithmetic.precision == "float32"

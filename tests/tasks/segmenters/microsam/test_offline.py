@@ -16,7 +16,7 @@ from skimage.data import immunohistochemistry
 
 from slidesam.tasks.errors import SegmenterError
 from slidesam.tasks.segmenters import load_segmenter, segmenter_identity
-from slidesam.tasks.segmenters.microsam.registry import OVERRIDES, Registered, cache_folder, registry
+from slidesam.tasks.segmenters.microsam.registry import OVERRIDES, Registered, find_cache_folder, read_registry
 from slidesam.tasks.settings.methods import MicroSam
 from tests.flows.cli.test_app import errors_of
 from tests.support import ROOT
@@ -119,9 +119,9 @@ class TestLoading:
 
         monkeypatch.delenv(OVERRIDES, raising=False)
         store = theirs()
-        assert registry() == {name: Registered(known, store.urls[name]) for name, known in store.registry.items()}
+        assert read_registry() == {name: Registered(known, store.urls[name]) for name, known in store.registry.items()}
         monkeypatch.setenv("MICROSAM_CACHEDIR", "/shared/cache")
-        assert Path(theirs().path) == cache_folder()
+        assert Path(theirs().path) == find_cache_folder()
 
     @pytest.mark.parametrize("is_registered", [False, True])
     def test_weights_that_would_run_code_are_not_loaded(

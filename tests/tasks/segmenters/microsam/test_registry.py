@@ -11,7 +11,7 @@ import pytest
 from slidesam.flows.cli.models import _PURPOSES
 from slidesam.tasks.errors import SettingsError
 from slidesam.tasks.segmenters.microsam import registry as models
-from slidesam.tasks.segmenters.microsam.registry import MODELS, OVERRIDES, Registered, files_of, registry
+from slidesam.tasks.segmenters.microsam.registry import MODELS, OVERRIDES, Registered, list_files, read_registry
 from tests.support.weights_mirror import NEEDS_MICROSAM
 
 pytestmark = NEEDS_MICROSAM
@@ -21,14 +21,14 @@ class TestRegistry:
     def test_every_model_has_its_files_in_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.importorskip("pooch")
         monkeypatch.delenv(OVERRIDES, raising=False)
-        known = registry()
+        known = read_registry()
         for model in MODELS:
-            for file in files_of(model):
+            for file in list_files(model):
                 assert known[file].algorithm == "xxh128"
                 assert len(known[file].digest) == 32
                 assert known[file].url.startswith("https://")
         # And those that it has beside them are of the family that needs mobile_sam.
-        files = {file for model in MODELS for file in files_of(model)}
+        files = {file for model in MODELS for file in list_files(model)}
         assert all(name.startswith("vit_t") for name in known.keys() - files)
 
     def test_every_model_is_for_something(self) -> None:
@@ -36,7 +36,7 @@ class TestRegistry:
 
     def test_reading_it_is_light(self) -> None:
         code = (
-            "import sys; from slidesam.tasks.segmenters.microsam.registry import registry; assert registry();"
+            "import sys; from slidesam.tasks.segmenters.microsam.registry import read_registry; assert read_registry();"
             "print({'torch', 'micro_sam', 'napari'} & set(sys.modules))"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=180)
@@ -45,23 +45,23 @@ class TestRegistry:
     @pytest.mark.parametrize("source", ["def models(): return {}", "def models(: {", "m = {'a': 'sha256:0011'}", "\0"])
     def test_of_a_micro_sam_that_keeps_it_otherwise_is_empty(self, source: str, tmp_path: Path) -> None:
         (tmp_path / "util.py").write_text(source)
-        assert models._registry_in(tmp_path / "util.py") == {}
-        assert models._registry_in(tmp_path / "none.py") == {}
+        assert models._parse_registry(tmp_path / "util.py") == {}
+        assert models._parse_registry(tmp_path / "none.py") == {}
 
     def test_is_read_where_it_stands_in_other_words(self, tmp_path: Path) -> None:
         (tmp_path / "util.py").write_text(
             "def models():\n    return make({'a': 'sha256:00112233445566778899', 'b': name},\n"
             "                urls={'a': 'https://there/a', **more}, path='x')\n"
         )
-        assert models._registry_in(tmp_path / "util.py") == {
+        assert models._parse_registry(tmp_path / "util.py") == {
             "a": Registered("sha256:00112233445566778899", "https://there/a")
         }
 
     def test_lines_of_ones_own_go_before_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        theirs = registry()
+        theirs = read_registry()
         monkeypatch.setenv(OVERRIDES, str(tmp_path / "mine.txt"))
         (tmp_path / "mine.txt").write_text(f"vit_b {'0' * 64}\nvit_l sha256:{'1' * 64} http://mirror/l\n")
-        changed = {key: entry for key, entry in registry().items() if entry != theirs[key]}
+        changed = {key: entry for key, entry in read_registry().items() if entry != theirs[key]}
         assert changed == {
             "vit_b": Registered("0" * 64, theirs["vit_b"].url),
             "vit_l": Registered(f"sha256:{'1' * 64}", "http://mirror/l"),
@@ -69,8 +69,8 @@ class TestRegistry:
         assert changed["vit_b"].algorithm == "sha256"
         (tmp_path / "mine.txt").write_text("vit_b\n")
         with pytest.raises(SettingsError, match=r"SLIDESAM_MODELS names .*mine.txt, which can't be used"):
-            registry()
+            read_registry()
 
     def test_a_model_that_there_is_not(self) -> None:
         with pytest.raises(SettingsError, match=r"no model 'cyto3'.*vit_b_lm"):
-            files_of("cyto3")
+            list_files("cyto3")

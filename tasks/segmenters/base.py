@@ -1,0 +1,92 @@
+"""What a segmentation method has to offer, and what it gets for free.
+
+A segmenter decides from what it is given and from `params`, which are the same for every block of a slide. So two blocks that
+read the same pixels agree on them.
+
+    prepare(sample, slide)   -> params      once per slide, from a sample of it: a JSON mapping (thresholds, ranges, ...)
+    segment(image, params)   -> labels      per block: (y, x[, c]) of the grid's `outer_shape` -> (y, x) integers, 0 = background
+    begin(image, params)     -> deferred    the device's part of `segment`; deferred() -> labels
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from slidesam.tasks.slides.facts import Slide
+
+Params = Mapping[str, Any]
+DeferredLabels = Callable[[], NDArray[np.integer[Any]]]
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How a network computed a block; it may change the last bits of its output, so the block's mark keeps it."""
+
+    precision: str
+    """float32 or bfloat16."""
+    batch_size: int
+    """How many tiles the network took at once, as far as memory sufficed."""
+
+
+class Segmenter(ABC):
+    """A segmentation method.
+
+    Attributes:
+        device: Where it computes (cpu, cuda, mps): noted with each block. While a GPU computes one block, the last is finished.
+    """
+
+    device: str = "cpu"
+
+    @property
+    def arithmetic(self) -> Arithmetic | None:
+        """How its network computes; None for methods to which that doesn't apply."""
+        return None
+
+    @abstractmethod
+    def prepare(self, sample: NDArray[Any], slide: Slide) -> dict[str, Any]:
+        """Find the slide-wide parameters.
+
+        Args:
+            sample: (y, x[, c]) pixels of the slide at full resolution, with the channels that `segment` will get: the whole
+                slide, or many places of a large one put together. Its pixels count, not where they lie.
+            slide: Facts on the slide (pixel size, channels, dtype).
+
+        Returns:
+            Mapping that JSON can hold, given to each `segment`.
+        """
+
+    @abstractmethod
+    def segment(self, image: NDArray[Any], params: Params) -> NDArray[np.integer[Any]]:
+        """Label one block.
+
+        Args:
+            image: (y, x[, c]) pixels of the outer region in the slide's dtype; (y, x) if one channel was chosen.
+            params: What `prepare` returned.
+
+        Returns:
+            (y, x) integers, one positive number per object, 0 = background.
+        """
+
+    def begin(self, image: NDArray[Any], params: Params) -> DeferredLabels:
+        """Do the device's part of `segment`, and return the host's part for later.
+
+        A two-phase segmenter overrides this, so that the device can begin the next block while the host finishes this one.
+        By default nothing is left for later.
+
+        Args:
+            image: As `segment` takes it.
+            params: What `prepare` returned.
+
+        Returns:
+            A function that returns the labels. It is called once, perhaps in another thread while `begin` computes the next
+            block. So it must not share changing data with `begin`.
+        """
+        # Popped, so that the function doesn't keep the labels once it has returned them.
+        return [self.segment(image, params)].pop

@@ -1,0 +1,190 @@
+"""The one door to micro-sam: no other module imports micro_sam, torch_em or segment_anything, or knows what is inside them.
+
+Importing this module loads none of them. The functions that need micro-sam import it, which takes 15 s the first time.
+
+What slidesam needs of micro-sam 1.8 beyond its documented functions. Each part has a test in
+tests/tasks/segmenters/microsam/test_library.py, which names the part if it moves:
+
+1. `micro_sam/util.py`                the registry of weights, read as text: `find_registry_source`
+2. `micro_sam.util.get_sam_model`     replaces the standard library's unpickler: `load_model`
+3. `micro_sam.util._to_image`         the contrast stretch of `scaling: tile`: `stretch_contrast`
+4. `micro_sam.util.Blocking`          the places of tiles: `place_tiles`
+5. embeddings of an image             their keys and attributes: `describe_image`, `describe_tiles`
+6. `micro_sam.instance_segmentation`  the generators' class names: `find_generator_class`
+7. a generator's state                replaced, never changed in place, so that a shallow copy keeps it: `copy_generator`
+
+micro-sam 2 brings SAM 2 (https://github.com/computational-cell-analytics/micro-sam/issues/896) and moves these modules to
+`micro_sam.v1`; then this module changes, and no other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+import io
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slidesam.tasks.settings.types import Pair
+
+_GENERATORS = {
+    "amg": "AutomaticMaskGenerator",
+    "ais": "InstanceSegmentationWithDecoder",
+    "apg": "AutomaticPromptGenerator",
+}
+
+
+class Model(NamedTuple):
+    """A model that micro-sam has loaded."""
+
+    predictor: Any
+    """SAM's predictor, which holds the network."""
+    state: dict[str, Any]
+    """The content of the checkpoint."""
+
+    @property
+    def architecture(self) -> str:
+        """Name of the image encoder, such as vit_b."""
+        return str(self.predictor.model_type)
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether the checkpoint holds micro-sam's decoder, which the modes ais and apg need."""
+        return "decoder_state" in self.state
+
+
+class TileEmbeddings(dict[str, Any]):
+    """Embeddings by the tile's number, with attributes: micro-sam's generators expect a Zarr group."""
+
+    def __init__(self, embeddings: Mapping[str, Any], attrs: dict[str, Any]) -> None:
+        super().__init__(embeddings)
+        self.attrs = attrs
+
+
+def is_installed() -> bool:
+    """Tell whether micro-sam is installed, without importing it."""
+    return importlib.util.find_spec("micro_sam") is not None
+
+
+def find_registry_source() -> Path | None:
+    """Find the source file whose function `models` holds micro-sam's registry of weights; None without micro-sam."""
+    spec = importlib.util.find_spec("micro_sam")
+    folders = getattr(spec, "submodule_search_locations", None) or ()
+    return next((Path(folder) / "util.py" for folder in folders), None)
+
+
+def load_model(name: str, checkpoint: Path, decoder: Path | None, device: str) -> Model:
+    """Load a model from files; given a path, micro-sam asks no server.
+
+    Args:
+        name: The model's name in micro-sam's registry, or its architecture.
+        checkpoint: SAM's weights.
+        decoder: The decoder's weights, if they are a file of their own.
+        device: Where to put the model.
+
+    Raises:
+        Exception: Whatever torch and pickle raise for a file that holds no weights of SAM.
+    """
+    from micro_sam.util import get_sam_model
+
+    # micro-sam replaces the standard library's unpickler by one that skips what it can't find, for good: put back here.
+    unpickler = pickle.Unpickler
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            predictor, state = get_sam_model(
+                name, device=device, checkpoint_path=checkpoint, decoder_path=decoder, return_state=True
+            )
+    finally:
+        pickle.Unpickler = unpickler  # type: ignore[misc]
+    return Model(predictor, state)
+
+
+def find_generator_class(mode: str, *, is_tiled: bool) -> Any:
+    """Find the class that segments in a mode (ais, amg or apg)."""
+    from micro_sam import instance_segmentation
+
+    return getattr(instance_segmentation, f"{'Tiled' if is_tiled else ''}{_GENERATORS[mode]}")
+
+
+def make_generator(model: Model, mode: str, device: str, *, is_tiled: bool, options: Mapping[str, Any]) -> Any:
+    """Make a generator: what turns the embeddings of an image into labels.
+
+    Args:
+        model: The model, which the generator shares.
+        mode: ais, amg or apg.
+        device: Where the model is.
+        is_tiled: Whether embeddings come in tiles.
+        options: Options of the generator's class.
+    """
+    from micro_sam.automatic_segmentation import get_predictor_and_segmenter
+
+    _, generator = get_predictor_and_segmenter(
+        model.predictor.model_name,
+        device=device,
+        segmentation_mode=mode,
+        is_tiled=is_tiled,
+        predictor=model.predictor,
+        state=model.state,
+        **options,
+    )
+    return generator
+
+
+def copy_generator(generator: Any) -> Any:
+    """Copy an initialised generator, so that it keeps its maps when the original is initialised with the next image."""
+    return copy.copy(generator)
+
+
+def stretch_contrast(pixels: NDArray[Any]) -> NDArray[np.uint8]:
+    """Make (y, x, 3) uint8 as micro-sam does it: each channel by its own minimum and maximum.
+
+    Another normalisation is under discussion: https://github.com/computational-cell-analytics/micro-sam/pull/1058.
+    """
+    from micro_sam.util import _to_image
+
+    rgb: NDArray[np.uint8] = _to_image(pixels)
+    return rgb
+
+
+def place_tiles(shape: Pair, tile_shape: Pair, halo: Pair) -> list[tuple[slice, slice]]:
+    """Cut an image into tiles with their overlap, by micro-sam's numbers.
+
+    Args:
+        shape: Height and width of the image.
+        tile_shape: Height and width of its tiles.
+        halo: Their overlap on each side.
+    """
+    from micro_sam.util import Blocking
+
+    tiling = Blocking([0, 0], shape, tile_shape)
+    blocks = [tiling.get_block_with_halo(tile, list(halo)).outer_block for tile in range(tiling.number_of_blocks)]
+    return [(slice(block.begin[0], block.end[0]), slice(block.begin[1], block.end[1])) for block in blocks]
+
+
+def describe_image(features: Any) -> dict[str, Any]:
+    """Give the embedding of a whole image the form that generators take.
+
+    Args:
+        features: (1, 256, 64, 64) tensor whose `attrs` hold `input_size` and `original_size`.
+    """
+    return {"features": features, **features.attrs}
+
+
+def describe_tiles(embeddings: Sequence[Any], shape: Pair, tile_shape: Pair, halo: Pair) -> dict[str, Any]:
+    """Give the embeddings of an image's tiles the form that generators take.
+
+    Args:
+        embeddings: A tensor per tile, in the order of `place_tiles`.
+        shape: Height and width of the image.
+        tile_shape: Height and width of its tiles.
+        halo: Their overlap on each side.
+    """
+    numbered = {str(number): features for number, features in enumerate(embeddings)}
+    features = TileEmbeddings(numbered, {"shape": shape, "tile_shape": tile_shape, "halo": halo})
+    return {"features": features, "input_size": None, "original_size": None}
