@@ -133,8 +133,8 @@ class BlockGrid:
             min(x1 + self.halo, self.shape[1]),
         )
 
-    def window(self, block: Block) -> Region:
-        """Where the segmenter's image of `outer_shape` lies on the slide; it may reach past the slide's edges."""
+    def input_tile(self, block: Block) -> Region:
+        """Place a block's input tile, of `outer_shape`, on the slide; it may reach past the slide's edges."""
         y0, x0 = block.inner.y0 - self.halo, block.inner.x0 - self.halo
         return Region(y0, x0, y0 + self.outer_shape[0], x0 + self.outer_shape[1])
 

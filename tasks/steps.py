@@ -1,14 +1,14 @@
-"""The Prefect tasks: each opens what it needs, calls the pure function, writes the result, then its done-mark.
+"""The Prefect tasks, and nothing else: each opens what it needs, calls the functions of its room, and measures its time.
 
-Their functions (`.fn`) are the one code path per block, seam and shard: serial, in a local cluster and in a job. Only runs
+Their functions (`.fn`) are the one code path per block, seam and shard: serially, in a local cluster and in a job. Only runs
 (paths and settings), block ids and small mappings travel in and out.
 
-1. `ready_image`      the store's image where the slide is read in place, else empty arrays
-2. `write_tiles`     some tiles of the slide, converted or rechunked
-3. `finish_image`     upper levels, and what makes the arrays an image
+1. `ready_image`      the store's image if the slide is read in place, else empty arrays
+2. `write_tiles`      some tiles of the slide, converted or rechunked
+3. `finish_image`     upper levels, and the metadata of the image
 4. `prepare_slide`    the segmenter's slide-wide parameters, the blocks that hold tissue
 5. `segment_blocks`   labels of some blocks
-6. `match_blocks`     what a batch of blocks has in common with its neighbours
+6. `match_blocks`     the overlaps of a batch of blocks with its neighbours
 7. `resolve_objects`  the slide's objects and their numbers, the seam report, the empty label pyramid
 8. `paint_blocks`     a batch's labels: level 0 and the levels that blocks fill whole
 9. `export_slide`     upper levels, overlay, metadata, provenance
@@ -44,7 +44,7 @@ Facts = dict[str, Any]
 
 @task(name="ready image", cache_policy=NO_CACHE, persist_result=False)
 def ready_image(run: Run) -> Facts:
-    """Makes empty arrays for the pixels; where they aren't converted, the store's image."""
+    """Make empty arrays for the pixels; if they aren't converted, write the store's image."""
     started = time.perf_counter()
     with output_errors(run.store):
         if run.image_plan.mode != "convert":
@@ -56,7 +56,7 @@ def ready_image(run: Run) -> Facts:
 
 @task(name="write tiles", cache_policy=NO_CACHE, persist_result=False)
 def write_tiles(run: Run, level: int, tile_ids: Sequence[int]) -> Facts:
-    """Converts or rechunks these tiles of a level, but for those that are done."""
+    """Convert or rechunk these tiles of a level, except those that are done."""
     started = time.perf_counter()
     with SlideReader(run.slide) as reader, output_errors(run.store):
         for tile_id in convert.missing_tiles(run, level, tile_ids):
@@ -66,7 +66,7 @@ def write_tiles(run: Run, level: int, tile_ids: Sequence[int]) -> Facts:
 
 @task(name="finish image", cache_policy=NO_CACHE, persist_result=False)
 def finish_image(run: Run, levels: Sequence[int]) -> Facts:
-    """Writes the last levels, which are small, and then what makes the arrays an image."""
+    """Write the last levels, which are small, and then the metadata that makes the arrays an image."""
     started = time.perf_counter()
     for level in levels:
         write_tiles.fn(run, level, range(len(run.image_plan.grid(level))))
@@ -77,15 +77,15 @@ def finish_image(run: Run, levels: Sequence[int]) -> Facts:
 
 @task(name="prepare", cache_policy=NO_CACHE, persist_result=False)
 def prepare_slide(run: Run) -> Params:
-    """Finds what all blocks share, and which of them hold tissue, unless that is known."""
+    """Find what all blocks share, and which of them hold tissue, unless an earlier task has done so."""
     return prepare_run(run)
 
 
 @task(name="segment blocks", cache_policy=NO_CACHE, persist_result=False)
 def segment_blocks(run: Run, block_ids: Sequence[int], attempt: str = "") -> Facts:
-    """Segments blocks that have no done-mark; one that fails doesn't cost the others.
+    """Segment blocks that have no done-mark; one that fails doesn't stop the others.
 
-    Where this worker's job ends soon the rest is left, and named, for others.
+    If this worker's job ends soon, the remaining blocks are returned as `left`, for other workers.
 
     Args:
         run: The run.
@@ -98,8 +98,8 @@ def segment_blocks(run: Run, block_ids: Sequence[int], attempt: str = "") -> Fac
         BlockFailures: Some blocks failed; a single one's own error is raised instead.
     """
     started = time.perf_counter()
-    left = segment_missing(run, block_ids, attempt)
-    return {"seconds": time.perf_counter() - started, "left": left}
+    remaining = segment_missing(run, block_ids, attempt)
+    return {"seconds": time.perf_counter() - started, "left": remaining}
 
 
 @task(name="match seams", cache_policy=NO_CACHE, persist_result=False)
@@ -113,7 +113,7 @@ def match_blocks(run: Run, batch: Batch) -> Facts:
 
 @task(name="number objects", cache_policy=NO_CACHE, persist_result=False)
 def resolve_objects(run: Run) -> Facts:
-    """Numbers the slide's objects, reports on its seams and makes the empty label pyramid."""
+    """Number the slide's objects, report on its seams and make the empty label pyramid."""
     started = time.perf_counter()
     resolved = resolve_run(run)
     with output_errors(run.store):
@@ -136,7 +136,7 @@ def paint_blocks(run: Run, batch: Batch) -> Facts:
 
 @task(name="export", cache_policy=NO_CACHE, persist_result=False)
 def export_slide(run: Run, objects: int, seconds: dict[str, float]) -> Facts:
-    """Writes the upper levels and the overlay, then what makes the result count as finished: metadata, and run.json."""
+    """Write the upper levels and the overlay, then what makes the result finished: metadata, and run.json."""
     started = time.perf_counter()
     # One that is listed is whole; a run that was killed after that must not touch it again.
     if not is_finished(run.store, run.label):

@@ -48,7 +48,7 @@ def begin_outer(
 
     Only two-phase segmenters return deferred work; of the others only the labels' order and place are left.
     """
-    tile = grid.window(block)
+    tile = grid.input_tile(block)
     padded = _squeeze(pad_to(image, grid.outer_shape, (block.outer.y0 - tile.y0, block.outer.x0 - tile.x0), fill))
     on_slide = block.outer.relative_to(tile).slices
     deferred = segmenter.begin(padded, params)

@@ -38,9 +38,9 @@ def test_outer_regions_are_inner_ones_grown_by_the_halo_within_the_slide(grid: B
 @given(grids)
 def test_all_windows_have_one_shape_and_hold_the_outer_region(grid: BlockGrid) -> None:
     for block in grid:
-        window = grid.window(block)
-        assert window.shape == grid.outer_shape
-        assert window & block.outer == block.outer
+        tile = grid.input_tile(block)
+        assert tile.shape == grid.outer_shape
+        assert tile & block.outer == block.outer
 
 
 @settings(deadline=None)

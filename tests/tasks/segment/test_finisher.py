@@ -1,4 +1,4 @@
-"""A block's end beside the next one's beginning: order, errors, and whose fault it is that a worker ends."""
+"""Finishing a block while the next begins: order, errors, and which block is blamed for the end of a worker."""
 
 from __future__ import annotations
 
@@ -100,6 +100,6 @@ def test_a_block_that_has_cost_a_worker_is_computed_by_itself(tmp_path: Path) ->
     log = tmp_path / "log"
     run = prepared(tmp_path, two_phase(log))
     for block_id in (0, 5):
-        write_json(run.segment_folder.start_mark(block_id), {"state": "running", "go": "go"})
-    steps.segment_blocks.fn(run, range(9), "go")
+        write_json(run.segment_folder.start_mark(block_id), {"state": "running", "go": "attempt"})
+    steps.segment_blocks.fn(run, range(9), "attempt")
     assert log.read_text().splitlines()[-4:] == ["1 begun", "1 done", "6 begun", "6 done"]

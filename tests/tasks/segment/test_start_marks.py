@@ -1,4 +1,4 @@
-"""Start-marks: what a process that ended was at work on, and whose fault that was."""
+"""Start-marks: which block a process was computing when it ended, and whether the block is blamed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from slidesam.tasks.run.layout import SegmentFolder
 from slidesam.tasks.segment.start_marks import StartMarks
 from slidesam.tasks.segment.worker_state import this_worker
-marks = StartMarks(SegmentFolder(Path(sys.argv[1])), "go", 2)
+marks = StartMarks(SegmentFolder(Path(sys.argv[1])), "attempt", 2)
 with getattr(marks, sys.argv[2])(7):
     if sys.argv[3] == "excused":
         this_worker.excuse_blocks()
@@ -41,13 +41,13 @@ def in_a_process(folder: Path, way: str, deed: str, log: str = "") -> None:
 
 @pytest.mark.parametrize("way", ["computing", "preparing"])
 def test_a_process_that_dies_counts_against_its_block_until_that_is_given_up(tmp_path: Path, way: str) -> None:
-    marks, log = StartMarks(SegmentFolder(tmp_path), "go", 2), tmp_path / "job.log"
+    marks, log = StartMarks(SegmentFolder(tmp_path), "attempt", 2), tmp_path / "job.log"
     log.write_text("2026-11-23 13:56:15,404 - distributed.nanny - INFO - Start\nslurmstepd: error: oom_kill event\n")
     for lost in (1, 2):
         in_a_process(tmp_path, way, "dies", str(log))
         assert marks.count_lost(7) == lost
     assert marks.count_lost(8) == 0
-    assert StartMarks(SegmentFolder(tmp_path), "another go", 2).count_lost(7) == 0
+    assert StartMarks(SegmentFolder(tmp_path), "another attempt", 2).count_lost(7) == 0
     with (
         pytest.raises(
             BlockLostError, match=r"block 7 ended its worker 2 times.*its log ends with: slurmstepd: error: oom_kill"
@@ -66,7 +66,7 @@ def test_a_process_that_dies_counts_against_its_block_until_that_is_given_up(tmp
 def test_an_end_that_isnt_the_blocks_fault_counts_nothing(tmp_path: Path, way: str, deed: str) -> None:
     in_a_process(tmp_path, way, "dies")
     in_a_process(tmp_path, way, deed)
-    assert StartMarks(SegmentFolder(tmp_path), "go", 3).count_lost(7) == (
+    assert StartMarks(SegmentFolder(tmp_path), "attempt", 3).count_lost(7) == (
         0 if (way, deed) == ("computing", "ends") else 1
     )
 
@@ -98,7 +98,7 @@ from pathlib import Path
 from slidesam.tasks.run.layout import SegmentFolder
 from slidesam.tasks.segment.start_marks import StartMarks
 folder = SegmentFolder(Path(sys.argv[1]))
-with StartMarks(folder, "go", 2, timeout=0.3).computing(7), StartMarks(folder, "go", 2, timeout=60).computing(8):
+with StartMarks(folder, "attempt", 2, timeout=0.3).computing(7), StartMarks(folder, "attempt", 2, timeout=60).computing(8):
     time.sleep(60)
 """
 
@@ -107,5 +107,5 @@ def test_a_block_that_takes_too_long_costs_the_one_beside_it_nothing(tmp_path: P
     subprocess.run(
         [sys.executable, "-c", TWO_AT_ONCE, tmp_path], env=os.environ | {"SLIDESAM_WORKER": "1"}, check=False
     )
-    marks = StartMarks(SegmentFolder(tmp_path), "go", 2)
+    marks = StartMarks(SegmentFolder(tmp_path), "attempt", 2)
     assert [marks.count_lost(block_id) for block_id in (7, 8)] == [1, 0]

@@ -1,4 +1,4 @@
-"""The example of a package of one's own: docs/own-segmenter.md."""
+"""A user's own method: docs/own-segmenter.md and its example package."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def image() -> np.ndarray:
     return immunohistochemistry()[:BLOCK, : 2 * BLOCK]
 
 
-def windows(image: np.ndarray) -> list[np.ndarray]:
+def input_tiles(image: np.ndarray) -> list[np.ndarray]:
     """What each block's segmenter must be shown: the block and its halo, background where the slide ends."""
     background = np.percentile(image, 99, axis=(0, 1), method="nearest")
     padded = np.empty((BLOCK + 2 * HALO, 2 * BLOCK + 2 * HALO, 3), np.uint8)
@@ -42,14 +42,14 @@ def windows(image: np.ndarray) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def reference(image, microsam_checkpoint: Path, tmp_path_factory) -> dict[str, list[np.ndarray]]:
-    """micro-sam's own labels of both windows, for each case."""
+    """micro-sam's own labels of both input tiles, for each case."""
     folder = tmp_path_factory.mktemp("alone")
     top = float(np.percentile(image, 99.9, axis=(0, 1)).max())
     listed = []
     for mode, (scaling, options) in CASES.items():
-        for number, window in enumerate(windows(image)):
+        for number, tile in enumerate(input_tiles(image)):
             path = folder / f"{mode}{number}.npy"
-            np.save(path, window)
+            np.save(path, tile)
             case = {
                 "checkpoint": str(microsam_checkpoint),
                 "mode": mode,
@@ -99,7 +99,7 @@ def test_each_blocks_labels_are_micro_sams(
     run = plan_run(slide, tmp_path / "out", settings)
     for block, theirs in zip(run.grid, reference[mode], strict=True):
         ours = BlockResults.of(run).read(block, block.outer)
-        on_slide = np.ascontiguousarray(theirs[block.outer.relative_to(run.grid.window(block)).slices])
+        on_slide = np.ascontiguousarray(theirs[block.outer.relative_to(run.grid.input_tile(block)).slices])
         expected, _ = fastremap.renumber(on_slide, preserve_zero=True)
         print(f"{mode}, {scaling}: block {block.block_id} has {ours.max()} objects")
         assert ours.max() >= 10
