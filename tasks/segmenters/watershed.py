@@ -68,7 +68,7 @@ class WatershedSegmenter(Segmenter):
             `threshold` on the signal, `contrast` to the surroundings or None, `diameter` in pixels, `white` the level
             of unstained glass.
         """
-        white = _white_level(sample)
+        white = _white_of_sample(sample)
         diameter = self.settings.diameter / (slide.mpp[0] if slide.mpp else 1.0)
         samples = self._samples(sample, white)
         threshold = _otsu(samples) if self.settings.threshold is None else self.settings.threshold
@@ -97,7 +97,7 @@ class WatershedSegmenter(Segmenter):
         signal = self._signal(sample, white)
         if self.signal_kind != "hematoxylin":
             return signal.ravel()
-        tissue = _density(sample, white).mean(axis=2) > _GLASS_DENSITY
+        tissue = _offset_density(sample, white).mean(axis=2) > _GLASS_DENSITY
         return signal[tissue] if tissue.any() else signal.ravel()
 
     def _signal(self, image: NDArray[Any], white: float) -> NDArray[np.float32]:
@@ -107,8 +107,7 @@ class WatershedSegmenter(Segmenter):
                     "setting segmenter.signal: hematoxylin needs red, green and blue; set it to bright or dark, "
                     "or choose three channels with slide.channels"
                 )
-            absorbed: NDArray[np.float32] = -np.expm1(-(_density(image, white) @ hed_from_rgb[:, 0].astype(np.float32)))
-            return absorbed
+            return _hematoxylin_absorption(image, white)
         # NaN and infinity become background, so that they don't spread through the filters.
         grey = np.nan_to_num(image.astype(np.float32), posinf=0, neginf=0)
         if grey.ndim == 3:
@@ -116,23 +115,29 @@ class WatershedSegmenter(Segmenter):
         return -grey if self.signal_kind == "dark" else grey
 
 
-def _white_level(image: NDArray[Any]) -> float:
+def _white_of_sample(image: NDArray[Any]) -> float:
     """Find the value of unstained glass: the dtype's maximum, or the image's if 16 bits hold fewer."""
     if image.dtype == np.uint8:
         return 255.0
     return float(max(np.nanpercentile(image, 99.9), 1.0))
 
 
-def _density(image: NDArray[Any], white: float) -> NDArray[np.float32]:
-    """Compute the optical density (natural logarithm), (y, x, c)."""
+def _hematoxylin_absorption(image: NDArray[Any], white: float) -> NDArray[np.float32]:
+    """Compute the share of light that hematoxylin absorbs, (y, x); micro-sam's input of that name is its optical density."""
+    absorbed: NDArray[np.float32] = -np.expm1(-(_offset_density(image, white) @ hed_from_rgb[:, 0].astype(np.float32)))
+    return absorbed
+
+
+def _offset_density(image: NDArray[Any], white: float) -> NDArray[np.float32]:
+    """Compute the optical density (natural logarithm), (y, x, c), with 1 added to value and white so that black stays finite."""
     if image.dtype == np.uint8:
-        table = _density_of(np.arange(256, dtype=np.float32), white)
+        table = _offset_density_of(np.arange(256, dtype=np.float32), white)
         density: NDArray[np.float32] = table[image]
         return density
-    return _density_of(np.maximum(image, 0).astype(np.float32), white)
+    return _offset_density_of(np.maximum(image, 0).astype(np.float32), white)
 
 
-def _density_of(level: NDArray[np.float32], white: float) -> NDArray[np.float32]:
+def _offset_density_of(level: NDArray[np.float32], white: float) -> NDArray[np.float32]:
     density: NDArray[np.float32] = np.maximum(-np.log((level + 1) / np.float32(white + 1)), 0)
     return density
 

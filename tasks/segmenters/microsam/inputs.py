@@ -121,7 +121,7 @@ def ranges(sample: NDArray[Any], plan: Mapping[str, Any]) -> Plan:
         SegmenterError: The sample has another number of channels than the plan.
     """
     planes = _all_channels(sample, plan)
-    white = _white_level(planes) if any("weights" in term for entry in plan["inputs"] for term in entry) else None
+    white = _white_of_finite(planes) if any("weights" in term for entry in plan["inputs"] for term in entry) else None
 
     def ranged(term: Term) -> Term:
         if "weights" in term:
@@ -266,7 +266,7 @@ def _make_unknown_error(name: str, own: Mapping[str, Vector], slide: Slide) -> S
     return SegmenterError(f"setting segmenter.inputs: {slide.name} has no {name!r}; it has {available}")
 
 
-def _white_level(planes: NDArray[Any]) -> float:
+def _white_of_finite(planes: NDArray[Any]) -> float:
     """Find the value of clear glass: the maximum of 8 bit, else the slide's brightest, because 16 bits may hold fewer."""
     if planes.dtype == np.uint8:
         return 255.0
