@@ -1,9 +1,10 @@
-"""Computing and IO for one slide, one block, one seam or one shard.
+"""Computing and IO for one slide, one block, one seam or one shard; the order of the folders is in `[tool.importlinter]`.
 
-Layers, imports going down only:
+Imports go down only:
 
-    steps                                                            the Prefect tasks
-    segment, stitch, overview, overlay, omezarr, provenance, work    one block, seam, shard or slide; no Prefect, no Dask
-    slide, segmenters                                                pixels in, labels out; no Prefect, no Dask
-    config, errors, grid                                             stdlib, numpy and pydantic only
+    steps                            the Prefect tasks
+    folder, plan, stitch, report     what is done to folders, runs, seams and results; from here on no Prefect, no Dask
+    segment, labels, store, run      blocks, their labels, the OME-Zarr store, the files of a run
+    segmenters, pixels, slides       pixels in, labels out
+    settings, grid, errors           stdlib, numpy and pydantic only
 """
