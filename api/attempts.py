@@ -85,7 +85,7 @@ class Attempt:
             if (record := finished_facts(run)) is None:
                 self._compute(run)
             else:
-                self.reporter.note(f"{run.name}: finished before with these settings, nothing to do")
+                self.reporter.inform(f"{run.name}: finished before with these settings, nothing to do")
                 note_finished(run, record)
         except BaseException as error:
             self._note_end(error)
@@ -100,7 +100,7 @@ class Attempt:
         """
         run = plan_run(self.slide, self.output, self.settings)
         target = f"{run.name} ({run.label}) in {run.output}"
-        with locked(run.paths.lock, _OWNER, target=target, on_wait=self.reporter.note) as lock:
+        with locked(run.paths.lock, _OWNER, target=target, on_wait=self.reporter.inform) as lock:
             executor = StepExecutor(self.reporter, check=lock.check)
             write_image(run, executor)
             executor.one(steps.prepare_slide, run)
@@ -113,14 +113,14 @@ class Attempt:
 
     def _compute(self, run: Run) -> None:
         target = f"{run.name} ({run.label}) in {run.output}"
-        with locked(run.paths.lock, _OWNER, target=target, on_wait=self.reporter.note) as lock:
+        with locked(run.paths.lock, _OWNER, target=target, on_wait=self.reporter.inform) as lock:
             # Before this attempt is noted: where it can't be made, the next has to know what there was.
-            end_leftovers(read_state(run.output, run.name, run.label), self.reporter.note)
+            end_leftovers(read_state(run.output, run.name, run.label), self.reporter.inform)
             self.is_ours = True
             self._known |= {"blocks": len(run.grid), "segment_folder": run.segment_folder.path.name}
             self._note("running")
             for line in [*run.slide.warnings, *explain(run)]:
-                self.reporter.note(f"{run.name}: {line}")
+                self.reporter.inform(f"{run.name}: {line}")
             record = run_stages(run, StepExecutor(self.reporter, self.client, lock.check), lock.check)
             lock.check()
             self._note("finished", objects=record["objects"])
@@ -161,6 +161,6 @@ def run_stages(run: Run, executor: StepExecutor, check: Callable[[], None]) -> d
 def write_image(run: Run, executor: StepExecutor) -> dict[str, float]:
     """Write the store's image, unless it is there; return the seconds of that stage."""
     target = f"the image of {run.name} in {run.output}"
-    with locked(run.paths.image.lock, _OWNER, target=target, wait=_WAIT_FOR_IMAGE, on_wait=executor.note):
+    with locked(run.paths.image.lock, _OWNER, target=target, wait=_WAIT_FOR_IMAGE, on_wait=executor.inform):
         # Asked here, and not before: the run of another label may write it, or `clean` remove it.
         return {} if convert.is_ready(run) else {"image": order.write_image(run, executor)}

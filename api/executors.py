@@ -177,9 +177,9 @@ class StepExecutor:
         """The largest number of workers that share the steps; None where that isn't known."""
         return 1 if self._client is None else None
 
-    def note(self, words: str) -> None:
+    def inform(self, message: str) -> None:
         """Show an informational message."""
-        self._reporter.note(words)
+        self._reporter.inform(message)
 
     def warn(self, words: str) -> None:
         """Log a warning."""
@@ -219,7 +219,7 @@ class StepExecutor:
         Raises:
             ClusterError: The Dask scheduler is gone.
         """
-        pool: _Pool = _ThisProcess() if self._client is None else _DaskWorkers(self._client, self.note)
+        pool: _Pool = _ThisProcess() if self._client is None else _DaskWorkers(self._client, self.inform)
         new, retries = iter(jobs), _Retries(run.settings.run)
         try:
             while True:

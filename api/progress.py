@@ -27,7 +27,7 @@ class StageReporter:
         self._callback = callback
         self.name, self.done, self.total = "", 0, 0
 
-    def note(self, words: str) -> None:
+    def inform(self, message: str) -> None:
         """Drop a message."""
 
     def begin(self, stage: str, total: int, done: int) -> None:
@@ -35,9 +35,9 @@ class StageReporter:
         self.name, self.done, self.total = stage, done, total
         self.show()
 
-    def advance(self, pieces: int = 1) -> None:
+    def advance(self, count: int = 1) -> None:
         """Count further units."""
-        self.done += pieces
+        self.done += count
         self.show()
 
     def end(self) -> None:
@@ -52,9 +52,9 @@ class StageReporter:
 class NotebookReporter(StageReporter):
     """One line of text per stage, rewritten as it advances; needs no widgets."""
 
-    def note(self, words: str) -> None:
+    def inform(self, message: str) -> None:
         """Print a message."""
-        print(words)
+        print(message)
 
     def begin(self, stage: str, total: int, done: int) -> None:
         """Start a line."""

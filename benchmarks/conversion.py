@@ -17,7 +17,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
@@ -32,18 +32,22 @@ from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.slides.facts import Level
 
+if TYPE_CHECKING:
+    from slidesam.flows.cluster.cluster import Cluster
 
-def converted(slide: Path, output: Path, address: str) -> tuple[float, float, Run]:
+
+def converted(slide: Path, output: Path, cluster: Cluster) -> tuple[float, float, Run]:
     """Seconds of the pieces, of the whole image stage, and the run."""
     from prefect_dask.task_runners import DaskTaskRunner
 
+    from slidesam.flows.slide.session import Session
     from slidesam.flows.slide.stages import write_image
 
     shutil.rmtree(output, ignore_errors=True)
     run = plan_run(slide, output, make_settings(overrides={"segmenter.kind": "watershed"}))
-    runner: Any = DaskTaskRunner(address=address)
+    runner: Any = DaskTaskRunner(address=cluster.address)
     started = time.perf_counter()
-    write_image.with_options(task_runner=runner)(run)
+    write_image.with_options(task_runner=runner)(run, Session(cluster=cluster))
     whole = time.perf_counter() - started
     begun = run.image_folder.started.stat().st_mtime
     ended = max(path.stat().st_mtime for path in run.image_folder.marks.glob("0-*.json"))
@@ -76,9 +80,9 @@ def main() -> None:
     slide = make_slide(chosen.folder / f"slide-{chosen.side}.tif", chosen.side)
     pieces, stages, raw = [], [], []
     with prefect_api(), open_cluster(LocalProfile(workers=chosen.processes)) as cluster:
-        address = cluster.address
+        _ = cluster.address  # starts the workers
         for number in range(chosen.rounds + 1):
-            spent, whole, run = converted(slide, chosen.folder / "ours", address)
+            spent, whole, run = converted(slide, chosen.folder / "ours", cluster)
             limit = raw_convert(
                 slide, chosen.folder / "raw", chosen.processes, run.image_plan.shard[0], run.settings.image.chunk_shape,
                 run.image_plan.in_memory,

@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
@@ -26,6 +26,9 @@ from rich.table import Table
 
 from slidesam.tasks.plan import plan_run
 from slidesam.tasks.settings.parse import make_settings
+
+if TYPE_CHECKING:
+    from slidesam.flows.cluster.cluster import Cluster
 
 BLOCK = 64
 # Blocks a side, seconds per block, the most that may be taken of the ideal.
@@ -48,10 +51,11 @@ def make(path: Path, rows: int, columns: int) -> Path:
     return path
 
 
-def seconds_of(slide: Path, output: Path, seconds: float, address: str, per_task: int | str) -> tuple[float, float]:
+def seconds_of(slide: Path, output: Path, seconds: float, cluster: Cluster, per_task: int | str) -> tuple[float, float]:
     """Wall time of the segmenting stage after `prepare`, and of the whole child flow."""
     from prefect_dask.task_runners import DaskTaskRunner
 
+    from slidesam.flows.slide.session import Session
     from slidesam.flows.slide.stages import segment_blocks, write_image
 
     shutil.rmtree(output, ignore_errors=True)
@@ -61,10 +65,11 @@ def seconds_of(slide: Path, output: Path, seconds: float, address: str, per_task
         "blocks.blocks_per_task": per_task, "image.convert": "never", "image.rechunk": "never",
     }  # fmt: skip
     run = plan_run(slide, output, make_settings(overrides=settings))
-    runner: Any = DaskTaskRunner(address=address)
-    write_image.with_options(task_runner=runner)(run)
+    runner: Any = DaskTaskRunner(address=cluster.address)
+    session = Session(cluster=cluster)
+    write_image.with_options(task_runner=runner)(run, session)
     started = time.time()
-    segment_blocks.with_options(task_runner=runner)(run)
+    segment_blocks.with_options(task_runner=runner)(run, session)
     whole = time.time() - started
     prepared = run.segment_folder.params.stat().st_mtime
     marks = [path.stat().st_mtime for path in run.segment_folder.marks.iterdir()]
@@ -139,7 +144,7 @@ def main() -> None:
     with prefect_api(), open_cluster(LocalProfile(workers=chosen.workers)) as cluster:
         for side, seconds, most, per_task in cases:
             slide = make(chosen.folder / f"blocks-{side}.tif", side, side)
-            taken, whole = seconds_of(slide, chosen.folder / "out", seconds, cluster.address, per_task)
+            taken, whole = seconds_of(slide, chosen.folder / "out", seconds, cluster, per_task)
             ideal = side**2 * seconds / chosen.workers
             ratio = f"{taken / ideal:.2f}" if ideal else f"{taken / side**2 * 1000:.1f} ms each"
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

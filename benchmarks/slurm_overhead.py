@@ -59,12 +59,11 @@ def main() -> None:
         table.add_column(column, justify="right")
     with prefect_api(api_host(profile)), open_cluster(profile, jobs_folder(chosen.folder / "out")) as cluster:
         started = time.perf_counter()
-        address = cluster.address
-        all_there(address, chosen.workers)
+        all_there(cluster.address, chosen.workers)
         startup = time.perf_counter() - started
         for rows, columns, seconds, most in CASES:
             slide = make(chosen.folder / f"blocks-{rows}-{columns}.tif", rows, columns)
-            taken, whole = seconds_of(slide, chosen.folder / "out", seconds, address, "auto")
+            taken, whole = seconds_of(slide, chosen.folder / "out", seconds, cluster, "auto")
             ideal = rows * columns * seconds / chosen.workers
             table.add_row(
                 str(rows * columns), f"{seconds:g}", f"{ideal:.1f}", f"{taken:.1f}", f"{taken / ideal:.2f}", f"{most:g}",

@@ -4,7 +4,8 @@
     ├── SettingsError    (ValueError)    a setting is unknown, or its value is of no use; nothing was run
     ├── SlideError       (OSError)       a slide can't be read, or isn't an image
     │   ├── SlideGoneError               it can't be opened any more, or has changed, while a run was at work on it
-    │   └── SlideAwayError               it can't be read now: not the file's fault
+    │   ├── SlideAwayError               it can't be read now: not the file's fault
+    │   └── SlideUnchangedError          it isn't tried again, since the file that failed hasn't changed
     ├── OutputError      (OSError)       the output folder can't be used, or holds something else
     ├── SegmenterError   (RuntimeError)  the segmenter can't be made, or returned what is no label image
     ├── ServerError      (ConnectionError)  Prefect's API doesn't answer
@@ -86,6 +87,18 @@ class SlideGoneError(SlideError):
 
 class SlideAwayError(SlideError):
     """A slide can't be read now, for want of memory, of a codec, of a file server that answers: trying again can help."""
+
+
+class SlideUnchangedError(SlideError):
+    """A slide isn't tried again: it failed because of its file, and the file hasn't changed since.
+
+    Args:
+        reason: What it failed with.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(f"{reason}; not tried again, since the file hasn't changed")
 
 
 class OutputError(SlidesamError, OSError):

@@ -64,7 +64,8 @@ def main() -> None:
     from slidesam.flows.cluster.cluster import LocalProfile, open_cluster
     from slidesam.flows.cluster.profile import LocalGpuProfile
     from slidesam.flows.prefect_api.server import prefect_api
-    from slidesam.flows.slide.segment_slide import segment_slide
+    from slidesam.flows.slide.segment_slide import segment_slide_in
+    from slidesam.flows.slide.session import Session
     from slidesam.tasks.plan import plan_run
     from slidesam.tasks.settings.parse import make_settings
 
@@ -81,7 +82,7 @@ def main() -> None:
         started = time.time()
         _load_everywhere(address, run, case["small"])
         loaded = time.time()
-        facts = segment_slide(slide, output, settings, profile)
+        facts = segment_slide_in(Session(cluster=cluster, is_cluster_shared=True), slide, output, settings)
     seconds = {"start": started - began, "load": loaded - started, **_stages(run, loaded)}
     busy = facts["task_seconds"]["segment"] / max(seconds["segment"] * case["workers"], 1e-9)
     answer(**seconds, busy=busy, objects=facts["objects"], blocks=len(run.grid), seams=_seams(facts))

@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from slidesam.flows.cluster.cluster import ClusterProfile, api_host, open_cluster
+from slidesam.flows.cluster.cluster import Cluster, ClusterProfile, api_host, open_cluster
 from slidesam.flows.cluster.find_profile import make_profile
 from slidesam.flows.console import err, out, say, say_failed
 from slidesam.flows.prefect_api.server import prefect_api
@@ -53,17 +53,18 @@ def run_slides(slides: Sequence[str], output: Path, settings: Settings, profile:
         Exit code: 0, or 1 if a slide failed.
     """
     listed = list_slides(slides, settings)
-    with interrupts() as stops, prefect_api(api_host(profile)), open_cluster(profile, jobs_folder(output)):
-        each = _Each(output, profile, stops)
+    logs = jobs_folder(output)
+    with interrupts() as stops, prefect_api(api_host(profile)), open_cluster(profile, logs) as cluster:
+        runner = _SlideRunner(output, cluster, stops)
         if len(listed) == 1:
-            each.tried(listed[0])
+            runner.run_and_continue(listed[0])
         else:
-            from slidesam.flows.many.cohort import each_by, segment_cohort
+            from slidesam.flows.many.cohort import make_cohort_flow
 
-            with suppress(CohortFailures), each_by(each):
-                segment_cohort(list(slides), output, settings, profile)
-            out.print(f"{len(listed) - each.failed} of {len(listed)} slides finished")
-    return 1 if each.failed else 0
+            with suppress(CohortFailures):
+                make_cohort_flow(runner.run)(list(slides), output, settings)
+            out.print(f"{len(listed) - runner.n_failed} of {len(listed)} slides finished")
+    return 1 if runner.n_failed else 0
 
 
 def retry_slides(output: Path, profile: ClusterProfile | None) -> int:
@@ -86,12 +87,12 @@ def retry_slides(output: Path, profile: ClusterProfile | None) -> int:
         for key, states in groupby(
             here, lambda state: profile or make_profile(state.get("cluster") or {"kind": "local"})
         ):
-            with prefect_api(api_host(key)), open_cluster(key, jobs_folder(output)):
-                each = _Each(output, key, stops)
+            with prefect_api(api_host(key)), open_cluster(key, jobs_folder(output)) as cluster:
+                runner = _SlideRunner(output, cluster, stops)
                 for state in states:
                     if not _is_deployed(state):
-                        each.tried(Listed(Path(state["slide_path"]), make_settings(state["settings"])))
-                failed += each.failed
+                        runner.run_and_continue(Listed(Path(state["slide_path"]), make_settings(state["settings"])))
+                failed += runner.n_failed
     if not left:
         out.print(f"{output}: no slide failed")
     return 1 if failed else 0
@@ -130,51 +131,53 @@ def _is_deployed(state: dict[str, Any]) -> bool:
     return True
 
 
-class _Each:
-    """Runs slides one at a time, with bars, and says how each ended.
+class _SlideRunner:
+    """Runs slides one at a time, with bars, and prints how each ended.
 
     Args:
         output: Folder for the results.
-        profile: Where to compute.
-        stops: Whether one has been told to end.
+        cluster: Where to compute; it stays open for further slides.
+        stops: Whether a signal to end has arrived.
+
+    Attributes:
+        n_failed: How many slides have failed.
     """
 
-    def __init__(self, output: Path, profile: ClusterProfile, stops: Stops) -> None:
-        self.output, self.profile, self.stops = output, profile, stops
-        self.failed = 0
+    def __init__(self, output: Path, cluster: Cluster, stops: Stops) -> None:
+        self.output, self.cluster, self.stops = output, cluster, stops
+        self.n_failed = 0
 
-    def tried(self, slide: Listed) -> None:
-        """Runs a slide; what it fails with has been said."""
+    def run_and_continue(self, slide: Listed) -> None:
+        """Run a slide; print the error and continue if it fails."""
         with suppress(Exception):
-            self(slide)
+            self.run(slide)
 
-    def __call__(self, slide: Listed) -> None:
-        """Runs a slide.
+    def run(self, slide: Listed) -> None:
+        """Run a slide.
 
         Raises:
-            Exception: What it fails with, after it was said.
-            KeyboardInterrupt: One has been told to end.
+            Exception: What the slide failed with; it is printed already.
+            KeyboardInterrupt: A signal to end has arrived.
         """
-        from slidesam.flows.progress.reporters import BarReporter, showing
-        from slidesam.flows.slide.segment_slide import segment_slide
+        from slidesam.flows.progress.reporters import BarReporter
+        from slidesam.flows.slide.segment_slide import segment_listed
+        from slidesam.flows.slide.session import Session
 
-        started = time.monotonic()
+        start = time.monotonic()
         reporter = BarReporter(err, slide.name)
         try:
-            if slide.error is not None:
-                raise SettingsError(slide.error)
-            with showing(reporter):
-                facts = segment_slide(slide.path, self.output, slide.settings, self.profile)
+            session = Session(cluster=self.cluster, reporter=reporter, is_cluster_shared=True)
+            facts = segment_listed(session, slide, self.output)
         except Exception as error:
             reporter.bars.stop()
             if self.stops.is_set():
                 raise KeyboardInterrupt from None
-            self.failed += 1
+            self.n_failed += 1
             say_failed(error)
             raise
         finally:
             reporter.bars.stop()
-        self._say_finished(slide, facts, time.monotonic() - started)
+        self._say_finished(slide, facts, time.monotonic() - start)
 
     def _say_finished(self, slide: Listed, facts: dict[str, Any], seconds: float) -> None:
         name = slide.name

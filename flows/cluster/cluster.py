@@ -12,7 +12,6 @@ import socket
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -337,28 +336,19 @@ def _way_to(address: str) -> str:
         return _LOOPBACK
 
 
-_shared: ContextVar[Cluster | None] = ContextVar("slidesam_cluster", default=None)
-
-
-def opened() -> Cluster | None:
-    """The cluster that is open around this call."""
-    return _shared.get()
-
-
 @contextmanager
 def open_cluster(profile: ClusterProfile, logs: Path | None = None) -> Iterator[Cluster]:
-    """The cluster of a profile: the one that is open around this call if it is of the same profile, else a new one."""
-    around = _shared.get()
-    if around is not None and around.profile == profile:
-        yield around
-        return
+    """Make the cluster of a profile, and close it at the end.
+
+    Args:
+        profile: What to start, once its workers are asked for.
+        logs: Folder for the logs of jobs, on a file system that all nodes share.
+    """
     cluster = Cluster(profile, logs)
-    token = _shared.set(cluster)
     try:
         yield cluster
     finally:
-        _shared.reset(token)
         cluster.close()
 
 
-__all__ = ["AttachProfile", "Cluster", "ClusterProfile", "LocalProfile", "open_cluster", "opened"]
+__all__ = ["AttachProfile", "Cluster", "ClusterProfile", "LocalProfile", "open_cluster"]

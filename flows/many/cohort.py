@@ -10,14 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from prefect import flow
+from prefect import Flow, flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, StateType
@@ -40,7 +38,8 @@ from slidesam.flows.prefect_api.deployed import (
 )
 from slidesam.flows.prefect_api.deployed import SLIDE as SLIDE_DEPLOYMENT
 from slidesam.flows.progress.run_page import harmless
-from slidesam.flows.slide.segment_slide import run_name
+from slidesam.flows.slide.segment_slide import run_name, segment_listed
+from slidesam.flows.slide.session import Session
 from slidesam.tasks.errors import CohortFailures, SettingsError, in_one_line
 from slidesam.tasks.run.layout import jobs_folder
 from slidesam.tasks.settings.sections import Settings
@@ -84,62 +83,75 @@ def segment_cohort(
         SettingsError: No slide is named.
     """
     refuse_relative(settings, output=output, **{f"slides[{n}]": named for n, named in enumerate(slides)})
+    listed = _list(slides, settings)
+    if own_deployment.id:
+        return _conclude(_run_as_deployed(listed, output))
+    with open_cluster(cluster, jobs_folder(output)) as workers:
+        session = Session(cluster=workers, is_cluster_shared=True)
+        return _conclude(_run_here(listed, output, lambda slide: segment_listed(session, slide, output)))
+
+
+def make_cohort_flow(run_slide: Callable[[Listed], object]) -> Flow[..., list[dict[str, Any]]]:
+    """Return the flow `segment cohort` for a caller that runs each slide itself, in this process.
+
+    Args:
+        run_slide: Runs a slide; raises an error if the slide fails.
+    """
+
+    # `run_slide` isn't a parameter of the flow, because Prefect stores parameters.
+    @flow(name="segment cohort", flow_run_name=_run_name, persist_result=False, validate_parameters=False)
+    def segment_cohort(slides: list[str], output: Path, settings: Settings) -> list[dict[str, Any]]:
+        return _conclude(_run_here(_list(slides, settings), output, run_slide))
+
+    return segment_cohort
+
+
+def _list(slides: list[str], settings: Settings) -> list[Listed]:
     listed = list_slides(slides, settings)
     get_run_logger().info("%d slides", len(listed))
-    rows = _as_runs(listed, output) if own_deployment.id else _here(listed, output, cluster)
+    return listed
+
+
+def _conclude(rows: list[Row]) -> list[dict[str, Any]]:
+    """Show the table of a cohort's slides.
+
+    Raises:
+        CohortFailures: Some slides failed.
+    """
     with harmless(get_run_logger(), "the table"):
         create_markdown_artifact(
             as_markdown(rows),
             key="slidesam-cohort",
             description=f"{count_finished(rows)} of {len(rows)} slides finished",
         )
-    failed = {row.slide: row.error or row.state for row in rows if not row.is_finished}
-    if failed:
-        raise CohortFailures(failed, len(rows))
+    failures = {row.slide: row.error or row.state for row in rows if not row.is_finished}
+    if failures:
+        raise CohortFailures(failures, len(rows))
     return [vars(row) for row in rows]
 
 
 # --- in this process ---------------------------------------------------------------------------------------------------
 
-_each: ContextVar[Callable[[Listed], None] | None] = ContextVar("slidesam_each_slide", default=None)
 
-
-@contextmanager
-def each_by(run: Callable[[Listed], None]) -> Iterator[None]:
-    """Has cohorts inside run each slide by a function of the caller's, which may raise what the slide fails with."""
-    token = _each.set(run)
-    try:
-        yield
-    finally:
-        _each.reset(token)
-
-
-def _here(listed: Sequence[Listed], output: Path, cluster: Any) -> list[Row]:
-    """One after the other, on one cluster."""
-    from slidesam.flows.slide.segment_slide import segment_slide
-
-    def plainly(slide: Listed) -> None:
-        segment_slide(slide.path, output, slide.settings, cluster)
-
-    each, rows = _each.get() or plainly, []
-    with open_cluster(cluster, jobs_folder(output)), cohort_progress(len(listed)) as ended:
+def _run_here(listed: Sequence[Listed], output: Path, run_slide: Callable[[Listed], object]) -> list[Row]:
+    """Run slides one after the other; an error of one doesn't stop the others."""
+    rows: list[Row] = []
+    with cohort_progress(len(listed)) as report:
         for slide in listed:
-            started = time.monotonic()
-            error: Exception | None = None if slide.error is None else SettingsError(slide.error)
+            start, error = time.monotonic(), None
             try:
-                if error is None or _each.get() is not None:
-                    each(slide)
-            except Exception as caught:  # noqa: BLE001
-                error = caught
-            rows.append(row_here(slide, output, error, seconds=time.monotonic() - started))
-            ended(rows)
+                run_slide(slide)
+            except Exception as slide_error:  # noqa: BLE001
+                error = slide_error
+            rows.append(row_here(slide, output, error, seconds=time.monotonic() - start))
+            report(rows)
     return rows
 
 
 # --- as runs of a deployment -------------------------------------------------------------------------------------------
 
 
-def _as_runs(listed: Sequence[Listed], output: Path) -> list[Row]:
+def _run_as_deployed(listed: Sequence[Listed], output: Path) -> list[Row]:
     """Each as a run of `slide`; those of an earlier go are used if they are finished, and put back if they failed."""
     own_id = str(flow_run.id)
     kept: dict[UUID, str] = {}

@@ -1,16 +1,14 @@
-"""Progress of a run for whoever watches: bars on a terminal, one log line per stage elsewhere.
+"""Reporters show the progress of a run: the protocol, bars on a terminal, and none at all.
 
-Flows report to `current()`; the command line puts its bars there with `showing`.
+`run_page.RunPage` is the reporter of a slide's page in the Prefect UI. Flows get theirs in a `Session`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Protocol
 
-from prefect.logging import get_run_logger
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -19,6 +17,7 @@ from rich.progress import (
     ProgressColumn,
     SpinnerColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -27,38 +26,35 @@ from rich.text import Text
 
 
 class Reporter(Protocol):
-    """Who is told how far a run is."""
+    """Shows how far a run is."""
 
-    def note(self, words: str) -> None:
-        """Something to know: what is used of an earlier run, what is waited for."""
-
-    def begin(self, stage: str, total: int, done: int) -> None:
-        """A stage of `total` pieces starts, `done` of which are there from before."""
-
-    def advance(self, pieces: int = 1) -> None:
-        """Some more pieces are done."""
-
-    def end(self) -> None:
-        """The stage is over."""
-
-
-class LogReporter:
-    """One line per stage in the flow run's log: what the UI shows."""
-
-    def note(self, words: str) -> None:
-        """Logs it."""
-        get_run_logger().info("%s", words)
+    def inform(self, message: str) -> None:
+        """Show an informational message."""
 
     def begin(self, stage: str, total: int, done: int) -> None:
-        """Logs the stage's start."""
-        reused = f", {done} of them done before" if done else ""
-        get_run_logger().info("%s: %d%s", stage, total, reused)
+        """Start a stage of `total` items, `done` of which are finished already."""
 
-    def advance(self, pieces: int = 1) -> None:
-        """Says nothing: a line per block can't be followed."""
+    def advance(self, count: int = 1) -> None:
+        """Add finished items."""
 
     def end(self) -> None:
-        """Says nothing."""
+        """End the stage."""
+
+
+class SilentReporter:
+    """Shows nothing."""
+
+    def inform(self, message: str) -> None:
+        """Do nothing."""
+
+    def begin(self, stage: str, total: int, done: int) -> None:
+        """Do nothing."""
+
+    def advance(self, count: int = 1) -> None:
+        """Do nothing."""
+
+    def end(self) -> None:
+        """Do nothing."""
 
 
 class _Rate(ProgressColumn):
@@ -90,56 +86,32 @@ class BarReporter:
             console=console,
             speed_estimate_period=300,
         )
-        self._task: int | None = None
+        self._task: TaskID | None = None
 
-    def note(self, words: str) -> None:
-        """Prints it above the bars."""
-        self.bars.console.print(Text(words, style="dim"))
+    def inform(self, message: str) -> None:
+        """Print a message above the bars."""
+        self.bars.console.print(Text(message, style="dim"))
 
     def begin(self, stage: str, total: int, done: int) -> None:
-        """Starts a bar."""
+        """Start a bar."""
         self.bars.start()
         self._task = self.bars.add_task(f"{self.slide}  {stage}", total=total, completed=done)
 
-    def advance(self, pieces: int = 1) -> None:
-        """Moves the bar."""
+    def advance(self, count: int = 1) -> None:
+        """Move the bar."""
         if self._task is not None:
-            self.bars.advance(self._task, pieces)  # type: ignore[arg-type]
+            self.bars.advance(self._task, count)
 
     def end(self) -> None:
-        """Leaves the finished bar on the screen."""
+        """Stop the bar; it stays on the screen."""
         if self._task is not None:
-            self.bars.stop_task(self._task)  # type: ignore[arg-type]
+            self.bars.stop_task(self._task)
             self._task = None
 
 
-_current: ContextVar[Reporter | None] = ContextVar("slidesam_progress", default=None)
-
-
-def current() -> Reporter:
-    """Who is told; the run's log by default."""
-    return _current.get() or LogReporter()
-
-
-def watching() -> Reporter | None:
-    """Who was put there with `showing`, if anyone."""
-    return _current.get()
-
-
 @contextmanager
-def showing(reporter: Reporter) -> Iterator[None]:
-    """Sends the progress of the runs inside to a reporter."""
-    token = _current.set(reporter)
-    try:
-        yield
-    finally:
-        _current.reset(token)
-
-
-@contextmanager
-def stage(name: str, total: int, done: int = 0) -> Iterator[Reporter]:
-    """One stage: begins it, hands out the reporter to advance, ends it."""
-    reporter = current()
+def stage(reporter: Reporter, name: str, total: int, done: int = 0) -> Iterator[Reporter]:
+    """Report the start of a stage, and its end however it ends."""
     reporter.begin(name, total, done)
     try:
         yield reporter

@@ -78,7 +78,7 @@ def _slug(words: str) -> str:
 
 
 class RunPage:
-    """Keeps the bar on a slide's page and the lines in its log up to date: put it around the run, and `showing` inside.
+    """Keeps the bar on a slide's page and the lines in its log up to date, for the run inside it.
 
     One bar for the whole run, whose parts are the stages: it never runs backwards, and segmenting, which nearly always takes
     longest, has most of it. A bar per stage would begin anew four times, and where the time goes differs too much between
@@ -89,15 +89,13 @@ class RunPage:
     made: a line per stage, at its end.
 
     Args:
-        inner: Who else is told, the bars on a terminal; None = nobody.
+        inner: Another reporter that is told the same: the bars on a terminal.
         name: The slide's name.
         label: The label image's.
         clock: Seconds on some clock.
     """
 
-    def __init__(
-        self, inner: Reporter | None, name: str, label: str, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, inner: Reporter, name: str, label: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._inner, self._clock, self._log = inner, clock, _log()
         self._began = clock()
         self._pace: Pace | None = None
@@ -120,32 +118,28 @@ class RunPage:
             self._show(f"{'failed' if isinstance(error, Exception) else 'stopped'}{where},\nafter {took}")
         self._bar.close()
 
-    def note(self, words: str) -> None:
-        """Logs it with the slide."""
-        self._log.info("%s", words)
-        if self._inner is not None:
-            self._inner.note(words)
+    def inform(self, message: str) -> None:
+        """Log a message with the slide."""
+        self._log.info("%s", message)
+        self._inner.inform(message)
 
     def begin(self, stage: str, total: int, done: int) -> None:
         """Shows the stage."""
-        if self._inner is not None:
-            self._inner.begin(stage, total, done)
+        self._inner.begin(stage, total, done)
         self._pace = Pace(stage, total, done, self._clock())
         # Soon after the last stage's end only the words of one of them would be seen anyway.
         self._move(force=False)
 
-    def advance(self, pieces: int = 1) -> None:
+    def advance(self, count: int = 1) -> None:
         """Moves the bar, every few seconds."""
-        if self._inner is not None:
-            self._inner.advance(pieces)
+        self._inner.advance(count)
         if self._pace is not None:
-            self._pace.advance(pieces, self._clock())
+            self._pace.advance(count, self._clock())
             self._move(force=False)
 
     def end(self) -> None:
         """Shows the stage's end, and logs a line on it."""
-        if self._inner is not None:
-            self._inner.end()
+        self._inner.end()
         if self._pace is not None:
             self._log.info("%s", self._pace.line(self._clock()))
             self._move(force=True)

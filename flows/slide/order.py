@@ -62,10 +62,10 @@ class Executor(Protocol):
     def stage(self, name: str, total: int, done: int) -> AbstractContextManager[Reporter]:
         """Show one stage of `total` units, `done` of which exist already."""
 
-    def warn(self, words: str) -> None:
+    def warn(self, message: str) -> None:
         """Show a warning."""
 
-    def note(self, words: str) -> None:
+    def inform(self, message: str) -> None:
         """Show an informational message."""
 
 
@@ -120,7 +120,7 @@ def segment_blocks(run: Run, executor: Executor, block_ids: Sequence[int] | None
     with_tissue = range(len(run.grid)) if params.blocks is None else params.blocks
     wanted = with_tissue if block_ids is None else block_ids
     if len(with_tissue) < len(run.grid):
-        executor.note(f"{run.name}: {len(with_tissue)} of {len(run.grid)} blocks hold tissue")
+        executor.inform(f"{run.name}: {len(with_tissue)} of {len(run.grid)} blocks hold tissue")
     todo = [block_id for block_id in wanted if find_mark(run, block_id) is None]
     attempt = uuid.uuid4().hex
     jobs = _block_batches(run, todo, executor.most_workers)

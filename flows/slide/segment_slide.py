@@ -1,7 +1,7 @@
-"""One slide from file to OME-Zarr labels: the main flow and its stages.
+"""One slide from file to OME-Zarr labels: the main flow.
 
     segment slide
-    ├── plan                  which pixels, which blocks, what is there already; the run's lock
+    ├── plan                  which pixels, which blocks, which results exist; the run's lock
     ├── image                 child flow: convert or rechunk, tile by tile; or an overview only
     ├── segment blocks        child flow: prepare, then tasks of one or several blocks
     └── stitch and export     child flow: match seams, number objects, paint, export
@@ -11,59 +11,48 @@ The stages are child flows because they can need different machines: segmenting 
 
 from __future__ import annotations
 
-import contextlib
-import re
-import signal
-import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect.exceptions import TerminationSignal
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect_dask.task_runners import DaskTaskRunner
 
-from slidesam.flows.cluster.cluster import Cluster, open_cluster, ssh_line
+from slidesam.flows.cluster.cluster import open_cluster, ssh_line
 from slidesam.flows.cluster.find_profile import ProfileChoice
 from slidesam.flows.cluster.profile import Stage
 from slidesam.flows.prefect_api.deployed import refuse_relative
-from slidesam.flows.prefect_api.endings import add_tags, end_children
+from slidesam.flows.prefect_api.endings import add_tags
 from slidesam.flows.prefect_api.leftovers import end_leftovers
-from slidesam.flows.progress.reporters import current, showing, watching
-from slidesam.flows.progress.run_page import RunPage, show_failure, show_result
-from slidesam.flows.slide.in_flight import checking
+from slidesam.flows.progress.run_page import RunPage, show_result
+from slidesam.flows.slide.run_status import RunStatus
+from slidesam.flows.slide.session import Session
 from slidesam.flows.slide.stages import segment_blocks, stitch_and_export, write_image
-from slidesam.tasks.errors import (
-    SlideAwayError,
-    SlideError,
-    SlideGoneError,
-    SlidesamError,
-    in_one_line,
-)
+from slidesam.tasks.errors import SettingsError, SlideUnchangedError
 from slidesam.tasks.plan import explain, plan_run
 from slidesam.tasks.report.provenance import finished_facts
 from slidesam.tasks.run.files import read_json
-from slidesam.tasks.run.layout import RunPaths, jobs_folder
-from slidesam.tasks.run.lock import holder, locked
+from slidesam.tasks.run.layout import jobs_folder
+from slidesam.tasks.run.lock import locked
 from slidesam.tasks.run.marks import is_segmented
 from slidesam.tasks.run.run import Run
-from slidesam.tasks.run.status import file_facts, note_finished, read_state, unchanged_since_refused, write_state
+from slidesam.tasks.run.status import note_finished, read_state, unchanged_since_refused
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.facts import slide_name
+from slidesam.tasks.slides.listing import Listed
 from slidesam.tasks.store import convert
 
 Facts = dict[str, Any]
 _WAIT_FOR_IMAGE = 7 * 86400.0
-# As a form begins; Prefect makes settings of it.
+# What a form shows at first; Prefect makes settings of it.
 _DEFAULTS: Any = {}
-# By name, as a form shows it; Prefect makes the profile of it.
+# The profile's name, which a form shows; Prefect makes the profile of it.
 _LOCAL: Any = "local"
 
 
 def run_name(slide: Path, settings: Settings) -> str:
-    """Name of a slide's flow run: the slide, and what segments it."""
+    """Return the name of a slide's flow run: the slide, and what segments it."""
     segmenter = settings.segmenter
     model = _model(segmenter)
     return (
@@ -72,7 +61,7 @@ def run_name(slide: Path, settings: Settings) -> str:
 
 
 def _model(segmenter: object) -> str | None:
-    """A registry's name, or the name of one's own file."""
+    """Return the model's name in its registry, or the name of its file."""
     model = getattr(segmenter, "model", None)
     return None if model is None else Path(model).name
 
@@ -84,7 +73,7 @@ def _run_name() -> str:
 
 @flow(name="segment slide", flow_run_name=_run_name, persist_result=False)
 def segment_slide(slide: Path, output: Path, settings: Settings = _DEFAULTS, cluster: ProfileChoice = _LOCAL) -> Facts:
-    """Segments one slide; what is there from an earlier call under the same settings is used, not done again.
+    """Segment one slide. Results that exist from an earlier run with the same settings are used again.
 
     Args:
         slide: Slide file or OME-Zarr folder, as the machines that compute see it.
@@ -96,178 +85,121 @@ def segment_slide(slide: Path, output: Path, settings: Settings = _DEFAULTS, clu
         The provenance, as in `<name>.<label>.run.json`.
 
     Raises:
-        SlidesamError: The slide, a setting or the output is of no use, blocks failed after all retries, or another run is at
-            work on the same result.
+        SlidesamError: The slide, a setting or the output can't be used, blocks failed after all retries, or another run
+            computes the same result.
     """
-    going = _Going(slide, output, settings, cluster)
-    try:
-        with RunPage(watching(), going.name, going.label) as page, showing(page):
-            return going.facts()
-    except BaseException as error:
-        going.has_ended(error)
-        _raise_ending(error)
-        raise
+    with open_cluster(cluster, jobs_folder(output)) as workers:
+        return _segment(slide, output, settings, Session(cluster=workers))
 
 
-class _Going:
-    """One go at a slide: what is known of it so far, and what `slidesam status` and the UI are told.
+@flow(name="segment slide", flow_run_name=_run_name, persist_result=False, validate_parameters=False)
+def segment_slide_in(session: Session, slide: Path, output: Path, settings: Settings) -> Facts:
+    """Segment one slide on workers of the caller's, as `segment_slide` does.
 
     Args:
+        session: The workers, and who shows progress.
         slide: See `segment_slide`.
         output: See `segment_slide`.
         settings: See `segment_slide`.
-        cluster: See `segment_slide`.
     """
+    return _segment(slide, output, settings, session)
 
-    def __init__(self, slide: Path, output: Path, settings: Settings, cluster: ProfileChoice) -> None:
-        self.slide, self.output, self.settings, self.cluster = slide, output, settings, cluster
-        self.name, self.label = slide_name(slide, settings.slide.name), settings.output.label
-        self.own_id = uuid.UUID(flow_run.id)
-        self.run: Run | None = None
-        self.is_ours = False
-        # So that `slidesam retry` knows what was asked for, from whichever folder.
-        self._known: Facts = {
-            "slide_path": str(slide.absolute()),
-            "flow_run_id": str(self.own_id),
-            "settings": settings.model_dump(mode="json"),
-            "cluster": cluster.model_dump(mode="json"),
-        }
 
-    def noted(self, status: str, **facts: Any) -> None:
-        """Notes how it stands, with all that is known."""
-        write_state(self.output, self.name, self.label, status, **self._known, **facts)
+def segment_listed(session: Session, slide: Listed, output: Path) -> Facts:
+    """Segment a slide of a list.
 
-    def knows(self, **facts: Any) -> None:
-        """Adds to what is known, and notes that it is running."""
-        self._known |= facts
-        self.noted("running")
+    Args:
+        session: The workers, and who shows progress.
+        slide: The slide, with its settings.
+        output: Folder for the results.
 
-    def facts(self) -> Facts:
-        """Runs the slide, or finds that it is finished."""
-        refuse_relative(self.settings, slide=self.slide, output=self.output)
-        _tag(self.name, self.settings)
+    Raises:
+        SettingsError: Its settings in the list can't be used.
+        SlidesamError: See `segment_slide`.
+    """
+    if slide.error is not None:
+        raise SettingsError(slide.error)
+    return segment_slide_in(session, slide.path, output, slide.settings)
+
+
+def _segment(slide: Path, output: Path, settings: Settings, session: Session) -> Facts:
+    status = RunStatus(slide, output, settings, session.cluster.profile)
+    with status.recorded(), RunPage(session.reporter, status.name, status.label) as page:
+        refuse_relative(settings, slide=slide, output=output)
+        # By its tags the UI finds all runs of a slide or of a model.
+        add_tags(flow_run.id, [status.name, _model(settings.segmenter) or settings.segmenter.kind])
         if flow_run.run_count > 1:
-            _refuse_unchanged(read_state(self.output, self.name, self.label), self.slide)
-        run = self.run = plan_run(self.slide, self.output, self.settings)
-        if (facts := finished_facts(run)) is not None:
-            current().note(f"{run.name}: finished before with these settings, nothing to do")
-            note_finished(run, facts)
-        else:
+            _refuse_unchanged(read_state(output, status.name, status.label), slide)
+        run = status.run = plan_run(slide, output, settings)
+        facts = finished_facts(run)
+        if facts is None:
             for warning in run.slide.warnings:
                 get_run_logger().warning("%s: %s", run.name, warning)
-            facts = self._computed(run)
+            facts = _compute(run, session.model_copy(update={"reporter": page}), status)
+        else:
+            page.inform(f"{run.name}: finished before with these settings, nothing to do")
+            note_finished(run, facts)
         show_result(run, facts)
         return facts
 
-    def _computed(self, run: Run) -> Facts:
-        owner = f'flow run "{flow_run.name}"'
-        what = f"{run.name} ({run.label}) in {run.output}"
-        with locked(run.paths.lock, owner, target=what, on_wait=current().note) as lock:
-            # Before this run is noted: where it can't be done, the next has to know what there was.
-            if (left := read_json(run.paths.state)) is not None:
-                end_leftovers(left, current().note, self.own_id)
-            self.is_ours = True
-            self.knows(blocks=len(run.grid), segment_folder=run.segment_folder.path.name)
-            for line in explain(run):
-                current().note(f"{run.name}: {line}")
-            with open_cluster(self.cluster, jobs_folder(self.output)) as workers, checking(lock.check):
-                self.knows(jobs=workers.job_names)
-                facts = _stages(run, workers, owner, lock.check, self.knows)
-            lock.check()
-            self.noted("finished", objects=facts["objects"])
-        return facts
-
-    def has_ended(self, error: BaseException) -> None:
-        """Tells all who look that it has ended, and how."""
-        # Where another run is at work, or one that was killed left jobs, what is noted is that one's.
-        if self.is_ours or not self._is_anothers():
-            self._note_end(error)
-        if _AN_ENDING.search(str(error)) is None:
-            show_failure(self.run, self.slide, error, output=self.output, name=self.name, label=self.label)
-        # Where another process of this very run is at work, they are that one's.
-        if self.is_ours or not self._is_held():
-            end_children(self.own_id, f'flow run "{flow_run.name}" ended: {in_one_line(error)}')
-
-    def _is_anothers(self) -> bool:
-        """Whether a run of this result is noted as running."""
-        with contextlib.suppress(OSError):
-            return read_state(self.output, self.name, self.label).get("status") == "running" or self._is_held()
-        return False
-
-    def _is_held(self) -> bool:
-        """Whether a process is at work on this result."""
-        with contextlib.suppress(OSError):
-            return holder(RunPaths(self.output, self.name, self.label).lock) is not None
-        return False
-
-    def _note_end(self, error: BaseException) -> None:
-        """Leaves a word for `slidesam status`; where even that can't be written the error itself says enough."""
-        stopped = not isinstance(error, Exception) or _AN_ENDING.search(str(error)) is not None
-        at_fault = isinstance(error, SlideError) and not isinstance(error, SlideGoneError | SlideAwayError)
-        with contextlib.suppress(SlidesamError, OSError):
-            if stopped:
-                self.noted("stopped")
-            else:
-                self.noted("failed", error=in_one_line(error), file=file_facts(self.slide) if at_fault else None)
-
-
-def _tag(name: str, settings: Settings) -> None:
-    """Tags this run with its slide and its model, by which the UI finds all runs of either."""
-    segmenter = settings.segmenter
-    add_tags(flow_run.id, [name, _model(segmenter) or segmenter.kind])
-
 
 def _refuse_unchanged(state: dict[str, Any], slide: Path) -> None:
-    """Doesn't try a slide again whose file was at fault and is as it was.
+    """Refuse a second attempt at a slide whose file was at fault and hasn't changed.
 
     Raises:
-        SlideError: It is.
+        SlideUnchangedError: It is such a slide.
     """
-    why = unchanged_since_refused(state, slide)
-    if why is not None:
-        again = "; not tried again, since the file hasn't changed"
-        raise SlideError(f"{why.removesuffix(again)}{again}")
+    reason = unchanged_since_refused(state, slide)
+    if reason is not None:
+        raise SlideUnchangedError(reason)
 
 
-def _stages(run: Run, workers: Cluster, owner: str, check: Callable[[], None], knows: Callable[..., None]) -> Facts:
-    """The three stages, one after the other, each on the workers that it needs."""
-    seconds: dict[str, float] = {}
+def _compute(run: Run, session: Session, status: RunStatus) -> Facts:
+    """Compute a run under its lock, after everything that a killed run of this result left is ended."""
+    inform, owner = session.reporter.inform, f'flow run "{flow_run.name}"'
+    target = f"{run.name} ({run.label}) in {run.output}"
+    with locked(run.paths.lock, owner, target=target, on_wait=inform) as lock:
+        # Before the state is written: if this fails, the next run has to find the state of the killed one.
+        if (state := read_json(run.paths.state)) is not None:
+            end_leftovers(state, inform, status.flow_run_id)
+        status.start(run)
+        for line in explain(run):
+            inform(f"{run.name}: {line}")
+        try:
+            status.update(jobs=session.cluster.job_names)
+            facts = _run_stages(run, session.model_copy(update={"check": lock.check}), status, owner)
+        finally:
+            if not session.is_cluster_shared:
+                session.cluster.close()
+        lock.check()
+        status.finish(facts["objects"])
+    return facts
+
+
+def _run_stages(run: Run, session: Session, status: RunStatus, owner: str) -> Facts:
+    """Run the three stages, one after the other, each on the workers that it needs."""
+    cluster, seconds = session.cluster, dict[str, float]()
 
     def on(stage: Stage) -> Any:
-        shown = set(workers.dashboards)
-        runner = DaskTaskRunner(address=workers.workers(stage).address)
-        for part, page in workers.dashboards.items():
-            if part not in shown:
-                knows(dashboards=workers.dashboards)
-                current().note(f"{run.name}: Dask dashboard at {page} (from elsewhere: {ssh_line(page)})")
+        known = set(cluster.dashboards)
+        runner = DaskTaskRunner(address=cluster.workers(stage).address)
+        for part, page in cluster.dashboards.items():
+            if part not in known:
+                status.update(dashboards=cluster.dashboards)
+                inform(f"{run.name}: Dask dashboard at {page} (from elsewhere: {ssh_line(page)})")
         return runner
 
-    what = f"the image of {run.name} in {run.output}"
-    with locked(run.paths.image.lock, owner, target=what, wait=_WAIT_FOR_IMAGE, on_wait=current().note):
-        # Asked here, and not before: another label's run may be at it, or `clean` may just remove it.
+    target, inform = f"the image of {run.name} in {run.output}", session.reporter.inform
+    with locked(run.paths.image.lock, owner, target=target, wait=_WAIT_FOR_IMAGE, on_wait=inform):
+        # Checked under the lock: a run of another label may write the image, or `clean` may remove it.
         if not convert.is_ready(run):
-            seconds["image"] = write_image.with_options(task_runner=on("cpu"))(run)
-    check()
-    # Nobody needs a GPU to see that there is nothing left to segment.
+            seconds["image"] = write_image.with_options(task_runner=on("cpu"))(run, session)
+    session.check()
+    # If all blocks are segmented, no GPU is needed to find that out.
     try:
-        seconds |= segment_blocks.with_options(task_runner=on("cpu" if is_segmented(run) else "gpu"))(run)
+        runner = on("cpu" if is_segmented(run) else "gpu")
+        seconds |= segment_blocks.with_options(task_runner=runner)(run, session)
     finally:
-        workers.give_back("gpu")
-    check()
-    return stitch_and_export.with_options(task_runner=on("cpu"))(run, seconds)
-
-
-# How a signal that was raised inside a library's callback ends that library's error: Ctrl-C, or SIGTERM as Prefect has it.
-_AN_ENDING = re.compile(r"\b(KeyboardInterrupt|TerminationSignal)(: )?$")
-
-
-def _raise_ending(error: BaseException) -> None:
-    """Makes a signal of a library's error that is one, so that the run is shown as stopped, not as failed.
-
-    Raises:
-        KeyboardInterrupt: It was Ctrl-C.
-        TerminationSignal: It was SIGTERM.
-    """
-    found = _AN_ENDING.search(str(error)) if isinstance(error, Exception) else None
-    if found is not None:
-        raise (KeyboardInterrupt if found[1] == "KeyboardInterrupt" else TerminationSignal(signal.SIGTERM)) from error
+        cluster.give_back("gpu")
+    session.check()
+    return stitch_and_export.with_options(task_runner=on("cpu"))(run, session, seconds)

@@ -1,4 +1,4 @@
-"""The stages of a slide as child flows: image, segmenting, stitching and export.
+"""The stages of a slide as child flows, each on the workers that it needs: image, segmenting, stitching and export.
 
 `order` says which steps a stage has; here each becomes a task of the flow, with retries.
 """
@@ -13,11 +13,11 @@ from prefect import Task, flow
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.logging import get_run_logger
 
-from slidesam.flows.cluster.cluster import opened
-from slidesam.flows.progress.reporters import Reporter, current, stage
+from slidesam.flows.progress.reporters import Reporter, stage
 from slidesam.flows.slide import order
-from slidesam.flows.slide.in_flight import alone, in_flight
+from slidesam.flows.slide.in_flight import run_task, stream_tasks
 from slidesam.flows.slide.order import Batch, Facts, Step
+from slidesam.flows.slide.session import Session
 from slidesam.tasks import steps
 from slidesam.tasks.retry import Action, decide
 from slidesam.tasks.run.run import Run
@@ -25,52 +25,58 @@ from slidesam.tasks.settings.sections import RunSettings
 
 
 class FlowTasks:
-    """Runs steps as tasks of the flow that is running."""
+    """Runs steps as tasks of the current flow run.
+
+    Args:
+        session: The workers, the reporter and the check.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
 
     @property
     def most_workers(self) -> int | None:
-        """The largest number of workers that share the steps; None where that isn't known."""
-        cluster = opened()
-        return None if cluster is None else cluster.most_workers
+        """The largest number of workers that share the steps; None if it isn't known."""
+        return self._session.cluster.most_workers
 
     def one(self, step: Step, run: Run, *arguments: Any) -> Any:
         """Run a step that is one task."""
         step = with_retries(step, run.settings.run)
-        return alone(lambda: step.submit(run, *arguments))
+        return run_task(lambda: step.submit(run, *arguments), self._session)
 
     def many(
         self, step: Step, run: Run, jobs: Iterable[Batch], arguments: Callable[[Batch], tuple[Any, ...]]
     ) -> Generator[tuple[Batch, Facts, Exception | None], None, None]:
         """Run a step on each job, a task each; yield each job with its result or error as it ends."""
         step = with_retries(step, run.settings.run)
-        return in_flight(jobs, lambda job: _named(step, run, job).submit(run, *arguments(job)))
+        return stream_tasks(jobs, lambda job: _named(step, run, job).submit(run, *arguments(job)), self._session)
 
     def stage(self, name: str, total: int, done: int) -> AbstractContextManager[Reporter]:
         """Show one stage of `total` units, `done` of which exist already."""
-        return stage(name, total, done)
+        return stage(self._session.reporter, name, total, done)
 
-    def note(self, words: str) -> None:
+    def inform(self, message: str) -> None:
         """Show an informational message."""
-        current().note(words)
+        self._session.reporter.inform(message)
 
-    def warn(self, words: str) -> None:
+    def warn(self, message: str) -> None:
         """Show a warning, here and in the flow run's log."""
-        get_run_logger().warning("%s", words)
-        current().note(words)
+        get_run_logger().warning("%s", message)
+        self.inform(message)
 
 
 @flow(name="image", flow_run_name="image of {run.name}", persist_result=False, validate_parameters=False)
-def write_image(run: Run) -> float:
+def write_image(run: Run, session: Session) -> float:
     """Convert or rechunk the slide, or write its overview only; see `order.write_image`."""
-    return order.write_image(run, FlowTasks())
+    return order.write_image(run, FlowTasks(session))
 
 
 @flow(
     name="segment blocks", flow_run_name="segment blocks of {run.name}", persist_result=False, validate_parameters=False
 )
-def segment_blocks(run: Run, block_ids: Sequence[int] | None = None) -> dict[str, float]:
+def segment_blocks(run: Run, session: Session, block_ids: Sequence[int] | None = None) -> dict[str, float]:
     """Segment the blocks that have no done-mark; see `order.segment_blocks`."""
-    return order.segment_blocks(run, FlowTasks(), block_ids)
+    return order.segment_blocks(run, FlowTasks(session), block_ids)
 
 
 @flow(
@@ -79,15 +85,15 @@ def segment_blocks(run: Run, block_ids: Sequence[int] | None = None) -> dict[str
     persist_result=False,
     validate_parameters=False,
 )
-def stitch_and_export(run: Run, seconds: dict[str, float]) -> Facts:
+def stitch_and_export(run: Run, session: Session, seconds: dict[str, float]) -> Facts:
     """Match at seams, number the objects, write the label pyramid and what people look at; see `order.stitch_and_export`."""
-    facts = order.stitch_and_export(run, FlowTasks(), seconds)
+    facts = order.stitch_and_export(run, FlowTasks(session), seconds)
     get_run_logger().info("%s: %d objects, in %s", run.name, facts["objects"], run.store)
     return facts
 
 
 def _named(step: Step, run: Run, job: Batch) -> Step:
-    """The task under the name that the UI shows for this job."""
+    """Return the task under the name that the UI shows for this job."""
     if step.fn is steps.segment_blocks.fn:
         return step.with_options(task_run_name=blocks_name(run, job))
     if step.fn is steps.write_tiles.fn:
@@ -96,23 +102,23 @@ def _named(step: Step, run: Run, job: Batch) -> Step:
 
 
 def with_retries(step: Step, settings: RunSettings) -> Step:
-    """The task with the settings' retries."""
+    """Return the task with the settings' retries."""
     return step.with_options(
         retries=settings.retries,
         retry_delay_seconds=settings.retry_delay,
         retry_jitter_factor=settings.retry_jitter,
-        retry_condition_fn=worth_a_retry,
+        retry_condition_fn=is_worth_a_retry,
     )
 
 
-def worth_a_retry(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
-    """Whether trying again can help: not where the settings or the segmenter itself are wrong."""
+def is_worth_a_retry(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
+    """Tell Prefect whether another attempt can help: not if the settings or the segmenter are wrong."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, Exception) and decide(error, attempts_left=1) is Action.RETRY
 
 
 def blocks_name(run: Run, block_ids: Sequence[int]) -> str:
-    """A task's name in the UI: the block and its place in the grid, or the first and last of several."""
+    """Return a task's name in the UI: the block and its place in the grid, or the first and last of several blocks."""
     row, column = run.grid[block_ids[0]].block_index
     if len(block_ids) == 1:
         return f"block {block_ids[0]} (row {row}, column {column})"

@@ -60,5 +60,5 @@ def cmu1_result(cmu1: Path, two_workers: object, tmp_path_factory: pytest.TempPa
     from tests.flows.slide.test_segment_slide import CMU1_SETTINGS, segment
 
     output = tmp_path_factory.mktemp("cmu1")
-    segment(cmu1, output, CMU1_SETTINGS)
+    segment(two_workers, cmu1, output, CMU1_SETTINGS)
     return output

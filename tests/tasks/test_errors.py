@@ -14,10 +14,12 @@ from slidesam.tasks.errors import (
     BlockLostError,
     CohortFailures,
     SlidesamError,
+    SlideUnchangedError,
 )
 
 LOST = BlockLostError(7, lost=2, timed_out=1, host="node1", timeout=2.5, log_tail="memory is high | Killed")
 WITH_ARGUMENTS = {
+    SlideUnchangedError: SlideUnchangedError("truncated"),
     BlockLostError: LOST,
     BlockFailures: BlockFailures("a", {7: BlockFailure.of(LOST), 3: BlockFailure.of(ValueError("b"))}, 9, untried=4),
     CohortFailures: CohortFailures({"a": "no such slide"}, 3),

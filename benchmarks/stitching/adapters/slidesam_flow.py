@@ -9,12 +9,15 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.stitching.adapters import slidesam
 from benchmarks.stitching.case import Case
 from slidesam.tasks import steps
 from slidesam.tasks.run.run import Run
+
+if TYPE_CHECKING:
+    from slidesam.flows.cluster.cluster import Cluster
 
 DISTRIBUTION = "slidesam"
 
@@ -33,8 +36,8 @@ def stitch(case: Case, out: Path) -> dict[str, Any]:
             small = Case(folder / f"warm-{number}", (1024, 1024), (64, 64), 16)
             small.save()
             slidesam.write_blocks(small)
-            _flow(_ready(small, folder / f"warm-run-{number}"), workers.address)
-        report = _flow(run, workers.address)
+            _flow(_ready(small, folder / f"warm-run-{number}"), workers)
+        report = _flow(run, workers)
     slidesam.copy(run, case, out)
     shutil.rmtree(folder)
     return report
@@ -48,14 +51,17 @@ def _ready(case: Case, folder: Path) -> Run:
     return run
 
 
-def _flow(run: Run, address: str) -> dict[str, Any]:
+def _flow(run: Run, cluster: Cluster) -> dict[str, Any]:
     """Runs the flow and tells its seconds apart."""
     from prefect_dask.task_runners import DaskTaskRunner
 
+    from slidesam.flows.slide.session import Session
     from slidesam.flows.slide.stages import stitch_and_export
 
     started = time.perf_counter()
-    facts = stitch_and_export.with_options(task_runner=DaskTaskRunner(address=address))(run, {})
+    facts = stitch_and_export.with_options(task_runner=DaskTaskRunner(address=cluster.address))(
+        run, Session(cluster=cluster), {}
+    )
     wall = time.perf_counter() - started
     spent = facts["task_seconds"]
     wall -= spent["export"]

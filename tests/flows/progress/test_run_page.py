@@ -14,6 +14,7 @@ from PIL import Image
 from slidesam.flows.progress.markdown import code, text
 from slidesam.flows.progress.pace import Pace, duration_words, rate_words
 from slidesam.flows.progress.page_text import changed_settings, failure_markdown, picture_uri, result_markdown
+from slidesam.flows.progress.reporters import SilentReporter
 from slidesam.flows.progress.run_page import RunPage, _Bar, artifact_key, show_failure, show_result
 from slidesam.tasks.errors import BlockFailure, BlockFailures, BlockLostError, SettingsError, SlideError
 from slidesam.tasks.plan import plan_run
@@ -114,8 +115,8 @@ class Told:
     def __init__(self) -> None:
         self.said: list[tuple] = []
 
-    def note(self, words):
-        self.said.append(("note", words))
+    def inform(self, message):
+        self.said.append(("inform", message))
 
     def begin(self, stage, total, done):
         self.said.append(("begin", stage, total, done))
@@ -146,7 +147,7 @@ def page_with(monkeypatch, fails: bool = False, inner=None):
 
     monkeypatch.setattr(_Bar, "_send", send)
     monkeypatch.setattr("slidesam.flows.progress.run_page._flow_run_id", lambda: "a flow run")
-    return RunPage(inner, "slide", "cells", clock), sent, clock
+    return RunPage(inner or SilentReporter(), "slide", "cells", clock), sent, clock
 
 
 def stages_of(page, clock, blocks: int = 100, seconds: float = 0.1) -> None:
@@ -202,11 +203,11 @@ def test_others_are_told_too(monkeypatch) -> None:
     told = Told()
     page, _, _ = page_with(monkeypatch, inner=told)
     with page:
-        page.note("words")
+        page.inform("words")
         page.begin("matching seams", 4, 1)
         page.advance(3)
         page.end()
-    assert told.said == [("note", "words"), ("begin", "matching seams", 4, 1), ("advance", 3), ("end",)]
+    assert told.said == [("inform", "words"), ("begin", "matching seams", 4, 1), ("advance", 3), ("end",)]
 
 
 def test_result_says_what_came_out(run) -> None:
@@ -311,7 +312,7 @@ def test_nothing_raises_where_there_is_no_flow_run(run) -> None:
     show_result(run, FACTS)
     show_result(run, {})
     show_failure(run, run.slide.path, ValueError())
-    with RunPage(None, run.name, run.label) as page:
+    with RunPage(SilentReporter(), run.name, run.label) as page:
         page.begin("segmenting blocks", 9, 0)
         page.advance()
         page.end()
@@ -328,18 +329,16 @@ def artifacts_of(flow_run_name: str) -> dict[str, object]:
     return {artifact.key.rpartition("--")[2]: artifact for artifact in found if artifact.key}
 
 
-def on_its_page(slide: Path, output: Path, settings: dict, name: str):
+def on_its_page(two_workers, slide: Path, output: Path, settings: dict, name: str):
     """Segments a slide in a flow that shows it on its page, as `segment_slide` does."""
     from prefect import flow
-
-    from slidesam.flows.progress.reporters import showing
 
     @flow(name="page", flow_run_name=name, persist_result=False)
     def shown() -> None:
         run = plan_run(slide, output, make_settings(overrides=settings))
         try:
-            with RunPage(None, run.name, run.label) as page, showing(page):
-                facts = segment(slide, output, settings)
+            with RunPage(SilentReporter(), run.name, run.label) as page:
+                facts = segment(two_workers, slide, output, settings, page)
         except Exception as error:
             show_failure(run, slide, error)
             raise
@@ -353,14 +352,14 @@ def test_artifacts_stand_on_the_slides_own_page(two_workers, prefect_server, tmp
     slide = write_numbered_slide(tmp_path / "paged.tif")
     settings = faulty(tmp_path / "log", fail_on=5, times=1) | {"run.retries": 0}
     with pytest.raises(BlockFailures):
-        on_its_page(slide, tmp_path / "out", settings, "paged, first")
+        on_its_page(two_workers, slide, tmp_path / "out", settings, "paged, first")
     failed = artifacts_of("paged, first")
     assert set(failed) == {"progress", "failure"}
     assert "| 4 | 1 | 1 | 64,&nbsp;64 | RuntimeError: made to fail on 5 |" in failed["failure"].data
     assert re.fullmatch(r"failed at segmenting blocks: 9 of 9,\n\nafter .*", failed["progress"].description)
     assert failed["progress"].data == 85
 
-    on_its_page(slide, tmp_path / "out", settings, "paged, second")
+    on_its_page(two_workers, slide, tmp_path / "out", settings, "paged, second")
     done = artifacts_of("paged, second")
     assert set(done) == {"progress", "result"}
     assert done["progress"].data == 100
@@ -372,7 +371,11 @@ def test_artifacts_stand_on_the_slides_own_page(two_workers, prefect_server, tmp
 @pytest.mark.slow
 def test_stage_lines_are_in_the_slides_own_log(two_workers, prefect_server, tmp_path, caplog) -> None:
     on_its_page(
-        write_numbered_slide(tmp_path / "logged.tif"), tmp_path / "out", faulty(tmp_path / "log"), "logged, page"
+        two_workers,
+        write_numbered_slide(tmp_path / "logged.tif"),
+        tmp_path / "out",
+        faulty(tmp_path / "log"),
+        "logged, page",
     )
     lines = [
         record.getMessage().partition(";")[0]
@@ -395,7 +398,7 @@ def test_a_run_that_is_tried_again_goes_on_with_its_bar(prefect_server, run) -> 
 
     @flow(name="page", flow_run_name="tried twice", retries=1, persist_result=False)
     def twice() -> int:
-        with RunPage(None, run.name, run.label):
+        with RunPage(SilentReporter(), run.name, run.label):
             tries.append(1)
             if len(tries) == 1:
                 raise ValueError
@@ -419,7 +422,7 @@ def test_a_server_that_goes_away_costs_nothing(prefect_server, tmp_path, run) ->
     @flow(name="page", persist_result=False)
     def away() -> None:
         with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
-            with RunPage(None, run.name, run.label) as page:
+            with RunPage(SilentReporter(), run.name, run.label) as page:
                 page.begin("segmenting blocks", 9, 0)
                 page.advance(9)
                 page.end()

@@ -26,7 +26,7 @@ def flow_run_id(name: str) -> str:
 def test_run_page_shows_blocks_and_the_retried_one(two_workers, prefect_server, page, tmp_path) -> None:
     slide = write_numbered_slide(tmp_path / "seen.tif")
     # The delay lets the retry be seen: the block waits for it beside those that are done.
-    segment(slide, tmp_path / "out", faulty(tmp_path / "log", fail_on=5, times=1) | {"run.retry_delay": 2})
+    segment(two_workers, slide, tmp_path / "out", faulty(tmp_path / "log", fail_on=5, times=1) | {"run.retry_delay": 2})
     assert task_runs("seen")["block 4 (row 1, column 1)"] == ("Completed", 2)
     ui = prefect_server.removesuffix("/api") + "/v2"
 

@@ -42,12 +42,12 @@ def test_a_block_that_ends_its_worker_is_named_and_costs_no_other(some_workers, 
     with pytest.raises(
         BlockFailures, match=r"1 of 9 blocks failed \(block 4: block 4 ended its worker 2 times"
     ) as caught:
-        segment(slide, tmp_path / "out", settings)
+        segment(some_workers, slide, tmp_path / "out", settings)
     assert caught.value.block_ids == (4,)
     assert log.read_text().splitlines().count("5 failed") == 2
     assert done(log) == sorted(f"{k} done" for k in range(1, 10) if k != 5)
     # In another go it has a new chance: what killed it may be gone, as it is here.
-    assert segment(slide, tmp_path / "out", settings)["objects"] == 9
+    assert segment(some_workers, slide, tmp_path / "out", settings)["objects"] == 9
     assert len(done(log)) == 9
 
 
@@ -57,7 +57,7 @@ def test_a_block_that_ends_its_worker_beside_another_costs_the_other_nothing(som
     settings = faulty(log, **options) | {"segmenter.target": "tests.support.faults:TwoPhase"}
     settings |= {"run.retries": 1, "blocks.blocks_per_task": 9}
     with pytest.raises(BlockFailures, match=r"1 of 9 blocks failed \(block 4: block 4 ended its worker 2 times"):
-        segment(slide, tmp_path / "out", settings)
+        segment(some_workers, slide, tmp_path / "out", settings)
     lines = log.read_text().splitlines()
     assert lines.count("5 failed") == 2
     # Begun beside the fifth, and begun again by itself.
@@ -68,7 +68,7 @@ def test_a_block_that_ends_its_worker_beside_another_costs_the_other_nothing(som
 def test_a_block_that_hangs_is_ended_and_tried_again(some_workers, tmp_path: Path) -> None:
     log, slide = tmp_path / "log", write_numbered_slide(tmp_path / "hangs.tif")
     settings = faulty(log, fail_on=5, deed="hang", times=1) | {"run.block_timeout": 3, "blocks.blocks_per_task": 3}
-    assert segment(slide, tmp_path / "out", settings)["objects"] == 9
+    assert segment(some_workers, slide, tmp_path / "out", settings)["objects"] == 9
     assert log.read_text().splitlines().count("5 failed") == 1
     assert len(done(log)) == 9
 
@@ -77,7 +77,7 @@ def test_a_block_that_always_hangs_is_given_up(some_workers, tmp_path: Path) -> 
     log, slide = tmp_path / "log", write_numbered_slide(tmp_path / "hangs.tif")
     settings = faulty(log, fail_on=5, deed="hang") | {"run.block_timeout": "2s", "run.retries": 0}
     with pytest.raises(BlockFailures, match=r"block 4 took longer than run.block_timeout \(2 s\) once"):
-        segment(slide, tmp_path / "out", settings)
+        segment(some_workers, slide, tmp_path / "out", settings)
     assert len(done(log)) == 8
     traces = list((tmp_path / "out").rglob("4.trace.txt"))
     assert len(traces) == 1
@@ -88,7 +88,7 @@ def test_a_block_without_memory_fails_alone(two_workers, tmp_path: Path) -> None
     log, slide = tmp_path / "log", write_numbered_slide(tmp_path / "memory.tif")
     settings = faulty(log, fail_on=5, deed="memory") | {"run.retries": 1, "blocks.blocks_per_task": 9}
     with pytest.raises(BlockFailures, match=r"1 of 9 blocks failed \(block 4: .*MemoryError"):
-        segment(slide, tmp_path / "out", settings)
+        segment(two_workers, slide, tmp_path / "out", settings)
     assert log.read_text().splitlines().count("5 failed") == 2
     # The retry of a task of nine blocks did one block.
     assert done(log) == sorted(f"{k} done" for k in range(1, 10) if k != 5)
@@ -101,7 +101,7 @@ def test_when_every_block_fails_the_rest_isnt_tried(two_workers, tmp_path: Path)
         "segmenter.options": {},
     }
     with pytest.raises(BlockFailures, match=r"(\d+) more weren't tried after so many failures in a row") as caught:
-        segment(slide, tmp_path / "out", settings)
+        segment(two_workers, slide, tmp_path / "out", settings)
     assert 24 <= len(caught.value.failures) < 60
 
 
@@ -121,12 +121,12 @@ def test_a_slide_that_vanishes_midway_stops_at_once_and_goes_on_when_it_is_back(
     thread = threading.Thread(target=vanish)
     thread.start()
     with pytest.raises(SlideGoneError, match=r"gone\.tif: isn't there"):
-        segment(slide, tmp_path / "out", settings)
+        segment(two_workers, slide, tmp_path / "out", settings)
     thread.join()
     before = len(done(log))
     assert before < 25
     os.link(kept, slide)
-    assert segment(slide, tmp_path / "out", settings)["objects"] == 25
+    assert segment(two_workers, slide, tmp_path / "out", settings)["objects"] == 25
     assert len(done(log)) == 25
 
 
@@ -144,7 +144,7 @@ def test_a_tile_that_cant_be_decoded_is_named(two_workers, tmp_path: Path) -> No
     settings = faulty(log) | {"image.rechunk": "never", "run.retries": 0}
     for way in ("always", "never"):
         with pytest.raises(SlideError, match=r"damaged\.tif: level 0, rows 0-192.*can't be decoded"):
-            segment(slide, tmp_path / way, settings | {"image.convert": way})
+            segment(two_workers, slide, tmp_path / way, settings | {"image.convert": way})
         assert not list((tmp_path / way).glob("*.run.json"))
 
 
@@ -152,7 +152,7 @@ def test_a_folder_that_cant_be_written_is_said_before_anything_is_computed(two_w
     log, slide = tmp_path / "log", write_numbered_slide(tmp_path / "s.tif")
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="can't be made"):
-        segment(slide, tmp_path / "file" / "out", faulty(log))
+        segment(two_workers, slide, tmp_path / "file" / "out", faulty(log))
     assert not log.exists()
 
 
@@ -181,12 +181,12 @@ def test_a_full_disk_is_said_and_with_more_room_the_same_command_finishes(
         "segmenter.target": "tests.flows.slide.test_faults:numbers", "segmenter.options": {},
     }  # fmt: skip
     with pytest.raises(OutputError, match=r"No space left on device.*make room there, then run the same command again"):
-        segment(slide, disk / "out", settings)
+        segment(two_workers, slide, disk / "out", settings)
     assert not list(disk.glob("out/*.run.json"))
     enlarge()
-    segment(slide, disk / "out", settings)
+    segment(two_workers, slide, disk / "out", settings)
     found = labels_of(disk / "out", "noise")
-    segment(slide, tmp_path / "elsewhere", settings)
+    segment(two_workers, slide, tmp_path / "elsewhere", settings)
     np.testing.assert_array_equal(found, labels_of(tmp_path / "elsewhere", "noise"))
 
 
@@ -211,7 +211,7 @@ def test_a_worker_that_is_killed_costs_its_block_only(some_workers, tmp_path: Pa
 
     thread = threading.Thread(target=kill_one)
     thread.start()
-    assert segment(slide, tmp_path / "out", faulty(log, seconds=0.3))["objects"] == 20
+    assert segment(some_workers, slide, tmp_path / "out", faulty(log, seconds=0.3))["objects"] == 20
     thread.join()
     # The block that was being computed has no line, or is done twice at most if it was killed between the line and its mark.
     assert 20 <= len(done(log)) <= 21
@@ -281,9 +281,9 @@ class dask_cluster:  # noqa: N801
 def test_no_more_tasks_wait_than_the_cluster_needs(two_workers, tmp_path: Path, monkeypatch) -> None:
     from slidesam.flows.slide import in_flight as stream
 
-    monkeypatch.setattr(stream.in_flight, "__defaults__", (4,))
+    monkeypatch.setattr(stream.stream_tasks, "__defaults__", (4,))
     seen = []
-    plain = stream._outcome
+    plain = stream._read_outcome
     import gc
 
     from prefect_dask.task_runners import PrefectDaskFuture
@@ -295,9 +295,9 @@ def test_no_more_tasks_wait_than_the_cluster_needs(two_workers, tmp_path: Path, 
         seen.append(sum(type(each) is PrefectDaskFuture for each in gc.get_objects()))
         return plain(future)
 
-    monkeypatch.setattr(stream, "_outcome", counted)
+    monkeypatch.setattr(stream, "_read_outcome", counted)
     slide = write_numbered_slide(tmp_path / "many.tif", 3, 4)
-    assert segment(slide, tmp_path / "out", faulty(tmp_path / "log"))["objects"] == 12
+    assert segment(two_workers, slide, tmp_path / "out", faulty(tmp_path / "log"))["objects"] == 12
     assert len(seen) > 12
     # One or two more are held for an instant by the threads that tell of their end.
     assert max(seen) - seen[0] <= 6, seen
@@ -315,7 +315,7 @@ def test_two_runs_of_one_result_dont_meet(two_workers, tmp_path: Path) -> None:
         locked(place, 'flow run "first"', target="locked"),
         pytest.raises(LockedError, match=r'locked \(cells\) in .*flow run "first"'),
     ):
-        segment(slide, tmp_path / "out", faulty(log))
+        segment(two_workers, slide, tmp_path / "out", faulty(log))
     assert not log.exists()
     assert not run.paths.state.exists()
     # Of a process that was killed the lock is taken over at once.
@@ -325,7 +325,7 @@ def test_two_runs_of_one_result_dont_meet(two_workers, tmp_path: Path) -> None:
     )
     assert subprocess.run([sys.executable, "-c", hold, str(place)]).returncode == -signal.SIGKILL
     assert place.exists()
-    assert segment(slide, tmp_path / "out", faulty(log))["objects"] == 9
+    assert segment(two_workers, slide, tmp_path / "out", faulty(log))["objects"] == 9
     assert not place.exists()
 
 
@@ -334,7 +334,7 @@ def test_an_empty_slide_has_no_blocks_and_no_objects(two_workers, tmp_path: Path
 
     slide = tmp_path / "empty.tif"
     tifffile.imwrite(slide, np.full((256, 256), 7, np.uint8), tile=(64, 64))
-    facts = segment(slide, tmp_path / "out", faulty(tmp_path / "log"))
+    facts = segment(two_workers, slide, tmp_path / "out", faulty(tmp_path / "log"))
     assert (facts["objects"], facts["blocks"]) == (0, 16)
     assert json.loads((tmp_path / "out" / "empty.cells.run.json").read_text())["blocks_without_tissue"] == list(
         range(16)

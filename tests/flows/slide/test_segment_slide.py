@@ -21,11 +21,13 @@ pytestmark = [pytest.mark.slow, *(pytest.mark.filterwarnings(warning) for warnin
 CMU1_SETTINGS = {"segmenter.kind": "watershed", "blocks.block_shape": 512, "blocks.halo": 64}
 
 
-def segment(slide: Path, output: Path, overrides: dict, workers: int = 2) -> dict:
-    from slidesam.flows.cluster.cluster import LocalProfile
-    from slidesam.flows.slide.segment_slide import segment_slide
+def segment(cluster, slide: Path, output: Path, overrides: dict, reporter=None) -> dict:
+    from slidesam.flows.progress.reporters import SilentReporter
+    from slidesam.flows.slide.segment_slide import segment_slide_in
+    from slidesam.flows.slide.session import Session
 
-    return segment_slide(slide, output, make_settings(overrides=overrides), LocalProfile(workers=workers))
+    session = Session(cluster=cluster, reporter=reporter or SilentReporter(), is_cluster_shared=True)
+    return segment_slide_in(session, slide, output, make_settings(overrides=overrides))
 
 
 def labels_of(output: Path, name: str, label: str = "cells") -> np.ndarray:
@@ -127,15 +129,17 @@ def test_same_bytes_with_one_worker_in_reverse_order(
     from prefect_dask.task_runners import DaskTaskRunner
 
     from slidesam.flows.cluster.cluster import LocalProfile, open_cluster
+    from slidesam.flows.slide.session import Session
     from slidesam.flows.slide.stages import segment_blocks, stitch_and_export, write_image
     from slidesam.tasks.plan import plan_run
 
     run = plan_run(cmu1, tmp_path, make_settings(overrides=CMU1_SETTINGS | way))
     with open_cluster(LocalProfile(workers=1)) as cluster:
         runner = DaskTaskRunner(address=cluster.address)
-        write_image.with_options(task_runner=runner)(run)
-        seconds = segment_blocks.with_options(task_runner=runner)(run, list(range(len(run.grid)))[::-1])
-        stitch_and_export.with_options(task_runner=runner)(run, seconds)
+        session = Session(cluster=cluster)
+        write_image.with_options(task_runner=runner)(run, session)
+        seconds = segment_blocks.with_options(task_runner=runner)(run, session, list(range(len(run.grid)))[::-1])
+        stitch_and_export.with_options(task_runner=runner)(run, session, seconds)
     np.testing.assert_array_equal(labels_of(tmp_path, NAME), labels_of(cmu1_result, NAME))
 
 
@@ -143,16 +147,16 @@ def test_same_bytes_without_any_cluster(cmu1: Path, cmu1_result: Path, tmp_path:
     np.testing.assert_array_equal(segment_serially(cmu1, tmp_path, CMU1_SETTINGS), labels_of(cmu1_result, NAME))
 
 
-def test_second_call_does_nothing(cmu1: Path, cmu1_result: Path) -> None:
+def test_second_call_does_nothing(two_workers, cmu1: Path, cmu1_result: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in cmu1_result.rglob("*") if path.is_file()}
-    segment(cmu1, cmu1_result, CMU1_SETTINGS)
+    segment(two_workers, cmu1, cmu1_result, CMU1_SETTINGS)
     assert {path: path.stat().st_mtime_ns for path in cmu1_result.rglob("*") if path.is_file()} == before
 
 
 def test_a_block_that_fails_once_is_retried_and_the_slide_finishes(two_workers, tmp_path: Path) -> None:
     log = tmp_path / "log"
     slide = write_numbered_slide(tmp_path / "once.tif")
-    facts = segment(slide, tmp_path / "out", faulty(log, fail_on=5, times=1))
+    facts = segment(two_workers, slide, tmp_path / "out", faulty(log, fail_on=5, times=1))
     assert facts["objects"] == 9
     lines = log.read_text().splitlines()
     assert sorted(lines) == sorted([f"{k} done" for k in range(1, 10)] + ["5 failed"])
@@ -167,12 +171,12 @@ def test_a_block_that_always_fails_is_named_and_costs_no_other(two_workers, tmp_
     with pytest.raises(
         BlockFailures, match=r"always: 1 of 9 blocks failed.*block 4: RuntimeError: made to fail"
     ) as caught:
-        segment(slide, output, faulty(log, fail_on=5, times=3))
+        segment(two_workers, slide, output, faulty(log, fail_on=5, times=3))
     assert caught.value.block_ids == (4,)
     assert not (output / "always.cells.run.json").exists()
     assert not (output / "always.ome.zarr" / "labels").exists()
     # Once the cause is gone (it failed three times) the same command does that block, and no other, again.
-    assert segment(slide, output, faulty(log, fail_on=5, times=3))["objects"] == 9
+    assert segment(two_workers, slide, output, faulty(log, fail_on=5, times=3))["objects"] == 9
     assert sorted(log.read_text().splitlines()) == sorted([f"{k} done" for k in range(1, 10)] + ["5 failed"] * 3)
 
 
@@ -184,24 +188,24 @@ def test_what_is_no_label_image_is_not_tried_again(two_workers, tmp_path: Path) 
         "blocks.block_shape": 64,
     }
     with pytest.raises(BlockFailures, match="it must keep"):
-        segment(slide, tmp_path / "out", overrides)
+        segment(two_workers, slide, tmp_path / "out", overrides)
     assert set(task_runs("wrong").values()) == {("Failed", 1)}
 
 
 def test_a_changed_stitch_setting_segments_nothing_again(two_workers, tmp_path: Path) -> None:
     log = tmp_path / "log"
     slide = write_numbered_slide(tmp_path / "slide.tif")
-    segment(slide, tmp_path / "out", faulty(log))
-    segment(slide, tmp_path / "out", faulty(log) | {"stitch.min_iou": 0.5})
+    segment(two_workers, slide, tmp_path / "out", faulty(log))
+    segment(two_workers, slide, tmp_path / "out", faulty(log) | {"stitch.min_iou": 0.5})
     assert len(log.read_text().splitlines()) == 9
 
 
 def test_labels_of_two_names_live_side_by_side_and_a_second_run_replaces_its_own(two_workers, tmp_path: Path) -> None:
     log, output = tmp_path / "log", tmp_path / "out"
     slide = write_numbered_slide(tmp_path / "slide.tif")
-    segment(slide, output, faulty(log))
-    segment(slide, output, faulty(log) | {"output.label": "other"})
-    segment(slide, output, faulty(log) | {"blocks.block_shape": 128})
+    segment(two_workers, slide, output, faulty(log))
+    segment(two_workers, slide, output, faulty(log) | {"output.label": "other"})
+    segment(two_workers, slide, output, faulty(log) | {"blocks.block_shape": 128})
     root = zarr.open_group(output / "slide.ome.zarr", mode="r")
     assert root["labels"].attrs["ome"]["labels"] == ["cells", "other"]
     assert root["labels/cells/0"].shards[3:] == (128, 128)
@@ -211,7 +215,7 @@ def test_labels_of_two_names_live_side_by_side_and_a_second_run_replaces_its_own
 @pytest.mark.parametrize("version", ["0.5", "0.4"])
 def test_both_versions_of_ome_zarr(two_workers, tmp_path: Path, version: str) -> None:
     slide = write_numbered_slide(tmp_path / "slide.tif")
-    segment(slide, tmp_path / "out", faulty(tmp_path / "log") | {"image.ome_zarr": version})
+    segment(two_workers, slide, tmp_path / "out", faulty(tmp_path / "log") | {"image.ome_zarr": version})
     root = zarr.open_group(tmp_path / "out" / "slide.ome.zarr", mode="r")
     assert root.metadata.zarr_format == {"0.5": 3, "0.4": 2}[version]
     for group in (root, root["labels/cells"]):
@@ -222,7 +226,7 @@ def test_both_versions_of_ome_zarr(two_workers, tmp_path: Path, version: str) ->
 def test_bad_slide_leaves_nothing_that_looks_finished(two_workers, tmp_path: Path) -> None:
     (tmp_path / "bad.tif").write_bytes(b"")
     with pytest.raises(SlideError, match=r"bad\.tif"):
-        segment(tmp_path / "bad.tif", tmp_path / "out", {"segmenter.kind": "watershed"})
+        segment(two_workers, tmp_path / "bad.tif", tmp_path / "out", {"segmenter.kind": "watershed"})
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").glob("bad*"))
 
 
@@ -230,7 +234,7 @@ def test_missing_weights_stop_the_run_before_any_block(two_workers, tmp_path: Pa
     monkeypatch.setenv("MICROSAM_CACHEDIR", str(tmp_path / "no-weights"))
     slide = write_numbered_slide(tmp_path / "slide.tif")
     with pytest.raises(SegmenterError, match="vit_b_lm"):
-        segment(slide, tmp_path / "out", {})
+        segment(two_workers, slide, tmp_path / "out", {})
     assert not (tmp_path / "out" / "slide.ome.zarr").exists()
 
 
@@ -239,5 +243,5 @@ def test_a_store_of_somebody_else_is_left_alone(two_workers, tmp_path: Path) -> 
     theirs = tmp_path / "out" / "slide.ome.zarr"
     zarr.create_group(theirs, attributes={"theirs": True})
     with pytest.raises(OutputError, match="wasn't made by slidesam"):
-        segment(slide, tmp_path / "out", faulty(tmp_path / "log"))
+        segment(two_workers, slide, tmp_path / "out", faulty(tmp_path / "log"))
     assert dict(zarr.open_group(theirs, mode="r").attrs) == {"theirs": True}

@@ -89,7 +89,8 @@ from dask.distributed import Client
 
 from slidesam.flows.cluster.cluster import open_cluster
 from slidesam.flows.cluster.profile import LocalProfile
-from slidesam.flows.slide.segment_slide import segment_slide
+from slidesam.flows.slide.segment_slide import segment_slide_in
+from slidesam.flows.slide.session import Session
 from slidesam.flows.prefect_api.server import prefect_api
 from slidesam.tasks.settings.parse import make_settings
 from tests.support.microsam_small import use_small_networks
@@ -104,7 +105,7 @@ if __name__ == "__main__":
     with prefect_api(), open_cluster(where) as cluster:
         with Client(cluster.address, set_as_default=False) as client:
             client.run(use_small_networks)
-        facts = segment_slide(slide, output, make_settings(overrides=overrides), where)
+        facts = segment_slide_in(Session(cluster=cluster), slide, output, make_settings(overrides=overrides))
     print(json.dumps({"objects": facts["objects"], "identity": facts["segmenter"]["identity"]}))
 """
 

@@ -73,7 +73,8 @@ def test_each_blocks_labels_are_micro_sams(
     from dask.distributed import Client
 
     from slidesam.flows.cluster.cluster import LocalProfile, open_cluster
-    from slidesam.flows.slide.segment_slide import segment_slide
+    from slidesam.flows.slide.segment_slide import segment_slide_in
+    from slidesam.flows.slide.session import Session
     from slidesam.tasks.plan import plan_run
 
     scaling, options = CASES[mode]
@@ -94,7 +95,7 @@ def test_each_blocks_labels_are_micro_sams(
     with open_cluster(where) as cluster:
         with Client(cluster.address, set_as_default=False) as client:
             client.run(use_small_networks)
-        facts = segment_slide(slide, tmp_path / "out", settings, where)
+        facts = segment_slide_in(Session(cluster=cluster), slide, tmp_path / "out", settings)
     assert (facts["segmenter"]["devices"], facts["segmenter"]["threads"]) == (["cpu"], [str(THREADS)])
     run = plan_run(slide, tmp_path / "out", settings)
     for block, theirs in zip(run.grid, reference[mode], strict=True):
