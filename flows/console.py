@@ -1,4 +1,4 @@
-"""What the `slidesam` command says: lines on standard output, and errors on one line of standard error."""
+"""The output of the `slidesam` command: lines on standard output, and errors on one line of standard error."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highli
 
 
 def say(sign: str, words: str) -> None:
-    """A line whose words are shown as they are: names of slides may hold what rich takes for markup."""
+    """Print a line as it is: names of slides may contain what rich would take for markup."""
     out.print(sign, Text(words))
 
 
 def say_failed(error: BaseException) -> None:
-    """An error on one line; with --debug its traceback too."""
+    """Print an error on one line; with --debug its traceback, too."""
     if os.environ.get("SLIDESAM_DEBUG"):
         err.print_exception() if sys.exc_info()[0] else err.print(str(error))
     hint = "" if isinstance(error, SlidesamError) else " (slidesam --debug shows where)"

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a lost connection: one way in which they end a command, wherever in a library they arrive."""
+"""Ends a command on Ctrl-C, SIGTERM and a lost connection, wherever in a library the signal arrives."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 _ENDINGS = [signal.SIGINT, signal.SIGTERM]
-# A connection that was lost; where that is to be ignored (nohup) it stays so.
+# A lost connection; if it is to be ignored (nohup), it stays so.
 if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
     _ENDINGS.append(signal.SIGHUP)
 
 
 class Stops:
-    """Whether a signal to end has arrived, whoever handles it.
+    """Tells whether a signal to end has arrived, whoever handles it.
 
-    A handler raises wherever the program is. Inside a library's callback (pydantic's serializers, for one) that comes back
-    as an error of the library, and while a flow runs SIGTERM is Prefect's to handle. So the interpreter itself is asked
-    (`signal.set_wakeup_fd`) to note each signal's number.
+    A handler raises an exception wherever the program is. Inside a library's callback (pydantic's serializers, for example)
+    that becomes an error of the library, and while a flow runs Prefect handles SIGTERM. So the interpreter itself records
+    each signal's number (`signal.set_wakeup_fd`).
     """
 
     def __init__(self) -> None:
@@ -30,13 +30,13 @@ class Stops:
         self._arrived: set[int] = set()
 
     def is_set(self) -> bool:
-        """True once one of the signals that end a run has arrived."""
+        """Whether one of the signals that end a run has arrived."""
         with suppress(BlockingIOError):
             self._arrived.update(self._reader.recv(4096))
         return not self._arrived.isdisjoint(_ENDINGS)
 
     def close(self) -> None:
-        """Leaves the interpreter as it was."""
+        """Restore the interpreter's earlier setting."""
         signal.set_wakeup_fd(self._before)
         self._reader.close()
         self._writer.close()
@@ -44,9 +44,9 @@ class Stops:
 
 @contextmanager
 def interrupts() -> Iterator[Stops]:
-    """Takes SIGTERM and a lost connection as Ctrl-C, so that jobs of a run that is itself a job don't outlive it.
+    """Treat SIGTERM and a lost connection as Ctrl-C, so that jobs of a run that is itself a job end with it.
 
-    An error that is only such a signal in a library's words becomes the interrupt again.
+    If a library made an error of such a signal, the error becomes the interrupt again.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -56,7 +56,7 @@ def interrupts() -> Iterator[Stops]:
     before = {number: signal.signal(number, stop) for number in _ENDINGS}
     try:
         yield stops
-    # Whichever error: what is asked is only whether a signal is behind it.
+    # Any error can be such a signal in a library's words.
     except Exception:
         if stops.is_set():
             raise KeyboardInterrupt from None

@@ -1,4 +1,4 @@
-"""The `slidesam` command. Light at import: Prefect, Dask and the readers load in the commands that need them."""
+"""The `slidesam` command. Quick to import: commands import Prefect, Dask and the readers if they need them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="slidesam",
-    help="Instance segmentation of whole-slide images with micro-sam, on Dask, run and watched through Prefect.",
+    help="Segment whole-slide images into instances, with micro-sam or other models, on this machine or a cluster.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -34,30 +34,31 @@ app = typer.Typer(
 )
 
 SettingsFile = Annotated[
-    Path | None, typer.Option("--settings", help="YAML file with settings; `slidesam settings` prints one.")
+    Path | None, typer.Option("--settings", help="YAML file with settings. `slidesam settings` prints one.")
 ]
 SegmenterKind = Annotated[
-    str | None, typer.Option("--segmenter", metavar="KIND", help=f"One of {', '.join(SEGMENTER_KINDS)}.")
+    str | None, typer.Option("--segmenter", metavar="KIND", help=f"Segmenter: one of {', '.join(SEGMENTER_KINDS)}.")
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=C", help="One setting, e.g. blocks.halo=64; may be repeated.")
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="One setting, e.g. blocks.halo=64. Can be repeated.")
 ]
 Workers = Annotated[
     int | None,
-    typer.Option("--workers", min=1, help="Worker processes on this machine; by default one per core and 8 GiB."),
+    typer.Option(
+        "--workers", min=1, help="Worker processes on this machine; by default one per core and 8 GiB of memory."
+    ),
 ]
 Scheduler = Annotated[
     str | None,
     typer.Option(
         "--scheduler",
         metavar="ADDRESS",
-        help="Use a Dask cluster that runs already (--cluster attach), e.g. tcp://10.0.0.5:8786.",
+        help="Address of a Dask cluster that runs already (--cluster attach), e.g. tcp://10.0.0.5:8786.",
     ),
 ]
 add_cluster_commands(app)
 add_models_commands(app)
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
-# What the names of a store and of the file on its making end with, after the slide's name and the label.
 
 
 def _version(show: bool) -> None:
@@ -75,8 +76,8 @@ def root(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Options that all commands share."""
-    # Read by `main`, so that it may stand anywhere.
+    """Take the options that all commands share."""
+    # `main` reads --debug, so that it can stand anywhere in the command.
 
 
 @app.command()
@@ -85,8 +86,8 @@ def segment(
         list[str],
         typer.Argument(
             metavar="SLIDE...",
-            help="Slide files, OME-Zarr folders, folders of slides, quoted patterns, or CSV manifests with a column path "
-            "and, where wanted, name and settings such as blocks.halo.",
+            help="Slide files, OME-Zarr folders, folders of slides, quoted patterns, or CSV manifests (a column path, and "
+            "optional columns name and settings such as blocks.halo).",
         ),
     ],
     output: Output,
@@ -98,7 +99,7 @@ def segment(
     workers: Workers = None,
     scheduler: Scheduler = None,
 ) -> None:
-    """Segment slides, here or on a cluster. The same command again goes on where an earlier one stopped."""
+    """Segment slides, here or on a cluster. Run the same command again to resume."""
     chosen = load_settings(settings, segmenter, overrides)
     profile = choose_profile(cluster, cluster_changes, workers, scheduler)
     from slidesam.flows.cli.command import run_or_stop
@@ -108,18 +109,19 @@ def segment(
 
 @app.command()
 def retry(
-    output: Annotated[Path, typer.Argument(help="A folder that slidesam writes to.")],
+    output: Annotated[Path, typer.Argument(metavar="FOLDER", help="Output folder of earlier runs.")],
     cluster: ClusterName = None,
     cluster_changes: ClusterChanges = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
 ) -> None:
-    """Try slides again that failed or were stopped, with the settings that they had; only missing blocks are computed.
+    """Run slides again that failed or were stopped, with their settings; only missing blocks are computed.
 
-    Runs that a deployment made are put back, for its worker to do. A slide whose file was at fault waits until that changes.
+    A run of a deployment is put back in its queue, and the deployment's worker runs it. A slide that failed because of its file
+    is skipped until the file changes.
     """
     if not output.is_dir():
-        raise SettingsError(f"{output} is no folder: give the one that was named with --output")
+        raise SettingsError(f"{output} is not a folder: give the folder that was named with --output")
     named = any(option is not None for option in (cluster, cluster_changes, workers, scheduler))
     profile = choose_profile(cluster, cluster_changes, workers, scheduler) if named else None
     from slidesam.flows.cli.command import retry_or_stop
@@ -129,15 +131,15 @@ def retry(
 
 @app.command()
 def inspect(
-    slide: Annotated[Path, typer.Argument(help="Slide file or OME-Zarr folder.")],
+    slide: Annotated[Path, typer.Argument(metavar="SLIDE", help="Slide file or OME-Zarr folder.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder to look into for earlier results.")
+        Path | None, typer.Option("--output", "-o", help="Output folder, to show which results exist already.")
     ] = None,
     settings: SettingsFile = None,
     segmenter: SegmenterKind = None,
     overrides: Overrides = None,
 ) -> None:
-    """Show what a slide is, and what would be done with it. Reads metadata only."""
+    """Show what a slide contains and what `segment` would do with it; read metadata only."""
     from slidesam.flows.cli.tables import slide_table
     from slidesam.tasks.slides.inspect import inspect_slide
 
@@ -147,30 +149,30 @@ def inspect(
 
 @app.command()
 def status(
-    output: Annotated[Path, typer.Argument(help="A folder that slidesam writes to.")],
+    output: Annotated[Path, typer.Argument(metavar="FOLDER", help="Output folder of earlier runs.")],
 ) -> None:
-    """Show how the slides of an output folder stand."""
+    """Show the status of all slides of an output folder."""
     from slidesam.flows.cli.tables import status_table
     from slidesam.tasks.run.status import read_states
 
     if not output.is_dir():
-        raise SettingsError(f"{output} is no folder: give the one that was named with --output")
+        raise SettingsError(f"{output} is not a folder: give the folder that was named with --output")
     states = read_states(output)
-    out.print(status_table(states) if states else Text(f"{output}: nothing of slidesam's here"))
+    out.print(status_table(states) if states else Text(f"{output}: no results of slidesam here"))
 
 
 @app.command()
 def seams(
-    store: Annotated[Path, typer.Argument(help="A result, <name>.ome.zarr in the output folder.")],
+    store: Annotated[Path, typer.Argument(metavar="RESULT", help="A result: <name>.ome.zarr in the output folder.")],
     label: Annotated[
         str | None,
-        typer.Option("--label", metavar="NAME", help="Only this label image; by default all that are finished."),
+        typer.Option("--label", metavar="NAME", help="Only this label image; by default all finished ones."),
     ] = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="List all seams, not only the ten where blocks disagree most.")
+        bool, typer.Option("--all", help="List all seams, not only the ten with most disagreements.")
     ] = False,
 ) -> None:
-    """Show how well blocks agree on the objects at their seams, and whether the halo is wide enough."""
+    """Show how well blocks agree on objects at their seams, and whether the halo is wide enough."""
     from slidesam.flows.cli.tables import seams_view
 
     runs = finished_runs(store, label)
@@ -180,8 +182,8 @@ def seams(
     without = [name for name, facts in runs.items() if facts not in with_report]
     if without:
         raise OutputError(
-            f"{store} holds {' and '.join(without)} from before there was a report on seams: "
-            "segment the slide again to have one"
+            f"{store}: {' and '.join(without)} was made by a version of slidesam without the report on seams: "
+            "segment the slide again to get one"
         )
 
 
@@ -192,14 +194,14 @@ def doctor(
     scheduler: Scheduler = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="Folder that results would go to, to be checked on the nodes too."),
+        typer.Option("--output", "-o", help="Folder for the results, to check it here and on the nodes."),
     ] = None,
     settings: SettingsFile = None,
     segmenter: SegmenterKind = None,
     overrides: Overrides = None,
-    timeout: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="How long to wait for workers.")] = 120.0,
+    timeout: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="Longest time to wait for workers.")] = 120.0,
 ) -> None:
-    """Check what a run needs, here and on the nodes, by one small job of each kind; say what to do where it isn't there."""
+    """Check what a run needs, here and on the nodes (by one small job of each kind), and show how to repair it."""
     chosen = load_settings(settings, segmenter, overrides)
     profile = choose_profile(cluster, cluster_changes, scheduler=scheduler)
     from slidesam.flows.doctor.doctor import doctor as examine
@@ -209,52 +211,52 @@ def doctor(
 
 @app.command()
 def clean(
-    output: Annotated[Path, typer.Argument(help="A folder that slidesam writes to.")],
+    output: Annotated[Path, typer.Argument(metavar="FOLDER", help="Output folder of earlier runs.")],
     keep: Annotated[
         str | None,
         typer.Option(
             metavar="TIME",
-            help="Keep the work of runs that finished less long ago, e.g. 2d; by default run.keep_work of each run.",
+            help="Keep intermediate results for this time after a run has finished, e.g. 2d; by default run.keep_work.",
         ),
     ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="However short ago they finished.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Remove them however recently the runs finished.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be removed, and remove nothing.")] = False,
 ) -> None:
-    """Remove intermediate results of finished runs, and jobs that killed runs left; what unfinished runs need stays."""
+    """Remove intermediate results of finished runs, and jobs that killed runs left in the queue; unfinished runs keep theirs."""
     from slidesam.flows.prefect_api.leftovers import end_all_leftovers
     from slidesam.tasks.folder.clean import clean as remove
     from slidesam.tasks.folder.clean import size_of
 
     if not output.is_dir():
-        raise SettingsError(f"{output} is no folder: give the one that was named with --output")
+        raise SettingsError(f"{output} is not a folder: give the folder that was named with --output")
     if not dry_run:
         end_all_leftovers(output, out.print)
     removed = remove(output, keep=0.0 if everything else None if keep is None else _seconds(keep), dry_run=dry_run)
-    for each in removed:
-        say("[red]✗[/]" if each.error else " ", f"{each.slide} {each.label}: {_amount(each)} {each.error}")
-    done, left = ("would be removed", "there are") if dry_run else ("removed", "left")
-    total = sum(each.bytes for each in removed if not each.error) / 2**20
-    out.print(f"{total:,.1f} MiB of intermediate results {done}; {left}: {_amount(size_of(output))}")
-    if any(each.error for each in removed):
+    for run in removed:
+        say("[red]✗[/]" if run.error else " ", f"{run.slide} {run.label}: {_amount(run)} {run.error}")
+    done, rest = ("would be removed", "there are") if dry_run else ("removed", "left")
+    total = sum(run.bytes for run in removed if not run.error) / 2**20
+    out.print(f"{total:,.1f} MiB of intermediate results {done}; {rest}: {_amount(size_of(output))}")
+    if any(run.error for run in removed):
         raise typer.Exit(1)
 
 
-def _amount(each: Removed | Size) -> str:
-    return f"{each.bytes / 2**20:,.1f} MiB in {each.files:,} files"
+def _amount(size: Removed | Size) -> str:
+    return f"{size.bytes / 2**20:,.1f} MiB in {size.files:,} files"
 
 
 def _seconds(duration: str) -> float:
-    """A duration in words.
+    """Return the seconds of a duration such as 2d.
 
     Raises:
-        SettingsError: It is none.
+        SettingsError: It isn't a duration.
     """
     return seconds_of(make_settings(overrides={"run.keep_work": duration}).run.keep_work)
 
 
 @app.command("settings")
 def show_settings(settings: SettingsFile = None, segmenter: SegmenterKind = None, overrides: Overrides = None) -> None:
-    """Print all settings with their values and explanations, as YAML to save, edit and give to --settings."""
+    """Print all settings with their values and explanations, as YAML for --settings."""
     from slidesam.flows.cli.tables import settings_yaml
 
     sys.stdout.write(settings_yaml(load_settings(settings, segmenter, overrides)))
@@ -262,12 +264,12 @@ def show_settings(settings: SettingsFile = None, segmenter: SegmenterKind = None
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the made slide and the results.")] = Path(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the demo slide and the results.")] = Path(
         "demo-output"
     ),
     workers: Workers = None,
 ) -> None:
-    """Make a 4096 × 4096 px slide from a histology picture and segment its nuclei; needs neither data nor weights."""
+    """Make a 4096 × 4096 px slide from a histology picture and segment its nuclei. Needs neither data nor weights."""
     from slidesam.flows.cli.command import run_or_stop
     from slidesam.flows.cluster.cluster import LocalProfile
     from slidesam.tasks.folder.demo import demo_settings, make_demo_slide
@@ -280,7 +282,7 @@ def demo(
 
 
 def load_settings(path: Path | None, segmenter: str | None, overrides: Sequence[str] | None) -> Settings:
-    """Settings from a YAML file and command-line overrides.
+    """Read settings from a YAML file and command-line overrides.
 
     Raises:
         SettingsError: The file can't be read, a name is unknown or a value can't be used.
@@ -292,14 +294,14 @@ def load_settings(path: Path | None, segmenter: str | None, overrides: Sequence[
 
 
 def finished_runs(store: Path, label: str | None = None) -> dict[str, dict[str, Any]]:
-    """The provenance of the finished label images of a store, by label; read from beside it, so it outlives `clean`.
+    """Read the provenance of the finished label images of a store, by label, from the files beside it, which `clean` keeps.
 
     Args:
         store: `<name>.ome.zarr` in an output folder.
         label: Only this one.
 
     Raises:
-        SettingsError: It is no store, none of its label images is finished, or not this one.
+        SettingsError: It isn't a store, none of its label images is finished, or not this one.
     """
     from slidesam.tasks.run.files import read_json
     from slidesam.tasks.run.layout import STORE_SUFFIX, find_provenance
@@ -307,33 +309,33 @@ def finished_runs(store: Path, label: str | None = None) -> dict[str, dict[str, 
     folder, name = store.absolute().parent, store.absolute().name.removesuffix(STORE_SUFFIX)
     if not store.is_dir() or not store.absolute().name.endswith(STORE_SUFFIX):
         stores = sorted(path.name for path in store.glob(f"*{STORE_SUFFIX}")) if store.is_dir() else []
-        there = f", such as {store / stores[0]}" if stores else ""
+        example = f", such as {store / stores[0]}" if stores else ""
         raise SettingsError(
-            f"{store} is no result: give <name>{STORE_SUFFIX} in the folder that was named with --output{there}"
+            f"{store} is not a result: give <name>{STORE_SUFFIX} in the folder that was named with --output{example}"
         )
-    found = {}
-    for found_label, path in find_provenance(folder, name).items():
+    runs = {}
+    for finished_label, path in find_provenance(folder, name).items():
         with suppress(ValueError):
             if (facts := read_json(path)) is not None:
-                found[found_label] = facts
-    if not found:
+                runs[finished_label] = facts
+    if not runs:
         raise SettingsError(
-            f"{store}: no label image of it is finished; `slidesam status {folder}` shows how it stands"
+            f"{store}: none of its label images is finished; `slidesam status {folder}` shows the status"
         )
-    if label is not None and label not in found:
-        raise SettingsError(f"{store} has no finished label image {label!r}, only {' and '.join(found)}")
-    return found if label is None else {label: found[label]}
+    if label is not None and label not in runs:
+        raise SettingsError(f"{store} has no finished label image {label!r}, only {' and '.join(runs)}")
+    return runs if label is None else {label: runs[label]}
 
 
 def main() -> None:
-    """Entry point: an error becomes one line and exit code 1, wrong usage is 2, Ctrl-C 130."""
+    """Run the command: an error becomes one line and exit code 1, wrong usage is 2, Ctrl-C 130."""
     os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "false")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     if "--debug" in sys.argv:
         sys.argv.remove("--debug")
         os.environ["SLIDESAM_DEBUG"] = "1"
     else:
-        # The console is for people, the whole log is in the Prefect UI. Workers inherit this.
+        # People read the console; the whole log is in the Prefect UI. Workers inherit this.
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     try:
         app()

@@ -1,4 +1,4 @@
-"""Options and commands for cluster profiles: `--cluster`, `--cluster-set`, `slidesam cluster`."""
+"""Where the `slidesam` command computes: the options `--cluster` and `--cluster-set`, and `slidesam cluster`."""
 
 from __future__ import annotations
 
@@ -18,27 +18,29 @@ from slidesam.tasks.settings.parse import parse_override
 ClusterName = Annotated[
     str | None,
     typer.Option(
-        "--cluster", metavar="NAME|FILE", help="Where to compute: a profile of `slidesam cluster list`, or a file."
+        "--cluster",
+        metavar="NAME|FILE",
+        help="Where to compute: a profile of `slidesam cluster list`, or a profile's file.",
     ),
 ]
 ClusterChanges = Annotated[
     list[str] | None,
     typer.Option(
-        "--cluster-set", metavar="A.B=C", help="One key of the profile, e.g. cpu.partition=short; may be repeated."
+        "--cluster-set", metavar="A.B=C", help="One key of the profile, e.g. cpu.partition=short. Can be repeated."
     ),
 ]
-cluster_app = typer.Typer(no_args_is_help=True, help="Profiles of clusters: where to compute.")
+cluster_app = typer.Typer(no_args_is_help=True, help="Show the cluster profiles, which say where to compute.")
 
 
 def add_cluster_commands(app: typer.Typer) -> None:
-    """Adds the commands of this module."""
+    """Add the commands of this module."""
     app.add_typer(cluster_app, name="cluster")
 
 
 def choose_profile(
     name: str | None, changes: Sequence[str] | None, workers: int | None = None, scheduler: str | None = None
 ) -> Any:
-    """The profile that the options name; workers on this machine if they name none.
+    """Return the profile that the options name; workers on this machine if they name none.
 
     Raises:
         SettingsError: They contradict each other, or the profile can't be used.
@@ -46,19 +48,23 @@ def choose_profile(
     from slidesam.flows.cluster.find_profile import load_profile
 
     if scheduler is not None and workers is not None:
-        raise SettingsError("--workers starts workers here and --scheduler uses those of a cluster: give one of them")
+        raise SettingsError(
+            "--workers starts workers here, but --scheduler uses a cluster's workers: give only one of them"
+        )
     if scheduler is not None and name not in (None, "attach"):
-        raise SettingsError(f"--scheduler uses a cluster that runs, and --cluster {name} starts one: give one of them")
+        raise SettingsError(
+            f"--scheduler uses a cluster that runs, but --cluster {name} starts one: give only one of them"
+        )
     if workers is not None and name not in (None, "local"):
         raise SettingsError(
-            f"--workers is of --cluster local; for {name} give --cluster-set, e.g. cpu.maximum_jobs={workers}"
+            f"--workers belongs to --cluster local; for {name} give --cluster-set, e.g. cpu.maximum_jobs={workers}"
         )
-    put: dict[str, object] = read_overrides(changes or (), "--cluster-set", "cluster profile")
+    overrides: dict[str, object] = read_overrides(changes or (), "--cluster-set", "cluster profile")
     if workers is not None:
-        put["workers"] = workers
+        overrides["workers"] = workers
     if scheduler is not None:
-        put["address"] = scheduler
-    return load_profile(name or ("local" if scheduler is None else "attach"), put)
+        overrides["address"] = scheduler
+    return load_profile(name or ("local" if scheduler is None else "attach"), overrides)
 
 
 def read_overrides(texts: Sequence[str], option: str, owner: str) -> dict[str, Any]:
@@ -81,7 +87,7 @@ def read_overrides(texts: Sequence[str], option: str, owner: str) -> dict[str, A
 
 @cluster_app.command("list")
 def list_profiles() -> None:
-    """List the profiles that --cluster takes by name, and where each lies."""
+    """List the profiles that --cluster takes by name, and their files."""
     from slidesam.flows.cluster.find_profile import profile_names
 
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -93,13 +99,13 @@ def list_profiles() -> None:
 
 @cluster_app.command("show")
 def show(
-    name: Annotated[str, typer.Argument(metavar="NAME|FILE", help="A profile.")],
+    name: Annotated[str, typer.Argument(metavar="NAME|FILE", help="Profile's name or file.")],
     changes: ClusterChanges = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Output folder, beside which the jobs' logs would lie.")
+        Path | None, typer.Option("--output", "-o", help="Output folder; the jobs' logs would be inside it.")
     ] = None,
 ) -> None:
-    """Print what a profile would start: for a queue, the job scripts that would be submitted."""
+    """Print what a profile would start: for a queue, the job scripts."""
     from slidesam.flows.cluster.jobs import job_script
     from slidesam.flows.cluster.profile import QueueProfile, SlurmProfile
     from slidesam.tasks.run.layout import jobs_folder

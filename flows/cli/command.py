@@ -1,4 +1,4 @@
-"""Segmenting slides from the command line: one after the other on one cluster, with bars, Ctrl-C and a word on each."""
+"""Runs slides from the command line, one after the other on one cluster, with bars and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from slidesam.tasks.slides.listing import Listed, list_slides
 
 
 def run_or_stop(slides: Sequence[str], output: Path, settings: Settings, profile: ClusterProfile) -> int:
-    """`run_slides`, or 130 after Ctrl-C or a signal to end."""
-    return _or_stopped(lambda: run_slides(slides, output, settings, profile))
+    """Call `run_slides`; return 130 after Ctrl-C or a signal to end."""
+    return _call_until_stopped(lambda: run_slides(slides, output, settings, profile))
 
 
 def retry_or_stop(output: Path, profile: ClusterProfile | None) -> int:
-    """`retry_slides`, or 130 after Ctrl-C or a signal to end."""
-    return _or_stopped(lambda: retry_slides(output, profile))
+    """Call `retry_slides`; return 130 after Ctrl-C or a signal to end."""
+    return _call_until_stopped(lambda: retry_slides(output, profile))
 
 
-def _or_stopped(run: Callable[[], int]) -> int:
+def _call_until_stopped(run: Callable[[], int]) -> int:
     try:
         return run()
     except KeyboardInterrupt:
-        err.print("\nstopped: the same command goes on from here")
+        err.print("\nstopped: run the same command again to resume")
         return 130
 
 
 def run_slides(slides: Sequence[str], output: Path, settings: Settings, profile: ClusterProfile) -> int:
-    """Segments slides one after the other on one cluster; a bad one doesn't cost the others.
+    """Segment slides one after the other on one cluster; one bad slide doesn't stop the rest.
 
     Args:
         slides: Files, folders, patterns or manifests.
@@ -68,66 +68,69 @@ def run_slides(slides: Sequence[str], output: Path, settings: Settings, profile:
 
 
 def retry_slides(output: Path, profile: ClusterProfile | None) -> int:
-    """Runs the slides of an output folder that failed, were stopped or were killed, with the settings that they had.
+    """Run the slides of an output folder again that failed, were stopped or were killed, with their settings.
 
-    Runs that a deployment made are put back instead, if the server has them: whoever takes its runs does them, and their rows
-    turn green.
+    Runs of a deployment are put back in its queue instead, if the server knows them: the deployment's worker runs them, and
+    their rows turn green.
 
     Args:
         output: The output folder.
-        profile: Where to compute; None = where each was computed.
+        profile: Where to compute; None = where each slide was computed.
 
     Returns:
-        Exit code: 0, or 1 if a slide failed once more or can't be tried.
+        Exit code: 0, or 1 if a slide failed again or can't be run again.
     """
-    left = unfinished(output)
-    here = [state for state in left if not _is_refused(state)]
-    failed = len(left) - len(here)
+    states = unfinished(output)
+    retried = [state for state in states if not _is_refused(state)]
+    n_failed = len(states) - len(retried)
     with interrupts() as stops:
-        for key, states in groupby(
-            here, lambda state: profile or make_profile(state.get("cluster") or {"kind": "local"})
+        for group_profile, group in groupby(
+            retried, lambda state: profile or make_profile(state.get("cluster") or {"kind": "local"})
         ):
-            with prefect_api(api_host(key)), open_cluster(key, jobs_folder(output)) as cluster:
+            with prefect_api(api_host(group_profile)), open_cluster(group_profile, jobs_folder(output)) as cluster:
                 runner = _SlideRunner(output, cluster, stops)
-                for state in states:
-                    if not _is_deployed(state):
+                for state in group:
+                    if not _put_back(state):
                         runner.run_and_continue(Listed(Path(state["slide_path"]), make_settings(state["settings"])))
-                failed += runner.n_failed
-    if not left:
+                n_failed += runner.n_failed
+    if not states:
         out.print(f"{output}: no slide failed")
-    return 1 if failed else 0
+    return 1 if n_failed else 0
 
 
 def _is_refused(state: dict[str, Any]) -> bool:
-    """Whether a slide isn't tried again, and says why."""
-    why = unchanged_since_refused(state, Path(state.get("slide_path", "")))
-    if why is None:
+    """Tell whether a slide can't be run again, and print the reason."""
+    reason = unchanged_since_refused(state, Path(state.get("slide_path", "")))
+    if reason is None:
         try:
             make_settings(state["settings"])
             make_profile(state["cluster"])
         except KeyError:
-            why = "it was made by a version of slidesam that didn't note its settings: use `slidesam segment`"
+            reason = "a version of slidesam ran it that didn't record its settings: use `slidesam segment`"
         except SettingsError as error:
-            why = f"its settings are of another version of slidesam, use `slidesam segment`: {error}"
-    elif why is not None:
-        why = f"not tried again, since its file hasn't changed: {why}"
-    if why is not None:
-        say("[yellow]note:[/]", f"{state['slide']}: {why}")
-    return why is not None
+            reason = f"its settings belong to another version of slidesam, use `slidesam segment`: {error}"
+    else:
+        reason = f"not tried again, since its file hasn't changed: {reason}"
+    if reason is not None:
+        say("[yellow]note:[/]", f"{state['slide']}: {reason}")
+    return reason is not None
 
 
-def _is_deployed(state: dict[str, Any]) -> bool:
-    """Puts the slide's run back if a deployment made it, and says so; False if it is one's own to do."""
+def _put_back(state: dict[str, Any]) -> bool:
+    """Put the slide's run back in its queue if a deployment made it, and print that; return False if no deployment did."""
     from slidesam.flows.prefect_api.deployed import put_back_deployed
 
-    found = put_back_deployed(state.get("flow_run_id"), "tried again by `slidesam retry`")
-    if found is None:
+    answer = put_back_deployed(state.get("flow_run_id"), "tried again by `slidesam retry`")
+    if answer is None:
         return False
-    link, is_back = found
+    link, is_back = answer
     if is_back:
-        say("[green]↻[/]", f"{state['slide']}: its run is put back, a worker takes it: {link}")
+        say("[green]↻[/]", f"{state['slide']}: its run is put back in the queue, where a worker takes it: {link}")
     else:
-        say("[yellow]note:[/]", f"{state['slide']}: the server takes its run for unfinished, see there: {link}")
+        say(
+            "[yellow]note:[/]",
+            f"{state['slide']}: its run isn't put back, because the server shows it as unfinished: {link}",
+        )
     return True
 
 
@@ -177,18 +180,21 @@ class _SlideRunner:
             raise
         finally:
             reporter.bars.stop()
-        self._say_finished(slide, facts, time.monotonic() - start)
+        self._print_result(slide, facts, time.monotonic() - start)
 
-    def _say_finished(self, slide: Listed, facts: dict[str, Any], seconds: float) -> None:
+    def _print_result(self, slide: Listed, facts: dict[str, Any], seconds: float) -> None:
         name = slide.name
         for warning in facts["slide"]["warnings"]:
             say("[yellow]note:[/]", f"{name}: {warning}")
-        say("[green]✓[/]", f"{name}: {facts['objects']:,} {facts['label']} in {_blocks(facts)}, {seconds:.1f} s")
+        say(
+            "[green]✓[/]",
+            f"{name}: {facts['objects']:,} {facts['label']} in {_describe_blocks(facts)}, {seconds:.1f} s",
+        )
         paths = RunPaths(self.output, name, facts["label"])
         say(" ", str(paths.store))
         say(" ", str(paths.overlay))
 
 
-def _blocks(facts: dict[str, Any]) -> str:
-    left_out = len(facts["blocks_without_tissue"])
-    return f"{facts['blocks'] - left_out} blocks" + (f" ({left_out} without tissue)" if left_out else "")
+def _describe_blocks(facts: dict[str, Any]) -> str:
+    n_empty = len(facts["blocks_without_tissue"])
+    return f"{facts['blocks'] - n_empty} blocks" + (f" ({n_empty} without tissue)" if n_empty else "")

@@ -1,4 +1,4 @@
-"""The part of the `slidesam` command that is about micro-sam's weights: `slidesam models`."""
+"""Lists, fetches and checks micro-sam's weights: `slidesam models`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 Cache = Annotated[
     Path | None,
     typer.Option(
-        "--cache", metavar="FOLDER", help="micro-sam's cache; by default MICROSAM_CACHEDIR, else the one in your home."
+        "--cache",
+        metavar="FOLDER",
+        help="micro-sam's cache; by default MICROSAM_CACHEDIR, or the cache in your home folder.",
     ),
 ]
-models_app = typer.Typer(no_args_is_help=True, help="micro-sam's models: list them, fetch and check their weights.")
-# By what follows the encoder in a model's name.
+models_app = typer.Typer(no_args_is_help=True, help="List micro-sam's models, and fetch or check their weights.")
+# Key: the end of a model's name, after the encoder.
 _PURPOSES = {
     "": "photographs",
     "_lm": "light microscopy",
@@ -32,25 +34,25 @@ _PURPOSES = {
     "_histopathology": "histopathology",
     "_medical_imaging": "medical images",
 }
-# MB of an encoder's file and of a decoder's, to be told before they are fetched.
+# MB of an encoder's file and of a decoder's, to show before they are fetched.
 _ENCODER_SIZES, _DECODER_SIZE = {"vit_b": 375, "vit_l": 1250, "vit_h": 2565}, 40
 _SIGNS: dict[State, str] = {"whole": "[green]✓[/]", "wrong": "[red]✗[/]", "missing": " ", "unchecked": "[yellow]?[/]"}
 _WORDS: dict[State, str] = {
     "whole": "whole",
     "wrong": "not the file of micro-sam's registry: runs refuse it, and `slidesam models fetch` replaces it",
-    "missing": "missing: `slidesam models fetch` fetches it, where there is internet",
-    "unchecked": "there, but slidesam finds no hash in the installed micro-sam to check it by",
+    "missing": "missing: `slidesam models fetch` fetches it, on a machine with internet",
+    "unchecked": "exists, but the installed micro-sam has no hash to check it",
 }
 
 
 def add_models_commands(app: typer.Typer) -> None:
-    """Adds the commands of this module."""
+    """Add the commands of this module."""
     app.add_typer(models_app, name="models")
 
 
 @models_app.command("list")
 def list_models(cache: Cache = None) -> None:
-    """List micro-sam's models: what each is for, and whether its files are in the cache here."""
+    """List micro-sam's models, what each is for, and whether its files are in the cache."""
     from slidesam.tasks.segmenters.microsam.registry import MODELS, find_cache_folder
     from slidesam.tasks.segmenters.microsam.weights import choose_model
 
@@ -65,21 +67,23 @@ def list_models(cache: Cache = None) -> None:
             name, model[4].upper(), "yes" if has_decoder else "no", _PURPOSES[model[5:]], *_on_disk(model, folder)
         )
     out.print(table)
-    out.print(Text("\nmodes: ais, apg and amg with a decoder, amg without one; ≈: size of what isn't in the cache"))
+    out.print(
+        Text("\nmodes: ais, apg and amg with a decoder, amg without one; ≈: size of files that aren't in the cache yet")
+    )
     out.print(Text(f"segmenter.model auto: {bright} for bright-field RGB slides, {other} for all others"))
-    out.print(Text(f"cache: {folder} (`slidesam models verify` checks what is there)"))
+    out.print(Text(f"cache: {folder} (`slidesam models verify` checks its files)"))
 
 
 def _on_disk(model: str, folder: Path) -> tuple[str, str]:
-    """Which of the model's files are there, and how many megabytes all of them have, or would have."""
+    """Tell which of a model's files exist, and the size in megabytes of all of them."""
     from slidesam.tasks.segmenters.microsam.registry import list_files
 
     files = list_files(model)
-    here = [file for file in files if (folder / file).is_file()]
-    if len(here) == len(files):
+    existing = [file for file in files if (folder / file).is_file()]
+    if len(existing) == len(files):
         return "yes", f"{sum((folder / file).stat().st_size for file in files) / 1e6:,.0f} MB"
     about = _ENCODER_SIZES[model[:5]] + _DECODER_SIZE * (len(files) - 1)
-    return f"no {'encoder' if files[1] in here else 'decoder'}" if here else "no", f"≈ {about:,} MB"
+    return f"no {'encoder' if files[1] in existing else 'decoder'}" if existing else "no", f"≈ {about:,} MB"
 
 
 @models_app.command("fetch")
@@ -87,9 +91,9 @@ def fetch_models(
     names: Annotated[list[str], typer.Argument(metavar="NAME", help="Models, as `slidesam models list` names them.")],
     cache: Cache = None,
 ) -> None:
-    """Fetch models into the cache: where there is internet (a login node), into a folder that the workers see.
+    """Fetch models into the cache. Run this on a machine with internet (a login node), into a folder that the workers see.
 
-    A file gets its name only when all of it is there and its hash is right; what is there already isn't fetched again.
+    A file gets its name only when it is complete and its hash is right. Existing files aren't fetched again.
     """
     from slidesam.tasks.segmenters.microsam.registry import (
         check_file,
@@ -101,7 +105,7 @@ def fetch_models(
 
     files = [file for name in dict.fromkeys(names) for file in list_files(name)]
     folder, known = find_cache_folder(cache), read_registry()
-    # Told to end, it takes away what is half there, as after Ctrl-C.
+    # On SIGTERM remove the incomplete file, as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     for file in files:
         state = check_file(folder / file, known.get(file))
@@ -112,22 +116,20 @@ def fetch_models(
             err.print(f"fetching {file}")
         fetch(file, folder, show_progress=err.is_terminal)
         say(_SIGNS["whole"], f"{file}: fetched, {(folder / file).stat().st_size / 1e6:,.1f} MB, its hash is right")
-    out.print(
-        Text(f"\nThe files are in {folder}. Runs find them where this is set, here and in the profile's prologue:")
-    )
+    out.print(Text(f"\nThe files are in {folder}. Runs find them if this is set, here and in the profile's prologue:"))
     out.print(Text(f"export MICROSAM_CACHEDIR={shlex.quote(str(folder.parent))}"))
 
 
 @models_app.command("verify")
 def verify(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="NAME", help="Models; by default all that are there.")
+        list[str] | None, typer.Argument(metavar="NAME", help="Models; by default all in the cache.")
     ] = None,
     cache: Cache = None,
 ) -> None:
     """Compare the files in the cache with the hashes of micro-sam's registry.
 
-    The exit code is 1 if one of them is another file, or a file is missing whose model was named.
+    The exit code is 1 if a file is wrong, or if a file of a named model is missing.
     """
     from slidesam.tasks.segmenters.microsam.registry import (
         MODELS,
@@ -138,16 +140,16 @@ def verify(
     )
 
     folder, known = find_cache_folder(cache), read_registry()
-    found: set[State] = set()
+    found_states: set[State] = set()
     for name in dict.fromkeys(names or MODELS):
         states = {file: check_file(folder / file, known.get(file)) for file in list_files(name)}
-        # Models that aren't there and that nobody asked for would fill the screen.
+        # Models that are neither in the cache nor named would fill the screen.
         if names or set(states.values()) != {"missing"}:
-            found.update(states.values())
+            found_states.update(states.values())
             for file, state in states.items():
                 say(_SIGNS[state], f"{file}: {_WORDS[state]}")
-    for rest in sorted(folder.glob("tmp????????")):
-        say(_SIGNS["unchecked"], f"{rest.name}: of a fetch that is going on or was killed; if none is, remove it")
-    out.print(Text(f"{'' if found else 'no model is in the '}cache: {folder}"))
-    if "wrong" in found or (names and "missing" in found):
+    for unfinished in sorted(folder.glob("tmp????????")):
+        say(_SIGNS["unchecked"], f"{unfinished.name}: of a fetch that runs now or was killed; if none runs, remove it")
+    out.print(Text(f"{'' if found_states else 'no model is in the '}cache: {folder}"))
+    if "wrong" in found_states or (names and "missing" in found_states):
         raise typer.Exit(1)

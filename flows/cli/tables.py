@@ -1,4 +1,4 @@
-"""What the command line shows: a slide and its plan, the state of an output folder, a run's seams, the settings as YAML."""
+"""Tables of the command line: a slide and its plan, the status of an output folder, a run's seams, the settings as YAML."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from slidesam.tasks.slides.facts import Slide
 from slidesam.tasks.stitch.report import COLUMNS
 
 _COLOURS = {"finished": "green", "running": "yellow", "stopped": "yellow", "failed": "red"}
-# By what a seam is worth a look; the first of these are the ones that `slidesam seams` shows.
+# Columns that count disagreements; `slidesam seams` shows the seams with most of them first.
 _DISAGREEMENTS, _WORST = ("contested", "one_sided", "united", "dropped"), 10
-# Those that are counted among the objects at seams; of the others a share would say nothing.
+# Columns whose objects are part of the objects at seams; for the others a share has no meaning.
 _AMONG_OBJECTS = ("matched", "contested", "one_sided", "united")
 _ADJACENT = {(0, 1): "side by side", (1, 0): "above and below", (1, 1): "at a corner", (1, -1): "at a corner"}
 
 
 def slide_table(slide: Slide, settings: Settings, output: Path | None) -> Table:
-    """What a slide is, and what `segment` would do with it.
+    """Describe a slide, and what `segment` would do with it.
 
     Args:
-        slide: The slide's facts.
-        settings: The settings that it would be segmented with.
-        output: Where to look for results that are there already.
+        slide: The slide.
+        settings: What to compute.
+        output: Where to look for existing results.
     """
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
@@ -55,7 +55,7 @@ def _slide_rows(slide: Slide) -> list[tuple[str, str]]:
     )
     if slide.mpp is not None:
         pixel += f", the slide {width * slide.mpp[1] / 1000:.2f} × {height * slide.mpp[0] / 1000:.2f} mm"
-    chosen = ", ".join(slide.channel_names[channel] for channel in slide.channels)
+    segmented = ", ".join(slide.channel_names[channel] for channel in slide.channels)
     levels = ", ".join(f"{level.shape[1]} × {level.shape[0]}" for level in slide.levels)
     return [
         ("slide", f"{slide.path}"),
@@ -63,7 +63,7 @@ def _slide_rows(slide: Slide) -> list[tuple[str, str]]:
         ("size", f"{width} × {height} px (width × height), {slide.dtype}"),
         ("levels", levels),
         ("pixel", pixel),
-        ("channels", f"{', '.join(slide.channel_names)}; segmented: {chosen}"),
+        ("channels", f"{', '.join(slide.channel_names)}; segmented: {segmented}"),
         ("planes", f"{slide.size_t} time points, {slide.size_z} focal planes; segmented: t = {slide.t}, z = {slide.z}"),
         *(("note", warning) for warning in slide.warnings),
     ]
@@ -94,7 +94,7 @@ def _plan_rows(slide: Slide, settings: Settings, output: Path | None) -> list[tu
 
 
 def status_table(states: list[dict[str, Any]]) -> Group:
-    """One row per run of an output folder, and below them what went wrong.
+    """Make a table with a row per run of an output folder, and the errors below it.
 
     Args:
         states: As `read_states` returns them.
@@ -110,12 +110,12 @@ def status_table(states: list[dict[str, Any]]) -> Group:
         shown = Text(status, _COLOURS.get(status, ""))
         table.add_row(Text(state["slide"]), Text(state["label"]), shown, blocks, objects, updated)
     pages = {page for state in states if state["status"] == "running" for page in state.get("dashboards", {}).values()}
-    watched = (Text(f"\nDask dashboard: {page} (from elsewhere: {ssh_line(page)})") for page in sorted(pages))
-    return Group(table, *watched, *(Text(f"\n{state['error']}") for state in states if "error" in state))
+    dashboards = (Text(f"\nDask dashboard: {page} (from elsewhere: {ssh_line(page)})") for page in sorted(pages))
+    return Group(table, *dashboards, *(Text(f"\n{state['error']}") for state in states if "error" in state))
 
 
 def seams_view(facts: dict[str, Any], *, everything: bool = False) -> Group:
-    """What happened at the seams of a finished run: totals, warnings, and the seams at which blocks disagree most.
+    """Show what happened at the seams of a finished run: totals, warnings, and the seams with most disagreements.
 
     Args:
         facts: The provenance, as in `<name>.<label>.run.json`, with its report on seams.
@@ -139,7 +139,7 @@ def seams_view(facts: dict[str, Any], *, everything: bool = False) -> Group:
 
 
 def _totals_table(totals: dict[str, int]) -> Table:
-    """Counts for the slide, their share of the objects at seams, and what they mean."""
+    """Make a table of the slide's counts, their share of the objects at seams, and their meaning."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
@@ -147,25 +147,25 @@ def _totals_table(totals: dict[str, int]) -> Table:
     table.add_column()
     for name, words in COLUMNS.items():
         share = f"{100 * totals[name] / max(totals['objects'], 1):.3g} %" if name in _AMONG_OBJECTS else ""
-        table.add_row(_in_words(name), f"{totals[name]:,}", share, words)
+        table.add_row(_hyphenate(name), f"{totals[name]:,}", share, words)
     return table
 
 
 def _seam_parts(report: dict[str, Any], grid: BlockGrid, *, everything: bool) -> list[Text | Table]:
-    """The seams, those with most disagreements first, under a sentence that says which of them these are."""
+    """Make a table of seams, those with most disagreements first, below a sentence on their number."""
     seams = [dict(zip(report["columns"], row, strict=True)) for row in report["rows"]]
     if not seams:
         return []
     seams.sort(key=_disagreements, reverse=True)
-    telling = [seam for seam in seams if _disagreements(seam)]
-    shown = seams if everything else telling[:_WORST]
-    where = f"\nobjects lie at {len(seams):,} of {sum(1 for _ in grid.seams()):,} seams"
+    disagreeing = [seam for seam in seams if _disagreements(seam)]
+    shown = seams if everything else disagreeing[:_WORST]
+    sentence = f"\nobjects lie at {len(seams):,} of {sum(1 for _ in grid.seams()):,} seams"
     if not shown:
-        return [Text(f"{where}, and at all of them blocks agree (--all lists them)")]
-    most = f", most at these {_WORST}" if len(telling) > _WORST else ""
+        return [Text(f"{sentence}, and blocks agree at all of them (--all lists them)")]
+    most = f", most at these {_WORST}" if len(disagreeing) > _WORST else ""
     if not everything:
-        where += f"; at {len(telling):,} blocks disagree or see only fragments{most} (--all lists all)"
-    return [Text(f"{where}:"), _seams_table(shown, grid)]
+        sentence += f"; at {len(disagreeing):,} blocks disagree or see only fragments{most} (--all lists all)"
+    return [Text(f"{sentence}:"), _seams_table(shown, grid)]
 
 
 def _disagreements(seam: dict[str, int]) -> int:
@@ -173,9 +173,9 @@ def _disagreements(seam: dict[str, int]) -> int:
 
 
 def _seams_table(seams: list[dict[str, int]], grid: BlockGrid) -> Table:
-    """A row per seam; as wide as it must be, since numbers that are cut say nothing."""
-    names = ["block", "and block", "lie", *map(_in_words, COLUMNS)]
-    rows = [[*_place(grid, seam["first"], seam["second"]), *(f"{seam[name]:,}" for name in COLUMNS)] for seam in seams]
+    """Make a table with a row per seam, as wide as necessary: numbers must not be cut."""
+    names = ["block", "and block", "lie", *map(_hyphenate, COLUMNS)]
+    rows = [[*_locate(grid, seam["first"], seam["second"]), *(f"{seam[name]:,}" for name in COLUMNS)] for seam in seams]
     table = Table(box=None, pad_edge=False)
     for number, column in enumerate(zip(names, *rows, strict=True)):
         table.add_column(column[0], justify="left" if number < 3 else "right", min_width=max(map(len, column)))
@@ -184,20 +184,20 @@ def _seams_table(seams: list[dict[str, int]], grid: BlockGrid) -> Table:
     return table
 
 
-def _place(grid: BlockGrid, first: int, second: int) -> tuple[str, str, str]:
-    """Row and column of two blocks, and how they lie to each other."""
+def _locate(grid: BlockGrid, first: int, second: int) -> tuple[str, str, str]:
+    """Return row and column of two blocks, and their relative position."""
     (row, column), (other_row, other_column) = grid[first].block_index, grid[second].block_index
-    # Where the halo is wider than a block, blocks that don't touch see the same pixels.
+    # If the halo is wider than a block, blocks that don't touch see the same pixels.
     lie = _ADJACENT.get((other_row - row, other_column - column), "apart")
     return f"row {row}, column {column}", f"row {other_row}, column {other_column}", lie
 
 
-def _in_words(name: str) -> str:
+def _hyphenate(name: str) -> str:
     return name.replace("_", "-")
 
 
 def settings_yaml(settings: Settings) -> str:
-    """The settings as YAML, each with its explanation above it."""
+    """Return the settings as YAML, each below its explanation."""
     lines = []
     for section in Settings.model_fields:
         model = getattr(settings, section)

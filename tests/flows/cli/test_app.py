@@ -68,7 +68,7 @@ def test_help_is_quick_because_it_loads_no_prefect() -> None:
         (["segment", "a.svs", "--output", "o", "--settings", "none.yaml"], 1, "none.yaml"),
         (["inspect", "no-such.svs"], 1, "no-such.svs"),
         (["status", "no-such-folder"], 1, "no-such-folder"),
-        (["seams", "no-such.ome.zarr"], 1, "no-such.ome.zarr is no result"),
+        (["seams", "no-such.ome.zarr"], 1, "no-such.ome.zarr is not a result"),
     ],
 )  # fmt: skip
 def test_wrong_usage_and_settings(arguments, code, words, home, tmp_path, monkeypatch) -> None:

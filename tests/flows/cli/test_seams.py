@@ -72,7 +72,7 @@ def test_the_command_says_what_happened_where_and_what_to_do(output) -> None:
 def test_the_command_reports_on_each_label_and_takes_what_the_shell_completes(output, monkeypatch) -> None:
     words = run_seams(f"{output / 'bars [1].ome.zarr'}/")
     assert words.index("5 cells") < words.index("5 wide")
-    assert "and at all of them blocks agree" in words
+    assert "and blocks agree at all of them" in words
     assert "note:" not in run_seams(output / "bars [1].ome.zarr", "--label", "wide")
     monkeypatch.chdir(output / "bars [1].ome.zarr")
     assert run_seams(".") == words
@@ -98,7 +98,7 @@ def test_a_slide_in_one_block_has_no_seams(tmp_path) -> None:
 def test_errors_name_what_there_is(output, tmp_path) -> None:
     store = output / "bars [1].ome.zarr"
     for arguments, words in (
-        ([tmp_path / "gone.ome.zarr"], "gone.ome.zarr is no result: give <name>.ome.zarr"),
+        ([tmp_path / "gone.ome.zarr"], "gone.ome.zarr is not a result: give <name>.ome.zarr"),
         ([output], f"such as {store}"),
         ([store, "--label", "nuclei"], "no finished label image 'nuclei', only cells and wide"),
     ):
@@ -113,8 +113,8 @@ def test_results_that_are_not_finished_or_from_before_the_report(tmp_path) -> No
     # Of a slide called a.b, and one that is damaged.
     (tmp_path / "a.b.cells.run.json").write_text(json.dumps(facts))
     (tmp_path / "a.bad.run.json").write_bytes(b"\xff")
-    assert "no label image of it is finished; `slidesam status" in str(error_of(store))
+    assert "none of its label images is finished; `slidesam status" in str(error_of(store))
     (tmp_path / "a.cells.run.json").write_text(json.dumps(facts))
     error = error_of(store)
     assert isinstance(error, OutputError)
-    assert "holds cells from before there was a report on seams" in str(error)
+    assert "cells was made by a version of slidesam without the report on seams" in str(error)

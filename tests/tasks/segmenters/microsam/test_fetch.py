@@ -59,7 +59,7 @@ class TestFetch:
         assert partly.returncode == 0
         assert "✓ vit_b_lm: whole" in partly.stdout
         assert "vit_b_lm_decoder: missing" in partly.stdout
-        assert "tmpab12cd34: of a fetch that is going on or was killed" in partly.stdout
+        assert "tmpab12cd34: of a fetch that runs now or was killed" in partly.stdout
         assert slidesam("models", "verify", "vit_b_lm").returncode == 1
         (fetched / "vit_b_lm").write_bytes(ENCODER[:-1])
         wrong = slidesam("models", "verify")
