@@ -1,13 +1,13 @@
-"""What can go wrong, in words for the person who meets it.
+"""Errors, with messages for the person who sees them.
 
     SlidesamError
-    ├── SettingsError    (ValueError)    a setting is unknown, or its value is of no use; nothing was run
+    ├── SettingsError    (ValueError)    a setting is unknown, or its value can't be used; nothing was run
     ├── SlideError       (OSError)       a slide can't be read, or isn't an image
-    │   ├── SlideGoneError               it can't be opened any more, or has changed, while a run was at work on it
-    │   ├── SlideAwayError               it can't be read now: not the file's fault
+    │   ├── SlideGoneError               it can't be opened any more, or has changed, since the run was planned
+    │   ├── SlideAwayError               it can't be read now, but the file isn't at fault
     │   └── SlideUnchangedError          it isn't tried again, since the file that failed hasn't changed
-    ├── OutputError      (OSError)       the output folder can't be used, or holds something else
-    ├── SegmenterError   (RuntimeError)  the segmenter can't be made, or returned what is no label image
+    ├── OutputError      (OSError)       the output folder can't be used, or contains something else
+    ├── SegmenterError   (RuntimeError)  the segmenter can't be made, or didn't return a label image
     ├── ServerError      (ConnectionError)  Prefect's API doesn't answer
     ├── ClusterError     (ConnectionError)  the Dask scheduler can't be reached
     ├── DeviceError      (RuntimeError)  a worker was given one device and would compute on another
@@ -80,13 +80,13 @@ class SlideError(SlidesamError, OSError):
 
 
 class SlideGoneError(SlideError):
-    """A slide that was planned can't be opened any more, or isn't the same: no block of it can be computed."""
+    """A slide can't be opened any more, or has changed, since the run was planned: no block of it can be computed."""
 
     ends_stage = True
 
 
 class SlideAwayError(SlideError):
-    """A slide can't be read now, for want of memory, of a codec, of a file server that answers: trying again can help."""
+    """A slide can't be read now, because memory, a codec or the file server is missing: another attempt can help."""
 
 
 class SlideUnchangedError(SlideError):
@@ -108,21 +108,21 @@ class OutputError(SlidesamError, OSError):
 
 
 class SegmenterError(SlidesamError, RuntimeError):
-    """The segmenter can't be made, or returned something that is no label image of its input."""
+    """The segmenter can't be made, or didn't return a label image of its input."""
 
     is_hopeless = True
 
 
 class ServerError(SlidesamError, ConnectionError):
-    """There is no Prefect API to record runs with: start one, or mend its address."""
+    """There is no Prefect API to record runs: start a server, or correct its address."""
 
 
 class ClusterError(SlidesamError, ConnectionError):
-    """The cluster that computes is gone, or can't be had."""
+    """The cluster is gone, or can't be started or reached."""
 
 
 class DeviceError(SlidesamError, RuntimeError):
-    """A worker would compute on another device than the one that it was given, so it computes nothing."""
+    """A worker would compute on another device than it was given, so it computes nothing."""
 
 
 class BlockLostError(SlidesamError, RuntimeError):
@@ -227,10 +227,10 @@ def _first_three(failures: Mapping[str, object]) -> str:
 
 
 def in_one_line(error: BaseException | str, limit: int = 1000) -> str:
-    """An error on one line, with its type where its words alone may say little.
+    """Return an error on one line, with its type if it isn't an error of slidesam.
 
     Args:
-        error: The error, or words that come from outside.
+        error: The error, or its text.
         limit: How many characters to keep.
 
     Example:
@@ -239,9 +239,8 @@ def in_one_line(error: BaseException | str, limit: int = 1000) -> str:
         >>> in_one_line("two" + chr(10) + "lines", 6)
         'two l…'
     """
-    words = (
-        str(error) if isinstance(error, SlidesamError | str) else f"{type(error).__name__}: {error}".removesuffix(": ")
-    )
-    words = " ".join(words.replace("\\n", " ").split())
-    words = "".join(character if character.isprintable() else "?" for character in words)
-    return words if len(words) <= limit else words[: limit - 1] + "…"
+    has_own_text = isinstance(error, SlidesamError | str)
+    text = str(error) if has_own_text else f"{type(error).__name__}: {error}".removesuffix(": ")
+    text = " ".join(text.replace("\\n", " ").split())
+    text = "".join(character if character.isprintable() else "?" for character in text)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

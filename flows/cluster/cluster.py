@@ -1,8 +1,7 @@
-"""Where blocks are computed: worker processes of this machine, jobs of a queue, or a Dask cluster that runs already.
+"""Starts what computes blocks: worker processes of this machine, jobs of a queue, or nothing if a Dask cluster runs already.
 
-A profile says which. What it names starts when a stage first asks for its address, so that a run that finds everything done
-starts nothing; several slides of one command share it. Jobs are asked for as there is work for them, and those of the `gpu`
-part are given back when segmenting is over.
+A profile says which. Workers start when a stage first asks for their address, so that a run that finds all results starts
+nothing. Jobs are submitted as long as there is work for them, and those of the `gpu` part end when segmenting ends.
 """
 
 from __future__ import annotations
@@ -36,22 +35,22 @@ from slidesam.tasks.segment import devices
 
 _LOOPBACK = "127.0.0.1"
 _PRELOAD = "slidesam.flows.cluster.on_worker"
-# Of Dask, for as long as a cluster is open.
+# Settings of Dask while a cluster is open.
 _SETTINGS = {
-    # A nanny needs this long to put another worker in the place of one that was killed.
+    # A nanny needs this long to replace a worker that was killed.
     "distributed.deploy.lost-worker-timeout": "60s",
 }
 
 
 @dataclass
 class Workers:
-    """A Dask scheduler and whoever computes for it.
+    """A Dask scheduler and its workers.
 
     Attributes:
-        address: Of the scheduler.
-        dashboard: Of its web page; None where there is none.
+        address: The scheduler's address.
+        dashboard: Address of its web page; None if it has none.
         close: Ends what was started.
-        keeper: Who keeps the number of jobs, where there are jobs.
+        keeper: Controls the number of jobs, if there are jobs.
     """
 
     address: str
@@ -61,7 +60,7 @@ class Workers:
 
 
 class Cluster:
-    """What a profile names, started part by part when it is asked for.
+    """The workers of a profile; each part starts when a stage first asks for it.
 
     Args:
         profile: What to start.
@@ -75,15 +74,15 @@ class Cluster:
         self._settings = ExitStack()
 
     def workers(self, stage: Stage = "cpu") -> Workers:
-        """Those who compute a stage; started now if they aren't.
+        """Return the workers of a stage; start them if they don't run.
 
         Raises:
-            ClusterError: They can't be had.
+            ClusterError: They can't be started or reached.
         """
         part = self.part(stage)
         if not self._started:
             import dask
-            import distributed  # noqa: F401 (its defaults come first: else they went with what is set here)
+            import distributed  # noqa: F401 (sets its defaults first; otherwise they would go with the settings below)
 
             self._settings.enter_context(dask.config.set(_SETTINGS))
         if part not in self._started:
@@ -96,13 +95,13 @@ class Cluster:
         return self.workers().address
 
     def part(self, stage: Stage) -> Stage:
-        """The part of the profile that a stage uses: where there is one for all, that of the CPU."""
+        """Return the part of the profile that a stage uses: `cpu` if there is one part for all stages."""
         has_two = isinstance(self.profile, SlurmProfile | QueueProfile) and self.profile.gpu is not None
         return stage if has_two else "cpu"
 
     @property
     def most_workers(self) -> int | None:
-        """How many workers a stage can have at most; None where that isn't known."""
+        """The largest number of workers of a stage; None if it isn't known."""
         profile = self.profile
         if isinstance(profile, LocalProfile):
             return profile.n_workers
@@ -112,33 +111,33 @@ class Cluster:
 
     @property
     def job_names(self) -> list[str]:
-        """Names of the jobs that are, or will be, in the queue for this cluster; none where it has no jobs."""
+        """Names of this cluster's jobs in the queue, now or later; empty if it has no jobs."""
         if not isinstance(self.profile, SlurmProfile | QueueProfile):
             return []
         return [f"{self.name}-{part}" for part in ("cpu", "gpu") if self.part(part) == part]
 
     @property
     def dashboards(self) -> dict[str, str]:
-        """Web pages of the schedulers that run, by part."""
+        """Web pages of the running schedulers, by part."""
         return {part: workers.dashboard for part, workers in self._started.items() if workers.dashboard is not None}
 
     def give_back(self, stage: Stage) -> None:
-        """Ends the jobs of a stage that other stages don't use."""
+        """End the jobs of a stage, unless other stages use them, too."""
         if self.part(stage) == stage and stage != "cpu" and stage in self._started:
             self._started.pop(stage).close()
 
     def trouble(self) -> ClusterError | None:
-        """Why no worker will come any more; None while one may."""
+        """Return the reason why no worker will come any more; None as long as one may come."""
         keepers = [workers.keeper for workers in self._started.values() if workers.keeper is not None]
         return next((keeper.trouble for keeper in keepers if keeper.trouble is not None), None)
 
     def standing(self) -> str:
-        """How it stands with the jobs, in words; empty where there are none."""
+        """Describe the state of the jobs; empty if there are none."""
         keepers = {part: workers.keeper for part, workers in self._started.items() if workers.keeper is not None}
         return "; ".join(f"{part}: {keeper.standing()}" for part, keeper in keepers.items())
 
     def close(self) -> None:
-        """Ends all that was started."""
+        """End everything that was started."""
         with ExitStack() as ends:
             ends.callback(self._settings.close)
             for workers in self._started.values():
@@ -157,16 +156,16 @@ class Cluster:
 
 
 def _attached(profile: AttachProfile) -> Workers:
-    """Somebody else's cluster, which is there already.
+    """Check a cluster that somebody else started.
 
     Raises:
-        ClusterError: It isn't.
+        ClusterError: Its scheduler doesn't answer.
     """
     from dask.distributed import Client
 
     try:
         with Client(profile.address, timeout="15s", set_as_default=False) as client:
-            return Workers(profile.address, _page(client.dashboard_link), lambda: None)
+            return Workers(profile.address, _dashboard(client.dashboard_link), lambda: None)
     except (OSError, ValueError) as error:
         raise ClusterError(
             f"no Dask scheduler answers at {profile.address}",
@@ -176,21 +175,21 @@ def _attached(profile: AttachProfile) -> Workers:
 
 
 def _worker_environment(threads: int) -> dict[str, str]:
-    """What a worker process has to find as it starts."""
-    # A nanny would set one thread; blocks run one at a time in a worker, on as many threads as the profile says.
-    numbers = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS")}
-    # It would also give memory back after each large array, to fetch it again for the next: micro-sam on the CPU takes
-    # 0.6 of the time if the process keeps it (benchmarks/block.py, benchmarks/guide).
-    return numbers | KEEP_MEMORY
+    """Return the environment variables that a worker process needs at its start."""
+    # A nanny would set one thread. A worker computes one block at a time, with as many threads as the profile says.
+    thread_limits = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS")}
+    # It would also return memory after each large array and request it again for the next: micro-sam on the CPU takes
+    # 0.6 of the time if the process keeps its memory (benchmarks/block.py, benchmarks/guide).
+    return thread_limits | KEEP_MEMORY
 
 
 def _local(profile: LocalProfile) -> Workers:
-    """New worker processes on this machine."""
+    """Start worker processes on this machine."""
     import dask
     from dask.distributed import LocalCluster
 
     stack, environment = ExitStack(), _worker_environment(profile.threads)
-    # What is given to the cluster below comes too late for what a process must find as it starts.
+    # `env` of the cluster below is set too late for libraries that read it at the start of the process.
     stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": environment}))
     cluster = stack.enter_context(
         LocalCluster(
@@ -203,11 +202,11 @@ def _local(profile: LocalProfile) -> Workers:
             env=environment,
         )
     )
-    return Workers(str(cluster.scheduler_address), _page(cluster.dashboard_link), stack.close)
+    return Workers(str(cluster.scheduler_address), _dashboard(cluster.dashboard_link), stack.close)
 
 
 def _local_gpu(profile: LocalGpuProfile) -> Workers:
-    """New worker processes on this machine, each of which sees one device.
+    """Start worker processes on this machine, each of which sees one device.
 
     Raises:
         ClusterError: There is no device.
@@ -218,8 +217,10 @@ def _local_gpu(profile: LocalGpuProfile) -> Workers:
     from dask.distributed import Nanny, Scheduler
     from distributed.deploy.spec import SpecCluster
 
-    found = profile.devices if profile.devices != "auto" else devices.visible_devices(os.environ, devices.nvidia_smi())
-    if not found:
+    visible = (
+        profile.devices if profile.devices != "auto" else devices.visible_devices(os.environ, devices.nvidia_smi())
+    )
+    if not visible:
         raise ClusterError(
             f"no GPU was found on {socket.gethostname()} (CUDA_VISIBLE_DEVICES="
             f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}, `nvidia-smi -L` lists none)",
@@ -229,19 +230,19 @@ def _local_gpu(profile: LocalGpuProfile) -> Workers:
     stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": environment}))
     common = {"nthreads": 1, "host": _LOOPBACK, "memory_limit": 0, "preload": _PRELOAD, "dashboard": False}
     specs = {}
-    for number, device in enumerate(device for device in found for _ in range(profile.workers_per_gpu)):
+    for number, device in enumerate(device for device in visible for _ in range(profile.workers_per_gpu)):
         pinned = environment | {"CUDA_VISIBLE_DEVICES": device, devices.GIVEN: device}
         specs[number] = {"cls": Nanny, "options": common | {"env": pinned}}
     scheduler = {"cls": Scheduler, "options": {"host": _LOOPBACK, "port": 0, "dashboard_address": f"{_LOOPBACK}:0"}}
     cluster = stack.enter_context(SpecCluster(workers=specs, scheduler=scheduler, silence_logs="error"))
-    return Workers(str(cluster.scheduler_address), _page(cluster.dashboard_link), stack.close)
+    return Workers(str(cluster.scheduler_address), _dashboard(cluster.dashboard_link), stack.close)
 
 
 def _jobs(profile: JobProfile, part: Stage, name: str, logs: Path | None) -> Workers:
-    """A scheduler in this process, whose workers will come in jobs.
+    """Start a scheduler in this process, whose workers come in jobs.
 
     Raises:
-        ClusterError: The queue's commands aren't here, or the scheduler can't listen where the profile says.
+        ClusterError: The queue's commands are missing, or the scheduler can't listen at the profile's address.
     """
     from slidesam.flows.cluster import slurm
     from slidesam.flows.cluster.keeper import JobKeeper, kept_job
@@ -255,7 +256,7 @@ def _jobs(profile: JobProfile, part: Stage, name: str, logs: Path | None) -> Wor
         logs.mkdir(parents=True, exist_ok=True)
     stack, kind = ExitStack(), cluster_class(profile)
     if is_slurm:
-        # Last of all: what was submitted just as the rest was cancelled.
+        # Called last: cancels jobs that were submitted while the others were cancelled.
         stack.callback(_cancel, name)
     try:
         cluster = stack.enter_context(
@@ -274,7 +275,7 @@ def _jobs(profile: JobProfile, part: Stage, name: str, logs: Path | None) -> Wor
             "see `scheduler` and `interface` in the profile",
         ) from error
     list_jobs = partial(_states, name) if is_slurm else None
-    # On its own loop, where it also runs.
+    # Made on the cluster's own event loop, where it also runs.
     keeper = cluster.adapt(
         Adaptive=JobKeeper,
         minimum=jobs.minimum_jobs,
@@ -284,11 +285,11 @@ def _jobs(profile: JobProfile, part: Stage, name: str, logs: Path | None) -> Wor
         list_jobs=list_jobs,
         logs=logs,
     )
-    return Workers(str(cluster.scheduler_address), _page(cluster.dashboard_link), stack.close, keeper)
+    return Workers(str(cluster.scheduler_address), _dashboard(cluster.dashboard_link), stack.close, keeper)
 
 
 def _cancel(name: str) -> None:
-    """Cancels what is left of jobs of a name, if Slurm answers."""
+    """Cancel the remaining jobs of a name, if Slurm answers."""
     from slidesam.flows.cluster import slurm
 
     with suppress(ClusterError):
@@ -296,7 +297,7 @@ def _cancel(name: str) -> None:
 
 
 def _states(name: str) -> dict[str, str]:
-    """State of each job of a name, by its number."""
+    """Return the state of each job of a name, by its number."""
     from slidesam.flows.cluster import slurm
 
     return {
@@ -305,30 +306,30 @@ def _states(name: str) -> dict[str, str]:
     }
 
 
-def _page(link: Any) -> str | None:
-    """Address of the dashboard, which there is only where bokeh is."""
+def _dashboard(link: Any) -> str | None:
+    """Return the dashboard's address; None without bokeh, which it needs."""
     return str(link) if link and find_spec("bokeh") is not None else None
 
 
 def ssh_line(dashboard: str) -> str:
-    """What to type elsewhere to see a dashboard here in a browser, at http://localhost:PORT/status."""
+    """Return the command that shows a dashboard of this machine elsewhere, at http://localhost:PORT/status."""
     address = urlsplit(dashboard)
     port = address.port or 8787
     return f"ssh -N -L {port}:{address.hostname}:{port} {getpass.getuser()}@{socket.gethostname()}"
 
 
 def api_host(profile: ClusterProfile) -> str:
-    """Address at which a Prefect server started here can be reached by all who compute."""
+    """Return the address at which all workers can reach a Prefect server of this machine."""
     if isinstance(profile, AttachProfile):
-        return _way_to(profile.address)
+        return _address_towards(profile.address)
     return scheduler_host(profile) if isinstance(profile, SlurmProfile | QueueProfile) else _LOOPBACK
 
 
-def _way_to(address: str) -> str:
-    """This machine's address on the network of a scheduler; loopback where that is there."""
+def _address_towards(address: str) -> str:
+    """Return this machine's address on the network of a scheduler; loopback if the scheduler is on this machine."""
     parts = urlsplit(address)
     try:
-        # No packet is sent: what is asked is which way one would take.
+        # No packet is sent: this only asks for the route.
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             probe.connect((parts.hostname or _LOOPBACK, parts.port or 8786))
             return str(probe.getsockname()[0])

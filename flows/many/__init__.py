@@ -1,1 +1,1 @@
-"""Many slides: cohorts, inboxes, retries."""
+"""Flows for many slides: cohorts, inboxes, retries, cleaning."""

@@ -1,8 +1,8 @@
-"""Many slides: each in a run of its own, so that one's crash costs no other, and a table of how they ended.
+"""Segments many slides: each in a flow run of its own, so that the crash of one doesn't stop the others.
 
-Where the cohort is itself a run of a deployment, each slide is a run of the deployment `slide`: it can be seen, cancelled and
-retried alone, on whichever machine takes it. Elsewhere, as from the command line, slides run one after the other in this
-process, on one cluster. Either way a slide is a run of `segment_slide`.
+If the cohort is itself a run of a deployment, each slide is a run of the deployment `slide`: people can see, cancel and retry
+it alone, and any worker can take it. Otherwise, as from the command line, slides run one after the other in this process, on
+one cluster.
 """
 
 from __future__ import annotations
@@ -45,34 +45,34 @@ from slidesam.tasks.run.layout import jobs_folder
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.listing import Listed, list_slides
 
-# As a form begins; Prefect makes settings of it.
+# What a form shows at first; Prefect makes settings and a profile of it.
 _DEFAULTS: Any = {}
 _LOCAL: Any = "local"
-_LOOK_SECONDS = 2.0
-# A crashed run may be put back by an automation: only one that stays crashed for so long has ended.
+_POLL_SECONDS = 2.0
+# An automation may restart a crashed run: it has ended only if it stays crashed for so long.
 _CRASHED_FOR = 90.0
-# What the automation's message has in it (deployments/automations.yaml).
-_BY_ITSELF = "by the automation"
+# The message of the automation that restarts crashed runs (deployments/automations.yaml).
+AUTOMATION_MESSAGE = 'crashed; started again by the automation "crashed runs go on"'
 ENDED = [StateType.COMPLETED, StateType.FAILED, StateType.CRASHED, StateType.CANCELLED]
 
 
 def _run_name() -> str:
-    named = flow_run.parameters["slides"]
-    more = f" and {len(named) - 1} more" if len(named) > 1 else ""
-    return f"cohort · {Path(named[0]).name if named else 'nothing'}{more}"
+    slides = flow_run.parameters["slides"]
+    more = f" and {len(slides) - 1} more" if len(slides) > 1 else ""
+    return f"cohort · {Path(slides[0]).name if slides else 'nothing'}{more}"
 
 
 @flow(name="segment cohort", flow_run_name=_run_name, persist_result=False)
 def segment_cohort(
     slides: list[str], output: Path, settings: Settings = _DEFAULTS, cluster: ProfileChoice = _LOCAL
 ) -> list[dict[str, Any]]:
-    """Segments many slides; begun once more, it runs only those that aren't finished.
+    """Segment many slides. Started again, it runs only those that aren't finished.
 
     Args:
         slides: Slide files, folders of slides, patterns such as /scans/2026-11/*.svs, or CSV manifests (columns path, name, and
             settings such as blocks.halo).
         output: Folder for the results.
-        settings: What to compute, for all slides for which a manifest says nothing else.
+        settings: What to compute; a manifest can change settings for single slides.
         cluster: Where to compute it: the name of a cluster profile, or its file.
 
     Returns:
@@ -82,7 +82,7 @@ def segment_cohort(
         CohortFailures: Some slides failed; all others are finished.
         SettingsError: No slide is named.
     """
-    refuse_relative(settings, output=output, **{f"slides[{n}]": named for n, named in enumerate(slides)})
+    refuse_relative(settings, output=output, **{f"slides[{number}]": slide for number, slide in enumerate(slides)})
     listed = _list(slides, settings)
     if own_deployment.id:
         return _conclude(_run_as_deployed(listed, output))
@@ -152,12 +152,15 @@ def _run_here(listed: Sequence[Listed], output: Path, run_slide: Callable[[Liste
 
 
 def _run_as_deployed(listed: Sequence[Listed], output: Path) -> list[Row]:
-    """Each as a run of `slide`; those of an earlier go are used if they are finished, and put back if they failed."""
+    """Start each slide as a run of `slide`, and wait for all.
+
+    If the cohort ran before, its finished slides are used again, and its failed slides are put back in the queue.
+    """
     own_id = str(flow_run.id)
-    kept: dict[UUID, str] = {}
+    skipped: dict[UUID, str] = {}
     with get_client(sync_client=True) as client:
         deployed, cluster = deployment(client, SLIDE_DEPLOYMENT).id, read_cluster_name(client, own_id)
-        again = _was_retried(client.read_flow_run_states(UUID(own_id)))
+        is_retry = _is_retry(client.read_flow_run_states(UUID(own_id)))
         started: dict[UUID, Listed] = {}
         refused: list[Row] = []
         for slide in listed:
@@ -170,50 +173,50 @@ def _run_as_deployed(listed: Sequence[Listed], output: Path) -> list[Row]:
                     name=run_name(slide.path, slide.settings), key=_key(own_id, slide, output, cluster),
                     tags=[cohort_tag(own_id)],
                 )  # fmt: skip
-            except Exception as error:  # noqa: BLE001 (a slide that can't even be started costs no other)
+            except Exception as error:  # noqa: BLE001 (a slide that can't be started doesn't stop the others)
                 refused.append(Row(slide.name, "Failed", error=in_one_line(error)))
                 continue
             started[run.id] = slide
-            if again and run.state is not None and run.state.type in [*RED, StateType.CANCELLED]:
-                if (why := reason_to_skip(run)) is None:
+            if is_retry and run.state is not None and run.state.type in [*RED, StateType.CANCELLED]:
+                if (reason := reason_to_skip(run)) is None:
                     put_back(client, run, "its cohort is tried again")
                 else:
-                    kept[run.id] = why
-    for run_id, why in kept.items():
-        get_run_logger().warning("%s: not tried again, %s", started[run_id].name, why)
-    with cohort_progress(len(listed)) as ended:
-        return _watched(started, output, refused, ended)
+                    skipped[run.id] = reason
+    for run_id, reason in skipped.items():
+        get_run_logger().warning("%s: not tried again, %s", started[run_id].name, reason)
+    with cohort_progress(len(listed)) as report:
+        return _wait_for_all(started, output, refused, report)
 
 
-def _was_retried(states: Sequence[Any]) -> bool:
-    """Whether somebody wants this cohort tried again: not if an automation only brought it back after its process died."""
+def _is_retry(states: Sequence[Any]) -> bool:
+    """Whether a person retries this cohort; False if an automation restarted it after its process had died."""
     ends = [number for number, state in enumerate(states) if state.type in ENDED]
     if not ends:
         return False
-    back = next((state for state in states[ends[-1] + 1 :] if state.type == StateType.SCHEDULED), None)
-    by_itself = back is not None and _BY_ITSELF in (back.message or "")
-    return not (states[ends[-1]].type == StateType.CRASHED and by_itself)
+    restart = next((state for state in states[ends[-1] + 1 :] if state.type == StateType.SCHEDULED), None)
+    is_automatic = restart is not None and restart.message == AUTOMATION_MESSAGE
+    return not (states[ends[-1]].type == StateType.CRASHED and is_automatic)
 
 
 def _key(own_id: str, slide: Listed, output: Path, cluster: str) -> str:
-    """The same for the same request of the same cohort; a manifest that was mended asks for another run."""
-    asked = [str(slide.path), str(output), cluster, slide.settings.model_dump(mode="json")]
-    digest = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode(errors="surrogateescape")).hexdigest()
-    return f"{own_id}:{digest}"
+    """Return a key that is equal for equal requests of one cohort; a corrected manifest is another request."""
+    request = [str(slide.path), str(output), cluster, slide.settings.model_dump(mode="json")]
+    text = json.dumps(request, sort_keys=True, default=str)
+    return f"{own_id}:{hashlib.sha256(text.encode(errors='surrogateescape')).hexdigest()}"
 
 
 def cohort_tag(flow_run_id: str) -> str:
-    """The tag of a cohort's slides."""
+    """Return the tag of a cohort's slides."""
     return f"cohort-{flow_run_id[:8]}"
 
 
-def _watched(
-    started: dict[UUID, Listed], output: Path, refused: list[Row], ended: Callable[[list[Row]], None]
+def _wait_for_all(
+    started: dict[UUID, Listed], output: Path, refused: list[Row], report: Callable[[list[Row]], None]
 ) -> list[Row]:
-    """Waits until all have ended."""
+    """Wait until all runs have ended."""
     rows: dict[UUID, Row] = {}
     crashed: dict[UUID, float] = {}
-    ended(refused)
+    report(refused)
     while True:
         with get_client(sync_client=True) as client:
             runs = read_runs(client, started.keys() - rows.keys())
@@ -225,25 +228,25 @@ def _watched(
                 rows[run_id] = row_of_run(run, started[run_id], output)
             else:
                 continue
-            ended([*refused, *rows.values()])
+            report([*refused, *rows.values()])
         if len(rows) == len(started):
-            # Somebody may have tried a failed one again meanwhile, on its own page.
-            for run_id in _begun_again(rows):
+            # Meanwhile somebody may have retried a failed run on its own page.
+            for run_id in _find_restarted(rows):
                 del rows[run_id]
         if len(rows) == len(started):
             return [*refused, *(rows[run_id] for run_id in started)]
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_POLL_SECONDS)
 
 
-def _begun_again(rows: dict[UUID, Row]) -> list[UUID]:
-    """Those that aren't finished, and don't stand any more as their row says."""
+def _find_restarted(rows: dict[UUID, Row]) -> list[UUID]:
+    """Return the unfinished runs whose state isn't the one in their row any more."""
     with get_client(sync_client=True) as client:
         runs = read_runs(client, [run_id for run_id, row in rows.items() if not row.is_finished])
     return [run_id for run_id, run in runs.items() if run.state is not None and run.state.name != rows[run_id].state]
 
 
 def _has_ended(run: FlowRun, crashed: dict[UUID, float]) -> bool:
-    """Whether nothing more will come of a run; remembers since when it is crashed."""
+    """Whether a run will do nothing more; keep in `crashed` since when it is crashed."""
     if run.state is None or run.state.type not in ENDED:
         crashed.pop(run.id, None)
         return False

@@ -1,4 +1,4 @@
-"""What a person sees of a cohort in the Prefect UI: a row per slide, the table of all, and a bar while they run."""
+"""Shows a cohort in the Prefect UI: a row per slide, the table of all, and a bar while they run."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ _ERROR_LENGTH = 400
 
 @dataclass(frozen=True)
 class Row:
-    """How one slide of a cohort ended.
+    """How a slide of a cohort ended.
 
     Attributes:
-        slide: Its name.
-        state: In a word, as Prefect has it.
-        objects: How many were found.
-        blocks: How many were segmented, of how many.
-        seconds: How long its run took, waiting not counted.
-        error: Why it failed; empty if it didn't.
-        link: Its page in the UI.
+        slide: The slide's name.
+        state: The state's name, as in Prefect.
+        objects: Number of objects.
+        blocks: How many blocks were segmented, of how many.
+        seconds: Duration of the run without waiting.
+        error: Why the slide failed; empty if it didn't.
+        link: The run's page in the UI.
     """
 
     slide: str
@@ -51,18 +51,18 @@ class Row:
 
     @property
     def is_finished(self) -> bool:
-        """Whether its result is there."""
+        """Whether the slide has a result."""
         return self.state == "Completed"
 
 
 def row_here(slide: Listed, output: Path, error: Exception | None, seconds: float) -> Row:
-    """The row of a slide that ran in this process.
+    """Make the row of a slide that ran in this process.
 
     Args:
         slide: The slide.
         output: Folder for the results.
-        error: What it failed with, if it did.
-        seconds: How long it took.
+        error: What the slide failed with, or None.
+        seconds: Duration of the run.
     """
     state = read_state(output, slide.name, slide.settings.output.label)
     link = state.get("flow_run_id") if slide.error is None else None
@@ -77,18 +77,18 @@ def row_here(slide: Listed, output: Path, error: Exception | None, seconds: floa
 
 
 def row_of_run(run: FlowRun, slide: Listed, output: Path) -> Row:
-    """The row of a slide that was a run of its own.
+    """Make the row of a slide that ran as a flow run of its own.
 
     Args:
-        run: Its flow run, which has ended.
+        run: The flow run, which has ended.
         slide: The slide.
         output: Folder for the results.
     """
     assert run.state is not None
     finished = run.state.type == StateType.COMPLETED
     state = read_state(output, slide.name, slide.settings.output.label)
-    noted = state.get("error") if state.get("flow_run_id") == str(run.id) else None
-    error = "" if finished else str(noted or run.state.message or run.state.name)
+    recorded = state.get("error") if state.get("flow_run_id") == str(run.id) else None
+    error = "" if finished else str(recorded or run.state.message or run.state.name)
     return Row(
         slide.name,
         str(run.state.name),
@@ -100,7 +100,7 @@ def row_of_run(run: FlowRun, slide: Listed, output: Path) -> Row:
 
 
 def _result(slide: Listed, output: Path, *, finished: bool) -> dict[str, Any]:
-    """Objects and blocks of a slide, from what lies in the output folder."""
+    """Read a slide's numbers of objects and blocks from the output folder."""
     label = slide.settings.output.label
     paths = RunPaths(output, slide.name, label)
     if not finished:
@@ -109,46 +109,48 @@ def _result(slide: Listed, output: Path, *, finished: bool) -> dict[str, Any]:
         blocks = state.get("blocks")
         return {"blocks": f"{len(Marks(folder).names())} of {blocks}"} if blocks else {}
     facts = read_json(paths.provenance) or {}
-    left_out = len(facts.get("blocks_without_tissue", []))
-    return {"objects": facts.get("objects"), "blocks": str(facts.get("blocks", 0) - left_out)}
+    n_empty = len(facts.get("blocks_without_tissue", []))
+    return {"objects": facts.get("objects"), "blocks": str(facts.get("blocks", 0) - n_empty)}
 
 
 @contextmanager
 def cohort_progress(total: int) -> Iterator[Callable[[list[Row]], None]]:
-    """A bar on the cohort's page, and a line in its log per slide that ends."""
+    """Show a bar on the cohort's page, and log a line for each slide that ends."""
     log = get_run_logger()
-    words = "{} of {} slides have ended, {} failed"
+    sentence = "{} of {} slides have ended, {} failed"
     artifact: Any = None
     with harmless(log, "progress"):
-        artifact = create_progress_artifact(0.0, key="slidesam-cohort-progress", description=words.format(0, total, 0))
-    said: set[tuple[str, str]] = set()
+        artifact = create_progress_artifact(
+            0.0, key="slidesam-cohort-progress", description=sentence.format(0, total, 0)
+        )
+    logged: set[tuple[str, str]] = set()
 
-    def ended(rows: list[Row]) -> None:
+    def report(rows: list[Row]) -> None:
         for row in rows:
-            if (row.slide, row.state) not in said:
-                what = f"{row.objects:,} objects" if row.objects is not None else row.error
-                log.info("%s: %s%s", row.slide, row.state.lower(), f", {what}" if what else "")
-                said.add((row.slide, row.state))
+            if (row.slide, row.state) not in logged:
+                result = f"{row.objects:,} objects" if row.objects is not None else row.error
+                log.info("%s: %s%s", row.slide, row.state.lower(), f", {result}" if result else "")
+                logged.add((row.slide, row.state))
         if artifact is not None:
             with harmless(log, "progress"):
                 failed = len(rows) - count_finished(rows)
                 update_progress_artifact(
-                    artifact, 100.0 * len(rows) / total, description=words.format(len(rows), total, failed)
+                    artifact, 100.0 * len(rows) / total, description=sentence.format(len(rows), total, failed)
                 )
 
-    yield ended
+    yield report
 
 
 def count_finished(rows: Sequence[Row]) -> int:
-    """How many slides are finished."""
+    """Count the finished slides."""
     return sum(row.is_finished for row in rows)
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
-    """The table of a cohort's slides, those that failed first.
+    """Make the table of a cohort's slides, failed ones first.
 
     Args:
-        rows: How each ended.
+        rows: How the slides ended.
     """
     states = ", ".join(f"{number} {state.lower()}" for state, number in Counter(row.state for row in rows).items())
     cells = [

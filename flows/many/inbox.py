@@ -1,4 +1,4 @@
-"""A folder in which slides arrive: on a schedule, a run for each that is whole and has no result."""
+"""Watches a folder in which slides arrive, and starts a run for each complete slide without a result."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from slidesam.tasks.settings.types import Duration, seconds_of
 from slidesam.tasks.slides.facts import slide_name
 from slidesam.tasks.slides.listing import Listed
 
-# As a form begins; Prefect makes settings of it.
+# What a form shows at first; Prefect makes settings and a profile of it.
 _DEFAULTS: Any = {}
 _LOCAL: Any = "local"
 
@@ -39,34 +39,36 @@ def _run_name() -> str:
 def inbox(
     folder: Path, output: Path, quiet: Duration = "2m", settings: Settings = _DEFAULTS, cluster: ProfileChoice = _LOCAL
 ) -> list[str]:
-    """Looks into a folder, and starts a run of `slide` for each slide that is complete and has no finished result.
+    """Start a run of `slide` for each slide of a folder that is complete and has no finished result.
 
-    A slide is complete once it hasn't changed for a while. It is started once; if its file changes later, once more.
+    A slide is complete once it hasn't changed for a while. It is started once, and again if its file changes later.
 
     Args:
-        folder: Where slides arrive: files and OME-Zarr folders that lie in it, not deeper.
+        folder: Where slides arrive: files and OME-Zarr folders directly in it, not in its sub-folders.
         output: Folder for the results.
-        quiet: How long a slide must not have changed, such as 90s, 2m or 1h; looks before that only take note of it.
+        quiet: How long a slide must not have changed, such as 90s, 2m or 1h; until then it is only remembered.
         settings: What to compute.
         cluster: Where to compute it: the name of a cluster profile, or its file.
 
     Returns:
-        Names of the slides whose runs were started now.
+        Names of the slides whose runs were started.
 
     Raises:
-        SettingsError: There is no such folder, or some of its slides can't be started; all others are.
+        SettingsError: The folder doesn't exist, or some of its slides can't be started; all others are started.
         OutputError: The output folder can't be written.
         ServerError: The deployment `slide` isn't registered.
     """
     log = get_run_logger()
     refuse_relative(settings, folder=folder, output=output)
     if not folder.is_dir():
-        raise SettingsError(f"inbox {folder} is no folder: make it, or name another in the deployment's parameters")
+        raise SettingsError(
+            f"inbox {folder} is not a folder: create it, or name another one in the deployment's parameters"
+        )
     check_output(output)
     memory = inbox_memory(output, folder)
     failed: list[str] = []
     started: list[str] = []
-    # Two looks at once would each forget what the other saw.
+    # Two flow runs at once would overwrite each other's memory.
     with locked(inbox_lock(memory), f'flow run "{flow_run.name}"', target=f"inbox {folder}"):
         whole, growing = look(folder, memory, seconds_of(quiet), time.time())
         for slide in whole:
@@ -75,7 +77,7 @@ def inbox(
                     _start(slide, output, settings)
                     note_started(memory, slide)
                     started.append(slide.path.name)
-            except Exception as error:  # noqa: BLE001 (one bad slide costs no other)
+            except Exception as error:  # noqa: BLE001 (one bad slide doesn't stop the others)
                 failed.append(f"{slide.path.name}: {in_one_line(error)}")
     log.info(
         "%s: %d slides, %d of them still arriving; started now: %s",
@@ -87,24 +89,24 @@ def inbox(
 
 
 def _is_wanted(slide: Arrival, arrived: Sequence[Arrival], output: Path, settings: Settings) -> bool:
-    """Whether to start a slide now: once, if it has no result and no run is at work on it.
+    """Tell whether to start a slide now: once, if it has no result and no run computes it.
 
     Raises:
-        SettingsError: Its results would bear the name of another's.
+        SettingsError: Its results would have the same name as another slide's.
     """
     if slide.is_started or has_result(slide.path, output, settings):
         return False
     name, label = slide_name(slide.path), settings.output.label
-    twins = [each.path.name for each in arrived if slide_name(each.path) == name]
-    if len(twins) > 1:
-        raise SettingsError(f"{' and '.join(twins)} would write the same results: rename all but one")
-    # A run of what the file was before: the next look starts what it is now.
+    same_name = [other.path.name for other in arrived if slide_name(other.path) == name]
+    if len(same_name) > 1:
+        raise SettingsError(f"{' and '.join(same_name)} would write the same results: rename all but one")
+    # If a run computes the file's earlier content, the next flow run starts the new one.
     return holder(RunPaths(output, name, label).lock) is None
 
 
 def _start(slide: Arrival, output: Path, settings: Settings) -> None:
-    """Starts a slide's run; where the memory of it was lost, the key finds the run that this content of the file had."""
-    what = f"inbox:{slide.path.resolve()}:{slide.version}:{output.resolve()}:{settings.output.label}"
+    """Start a slide's run; if the memory was lost, the key finds the run that this content of the file had."""
+    request = f"inbox:{slide.path.resolve()}:{slide.version}:{output.resolve()}:{settings.output.label}"
     with get_client(sync_client=True) as client:
         start_slide(
             client,
@@ -113,6 +115,6 @@ def _start(slide: Arrival, output: Path, settings: Settings) -> None:
             output,
             read_cluster_name(client, flow_run.id),
             name=run_name(slide.path, settings),
-            key=hashlib.sha256(what.encode()).hexdigest(),
+            key=hashlib.sha256(request.encode()).hexdigest(),
             tags=["inbox"],
         )

@@ -1,4 +1,4 @@
-"""Failed slides once more: of the latest cohort, of a named one, or all that are red."""
+"""Retries failed slides: of the latest cohort, of a named cohort, or of the last days."""
 
 from __future__ import annotations
 
@@ -37,81 +37,81 @@ from slidesam.tasks.errors import SettingsError
 def retry_failed(
     cohort: str | None = None, days: Annotated[float, Field(gt=0, le=3650)] | None = None
 ) -> dict[str, str]:
-    """Puts failed slides back, to be tried again; of these, only what is missing is computed.
+    """Put failed slides back in the queue; only their missing blocks are computed.
 
-    A slide that failed because of its file is left until the file changes.
+    A slide that failed because of its file is skipped until the file changes.
 
     Args:
-        cohort: Name or id of the cohort whose failed slides to try again; none = the latest.
-        days: Instead of one cohort's: all slides and cohorts that failed in so many last days.
+        cohort: Name or id of the cohort whose failed slides to retry; empty = the latest cohort.
+        days: Retry all slides and cohorts that failed in so many last days, instead of one cohort's.
 
     Returns:
-        What was done with each failed slide, by the id of its run.
+        What was done with each failed slide, by its run's id.
 
     Raises:
-        SettingsError: There is no such cohort, or both are given.
+        SettingsError: The cohort doesn't exist, or both arguments are given.
         ServerError: A deployment isn't registered.
     """
     if cohort is not None and days is not None:
-        raise SettingsError("a cohort and a number of days are given: give one of them")
+        raise SettingsError("both a cohort and a number of days are given: give only one of them")
     with get_client(sync_client=True) as client:
         if days is not None:
             cohorts, slides = read_failed_runs(client, COHORT, days), read_failed_runs(client, SLIDE, days)
         else:
-            chosen = _cohort(client, cohort)
-            cohorts = [chosen] if _is_red(chosen) else []
-            slides = [run for run in tagged(client, cohort_tag(str(chosen.id))) if _is_red(run)]
-        # A cohort puts its slides back itself as it begins once more.
+            cohort_run = _find_cohort(client, cohort)
+            cohorts = [cohort_run] if _is_red(cohort_run) else []
+            slides = [run for run in tagged(client, cohort_tag(str(cohort_run.id))) if _is_red(run)]
+        # A cohort puts its slides back itself when it starts again.
         by_cohort = {cohort_tag(str(run.id)): run for run in cohorts}
-        done = {run.id: _again(client, run, by_cohort) for run in slides}
+        actions = {run.id: _retry(client, run, by_cohort) for run in slides}
         for run in cohorts:
-            if any(done[slide.id] == _BACK for slide in slides if cohort_tag(str(run.id)) in slide.tags):
+            if any(actions[slide.id] == _PUT_BACK for slide in slides if cohort_tag(str(run.id)) in slide.tags):
                 put_back(client, run, "its failed slides are tried again")
     for run in slides:
-        get_run_logger().info("%s: %s", run.name, done[run.id])
-    create_markdown_artifact(_markdown(done, slides), key="slidesam-retry-failed")
-    return {str(run_id): what for run_id, what in done.items()}
+        get_run_logger().info("%s: %s", run.name, actions[run.id])
+    create_markdown_artifact(_markdown(actions, slides), key="slidesam-retry-failed")
+    return {str(run_id): action for run_id, action in actions.items()}
 
 
-_BACK = "put back"
+_PUT_BACK = "put back"
 
 
-def _again(client: SyncPrefectClient, run: FlowRun, cohorts: Mapping[str, FlowRun]) -> str:
-    """Puts a slide's run back where that can help and no cohort does it, and says what is done."""
-    if (why := reason_to_skip(run)) is not None:
-        return f"not tried again, {why}"
+def _retry(client: SyncPrefectClient, run: FlowRun, cohorts: Mapping[str, FlowRun]) -> str:
+    """Put a slide's run back if that can help and its cohort doesn't do it; return what was done."""
+    if (reason := reason_to_skip(run)) is not None:
+        return f"not tried again, {reason}"
     if not cohorts.keys() & set(run.tags) and not put_back(client, run, "tried again by retry-failed"):
-        return "not put back: it is at work again, or its deployment is gone"
-    return _BACK
+        return "not put back: it runs again already, or its deployment is gone"
+    return _PUT_BACK
 
 
 def _is_red(run: FlowRun) -> bool:
     return run.state is not None and run.state.type in RED
 
 
-def _cohort(client: SyncPrefectClient, named: str | None) -> FlowRun:
-    """The cohort that is meant.
+def _find_cohort(client: SyncPrefectClient, name: str | None) -> FlowRun:
+    """Return the named cohort's run, or the latest cohort's.
 
     Raises:
         SettingsError: There is none.
     """
-    if named is None:
-        found = latest(client, COHORT)
-        if found is None:
-            raise SettingsError("there is no cohort yet; give `days` to try all failed slides again")
-        return found
+    if name is None:
+        latest_cohort = latest(client, COHORT)
+        if latest_cohort is None:
+            raise SettingsError("there is no cohort yet: give `days` to retry all failed slides")
+        return latest_cohort
     with suppress(ValueError, ObjectNotFound):
-        return client.read_flow_run(UUID(named))
-    these = FlowRunFilter(name=FlowRunFilterName(any_=[named]))
-    runs = client.read_flow_runs(flow_run_filter=these, sort=FlowRunSort.START_TIME_DESC, limit=1)
+        return client.read_flow_run(UUID(name))
+    by_name = FlowRunFilter(name=FlowRunFilterName(any_=[name]))
+    runs = client.read_flow_runs(flow_run_filter=by_name, sort=FlowRunSort.START_TIME_DESC, limit=1)
     if not runs:
-        raise SettingsError(f"there is no cohort {named!r}: give the name or the id of its flow run")
+        raise SettingsError(f"there is no cohort {name!r}: give the name or the id of its flow run")
     return runs[0]
 
 
-def _markdown(done: Mapping[UUID, str], slides: Sequence[FlowRun]) -> str:
-    if not done:
+def _markdown(actions: Mapping[UUID, str], slides: Sequence[FlowRun]) -> str:
+    if not actions:
         return "# No failed slides"
-    rows = [(f"[{text(run.name)}]({url_for('flow-run', obj_id=run.id)})", text(done[run.id])) for run in slides]
-    back = sum(what == _BACK for what in done.values())
-    return f"# {back} of {len(done)} failed slides put back\n\n{table(('slide', 'what was done'), rows)}"
+    rows = [(f"[{text(run.name)}]({url_for('flow-run', obj_id=run.id)})", text(actions[run.id])) for run in slides]
+    n_put_back = sum(action == _PUT_BACK for action in actions.values())
+    return f"# {n_put_back} of {len(actions)} failed slides put back\n\n{table(('slide', 'what was done'), rows)}"

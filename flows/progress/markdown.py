@@ -1,4 +1,4 @@
-"""Markdown for pages of the Prefect UI: whatever stands in names and errors is shown as it is."""
+"""Makes markdown for pages of the Prefect UI; names and errors are escaped, so that they are shown as they are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def text(words: str) -> str:
-    r"""Words as they are, on one line: nothing in them is taken for markdown, HTML or the end of a cell.
+    r"""Escape words, on one line: nothing in them is taken for markdown, HTML or the end of a cell.
 
     Example:
         >>> print(text("a|b <c> *d*"))
@@ -17,7 +17,7 @@ def text(words: str) -> str:
 
 
 def code(words: str) -> str:
-    """Words as code on one line, outside a table, whatever backticks they hold."""
+    """Format words as code on one line, outside a table, whatever backticks they contain."""
     words = " ".join(words.split())
     fence = "`" * (max(map(len, re.findall("`+", words)), default=0) + 1)
     pad = " " if words.startswith("`") or words.endswith("`") else ""
@@ -25,12 +25,12 @@ def code(words: str) -> str:
 
 
 def block(words: str) -> str:
-    """Lines of code."""
+    """Format lines as a code block."""
     fence = "`" * max(3, max(map(len, re.findall("`+", words)), default=0) + 1)
     return f"{fence}\n{words}\n{fence}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str = "") -> str:
-    """A markdown table of cells that are escaped already."""
+    """Make a table of cells that are escaped already."""
     rules = ["---:" if side == "r" else "---" for side in align.ljust(len(head), "l")]
     return "\n".join("| " + " | ".join(row) + " |" for row in (head, rules, *rows))

@@ -1,67 +1,67 @@
-"""How fast a stage goes and how long it will take, in words."""
+"""Describes how fast a stage progresses and how long it will take."""
 
 from __future__ import annotations
 
 from collections import deque
 
-# The rate is that of the last so many seconds, so that waiting for workers and loading models drops out of it.
+# Seconds over which the rate is averaged: waiting for workers and loading models must not count for ever.
 _WINDOW = 300.0
 
 
 class Pace:
-    """How fast a stage goes, and how long it will take: only pieces of this run count.
+    """Measures how fast a stage progresses; only items of this run count.
 
     Args:
         stage: The stage's name.
-        total: Its pieces.
-        done: How many of them are there from before.
+        total: Number of its items.
+        done: How many of them an earlier run has finished.
         now: Seconds on some clock.
     """
 
     def __init__(self, stage: str, total: int, done: int, now: float) -> None:
-        self.stage, self.total, self.done, self.before, self.began = stage, total, done, done, now
-        self._seen = deque([(now, done)])
+        self.stage, self.total, self.done, self.n_reused, self.start = stage, total, done, done, now
+        self._samples = deque([(now, done)])
 
-    def advance(self, pieces: int, now: float) -> None:
-        """Some more pieces are done."""
-        self.done += pieces
-        # One sample a second is enough, however many blocks there are.
-        if now - self._seen[-1][0] >= 1:
-            self._seen.append((now, self.done))
-        while len(self._seen) > 1 and now - self._seen[1][0] >= _WINDOW:
-            self._seen.popleft()
+    def advance(self, count: int, now: float) -> None:
+        """Add finished items."""
+        self.done += count
+        # One sample per second is enough, however many blocks there are.
+        if now - self._samples[-1][0] >= 1:
+            self._samples.append((now, self.done))
+        while len(self._samples) > 1 and now - self._samples[1][0] >= _WINDOW:
+            self._samples.popleft()
 
     @property
     def share(self) -> float:
-        """How much of the stage is done, 0 to 1."""
+        """Finished part of the stage, 0 to 1."""
         return min(self.done / self.total, 1.0) if self.total else 1.0
 
     @property
     def counted(self) -> str:
-        """The stage and what is done of it."""
+        """The stage and how many of its items are done."""
         return f"{self.stage}: {self.done:,} of {self.total:,}"
 
     def words(self, now: float) -> str:
-        """The stage and what is done of it; on a second line the rate and the time left."""
-        began, done_then = self._seen[0]
-        rate = (self.done - done_then) / max(now - began, 1e-9)
+        """Return the stage and how many of its items are done; on a second line the rate and the time left."""
+        start, done_at_start = self._samples[0]
+        rate = (self.done - done_at_start) / max(now - start, 1e-9)
         if rate <= 0:
             return self.counted
-        words = f"{self.counted},\n{rate_words(rate)}"
-        left = self.total - self.done
-        return f"{words}, {duration_words(left / rate)} left" if left > 0 else words
+        text = f"{self.counted},\n{rate_words(rate)}"
+        n_left = self.total - self.done
+        return f"{text}, {duration_words(n_left / rate)} left" if n_left > 0 else text
 
     def line(self, now: float) -> str:
-        """What the log says of it at its end."""
-        done, seconds = self.done - self.before, now - self.began
+        """Return the log's line on the stage at its end."""
+        done, seconds = self.done - self.n_reused, now - self.start
         if done == 0:
             return f"{self.counted}, all done before" if self.done and self.done == self.total else self.counted
-        reused = f", {self.before:,} of them done before" if self.before else ""
+        reused = f", {self.n_reused:,} of them done before" if self.n_reused else ""
         return f"{self.counted}{reused}; {duration_words(seconds)}, {rate_words(done / max(seconds, 1e-9))}"
 
 
 def rate_words(rate: float) -> str:
-    """Pieces per second, or per minute or hour where they are few.
+    """Return a rate per second, or per minute or hour if it is low.
 
     Example:
         >>> rate_words(23.4), rate_words(1.44), rate_words(0.05), rate_words(0.001)
@@ -74,7 +74,7 @@ def rate_words(rate: float) -> str:
 
 
 def duration_words(seconds: float) -> str:
-    """A time that somebody waits for, about as exact as it can be known.
+    """Return a duration with a unit, no more precise than an estimate is.
 
     Example:
         >>> duration_words(0.31), duration_words(42), duration_words(250), duration_words(9000), duration_words(200000)

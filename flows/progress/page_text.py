@@ -1,4 +1,4 @@
-"""What stands on the page of a slide that is finished, or that failed: markdown, made of what is on disk."""
+"""Makes the markdown page of a slide that is finished or failed, from the files on disk."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.facts import slide_name
 from slidesam.tasks.stitch.report import COLUMNS
 
-# The picture goes to the server's database, twice: as the run's artifact and as the key's latest.
+# The picture is stored in the server's database twice: as the run's artifact and as the key's latest.
 _PICTURE_BYTES, _PICTURE_SIDES = 220_000, (1600, 1280, 1024, 800, 640, 480, 320)
 _MOST_BLOCKS, _ERROR_LENGTH = 50, 400
 _AMONG_OBJECTS = ("matched", "contested", "one_sided", "united")
 
 
 def result_markdown(run: Run, facts: Mapping[str, Any], picture: str | None = None) -> str:
-    """The page of a finished run.
+    """Make the page of a finished run.
 
     Args:
         run: The run.
@@ -58,13 +58,13 @@ def result_markdown(run: Run, facts: Mapping[str, Any], picture: str | None = No
 def _overview(run: Run, facts: Mapping[str, Any], n_warnings: int) -> list[tuple[str, str]]:
     height, width = run.slide.shape
     block_height, block_width = run.grid.block_shape
-    left_out = len(facts.get("blocks_without_tissue", ()))
-    blocks = f"{len(run.grid) - left_out:,} of {block_width} × {block_height} px, with a halo of {run.grid.halo} px"
+    n_empty = len(facts.get("blocks_without_tissue", ()))
+    blocks = f"{len(run.grid) - n_empty:,} of {block_width} × {block_height} px, with a halo of {run.grid.halo} px"
     mpp = run.slide.mpp
     pixel = "unknown: sizes in µm were taken as pixels" if mpp is None else f"{mpp[1]:.4g} × {mpp[0]:.4g} µm"
     return [
         ("objects", f"{facts['objects']:,} {text(run.label)}"),
-        ("blocks", f"{blocks}; {left_out:,} more without tissue" if left_out else blocks),
+        ("blocks", f"{blocks}; {n_empty:,} more without tissue" if n_empty else blocks),
         ("computing", _computing(facts.get("task_seconds", {}))),
         ("segmenter", _segmenter(run)),
         ("slide", f"{width:,} × {height:,} px ({text(run.slide.format)})"),
@@ -74,19 +74,19 @@ def _overview(run: Run, facts: Mapping[str, Any], n_warnings: int) -> list[tuple
 
 
 def _segmenter(run: Run) -> str:
-    """Its kind, and the model or function if that isn't all."""
+    """Return the segmenter's kind, and its model or function if it has one."""
     kind, identity = run.settings.segmenter.kind, run.segmenter_identity.partition(", ")[0]
     return text(kind if identity in ("", kind) else f"{kind}: {identity}")
 
 
 def _computing(seconds: Mapping[str, float]) -> str:
-    """Seconds of all workers together, and of each stage."""
+    """Return the seconds of all workers together, and of each stage."""
     stages = ", ".join(f"{text(stage)} {duration_words(value)}" for stage, value in seconds.items())
     return f"{duration_words(sum(seconds.values()))} of all workers together ({stages})" if seconds else "unknown"
 
 
 def _seams_part(run: Run, seams: Mapping[str, Any]) -> list[str]:
-    """Totals of the report on seams."""
+    """Make the part with the totals of the report on seams."""
     if len(run.grid) == 1:
         return ["## Seams", "The slide is one block, so it has none."]
     totals = seams.get("totals")
@@ -107,9 +107,9 @@ def _seams_part(run: Run, seams: Mapping[str, Any]) -> list[str]:
 
 
 def _provenance_part(run: Run, facts: Mapping[str, Any]) -> list[str]:
-    """What made the result: enough to see at a glance in what two runs of a slide differ."""
-    made = facts.get("segmenter", {})
-    devices, threads = ", ".join(made.get("devices", ())), ", ".join(made.get("threads", ()))
+    """Make the part on what made the result: it shows how two runs of a slide differ."""
+    segmenter = facts.get("segmenter", {})
+    devices, threads = ", ".join(segmenter.get("devices", ())), ", ".join(segmenter.get("threads", ()))
     versions = " · ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items())
     prints = " · ".join(f"{stage} {code(digest)}" for stage, digest in run.fingerprints.items())
     changed = changed_settings(run.settings)
@@ -141,7 +141,7 @@ def _where_part(run: Run) -> str:
 
 
 def changed_settings(settings: Settings) -> dict[str, str]:
-    """The settings that aren't the defaults, by their dotted names."""
+    """Return the settings that differ from the defaults, by their dotted names."""
     changed = {}
     for section in Settings.model_fields:
         model = getattr(settings, section)
@@ -165,38 +165,44 @@ def failure_markdown(
     name: str | None = None,
     can_retry: bool = False,
 ) -> str:
-    """The page of a run that failed.
+    """Make the page of a failed run.
 
     Args:
-        run: The run; None where it couldn't even be planned.
+        run: The run; None if it couldn't be planned.
         slide: The slide.
-        error: What ended it.
-        output: The output folder, if it is known.
-        name: The slide's name; None = its file's.
-        can_retry: Whether the page has a button for that.
+        error: What ended the run.
+        output: The output folder, if known.
+        name: The slide's name; None = the name of its file.
+        can_retry: Whether the page has a Retry button.
     """
     name = name or (slide_name(slide) if run is None else run.name)
     output = output if run is None else run.output
     if isinstance(error, BlockFailures):
-        title, what = count(error), _blocks_failed(run, error)
+        title, explanation = count(error), _blocks_failed(run, error)
     else:
-        title, what = "failed" if run is not None else "can't be segmented", [text(in_one_line(error, 2000))]
+        title = "failed" if run is not None else "can't be segmented"
+        explanation = [text(in_one_line(error, 2000))]
         if not isinstance(error, SlidesamError):
-            what.append("That isn't a failure that slidesam expects: the log on this page has its traceback.")
+            explanation.append("slidesam doesn't expect this failure: the log on this page has its traceback.")
     return "\n\n".join(
-        [f"# {text(name)}: {title}", *what, *_next_part(output, error, can_retry=can_retry), *_logs_part(run, slide)]
+        [
+            f"# {text(name)}: {title}",
+            *explanation,
+            *_next_part(output, error, can_retry=can_retry),
+            *_logs_part(run, slide),
+        ]
     )
 
 
 def count(error: BlockFailures) -> str:
-    """How many blocks failed."""
+    """Return how many blocks failed, as a title."""
     return f"{len(error.failures):,} of {error.n_blocks:,} blocks failed"
 
 
 def _blocks_failed(run: Run | None, error: BlockFailures) -> list[str]:
-    """How many, and a row for each of the first."""
-    kept = error.n_blocks - len(error.failures) - error.untried
-    words = f"{kept:,} blocks are done and kept."
+    """Make the part on failed blocks: how many are done, and a row for each of the first failures."""
+    n_done = error.n_blocks - len(error.failures) - error.untried
+    words = f"{n_done:,} blocks are done and kept."
     if error.untried:
         words += f" {error.untried:,} weren't tried after so many failures in a row."
     shown = list(error.failures.items())[:_MOST_BLOCKS]
@@ -221,15 +227,15 @@ def _block_row(run: Run | None, block_id: int, failure: BlockFailure) -> tuple[s
 
 
 def _next_part(output: Path | None, error: Exception, *, can_retry: bool) -> list[str]:
-    """What to do about it."""
+    """Make the part on what to do."""
     if isinstance(error, SettingsError):
-        return ["## What to do", "Start it anew with other settings: a retry would take the same."]
+        return ["## What to do", "Start a new run with other settings: a retry would use the same settings."]
     if isinstance(error, BlockFailures):
-        words = "Once what is wrong is mended, a retry computes only the blocks that are missing:"
+        words = "Once the cause is removed, a retry computes only the missing blocks:"
     elif isinstance(error, SlideError) and not isinstance(error, SlideGoneError):
-        words = "Repair or replace the file. A retry tries it again only when it has changed:"
+        words = "Repair or replace the file. A retry skips the slide until the file changes:"
     else:
-        words = "Once what is wrong is mended, a retry goes on from what is finished:"
+        words = "Once the cause is removed, a retry continues from what is finished:"
     ways = ["**Retry** in this run's menu"] if can_retry else []
     ways.append("the same command again" if output is None else code(f"slidesam retry {shlex.quote(str(output))}"))
     return ["## What to do", words, "\n".join(f"- {way}" for way in ways)]
@@ -238,23 +244,23 @@ def _next_part(output: Path | None, error: Exception, *, can_retry: bool) -> lis
 def _logs_part(run: Run | None, slide: Path) -> list[str]:
     lines = [f"- slide: {code(str(slide if run is None else run.slide.path))}"]
     if run is not None:
-        lines.append(f"- what is kept: {code(str(run.paths.work))}")
+        lines.append(f"- intermediate results: {code(str(run.paths.work))}")
         if list_job_logs(run.output):
             lines.append(f"- logs of jobs: {code(str(jobs_folder(run.output)))}")
     return ["## Where to look", "\n".join(lines)]
 
 
 def picture_uri(path: Path) -> str | None:
-    """A picture as a data URI of some hundred kilobytes, made smaller until it is; None where there is none."""
+    """Return a picture as a data URI, reduced to some hundred kilobytes; None if there is no picture."""
     if not path.is_file():
         return None
     with Image.open(path) as picture:
-        shown = picture.convert("RGB")
+        reduced = picture.convert("RGB")
     data = b""
     for side in _PICTURE_SIDES:
-        shown.thumbnail((side, side), Image.Resampling.LANCZOS)
+        reduced.thumbnail((side, side), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
-        shown.save(buffer, "JPEG", quality=80, optimize=True)
+        reduced.save(buffer, "JPEG", quality=80, optimize=True)
         data = buffer.getvalue()
         if len(data) <= _PICTURE_BYTES:
             break

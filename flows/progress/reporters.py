@@ -58,16 +58,16 @@ class SilentReporter:
 
 
 class _Rate(ProgressColumn):
-    """Pieces per second of this run, without those that were there from before."""
+    """Shows the items per second of this run, without those that were done before."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        words = "" if speed is None else f"{speed:.2f}/s" if speed < 10 else f"{speed:.0f}/s"
-        return Text(words, style="progress.data.speed", no_wrap=True)
+        rate = "" if speed is None else f"{speed:.2f}/s" if speed < 10 else f"{speed:.0f}/s"
+        return Text(rate, style="progress.data.speed", no_wrap=True)
 
 
 class BarReporter:
-    """Bars with rate and time left on a terminal.
+    """Shows bars with rate and time left on a terminal.
 
     Args:
         console: Where to draw.

@@ -1,7 +1,7 @@
-"""What a person sees of a slide on its page in the Prefect UI: how far it is, what came out, or what failed.
+"""Shows a slide on its page in the Prefect UI: its progress, its result, or its failure.
 
-Three artifacts per flow run of a slide: `progress`, and `result` or `failure`. The keys are made from slide and label, so that
-all runs of one slide stand together on the UI's Artifacts page. Nothing here ever raises: a page is not worth a run.
+A flow run of a slide has two artifacts: `progress`, and `result` or `failure`. Their keys are made from slide and label, so that
+the UI's Artifacts page shows all runs of one slide together. Nothing here raises errors: a page isn't worth a run.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ from slidesam.tasks.slides.facts import slide_name
 
 Kind = Literal["progress", "result", "failure"]
 Log = logging.Logger | logging.LoggerAdapter[Any]
-# Seconds between two updates of the bar; after a failed one twice as many, and so on up to the second number.
+# Seconds between two updates of the bar; doubled after each failed update, up to the second number.
 UPDATE_EVERY, _RARELY = 5.0, 320.0
-# Seconds for which the server may keep the run waiting: for the bar, which comes again soon, and for what comes once.
+# Longest wait for the server in seconds: for the bar, which is sent again soon, and for pages, which are sent once.
 _PATIENCE, _MORE_PATIENCE = 3.0, 30.0
-# Where on the whole bar a stage lies, in percent. The first is one of three ways to the same place.
+# The part of the whole bar that a stage has, in percent. Converting and rechunking are alternatives.
 _SPANS = {
     "converting": (0.0, 15.0),
     "rechunking": (0.0, 15.0),
@@ -54,10 +54,10 @@ _LONGEST_KEY = 80
 
 
 def artifact_key(name: str, label: str, kind: Kind) -> str:
-    """The key of a slide's artifact: the same for each of its runs, another for another slide or label.
+    """Return the key of a slide's artifact: equal for all its runs, different for other slides and labels.
 
-    Two dashes part slide, label and kind. What can't be written with a-z, 0-9 and single dashes, or is too long, is told apart
-    by a hash; only case is lost.
+    Two dashes separate slide, label and kind. A hash is added to names that can't be written with a-z, 0-9 and single dashes, or
+    that are too long; only case is lost.
 
     Example:
         >>> artifact_key("CMU-1-Small-Region", "cells", "result")
@@ -78,26 +78,26 @@ def _slug(words: str) -> str:
 
 
 class RunPage:
-    """Keeps the bar on a slide's page and the lines in its log up to date, for the run inside it.
+    """The reporter of a slide's page: updates the bar and writes lines to the log while it is open as a context.
 
-    One bar for the whole run, whose parts are the stages: it never runs backwards, and segmenting, which nearly always takes
-    longest, has most of it. A bar per stage would begin anew four times, and where the time goes differs too much between
-    segmenters and machines for a bar that tells the time; that is in the words beside it. A stage without a part of its own
-    (the small upper levels of an image) leaves the bar where it is.
+    There is one bar for the whole run, and each stage has a part of it: it never moves back, and segmenting, which nearly always
+    takes longest, has most of it. A bar per stage would start at zero four times, and the stages' shares of the time differ too
+    much between segmenters and machines for a bar of time; the text beside it has the time. A stage without a part of its own
+    (the small upper levels of an image) doesn't move the bar.
 
-    Stages are in child flows, whose logs the slide's page doesn't show. So bar and lines go to the flow run in which this is
-    made: a line per stage, at its end.
+    Stages are in child flows, whose logs the slide's page doesn't show. So the bar and the lines, one at the end of each stage,
+    go to the flow run in which this object is made.
 
     Args:
         inner: Another reporter that is told the same: the bars on a terminal.
         name: The slide's name.
-        label: The label image's.
+        label: The label image's name.
         clock: Seconds on some clock.
     """
 
     def __init__(self, inner: Reporter, name: str, label: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._inner, self._clock, self._log = inner, clock, _log()
-        self._began = clock()
+        self._start = clock()
         self._pace: Pace | None = None
         self._percent = 0.0
         self._bar = _Bar(artifact_key(name, label, "progress"), _flow_run_id(), self._log)
@@ -109,13 +109,13 @@ class RunPage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        where = "" if self._pace is None else f" at {self._pace.counted}"
-        took = duration_words(self._clock() - self._began)
+        position = "" if self._pace is None else f" at {self._pace.counted}"
+        duration = duration_words(self._clock() - self._start)
         if error is None:
             self._percent = 100.0
-            self._show(f"finished in {took}")
+            self._show(f"finished in {duration}")
         else:
-            self._show(f"{'failed' if isinstance(error, Exception) else 'stopped'}{where},\nafter {took}")
+            self._show(f"{'failed' if isinstance(error, Exception) else 'stopped'}{position},\nafter {duration}")
         self._bar.close()
 
     def inform(self, message: str) -> None:
@@ -124,21 +124,21 @@ class RunPage:
         self._inner.inform(message)
 
     def begin(self, stage: str, total: int, done: int) -> None:
-        """Shows the stage."""
+        """Show the stage."""
         self._inner.begin(stage, total, done)
         self._pace = Pace(stage, total, done, self._clock())
-        # Soon after the last stage's end only the words of one of them would be seen anyway.
+        # Soon after the end of the last stage nobody would see both texts.
         self._move(force=False)
 
     def advance(self, count: int = 1) -> None:
-        """Moves the bar, every few seconds."""
+        """Move the bar, every few seconds."""
         self._inner.advance(count)
         if self._pace is not None:
             self._pace.advance(count, self._clock())
             self._move(force=False)
 
     def end(self) -> None:
-        """Shows the stage's end, and logs a line on it."""
+        """Show the stage's end, and log a line on it."""
         self._inner.end()
         if self._pace is not None:
             self._log.info("%s", self._pace.line(self._clock()))
@@ -157,12 +157,12 @@ class RunPage:
 
 
 class _Bar:
-    """A progress artifact of one flow run; while the server is away it is left alone, longer and longer.
+    """A progress artifact of one flow run; while the server doesn't answer, updates become rare.
 
     Args:
-        key: The artifact's.
-        flow_run_id: Whose page it stands on; None = there is none, and nothing is shown.
-        log: Where to say that it can't be shown.
+        key: The artifact's key.
+        flow_run_id: The flow run on whose page it is; None = there is no page, and nothing is sent.
+        log: Where to log that it can't be shown.
     """
 
     def __init__(self, key: str, flow_run_id: uuid.UUID | None, log: Log) -> None:
@@ -170,7 +170,7 @@ class _Bar:
         self._artifact_id: uuid.UUID | None = None
         self._next, self._pause = 0.0, UPDATE_EVERY
         self._client: SyncPrefectClient | None = None
-        # Making a client and changing a setting take a tenth of a second each: done once, in a context of their own.
+        # To make a client and to change a setting take a tenth of a second each: done once, in a context of their own.
         self._open, self._context = ExitStack(), copy_context()
 
     def is_due(self, now: float) -> bool:
@@ -178,7 +178,7 @@ class _Bar:
         return now >= self._next
 
     def put(self, percent: float, words: str, now: float) -> None:
-        """Shows how far the run is, unless the server was away just now."""
+        """Show how far the run is, unless the server didn't answer just now."""
         is_away = self._pause > UPDATE_EVERY
         if self._flow_run_id is None or (is_away and not self.is_due(now)):
             return
@@ -194,42 +194,42 @@ class _Bar:
 
     def _send(self, percent: float, words: str) -> None:
         if self._client is None:
-            # The client would go on trying for minutes; this one is asked again soon.
+            # Prefect's own client would try for minutes; the next update comes soon.
             self._open.enter_context(temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}))
             self._client = self._open.enter_context(_client(_PATIENCE))
-        # The UI cuts long lines off, and takes a description for markdown.
-        shown = "\n\n".join(map(text, words.splitlines()))
+        # The UI cuts long lines, and takes a description for markdown.
+        description = "\n\n".join(map(text, words.splitlines()))
         if self._artifact_id is None:
-            self._artifact_id = self._earlier(self._client)
+            self._artifact_id = self._find_earlier(self._client)
         if self._artifact_id is None:
             artifact = ArtifactCreate(
-                key=self._key, type="progress", description=shown, data=percent, flow_run_id=self._flow_run_id
+                key=self._key, type="progress", description=description, data=percent, flow_run_id=self._flow_run_id
             )
             self._artifact_id = self._client.create_artifact(artifact).id
         else:
-            self._client.update_artifact(self._artifact_id, ArtifactUpdate(description=shown, data=percent))
+            self._client.update_artifact(self._artifact_id, ArtifactUpdate(description=description, data=percent))
 
-    def _earlier(self, client: SyncPrefectClient) -> uuid.UUID | None:
-        """The bar that this flow run has from before it was tried again."""
+    def _find_earlier(self, client: SyncPrefectClient) -> uuid.UUID | None:
+        """Return the bar that this flow run has from an earlier attempt."""
         assert self._flow_run_id is not None
-        own = ArtifactFilter(
+        own_bar = ArtifactFilter(
             key=ArtifactFilterKey(any_=[self._key]), flow_run_id=ArtifactFilterFlowRunId(any_=[self._flow_run_id])
         )
-        found = client.read_artifacts(artifact_filter=own, limit=1)
-        return found[0].id if found else None
+        artifacts = client.read_artifacts(artifact_filter=own_bar, limit=1)
+        return artifacts[0].id if artifacts else None
 
     def close(self) -> None:
-        """Shows nothing any more."""
+        """Close the connection; the bar stays as it is."""
         with harmless(self._log, "progress"):
             self._context.run(self._open.close)
 
 
 def show_result(run: Run, facts: Mapping[str, Any]) -> None:
-    """Puts what came out of a finished run on its page.
+    """Show the result of a finished run on its page.
 
     Args:
         run: The run.
-        facts: Its provenance.
+        facts: The run's provenance.
     """
     log = _log()
     with harmless(log, "the result"):
@@ -237,7 +237,7 @@ def show_result(run: Run, facts: Mapping[str, Any]) -> None:
         with harmless(log, "the picture"):
             picture = picture_uri(run.paths.overlay)
         words = text(f"{facts['objects']:,} {run.label} in {run.name}")
-        _put(artifact_key(run.name, run.label, "result"), result_markdown(run, facts, picture), words)
+        _send_page(artifact_key(run.name, run.label, "result"), result_markdown(run, facts, picture), words)
 
 
 def show_failure(
@@ -249,13 +249,13 @@ def show_failure(
     name: str | None = None,
     label: str = "cells",
 ) -> None:
-    """Puts what failed on the run's page; what was only stopped has none.
+    """Show on the run's page why it failed; runs that were only stopped have no such page.
 
     Args:
-        run: The run; None where it couldn't even be planned.
+        run: The run; None if it couldn't be planned.
         slide: The slide.
-        error: What ended it.
-        output: Output folder, slide's name and label, where there is no run that knows them.
+        error: What ended the run.
+        output: Output folder, slide's name and label, if `run` is None.
         name: See `output`.
         label: See `output`.
     """
@@ -267,11 +267,11 @@ def show_failure(
         can_retry = deployment.id is not None
         markdown = failure_markdown(run, slide, error, output=output, name=name, can_retry=can_retry)
         words = count(error) if isinstance(error, BlockFailures) else text(in_one_line(error, 200))
-        _put(artifact_key(name or slide_name(slide), label, "failure"), markdown, words)
+        _send_page(artifact_key(name or slide_name(slide), label, "failure"), markdown, words)
 
 
-def _put(key: str, markdown: str, description: str) -> None:
-    """Sends a page to the server, if there is a flow run that it could stand with."""
+def _send_page(key: str, markdown: str, description: str) -> None:
+    """Send a page to the server, if there is a flow run."""
     flow_run_id = _flow_run_id()
     if flow_run_id is None:
         return
@@ -281,7 +281,7 @@ def _put(key: str, markdown: str, description: str) -> None:
 
 
 def _client(patience: float) -> SyncPrefectClient:
-    """A client that doesn't wait for the server as long as Prefect's own."""
+    """Make a client that waits for the server less long than Prefect's own."""
     return get_client(httpx_settings={"timeout": patience}, sync_client=True)
 
 
@@ -291,7 +291,7 @@ def _flow_run_id() -> uuid.UUID | None:
 
 
 def _log() -> Log:
-    """The log of the flow run that this is called in."""
+    """Return the log of the current flow run."""
     try:
         return get_run_logger()
     except MissingContextError:
@@ -299,9 +299,9 @@ def _log() -> Log:
 
 
 @contextmanager
-def harmless(log: Log, what: str) -> Iterator[None]:
-    """Whatever fails inside is only logged."""
+def harmless(log: Log, subject: str) -> Iterator[None]:
+    """Log errors inside instead of raising them."""
     try:
         yield
     except Exception as error:  # noqa: BLE001
-        log.warning("%s can't be shown on this page: %s", what, in_one_line(error))
+        log.warning("%s can't be shown on this page: %s", subject, in_one_line(error))

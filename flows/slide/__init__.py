@@ -1,1 +1,1 @@
-"""One slide as a Prefect flow with three child flows."""
+"""Segments one slide in a Prefect flow with three child flows."""

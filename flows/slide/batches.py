@@ -1,25 +1,25 @@
-"""How many blocks a task takes: one, or as many as make some seconds of work."""
+"""Decides how many blocks a task takes: one, or enough for some seconds of work."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
 
-# What a batch of short blocks takes together.
+# Seconds of work in a batch of short blocks.
 _BATCH_SECONDS = 5.0
 
 
 class Batches:
-    """Block ids in batches, some of which may be put back while others are at work.
+    """Iterates over block ids in batches; blocks can be put back while other batches are computed.
 
-    Short blocks go together, up to some seconds of work, as soon as it is known how long they take: a task costs a tenth of a
-    second, and one that takes minutes would keep whoever watches waiting.
+    Once the duration of blocks is known, batches of short blocks grow up to some seconds of work: a task costs a tenth of a
+    second, but a task of minutes would show no progress.
 
     Args:
         ids: The blocks.
-        size: How many a batch holds at first.
-        largest: How many it may hold at most.
-        workers: Who share them, if that is known: towards the end batches shrink, so that all are done at about the same time.
+        size: Number of blocks per batch at first.
+        largest: Largest number of blocks per batch.
+        workers: Number of workers, if known: batches shrink towards the end, so that all workers finish at about the same time.
     """
 
     def __init__(self, ids: Iterable[int], size: int, largest: int, workers: int | None = None) -> None:
@@ -30,26 +30,26 @@ class Batches:
         return self
 
     def __next__(self) -> tuple[int, ...]:
-        """The next batch, if there is one now."""
+        """Return the next batch, if there is one now."""
         if not self._ids:
             raise StopIteration
         return tuple(self._ids.popleft() for _ in range(min(self.size, len(self._ids))))
 
     @property
     def size(self) -> int:
-        """How many blocks a batch holds now."""
+        """Current number of blocks per batch."""
         if not self._done:
             return self._size
-        fitting = min(self._largest, round(_BATCH_SECONDS * self._done / max(self._seconds, 1e-9)))
+        size = min(self._largest, round(_BATCH_SECONDS * self._done / max(self._seconds, 1e-9)))
         if self._workers is not None:
-            fitting = min(fitting, -(-len(self._ids) // (2 * self._workers)))
-        return max(self._size, fitting)
+            size = min(size, -(-len(self._ids) // (2 * self._workers)))
+        return max(self._size, size)
 
     def learn(self, blocks: int, seconds: float) -> None:
-        """Takes note of how long a batch took."""
+        """Record how long a batch took."""
         self._done += blocks
         self._seconds += seconds
 
     def put_back(self, ids: Iterable[int]) -> None:
-        """Adds blocks, to be taken after those that wait."""
+        """Add blocks after those that wait."""
         self._ids.extend(ids)

@@ -1,4 +1,4 @@
-"""Many slides in one process: a table of how each ended, and `slidesam retry` for those that failed."""
+"""Many slides in one process, and `slidesam retry` for those that failed."""
 
 from __future__ import annotations
 
@@ -45,18 +45,19 @@ def test_a_run_that_crashes_has_ended_only_if_it_stays_so(monkeypatch: pytest.Mo
 def test_only_a_cohort_that_failed_is_tried_again_not_one_whose_process_died() -> None:
     from prefect.states import AwaitingRetry, Crashed, Failed, Running
 
-    from slidesam.flows.many.cohort import _was_retried
+    from slidesam.flows.many.cohort import AUTOMATION_MESSAGE, _is_retry
 
-    assert not _was_retried([Running()])
-    assert _was_retried([Running(), Failed(), AwaitingRetry(), Running()])
+    assert not _is_retry([Running()])
+    assert _is_retry([Running(), Failed(), AwaitingRetry(), Running()])
     by_itself = next(
         automation["actions"][0]["message"]
         for automation in yaml.safe_load((ROOT / "deployments" / "automations.yaml").read_text())["automations"]
         if "crashed runs" in automation["name"]
     )
+    assert by_itself == AUTOMATION_MESSAGE
     before = [Running(), Failed(), AwaitingRetry(), Running(), Crashed()]
-    assert not _was_retried([*before, AwaitingRetry(message=by_itself), Running()])
-    assert _was_retried([*before, AwaitingRetry(message="Retry from the UI"), Running()])
+    assert not _is_retry([*before, AwaitingRetry(message=by_itself), Running()])
+    assert _is_retry([*before, AwaitingRetry(message="Retry from the UI"), Running()])
 
 
 @pytest.mark.slow

@@ -269,13 +269,13 @@ def test_failure_names_job_logs_where_there_are(run) -> None:
 def test_failure_before_there_is_a_run(tmp_path: Path) -> None:
     markdown = failure_markdown(None, tmp_path / "a_b.tif", SlideError(f"can't be read: {ODD}"))
     assert markdown.startswith("# a\\_b: can't be segmented\n\ncan't be read: a\\|b")
-    assert "Repair or replace the file. A retry tries it again only when it has changed:" in markdown
+    assert "Repair or replace the file. A retry skips the slide until the file changes:" in markdown
     assert "- the same command again" in markdown
     known = failure_markdown(None, tmp_path / "a.tif", SlideError("a"), output=tmp_path / "o u", name="other")
     assert known.startswith("# other: ")
     assert f"`slidesam retry '{tmp_path}/o u'`" in known
     settings = failure_markdown(None, tmp_path / "a_b.tif", SettingsError("unknown"), can_retry=True)
-    assert "Start it anew with other settings" in settings
+    assert "Start a new run with other settings" in settings
     assert "**Retry**" not in settings
     assert "traceback" in failure_markdown(None, tmp_path / "a.tif", ZeroDivisionError("x"))
 
