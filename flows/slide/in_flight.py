@@ -67,11 +67,12 @@ def stream_tasks(
     ended: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
     submitted: dict[Any, _Submitted] = {}
     resubmissions: deque[tuple[T, int]] = deque()
-    first_attempts, checked = ((job, 1) for job in jobs), time.monotonic()
+    waiting, checked = iter(jobs), time.monotonic()
     limit = limit or _default_limit(session)
     try:
         while True:
-            for job, attempt in chain(_drain(resubmissions), first_attempts):
+            # `waiting` is asked again after its end: its owner may add jobs while others are computed.
+            for job, attempt in chain(_drain(resubmissions), ((job, 1) for job in waiting)):
                 future = submit(job)
                 submitted[future.task_run_id] = _Submitted(job, attempt, future)
                 future.add_done_callback(ended.put)
