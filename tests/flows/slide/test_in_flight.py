@@ -46,9 +46,9 @@ def test_blocks_that_are_put_back_after_the_last_batch_are_submitted_too() -> No
 
 
 def test_no_more_than_the_limit_wait() -> None:
-    submitted, ended = [], 0
-    for _ in stream_tasks(range(9), lambda job: submitted.append(job) or EndedFuture(), SESSION, limit=3):
-        ended += 1
+    submitted: list[int] = []
+    outcomes = stream_tasks(range(9), lambda job: submitted.append(job) or EndedFuture(), SESSION, limit=3)
+    for ended, _ in enumerate(outcomes, start=1):
         assert len(submitted) <= ended + 2
     assert submitted == list(range(9))
 
