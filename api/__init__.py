@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         SlideError,
         SlideGoneError,
         SlidesamError,
+        SlideUnchangedError,
     )
     from slidesam.tasks.grid import BlockGrid
     from slidesam.tasks.run.lock import LockedError
@@ -59,6 +60,7 @@ __all__ = [
     "SlideAwayError",
     "SlideError",
     "SlideGoneError",
+    "SlideUnchangedError",
     "SlidesamError",
     "__version__",
     "inspect",

@@ -34,7 +34,7 @@ def test_a_callback_is_told_each_change() -> None:
 
 def test_false_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with open_reporter(False, "s") as reporter:
-        reporter.note("words")
+        reporter.inform("words")
         reporter.begin("painting", 1, 0)
         reporter.advance()
         reporter.end()
