@@ -1,6 +1,6 @@
 """What opening a slide takes in the process that computes a block: seconds and system calls.
 
-    make open-slide     # or: python -m benchmarks.inspect_slide [SLIDE ...]; needs strace, and for the first slide ../shared/data
+    make open-slide     # or: python -m benchmarks.open_slide [SLIDE ...]; needs strace, and for the first slide ../shared/data
 
 Three steps, each in a process of its own that has imported everything and read another small slide before, so that neither
 imports nor the start of Zarr's event loop count:
@@ -71,9 +71,9 @@ def make_zarr(path: Path, chunks: tuple[int, int] = CHUNKS) -> Path:
 
 def run_step(slide: Path, warm_up: Path, step: str, *wrapper: str) -> str:
     """Run a step in a process of its own and return what it prints."""
-    facts = Path(tempfile.gettempdir()) / "inspect_slide.pickle"
+    facts = Path(tempfile.gettempdir()) / "open_slide.pickle"
     facts.write_bytes(pickle.dumps((inspect_slide(slide), inspect_slide(warm_up))))
-    command = [*wrapper, sys.executable, "-m", "benchmarks.inspect_slide", "--step", step, str(facts)]
+    command = [*wrapper, sys.executable, "-m", "benchmarks.open_slide", "--step", step, str(facts)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 

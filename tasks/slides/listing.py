@@ -17,10 +17,10 @@ from slidesam.tasks.errors import SettingsError
 from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.facts import EXTENSIONS, slide_name
+from slidesam.tasks.slides.zarr.metadata import GROUP_FILES
 
 # What copying programs call a file until it is whole.
 _UNFINISHED = (".part", ".partial", ".tmp", ".temp", ".filepart", ".crdownload", ".download", ".!ut", ".aria2")
-_ZARR_METADATA = ("zarr.json", ".zgroup", ".zattrs")
 _MANIFEST_COLUMNS = ("path", "name")
 
 
@@ -113,7 +113,7 @@ def _path(text: str) -> Path:
 
 
 def _is_zarr(path: Path) -> bool:
-    return path.suffix.lower() == ".zarr" or any((path / name).exists() for name in _ZARR_METADATA)
+    return path.suffix.lower() == ".zarr" or any((path / name).exists() for name in GROUP_FILES)
 
 
 def _from_manifest(path: Path, settings: Settings) -> Iterator[Listed]:

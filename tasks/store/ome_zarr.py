@@ -31,6 +31,7 @@ from slidesam.tasks.errors import OutputError
 from slidesam.tasks.grid import Region
 from slidesam.tasks.pixels.plan import in_block_levels, largest_divisor, level_shapes
 from slidesam.tasks.settings.sections import ImageSettings
+from slidesam.tasks.slides.zarr.metadata import GROUP_FILES
 
 AXES = ("t", "c", "z", "y", "x")
 _TYPES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
@@ -237,8 +238,8 @@ def remove_label(root: zarr.Group, label: str) -> None:
         assert isinstance(labels, zarr.Group)
         _update(labels, {"labels": [name for name in names if name != label]})
     folder = _folder(root) / "labels" / label
-    for metadata in ("zarr.json", ".zattrs", ".zgroup"):
-        (folder / metadata).unlink(missing_ok=True)
+    for name in GROUP_FILES:
+        (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 
 

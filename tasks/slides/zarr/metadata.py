@@ -18,6 +18,8 @@ from slidesam.tasks.errors import SettingsError, SlideError, in_one_line
 from slidesam.tasks.slides.ome_xml import OmeImage, micrometres
 from slidesam.tasks.slides.source import credible_mpp
 
+GROUP_FILES = ("zarr.json", ".zattrs", ".zgroup")
+# In an order that is part of slides' identity.
 METADATA_FILES = (".zgroup", ".zattrs", ".zarray", "zarr.json")
 MAX_METADATA_BYTES = 2**26
 Attributes: TypeAlias = Mapping[str, Any]
