@@ -1,4 +1,4 @@
-"""How settings become a form: names and units of fields, their order, and a choice between kinds of settings."""
+"""Owns the form of the settings: names, units and order of its fields, and the choice between segmenters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-# How a form shows a setting's name; what it means is in its description.
+# Names that a form shows; a field's description explains the setting.
 _SHOWN_NAMES = {
     "t": "Time point",
     "z": "Focal plane",
@@ -24,15 +24,15 @@ _SHOWN_UNITS = {
 }
 
 
-# What a form begins with, as it is changed most often.
+# A form begins with these sections, because they are changed most often.
 _SHOWN_FIRST = {name: position for position, name in enumerate(("segmenter", "blocks", "output", "slide", "image"))}
 
 
-def title(name: str, _: object) -> str:
-    """A setting's name as a form shows it.
+def make_title(name: str, _: object) -> str:
+    """Make the name that a form shows for a setting.
 
     Example:
-        >>> title("block_shape", None), title("mpp", None)
+        >>> make_title("block_shape", None), make_title("mpp", None)
         ('Block shape (px)', 'Pixel size (µm)')
     """
     words = _SHOWN_NAMES.get(name) or name.replace("_", " ").capitalize()
@@ -40,19 +40,19 @@ def title(name: str, _: object) -> str:
     return f"{words} ({unit})" if unit else words
 
 
-def in_order(schema: dict[str, Any]) -> None:
-    """Numbers the fields, for forms whose server forgets their order, as Prefect's does on PostgreSQL."""
+def number_fields(schema: dict[str, Any]) -> None:
+    """Number the fields, because Prefect's server forgets their order on PostgreSQL."""
     names = list(schema.get("properties", {}))
     for position, name in enumerate(sorted(names, key=lambda name: _SHOWN_FIRST.get(name, len(_SHOWN_FIRST)))):
         schema["properties"][name]["position"] = position
 
 
-def chosen(models: Mapping[str, type[BaseModel]], value: object) -> object:
-    """What a form says of such a choice: a kind, and a section for each kind, of which one counts.
+def choose_section(models: Mapping[str, type[BaseModel]], value: object) -> object:
+    """Take the section of the chosen kind from a form that sends a kind and a section for each kind.
 
     Args:
-        models: By kind, the first of which is the default.
-        value: What the form sends; anything else is returned as it is.
+        models: Model of each kind; the first kind is the default.
+        value: Value that the form sends; any other value is returned unchanged.
 
     Example:
         >>> class Round(BaseModel):
@@ -60,7 +60,7 @@ def chosen(models: Mapping[str, type[BaseModel]], value: object) -> object:
         >>> class Square(BaseModel):
         ...     side: float
         >>> form = {"kind": "square", "square": {"side": 9}, "round": {"diameter": 5}}
-        >>> chosen({"round": Round, "square": Square}, form)
+        >>> choose_section({"round": Round, "square": Square}, form)
         {'kind': 'square', 'side': 9}
     """
     if not isinstance(value, Mapping) or not any(kind in value for kind in models):
@@ -69,33 +69,33 @@ def chosen(models: Mapping[str, type[BaseModel]], value: object) -> object:
     sections = {name: value[name] for name in models if value.get(name) is not None}
     if not all(isinstance(section, Mapping) for section in sections.values()):
         return value
-    # A run that is copied in the UI may have the values beside the sections, too: those of another kind don't count.
+    # A run that is copied in the UI may also have values beside the sections: those of another kind are ignored.
     own = models[kind].model_fields if kind in models else {}
     others = {name for model in models.values() for name in model.model_fields if name not in own}
-    beside = {name: each for name, each in value.items() if name not in others and name not in models}
+    beside = {name: content for name, content in value.items() if name not in others and name not in models}
     return {**beside, "kind": kind, **sections.get(kind, {})}
 
 
-def choice(models: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
-    """The schema of that. Prefect's form can't leave one branch of a union for another: it sends the values of both.
+def make_choice_schema(models: Mapping[str, type[BaseModel]]) -> dict[str, Any]:
+    """Make the schema of such a choice. Prefect's form can't switch between branches of a union: it sends values of both.
 
     Args:
-        models: By kind, the first of which is the default.
+        models: Model of each kind; the first kind is the default.
     """
     first = next(iter(models))
-    what = "Segmentation method; of the sections below only the one that is named like it counts."
+    explanation = "Segmentation method; only the section below with the same name is used."
     kind = {
         "type": "string",
         "enum": list(models),
         "default": first,
         "title": "Kind",
-        "description": what,
+        "description": explanation,
         "position": 0,
     }
     sections = {}
     for position, (name, model) in enumerate(models.items(), start=1):
         section = model.model_json_schema()
-        # What only one kind needs isn't needed of all forms.
+        # A field that one kind requires isn't required in every form.
         section.pop("required", None)
         del section["properties"]["kind"]
         sections[name] = {**section, "title": f"If {name}", "position": position}

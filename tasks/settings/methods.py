@@ -1,4 +1,4 @@
-"""Settings of the segmenters: one section per kind, of which `segmenter.kind` chooses one."""
+"""Owns the settings of the segmenters: one section per kind, of which `segmenter.kind` chooses one."""
 
 from __future__ import annotations
 
@@ -21,57 +21,57 @@ class MicroSam(Section):
     kind: Literal["micro-sam"] = "micro-sam"
     """Segmentation method: micro-sam, watershed, cellpose, stardist or function."""
     model: str = "auto"
-    """Name in micro-sam's registry; auto = vit_b_histopathology for red, green, blue and vit_b_lm for all else."""
+    """Name in micro-sam's registry; auto = vit_b_histopathology for red, green and blue, otherwise vit_b_lm."""
     checkpoint: str | None = None
-    """File with weights of one's own, instead of the registry's; `model` then names its architecture."""
+    """File with your own weights instead of the registry's; `model` then names their architecture."""
     mode: Literal["auto", "amg", "ais", "apg"] = "auto"
-    """Automatic mask generation, instance segmentation by the decoder, or prompts from the decoder; auto = ais with a decoder, else amg."""  # noqa: E501
+    """amg = automatic mask generation, ais = instance segmentation by the decoder, apg = prompts from the decoder; auto = ais if the model has a decoder, otherwise amg."""  # noqa: E501
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where the model runs; auto = the first at hand of CUDA, Apple's MPS, the CPU."""
+    """Where the model runs; auto = CUDA, otherwise Apple's MPS, otherwise the CPU."""
     tile_shape: Literal["auto", "off"] | Pair = "auto"
-    """micro-sam's tiles inside a block, in pixels; off = the whole block at once, scaled to SAM's 1024 px; auto = with their overlap 1024 px, off for blocks that aren't larger."""  # noqa: E501
+    """Shape of micro-sam's tiles inside a block, in pixels; off = the whole block at once, scaled to SAM's 1024 px; auto = 1024 px with the overlap, and off for blocks that aren't larger."""  # noqa: E501
     tile_halo: Literal["auto"] | Pair = "auto"
-    """Overlap of those tiles per side, in pixels; auto = the blocks' halo, 256 px at most, or a quarter of a tile whose shape is given."""  # noqa: E501
+    """Overlap of these tiles per side, in pixels; auto = the blocks' halo, at most 256 px, or a quarter of the tile if tile_shape is given."""  # noqa: E501
     batch_size: Annotated[int, Field(ge=1, le=256)] = 1
-    """Tiles that the encoder takes at once, halved where memory doesn't suffice; more is faster on a GPU. docs/segmentation.md says what it does to labels."""  # noqa: E501
+    """Tiles that the encoder takes at once, halved if memory is too small; more is faster on a GPU. docs/segmentation.md explains its effect on labels."""  # noqa: E501
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Numbers that the encoder computes with; auto = bfloat16 on a GPU that has it, which changes some pixels."""
+    """Type of the numbers that the encoder computes with; auto = bfloat16 on a GPU that supports it, which changes some pixels."""  # noqa: E501
     scaling: Literal["slide", "tile"] = "slide"
-    """Intensities to 8 bit by percentiles of the whole slide, or by each tile's minimum and maximum as micro-sam does."""
+    """How intensities become 8 bit: by percentiles of the whole slide, or by each tile's minimum and maximum as micro-sam does."""  # noqa: E501
     options: dict[str, Any] = Field(default_factory=dict)
-    """micro-sam's own generator options by their names (points_per_side, pred_iou_thresh, min_size, ...)."""
+    """micro-sam's own generator options, by name (points_per_side, pred_iou_thresh, min_size, ...)."""
 
     inputs: tuple[str, ...] = ()
-    """What SAM sees as red, green and blue, one to three of the slide's chosen channels by name, several joined by + (the brightest counts), or stains of a bright-field slide (hematoxylin, eosin, dab); none = the channels as they come."""  # noqa: E501
+    """What SAM sees as red, green and blue: one to three of the slide's chosen channels by name, several joined by + (the brightest counts), or stains of a bright-field slide (hematoxylin, eosin, dab); empty = the channels in their order."""  # noqa: E501
     stains: dict[str, tuple[float, float, float]] = Field(default_factory=dict)
-    """Stain vectors of one's own: name and optical density in red, green and blue."""
+    """Your own stain vectors: name, and optical density in red, green and blue."""
 
     @field_validator("tile_shape", "tile_halo", mode="before")
     @classmethod
-    def _square(cls, value: object) -> object:
+    def _read_number_as_square(cls, value: object) -> object:
         # YAML reads off as false.
         value = "off" if value is False or value is None else value
         return (value, value) if isinstance(value, int) else value
 
     @field_validator("inputs", mode="before")
     @classmethod
-    def _one_input(cls, value: object) -> object:
+    def _wrap_single_input(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
 
     @field_validator("inputs")
     @classmethod
-    def _three_inputs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_number_of_inputs(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(value) > 3:
-            raise ValueError("SAM sees three channels: join several by +")
+            raise ValueError("SAM sees three channels: join several with +")
         return value
 
     @field_validator("stains")
     @classmethod
-    def _named(
+    def _check_stains_are_used(
         cls, value: dict[str, tuple[float, float, float]], info: ValidationInfo
     ) -> dict[str, tuple[float, float, float]]:
         if value and not info.data.get("inputs"):
-            raise ValueError("they count where segmenter.inputs names them, and it names nothing")
+            raise ValueError("they are used only if segmenter.inputs names them, and it is empty")
         return value
 
 
@@ -83,69 +83,69 @@ class Watershed(Section):
     kind: Literal["watershed"]
     """Segmentation method: micro-sam, watershed, cellpose, stardist or function."""
     signal: Literal["auto", "hematoxylin", "bright", "dark"] = "auto"
-    """What objects are: stained by hematoxylin, brighter or darker than background; auto = hematoxylin for red, green, blue, else bright."""  # noqa: E501
+    """How objects look: stained by hematoxylin, or brighter or darker than background; auto = hematoxylin for red, green and blue, otherwise bright."""  # noqa: E501
     threshold: float | None = None
-    """Threshold on the smoothed signal; none = Otsu's over the whole slide."""
+    """Threshold on the smoothed signal; null = Otsu's threshold over the whole slide."""
     diameter: Annotated[float, Field(gt=0)] = 8.0
-    """Typical diameter of an object in µm (in pixels where the pixel size is unknown)."""
+    """Typical diameter of an object in µm (in pixels if the pixel size is unknown)."""
 
 
 class Cellpose(Section):
-    """Cellpose 4 with weights from a file; its options by Cellpose's own names."""
+    """Cellpose 4 with weights from a file; options have Cellpose's own names."""
 
     model_config = ConfigDict(title="cellpose")
 
     kind: Literal["cellpose"]
     """Segmentation method: micro-sam, watershed, cellpose, stardist or function."""
     model: str | None = None
-    """File with weights for Cellpose 4, one's own or its cpsam_v2; has to be given, as nothing is downloaded."""
+    """File with weights for Cellpose 4, your own or its cpsam_v2; required, because nothing is downloaded."""
     diameter: float | None = Field(default=None, gt=0, title="Diameter (px)")
-    """Diameter of the objects in pixels: a block is scaled so that it becomes 30 px; none = as it is."""
+    """Diameter of the objects in pixels: a block is scaled so that it becomes 30 px; null = no scaling."""
     flow_threshold: Annotated[float, Field(ge=0)] = 0.4
-    """Largest error of an object's flows with which it is kept; 0 = keep all."""
+    """Largest error of its flows with which an object is kept; 0 = keep all."""
     cellprob_threshold: float = 0.0
-    """What a pixel of an object must exceed, from about -6 to 6; less finds more and larger objects."""
+    """Value that a pixel of an object must exceed, from about -6 to 6; a lower value finds more and larger objects."""
     min_size: Annotated[int, Field(ge=-1)] = 15
-    """Pixels below which an object is dropped; -1 = none."""
+    """Objects with fewer pixels are removed; -1 = no object is removed."""
     niter: Annotated[int, Field(ge=1)] | None = None
-    """Steps that a pixel follows the flows; none = 200, in proportion to the diameter where that is given."""
+    """Number of steps for which a pixel follows the flows; null = 200, in proportion to the diameter if that is given."""
     percentiles: Percentiles = (1.0, 99.0)
-    """Percentiles of each channel over the whole slide that become 0 and 1; Cellpose alone takes them from each image."""
+    """Percentiles of each channel over the whole slide that become 0 and 1; Cellpose itself takes them from each image."""
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 8
     """Tiles that the network takes at once."""
     use_bfloat16: bool = True
     """Whether the network computes with 16 bits instead of 32."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where the model runs; auto = the first at hand of CUDA, Apple's MPS, the CPU."""
+    """Where the model runs; auto = CUDA, otherwise Apple's MPS, otherwise the CPU."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of Cellpose's eval by their names (resample, augment, tile_overlap, bsize, max_size_fraction)."""
+    """Further arguments of Cellpose's eval, by name (resample, augment, tile_overlap, bsize, max_size_fraction)."""
 
 
 class StarDist(Section):
-    """StarDist's 2D models, from a folder; its options by StarDist's own names."""
+    """StarDist's 2D models, from a folder; options have StarDist's own names."""
 
     model_config = ConfigDict(title="stardist")
 
     kind: Literal["stardist"]
     """Segmentation method: micro-sam, watershed, cellpose, stardist or function."""
     model: str | None = None
-    """Folder of a model: config.json, weights (.h5) and, if it has them, thresholds.json; has to be given, as nothing is downloaded."""  # noqa: E501
+    """Folder of a model: config.json, weights (.h5) and, if it has them, thresholds.json; required, because nothing is downloaded."""  # noqa: E501
     prob_thresh: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Probability that an object's centre must exceed; none = the model's own threshold."""
+    """Probability that an object's centre must exceed; null = the model's own threshold."""
     nms_thresh: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Overlap from which on two objects count as one; none = the model's own threshold."""
+    """Overlap at which two objects count as one; null = the model's own threshold."""
     n_tiles: Pair | None = None
-    """Tiles, down and across, that a block is computed in where memory doesn't suffice; one number for both, none = the block at once."""  # noqa: E501
+    """Number of tiles, down and across, in which a block is computed if memory is too small; one number for both; null = the whole block at once."""  # noqa: E501
     percentiles: Percentiles = (1.0, 99.8)
     """Percentiles over the whole slide that become 0 and 1."""
     normalize_channels: Literal["auto", "jointly", "independently"] = "auto"
-    """Whether channels have percentiles of their own; auto = jointly for red, green and blue, else independently."""
+    """Whether channels share percentiles (jointly) or have separate ones; auto = jointly for red, green and blue, otherwise independently."""  # noqa: E501
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model runs; auto = on a GPU where TensorFlow finds one."""
+    """Where the model runs; auto = on a GPU if TensorFlow finds one."""
 
     @field_validator("n_tiles", mode="before")
     @classmethod
-    def _square(cls, value: object) -> object:
+    def _read_number_as_square(cls, value: object) -> object:
         return (value, value) if isinstance(value, int) else value
 
 
@@ -157,16 +157,16 @@ class Function(Section):
     kind: Literal["function"]
     """Segmentation method: micro-sam, watershed, cellpose, stardist or function."""
     target: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
-    """Where it is, as package.module:name, importable on every worker."""
+    """Its place as package.module:name, importable on every worker."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments that it is called with (that the class is made with)."""
+    """Keyword arguments of the call (of the constructor if it is a class)."""
 
 
 # In the order of SEGMENTER_KINDS.
 SEGMENTER_SECTIONS: tuple[type[Section], ...] = (MicroSam, Watershed, Cellpose, StarDist, Function)
-_CHOICE = dict(zip(SEGMENTER_KINDS, SEGMENTER_SECTIONS, strict=True))
+_SECTION_OF_KIND = dict(zip(SEGMENTER_KINDS, SEGMENTER_SECTIONS, strict=True))
 SegmenterSettings = Annotated[
     Annotated[MicroSam | Watershed | Cellpose | StarDist | Function, Field(discriminator="kind")],
-    BeforeValidator(partial(form.chosen, _CHOICE)),
-    WithJsonSchema(form.choice(_CHOICE), mode="validation"),
+    BeforeValidator(partial(form.choose_section, _SECTION_OF_KIND)),
+    WithJsonSchema(form.make_choice_schema(_SECTION_OF_KIND), mode="validation"),
 ]

@@ -1,4 +1,4 @@
-"""Turns YAML, nested mappings and dotted names into settings, and pydantic's errors into one line for a person.
+"""Owns parsing: turns YAML, nested mappings and dotted names into settings, and pydantic's errors into one line for a person.
 
 `flows.cluster` reads its profiles with the same functions.
 """
@@ -20,7 +20,7 @@ from slidesam.tasks.settings.types import Section
 
 
 def make_settings(values: Mapping[str, Any] | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
-    """Validates settings from nested mappings.
+    """Validate settings from nested mappings.
 
     Args:
         values: Nested mapping as read from YAML; missing keys take their defaults.
@@ -42,19 +42,19 @@ def make_settings(values: Mapping[str, Any] | None = None, overrides: Mapping[st
         for key, value in (values or {}).items()
         if value is not None
     }
-    changed = dict(overrides or {})
+    values_to_put = dict(overrides or {})
     segmenter = tree.get("segmenter", {})
-    kind = changed.get("segmenter.kind")
+    kind = values_to_put.get("segmenter.kind")
     if kind is not None and isinstance(segmenter, dict) and segmenter.get("kind", "micro-sam") != kind:
         tree["segmenter"] = {"kind": kind}
-    for name, value in changed.items():
+    for name, value in values_to_put.items():
         put_value(tree, name, value, "setting")
     if isinstance(tree.get("segmenter"), dict):
         tree["segmenter"].setdefault("kind", "micro-sam")
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
-        raise SettingsError(_in_words(error)) from None
+        raise SettingsError(_explain(error)) from None
 
 
 def read_yaml(path: Path, owner: str, example: str) -> dict[str, Any]:
@@ -135,7 +135,7 @@ class FieldError(NamedTuple):
     Attributes:
         kind: Pydantic's name for the kind of error.
         location: Keys that lead to the field, without the names of types that pydantic adds for unions.
-        value: What was given.
+        value: The value that was given.
         message: Pydantic's message, or that of our own check.
     """
 
@@ -153,42 +153,47 @@ class FieldError(NamedTuple):
         return cls(first["type"], location, first["input"], first["msg"].removeprefix("Value error, "))
 
 
-def _in_words(error: ValidationError) -> str:
+def _explain(error: ValidationError) -> str:
+    """Say in one line what is wrong with a setting."""
     first = FieldError.first_of(error)
-    parts, given = first.location, first.value
+    parts, value = first.location, first.value
     kind = parts.pop(1) if parts[0] == "segmenter" and len(parts) > 1 and parts[1] in SEGMENTER_KINDS else None
     name = ".".join(parts)
     match first.kind:
         case "extra_forbidden":
-            return f"unknown setting {name}: {_suggestion(name, kind)}"
+            return f"unknown setting {name}: {_suggest(name, kind)}"
         case "union_tag_invalid" | "union_tag_not_found":
-            given = given.get("kind") if isinstance(given, Mapping) else given
-            return f"setting segmenter.kind: must be one of {', '.join(SEGMENTER_KINDS)}, not {given!r}"
+            value = value.get("kind") if isinstance(value, Mapping) else value
+            return f"setting segmenter.kind: must be one of {', '.join(SEGMENTER_KINDS)}, not {value!r}"
         case "missing":
             return f"setting {name} is needed: `slidesam settings --segmenter {kind}` explains it"
         case "model_type" | "model_attributes_type" | "dict_type":
-            return f"setting {name}: must be settings of its own (`{name}: {{...}}`), not {given!r}"
-    description = _descriptions(kind).get(name, "").split(";")[0].rstrip(".")
-    return f"setting {name}: {first.message}, not {given!r}" + (f" ({description})" if description else "")
+            return f"setting {name}: must be a section (`{name}: {{...}}`), not {value!r}"
+    description = _list_descriptions(kind).get(name, "").split(";")[0].rstrip(".")
+    return f"setting {name}: {first.message}, not {value!r}" + (f" ({description})" if description else "")
 
 
-def _suggestion(name: str, kind: str | None) -> str:
-    """What may have been meant by a name that this tree doesn't have."""
+def _suggest(name: str, kind: str | None) -> str:
+    """Say which setting a wrong name may mean."""
     key = name.rpartition(".")[2]
-    owners = [_kind_of(model) for model in SEGMENTER_SECTIONS if kind is not None and key in model.model_fields]
+    owners = [_get_kind(model) for model in SEGMENTER_SECTIONS if kind is not None and key in model.model_fields]
     if owners:
         return f"it belongs to segmenter.kind {' or '.join(owners)}, and the kind is {kind}"
-    close = difflib.get_close_matches(name, _descriptions(), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name, _list_descriptions(), n=1, cutoff=0.6)
     return f"did you mean {close[0]}?" if close else "`slidesam settings` lists all"
 
 
-def _kind_of(model: type[Section]) -> str:
+def _get_kind(model: type[Section]) -> str:
     return str(get_args(model.model_fields["kind"].annotation)[0])
 
 
-def _descriptions(kind: str | None = None) -> dict[str, str]:
-    """Dotted name of every setting → its explanation, by this kind of segmenter where several have the name."""
-    kinds = sorted(SEGMENTER_SECTIONS, key=lambda model: _kind_of(model) == kind)
+def _list_descriptions(kind: str | None = None) -> dict[str, str]:
+    """Map the dotted name of every setting to its explanation.
+
+    Args:
+        kind: The segmenter whose explanation counts if several have a setting of this name.
+    """
+    kinds = sorted(SEGMENTER_SECTIONS, key=lambda model: _get_kind(model) == kind)
     sections: list[tuple[str, type[BaseModel]]] = [("segmenter", model) for model in kinds]
     for name, field in Settings.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):

@@ -1,4 +1,4 @@
-"""Types that settings are made of: pairs, percentiles, durations, and a section of them. Only pydantic."""
+"""Owns the types that settings are made of: pairs, percentiles, durations, and sections."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ Pair = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
 _Percent = Annotated[float, Field(ge=0, le=100)]
 
 
-def _rising(value: tuple[float, float]) -> tuple[float, float]:
+def _check_rising(value: tuple[float, float]) -> tuple[float, float]:
     if value[0] >= value[1]:
         raise ValueError("the first must be the smaller one")
     return value
 
 
-Percentiles = Annotated[tuple[_Percent, _Percent], AfterValidator(_rising)]
+Percentiles = Annotated[tuple[_Percent, _Percent], AfterValidator(_check_rising)]
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 def seconds_of(duration: str) -> float:
-    """Length of a duration in seconds.
+    """Convert a duration to seconds.
 
     Example:
         >>> seconds_of("90s"), seconds_of("1.5h"), seconds_of("7d")
@@ -32,23 +32,23 @@ def seconds_of(duration: str) -> float:
     return float(duration[:-1]) * _UNITS[duration[-1]]
 
 
-def _with_unit(value: object) -> object:
-    """Plain numbers are seconds."""
+def _add_unit(value: object) -> object:
+    """Read plain numbers as seconds."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return f"{value:g}s"
     return f"{value}s" if isinstance(value, str) and value.replace(".", "", 1).isdigit() else value
 
 
-Duration = Annotated[str, BeforeValidator(_with_unit), Field(pattern=r"^\d+(\.\d+)?[smhdw]$")]
+Duration = Annotated[str, BeforeValidator(_add_unit), Field(pattern=r"^\d+(\.\d+)?[smhdw]$")]
 
 
 class Section(BaseModel):
-    """Part of the settings: frozen, without unknown keys, each field explained by the sentence below it."""
+    """Base of all parts of the settings: frozen, refuses unknown keys; the text below each field explains it."""
 
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
         use_attribute_docstrings=True,
-        field_title_generator=form.title,
-        json_schema_extra=form.in_order,
+        field_title_generator=form.make_title,
+        json_schema_extra=form.number_fields,
     )

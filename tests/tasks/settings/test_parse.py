@@ -19,7 +19,7 @@ WATERSHED, CELLPOSE, STARDIST = ({"segmenter.kind": kind} for kind in ("watershe
         ({"nothing": 3}, "unknown setting nothing: `slidesam settings` lists all"),
         ({"blocks.halo": "wide"}, "setting blocks.halo: .*integer.*not 'wide' .*Context that a block reads"),
         ({"blocks.block_shape": 100}, "setting blocks.block_shape: must be multiples of 16 px.*not 100"),
-        ({"blocks": 3}, r"setting blocks: must be settings of its own"),
+        ({"blocks": 3}, r"setting blocks: must be a section"),
         ({"blocks.halo.x": 3}, "setting blocks.halo"),
         ({"segmenter.kind": "ilastik"}, "segmenter.kind: must be one of micro-sam, .*stardist, function, not 'ilastik'"),
         ({"segmenter.kind": "function"}, "setting segmenter.target is needed: `slidesam settings --segmenter function`"),
@@ -31,7 +31,7 @@ WATERSHED, CELLPOSE, STARDIST = ({"segmenter.kind": kind} for kind in ("watershe
         (STARDIST | {"segmenter.prob_thresh": 1}, "segmenter.prob_thresh: .*less than 1"),
         ({"slide.z": 3.5}, "^setting slide.z: "),
         ({"slide.channels": 3.5}, "^setting slide.channels: "),
-        ({"segmenter.stains": {"a": [1, 0, 0]}}, "segmenter.stains: they count where segmenter.inputs names them"),
+        ({"segmenter.stains": {"a": [1, 0, 0]}}, "segmenter.stains: they are used only if segmenter.inputs names them"),
         ({"stitch.min_iou": 0}, "setting stitch.min_iou"),
     ],
 )  # fmt: skip
