@@ -2,7 +2,7 @@
 
     make open-slide     # or: python -m benchmarks.open_slide [SLIDE ...]; needs strace, and for the first slide ../shared/data
 
-Three steps, each in a process of its own that has imported everything and read another small slide before, so that neither
+Three steps, each in a process of its own that has imported everything and read small slides before, so that neither
 imports nor the start of Zarr's event loop count:
 
     inspect         what planning a run does once
@@ -27,6 +27,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import tifffile
 import zarr
 
 from slidesam.tasks.grid import BlockGrid
@@ -43,7 +44,8 @@ def main() -> None:
     """Measure and print the table."""
     with tempfile.TemporaryDirectory() as folder:
         slides = [Path(name) for name in sys.argv[1:]] or [SVS, make_zarr(Path(folder) / "5000 chunks.ome.zarr")]
-        warm_up = make_zarr(Path(folder) / "small.ome.zarr", (2, 2))
+        warm_up = [make_zarr(Path(folder) / "small.ome.zarr", (2, 2)), Path(folder) / "small.tif"]
+        tifffile.imwrite(warm_up[1], np.zeros((64, 64, 3), np.uint8), tile=(32, 32), compression="jpeg")
         print(f"{'slide':<28}{'step':<18}{'ms':>8}{'system calls':>14}{'message':>9}")
         for slide in filter(Path.exists, slides):
             for step in STEPS:
@@ -67,15 +69,15 @@ def make_zarr(path: Path, chunks: tuple[int, int] = CHUNKS) -> Path:
     return path
 
 
-def run_step(slide: Path, warm_up: Path, step: str, *wrapper: str) -> str:
+def run_step(slide: Path, warm_up: list[Path], step: str, *wrapper: str) -> str:
     """Run a step in a process of its own and return what it prints."""
     facts = Path(tempfile.gettempdir()) / "open_slide.pickle"
-    facts.write_bytes(pickle.dumps((inspect_slide(slide), inspect_slide(warm_up))))
+    facts.write_bytes(pickle.dumps([inspect_slide(path) for path in (slide, *warm_up)]))
     command = [*wrapper, sys.executable, "-m", "benchmarks.open_slide", "--step", step, str(facts)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def count_calls(slide: Path, warm_up: Path, step: str) -> int:
+def count_calls(slide: Path, warm_up: list[Path], step: str) -> int:
     """Count the system calls between the beginning and the end of a step."""
     with tempfile.NamedTemporaryFile("r") as log:
         run_step(slide, warm_up, step, "strace", "-f", "-o", log.name)
@@ -86,11 +88,12 @@ def count_calls(slide: Path, warm_up: Path, step: str) -> int:
 
 def step_here(step: str, facts: Path) -> None:
     """Run a step in this process and print its seconds and the size of the facts."""
-    slide, warm_up = pickle.loads(facts.read_bytes())
+    slide, *warm_up = pickle.loads(facts.read_bytes())
     block = BlockGrid(slide.shape, (1024, 1024), 128)
     outer = block[len(block) // 2].outer
-    with SlideReader(warm_up) as reader:
-        reader.read(BlockGrid(warm_up.shape, warm_up.shape, 0)[0].inner)
+    for small in warm_up:
+        with SlideReader(small) as reader:
+            reader.read(BlockGrid(small.shape, small.shape, 0)[0].inner)
     open_reader = SlideReader(slide) if step == "read one block" else None
     Path(MARK).exists()
     started = time.perf_counter()

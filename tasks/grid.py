@@ -1,7 +1,7 @@
-"""Block geometry: which pixels a block owns, which it reads, where two blocks meet. Integers only, nothing is read.
+"""Owns block geometry: the pixels that a block owns, those that it reads, and where two blocks meet. Only integers.
 
-Words: a block's *inner region* is what it owns; its *outer region* is the inner one grown by the halo and clipped to the
-slide; a *seam* is where two inner regions meet; their *overlap* is what both blocks read.
+A block's *inner region* is what it owns. Its *outer region* is the inner region grown by the halo and clipped to the slide. A
+*seam* is where two inner regions meet; their *overlap* is what both blocks read.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Region(NamedTuple):
         return Region(max(self.y0, other.y0), max(self.x0, other.x0), min(self.y1, other.y1), min(self.x1, other.x1))
 
     def relative_to(self, origin: Region) -> Region:
-        """This region in coordinates that start at `origin`'s first pixel."""
+        """Return this region in coordinates that start at `origin`'s first pixel."""
         return Region(self.y0 - origin.y0, self.x0 - origin.x0, self.y1 - origin.y0, self.x1 - origin.x0)
 
 
@@ -73,7 +73,7 @@ class Seam(NamedTuple):
 
 
 class BlockGrid:
-    """Cuts a slide into blocks.
+    """Cut a slide into blocks.
 
     Args:
         shape: Height and width of the slide in pixels, at the level that is segmented.
@@ -101,10 +101,10 @@ class BlockGrid:
 
     @property
     def outer_shape(self) -> tuple[int, int]:
-        """The one shape of image that the segmenter sees, in pixels.
+        """Shape in pixels of all input tiles, the images that the segmenter sees.
 
-        A block, or the slide where that is smaller, plus the halo on each side. Where the outer region is clipped by the slide
-        the image is padded; a slide in one block is padded likewise, so that its edges look the same in one block and in many.
+        It is a block, or the slide if that is smaller, plus the halo on each side. Input tiles are padded where the slide ends,
+        even if the slide is a single block, so that its edges look the same in one block and in many.
         """
         height, width = (
             min(size, block) + 2 * self.halo for size, block in zip(self.shape, self.block_shape, strict=True)
@@ -140,18 +140,18 @@ class BlockGrid:
 
     @property
     def _reach(self) -> tuple[int, int]:
-        """How many blocks away, in rows and columns, a neighbour can be."""
+        """Largest distance of a neighbour, in rows and columns of blocks."""
         reach_y, reach_x = (max(1, -(-self.halo // block)) for block in self.block_shape)
         return reach_y, reach_x
 
     def seams(self, block_id: int | None = None) -> Iterator[Seam]:
-        """Pairs of neighbouring blocks, corners included, each once, with what both read.
+        """List pairs of neighbouring blocks, corners included, with the pixels that both read; no pair comes twice.
 
-        Neighbours are blocks whose inner regions lie less than a halo apart: the eight around a block, and more where the halo
-        is wider than a block.
+        Neighbours are blocks whose inner regions lie less than a halo apart: the eight around a block, and more if the halo is
+        wider than a block.
 
         Args:
-            block_id: Only the seams in which this block comes first; all of them by default.
+            block_id: List only the seams in which this block comes first; by default all seams.
         """
         reach_y, reach_x = self._reach
         for first in self if block_id is None else (self[block_id],):
@@ -179,7 +179,7 @@ class BlockGrid:
                 )
 
     def neighbours(self, block_id: int) -> Iterator[int]:
-        """Ids of the blocks that see pixels which this one owns, ascending."""
+        """List the ids of the blocks that read pixels which this block owns, ascending."""
         row, column = self[block_id].block_index
         reach_y, reach_x = self._reach
         for y in range(max(0, row - reach_y), min(row + reach_y + 1, self.grid_shape[0])):

@@ -1,1 +1,1 @@
-"""Read slides: what a file contains, and regions of it."""
+"""Inspect and read slide files."""

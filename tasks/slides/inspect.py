@@ -1,7 +1,7 @@
-"""Inspects a slide: which image and planes the settings mean, and what makes the slide this one and no other.
+"""Owns the inspection of slides: it finds the image and planes that the settings mean, and the file's identity.
 
-Files are looked into by `tiff` and `zarr`; a new kind of file is a new room beside them. Whatever is wrong with a file comes
-out as one `SlideError` on one line. No pixel is read.
+`tiff` and `zarr` inspect the files; a new kind of file is a new package beside them. Everything that is wrong with a file becomes
+one `SlideError` on one line. No pixel is read.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ from slidesam.tasks.slides.zarr.inspect import inspect_zarr
 
 _NUCLEAR_STAIN = re.compile(r"dapi|hoechst|nucle|draq", re.IGNORECASE)
 _DIGEST_BYTES = 2**20
-MAX_CARRIED_BYTES = 2**18  # bytes of a description that travels with each task; larger ones are made again
+MAX_CARRIED_BYTES = (
+    2**18
+)  # bytes of a description that travels with each task; if it is larger, tasks inspect the file again
 
 
 def inspect_slide(path: str | os.PathLike[str], settings: SlideSettings = SlideSettings()) -> Slide:  # noqa: B008 (frozen)
-    """Inspects a slide; no pixel is read.
+    """Inspect a slide; no pixel is read.
 
     Args:
         path: SVS, TIFF or OME-TIFF file, OME-Zarr folder, or a folder that holds one Zarr store.
@@ -45,16 +47,15 @@ def inspect_slide(path: str | os.PathLike[str], settings: SlideSettings = SlideS
         SlideError: It can't be read, isn't an image, is damaged, or lays claim to sizes that can't be true.
         SettingsError: It doesn't have the series, time point, plane or channel that the settings ask for.
     """
-    given = Path(path)
-    file = one_line_name(given)
-    with errors_as_slide_errors(file, "can't be opened", "see that it is there and can be read"):
-        location = Path(os.path.abspath(given))  # noqa: PTH100 (a link keeps its name)
+    file = one_line_name(Path(path))
+    with errors_as_slide_errors(file, "can't be opened", "check that it exists and can be read"):
+        location = Path(os.path.abspath(path))  # noqa: PTH100 (a link keeps its name)
         facts, source = inspect_source(location, file, settings.series)
-        return _slide(location, file, facts, source, settings)
+        return _make_slide(location, file, facts, source, settings)
 
 
 def inspect_source(path: Path, file: str, series: int) -> tuple[SourceFacts, SourceSpec]:
-    """Inspect a file or folder as what it is.
+    """Inspect a TIFF file or a Zarr folder.
 
     Args:
         path: The file or folder.
@@ -70,11 +71,11 @@ def inspect_source(path: Path, file: str, series: int) -> tuple[SourceFacts, Sou
         if path.is_dir():
             return inspect_zarr(path, series)
         if not path.is_file():
-            raise SlideError(f"{file}: is no regular file; point at a slide file or an OME-Zarr folder")
+            raise SlideError(f"{file}: is no regular file; give a slide file or an OME-Zarr folder")
         return inspect_tiff(path, series)
 
 
-def _slide(path: Path, file: str, facts: SourceFacts, source: SourceSpec, settings: SlideSettings) -> Slide:
+def _make_slide(path: Path, file: str, facts: SourceFacts, source: SourceSpec, settings: SlideSettings) -> Slide:
     finest = facts.shapes[0]
     levels = tuple(
         Level(shape=(y, x), downsample=downsample((y, x), finest[3:]), chunks=chunks)
@@ -105,55 +106,57 @@ def _slide(path: Path, file: str, facts: SourceFacts, source: SourceSpec, settin
         channel_names=facts.channel_names,
         display=facts.display,
         is_rgb=facts.is_rgb,
-        t=_plane(file, "t", settings.t, finest[0], "time points"),
-        z=_plane(file, "z", settings.z, finest[2], "focal planes"),
-        channels=_channels(file, settings.channels, facts),
-        identity=_identity(path, facts.identity_files, facts.missing_chunks),
+        t=_choose_plane(file, "t", settings.t, finest[0], "time points"),
+        z=_choose_plane(file, "z", settings.z, finest[2], "focal planes"),
+        channels=_choose_channels(file, settings.channels, facts),
+        identity=_identify(path, facts.identity_files, facts.missing_chunks),
         warnings=tuple(warnings),
         source=source if len(pickle.dumps(source)) <= MAX_CARRIED_BYTES else None,
     )
 
 
-def _plane(file: str, setting: str, wanted: str | int, size: int, what: str) -> int:
-    number = 0 if isinstance(wanted, str) else wanted
+def _choose_plane(file: str, axis: str, setting: str | int, size: int, plural: str) -> int:
+    number = 0 if isinstance(setting, str) else setting
     if number >= size:
-        raise SettingsError(f"setting slide.{setting}: {file} has {what} 0 to {size - 1}, not {number}")
+        raise SettingsError(f"setting slide.{axis}: {file} has {plural} 0 to {size - 1}, not {number}")
     return number
 
 
-def _channels(file: str, wanted: str | Sequence[int | str], facts: SourceFacts) -> tuple[int, ...]:
+def _choose_channels(file: str, setting: str | Sequence[int | str], facts: SourceFacts) -> tuple[int, ...]:
     names = facts.channel_names
-    if isinstance(wanted, str):
+    if isinstance(setting, str):
         if facts.is_rgb:
             return tuple(range(len(RGB_NAMES)))
         return (next((number for number, name in enumerate(names) if _NUCLEAR_STAIN.search(name)), 0),)
-    if not wanted:
-        raise SettingsError("setting slide.channels: names no channel; give at least one, or auto")
-    return tuple(_channel(file, channel, names) for channel in wanted)
+    if not setting:
+        raise SettingsError("setting slide.channels: it is empty; give at least one channel, or auto")
+    return tuple(_find_channel(file, channel, names) for channel in setting)
 
 
-def _channel(file: str, wanted: int | str, names: Sequence[str]) -> int:
-    if isinstance(wanted, str):
-        known = [name.lower() for name in names]
-        if wanted.lower() in known:
-            return known.index(wanted.lower())
-    number = int(wanted) if isinstance(wanted, int) or wanted.isdecimal() else -1
+def _find_channel(file: str, channel: int | str, names: Sequence[str]) -> int:
+    if isinstance(channel, str):
+        lower_names = [name.lower() for name in names]
+        if channel.lower() in lower_names:
+            return lower_names.index(channel.lower())
+    number = int(channel) if isinstance(channel, int) or channel.isdecimal() else -1
     if 0 <= number < len(names):
         return number
-    shown = ", ".join(f"{at} {name}" for at, name in enumerate(names[:12])) + (", ..." if len(names) > 12 else "")
-    raise SettingsError(f"setting slide.channels: {file} has no channel {wanted!r}; it has {shown}")
+    listing = ", ".join(f"{index} {name}" for index, name in enumerate(names[:12])) + (
+        ", ..." if len(names) > 12 else ""
+    )
+    raise SettingsError(f"setting slide.channels: {file} has no channel {channel!r}; it has {listing}")
 
 
-def _identity(path: Path, files: Sequence[Path], missing_chunks: int) -> SlideIdentity:
+def _identify(path: Path, files: Sequence[Path], missing_chunks: int) -> SlideIdentity:
     digest, states = hashlib.blake2b(digest_size=32), file_states(files)
-    for each, (size, _) in zip(files, states, strict=True):
+    for name, (size, _) in zip(files, states, strict=True):
         if len(files) > 1 or path.is_dir():
-            digest.update(os.fsencode(os.path.relpath(each, path)) + b"\0")
-        with each.open("rb") as stream:
+            digest.update(os.fsencode(os.path.relpath(name, path)) + b"\0")
+        with name.open("rb") as stream:
             digest.update(stream.read(_DIGEST_BYTES))
             stream.seek(max(_DIGEST_BYTES, size - _DIGEST_BYTES))
             digest.update(stream.read(_DIGEST_BYTES))
-    if missing_chunks:  # else labels of half a copy would be taken for those of the whole
+    if missing_chunks:  # otherwise labels of an incomplete copy would count as those of the complete one
         digest.update(b"\0missing chunks %d" % missing_chunks)
     return SlideIdentity(
         path=str(path.resolve()),

@@ -1,4 +1,4 @@
-"""Which slides are meant: by files, folders, patterns and CSV manifests, each slide with its name and its settings."""
+"""Owns listing slides by files, folders, patterns and CSV manifests, each slide with its name and its settings."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.facts import EXTENSIONS, slide_name
 from slidesam.tasks.slides.zarr.metadata import GROUP_FILES
 
-# What copying programs call a file until it is whole.
+# Extensions that copying programs use until a file is complete.
 _UNFINISHED = (".part", ".partial", ".tmp", ".temp", ".filepart", ".crdownload", ".download", ".!ut", ".aria2")
 _MANIFEST_COLUMNS = ("path", "name")
 
 
 @dataclass(frozen=True)
 class Listed:
-    """A slide that is meant.
+    """A slide to segment.
 
     Attributes:
         path: Its file or OME-Zarr folder.
         settings: What to compute for it.
-        error: Why it can't be run, in words; None if it can.
+        error: Reason why it can't be run; None if it can.
     """
 
     path: Path
@@ -40,35 +40,35 @@ class Listed:
 
     @property
     def name(self) -> str:
-        """The slide's name, on which its outputs' names are built."""
+        """Name of the slide, with which the names of its outputs begin."""
         return slide_name(self.path, self.settings.slide.name)
 
 
-def list_slides(named: Sequence[str], settings: Settings) -> list[Listed]:
-    """The slides that are meant, each once, in the order in which they are named.
+def list_slides(sources: Sequence[str], settings: Settings) -> list[Listed]:
+    """List slides, without duplicates and in the order of the arguments.
 
-    What is wrong with one of them is said in its `error` and costs the others nothing.
+    A slide that can't be run carries the reason in its `error` and doesn't stop the others.
 
     Args:
-        named: Slide files, OME-Zarr folders, folders of slides, patterns such as `scans/*.svs` (`**` for folders in folders), or
-            CSV manifests with a column `path` and, where wanted, `name` and settings such as `blocks.halo`.
-        settings: Of the slides for which a manifest says nothing else.
+        sources: Slide files, OME-Zarr folders, folders of slides, patterns such as `scans/*.svs` (`**` for subfolders), or CSV
+            manifests with a column `path` and optional columns `name` and settings such as `blocks.halo`.
+        settings: Settings of slides, unless a manifest overrides them.
 
     Raises:
-        SettingsError: Nothing is named.
+        SettingsError: There are no sources.
     """
-    if not any(text.strip() for text in named):
-        raise SettingsError("no slides are named: give files, a folder, a pattern or a CSV manifest")
-    found: list[Listed] = []
-    for text in named:
-        for slide in _meant(text.strip(), settings) if text.strip() else ():
-            if slide not in found:
-                found.append(slide)
-    return _without_twins(found)
+    if not any(text.strip() for text in sources):
+        raise SettingsError("no slides are given: give files, a folder, a pattern or a CSV manifest")
+    slides: list[Listed] = []
+    for text in sources:
+        for slide in _list_source(text.strip(), settings) if text.strip() else ():
+            if slide not in slides:
+                slides.append(slide)
+    return _refuse_equal_names(slides)
 
 
 def slides_in(folder: Path) -> list[Path]:
-    """The slides that lie in a folder, by name: files and Zarr folders with a known extension, none that is being copied."""
+    """List the slides in a folder, sorted by name: files and Zarr folders with a known extension, except unfinished copies."""
     return sorted(path for path in folder.iterdir() if _looks_like_slide(path))
 
 
@@ -80,11 +80,11 @@ def _looks_like_slide(path: Path) -> bool:
     return path.is_dir() if extension == "zarr" else extension in EXTENSIONS and path.is_file()
 
 
-def _meant(text: str, settings: Settings) -> Iterator[Listed]:
-    """The slides that one text names."""
-    path = _path(text)
+def _list_source(text: str, settings: Settings) -> Iterator[Listed]:
+    """List the slides of one source."""
+    path = _make_absolute(text)
     if path.suffix.lower() == ".csv" and not path.is_dir():
-        yield from _from_manifest(path, settings)
+        yield from _read_manifest(path, settings)
     elif path.is_dir() and not _is_zarr(path):
         slides = slides_in(path)
         # A folder that holds one Zarr store and nothing else is a slide itself.
@@ -104,8 +104,8 @@ def _meant(text: str, settings: Settings) -> Iterator[Listed]:
         yield Listed(path, settings)
 
 
-def _path(text: str) -> Path:
-    """A path as a person writes it, made absolute; a name that only looks like somebody's home is a name."""
+def _make_absolute(text: str) -> Path:
+    """Make a path absolute; a file name that only looks like a home folder stays a file name."""
     path = Path(text)
     with suppress(RuntimeError):
         path = path.expanduser()
@@ -116,16 +116,16 @@ def _is_zarr(path: Path) -> bool:
     return path.suffix.lower() == ".zarr" or any((path / name).exists() for name in GROUP_FILES)
 
 
-def _from_manifest(path: Path, settings: Settings) -> Iterator[Listed]:
-    """The slides of a CSV manifest; paths in it may be relative to its folder."""
+def _read_manifest(path: Path, settings: Settings) -> Iterator[Listed]:
+    """List the slides of a CSV manifest; paths in it may be relative to its folder."""
     try:
-        # Spreadsheet programs put a mark of byte order first.
+        # Spreadsheet programs write a byte order mark first.
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
-        yield Listed(path, settings, f"manifest {path} can't be read: {why}")
+        reason = error.strerror if isinstance(error, OSError) else "it isn't UTF-8 text"
+        yield Listed(path, settings, f"manifest {path} can't be read: {reason}")
         return
-    rows = csv.reader(text.splitlines(), delimiter=_delimiter(text))
+    rows = csv.reader(text.splitlines(), delimiter=_find_delimiter(text))
     header = [name.strip() for name in next(rows, [])]
     if "path" not in header:
         yield Listed(
@@ -137,40 +137,42 @@ def _from_manifest(path: Path, settings: Settings) -> Iterator[Listed]:
         cells = {name: cell.strip() for name, cell in zip(header, row, strict=False) if cell.strip()}
         if cells:
             slides += 1
-            yield _of_row(path, number, cells, settings)
+            yield _read_row(path, number, cells, settings)
     if not slides:
         yield Listed(path, settings, f"manifest {path} names no slide below its first line")
 
 
-def _delimiter(text: str) -> str:
-    """What parts the columns: where commas are decimal points, spreadsheet programs write semicolons."""
+def _find_delimiter(text: str) -> str:
+    """Find the delimiter: in countries with decimal commas, spreadsheet programs write semicolons."""
     header = text.partition("\n")[0]
     return max(",;\t", key=header.count)
 
 
-def _of_row(manifest: Path, number: int, cells: Mapping[str, str], settings: Settings) -> Listed:
-    where = f"manifest {manifest}, line {number}"
+def _read_row(manifest: Path, number: int, cells: Mapping[str, str], settings: Settings) -> Listed:
+    place = f"manifest {manifest}, line {number}"
     if "path" not in cells:
-        return Listed(manifest, settings, f"{where}: there is no path")
-    slide = _path(cells["path"]) if cells["path"].startswith("~") else (manifest.parent / cells["path"]).absolute()
+        return Listed(manifest, settings, f"{place}: there is no path")
+    slide = (
+        _make_absolute(cells["path"]) if cells["path"].startswith("~") else (manifest.parent / cells["path"]).absolute()
+    )
     changes: dict[str, Any] = {"slide.name": cells["name"]} if "name" in cells else {}
     try:
         changes |= {name: yaml.safe_load(cell) for name, cell in cells.items() if name not in _MANIFEST_COLUMNS}
         return Listed(slide, make_settings(settings.model_dump(mode="json"), changes))
     except yaml.YAMLError as error:
-        return Listed(slide, settings, f"{where}: {' '.join(str(error).split())}")
+        return Listed(slide, settings, f"{place}: {' '.join(str(error).split())}")
     except SettingsError as error:
-        return Listed(slide, settings, f"{where}: {error}")
+        return Listed(slide, settings, f"{place}: {error}")
 
 
-def _without_twins(slides: list[Listed]) -> list[Listed]:
-    """Slides whose results would bear one name get an error: neither may write over the other."""
+def _refuse_equal_names(slides: list[Listed]) -> list[Listed]:
+    """Give an error to slides whose results would have the same name: they would overwrite each other."""
     names = Counter((slide.name, slide.settings.output.label) for slide in slides if slide.error is None)
-    said = (
+    message = (
         "{path}: {number} slides are named {name}: run them into different folders, or give each a name in a manifest"
     )
     return [
-        replace(slide, error=said.format(path=slide.path, number=number, name=slide.name))
+        replace(slide, error=message.format(path=slide.path, number=number, name=slide.name))
         if slide.error is None and (number := names[slide.name, slide.settings.output.label]) > 1
         else slide
         for slide in slides

@@ -1,6 +1,6 @@
-"""What OME-XML says about the images of a file, and lengths in µm.
+"""Owns reading OME-XML, and converting lengths to µm.
 
-Found in the description of an OME-TIFF and in `OME/METADATA.ome.xml` of what bioformats2raw writes. Only stdlib.
+OME-XML is in the description of an OME-TIFF and in `OME/METADATA.ome.xml` of bioformats2raw's output. Only stdlib.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-MAX_PLANES = 10**6  # more than that in one image would be a hostile file: readers make a list of them
+MAX_PLANES = 10**6  # readers make a list of them: an image with more is a hostile file
 
 _MICROMETRES = {
     "m": 1e6, "dm": 1e5, "cm": 1e4, "mm": 1e3, "µm": 1.0, "um": 1.0, "nm": 1e-3, "pm": 1e-6, "å": 1e-4,
@@ -26,10 +26,10 @@ class OmeImage:
     """One `Image` element.
 
     Attributes:
-        size: Width and height in pixels, (0, 0) where not stated.
-        mpp: Pixel size (y, x) in µm, none where not stated as a length.
-        channel_names: Names of its `Channel` elements, empty where they have none.
-        colours: Their colours, six hexadecimal digits, none where not stated.
+        size: Width and height in pixels; (0, 0) if not stated.
+        mpp: Pixel size (y, x) in µm; none if it isn't stated as a length.
+        channel_names: Names of its `Channel` elements; empty if they have none.
+        colours: Their colours, six hexadecimal digits; none if not stated.
         samples: `SamplesPerPixel` of each of them.
         planes: Number of planes it declares.
     """
@@ -44,12 +44,12 @@ class OmeImage:
 
 @dataclass(frozen=True)
 class OmeDocument:
-    """OME-XML as a whole.
+    """A whole OME-XML document.
 
     Attributes:
         images: Its images in order.
-        other_files: Names of files that hold planes of it, or where its metadata are, other than the one it came from.
-        span: Largest number of planes that any part of it lays claim to.
+        other_files: Names of other files that hold its planes or its metadata.
+        span: Largest number of planes that any of its elements declares.
     """
 
     images: tuple[OmeImage, ...]
@@ -58,11 +58,11 @@ class OmeDocument:
 
 
 def read_ome_xml(text: str, file: str) -> OmeDocument:
-    """Reads OME-XML.
+    """Read OME-XML.
 
     Args:
         text: The XML.
-        file: Name of the file that it came from.
+        file: Name of the file that holds it.
 
     Raises:
         ValueError: It isn't OME-XML.
@@ -90,7 +90,7 @@ def _image(pixels: ElementTree.Element) -> OmeImage:
 
 
 def _colour(number: str | None) -> str | None:
-    """OME's colour, a signed 32 bit number of red, green, blue and alpha; the schema's default, white, says nothing."""
+    """Convert OME's colour, a signed 32 bit number of red, green, blue and alpha; white, the schema's default, means none."""
     try:
         rgba = int(number or -1) & 0xFFFFFFFF
     except ValueError:
@@ -110,7 +110,7 @@ def _whole(attributes: Mapping[str, str], name: str, default: int) -> int:
 
 
 def _span(element: ElementTree.Element) -> int:
-    """Number of planes that an element lays claim to: readers allocate a list of that length."""
+    """Count the planes that an element declares: readers allocate a list of this length."""
     name = element.tag.rpartition("}")[2]
     if name == "TiffData":
         counts = [_whole(element.attrib, attribute, 0) for attribute in ("PlaneCount", "NumPlanes", "IFD")]
@@ -129,20 +129,20 @@ def _other_files(root: ElementTree.Element, file: str) -> tuple[str, ...]:
     if binary_only is not None:
         return (binary_only.get("MetadataFile", "a companion file"),)
     parts = [part for part in root.iterfind("{*}Image/{*}Pixels/{*}TiffData/{*}UUID") if part.text]
-    own = root.get("UUID")
-    if own is None:
-        # One UUID for all and none for the file: a renamed single file, unless several are named.
-        own = parts[0].text if len({part.text for part in parts}) == 1 else None
-    others = {
+    own_uuid = root.get("UUID")
+    if own_uuid is None:
+        # All planes have one UUID and the file has none: a renamed single file.
+        own_uuid = parts[0].text if len({part.text for part in parts}) == 1 else None
+    other_names = {
         part.get("FileName", "another file")
         for part in parts
-        if part.text != own and part.get("FileName", "").lower() != file.lower()
+        if part.text != own_uuid and part.get("FileName", "").lower() != file.lower()
     }
-    return tuple(sorted(others))
+    return tuple(sorted(other_names))
 
 
 def micrometres(value: object, unit: str | None) -> float | None:
-    """A length in µm, or none where it is no length or no positive number.
+    """Convert a length to µm; none if it is no length or no positive number.
 
     Example:
         >>> micrometres("250", "nm"), micrometres(1, "pixel"), micrometres(0.5, "micrometer")

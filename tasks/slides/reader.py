@@ -1,4 +1,4 @@
-"""Reads rectangles of the slide that a `Slide` describes, in any process; only the tiles, strips or chunks that they touch.
+"""Owns reading rectangles of the slide that a `Slide` describes, in any process. Only the tiles or chunks of them are read.
 
 Must not import Dask, Prefect or torch.
 """
@@ -23,10 +23,10 @@ class PixelReader(Protocol):
     """Reads regions of level 0 of the channels to segment."""
 
     def read(self, region: Region) -> NDArray[Any]:
-        """(y, x, c) pixels of a region."""
+        """Read the (y, x, c) pixels of a region."""
 
     def close(self) -> None:
-        """Gives back what it holds."""
+        """Close the files."""
 
 
 class SlideReader:
@@ -47,7 +47,7 @@ class SlideReader:
         self._file = one_line_name(slide.path)
         self._slide = slide
         try:
-            with errors_as_slide_errors(self._file, "can't be opened", "see that it is there and can be read"):
+            with errors_as_slide_errors(self._file, "can't be opened", "check that it exists and can be read"):
                 self._source = self._open()
         except SlideError as error:
             raise SlideGoneError(str(error)) from error
@@ -55,7 +55,7 @@ class SlideReader:
     def _open(self) -> Source:
         """Open the slide, and refuse it if it isn't the one that was inspected.
 
-        Asked of an open file: what replaces it later isn't read.
+        The open file is compared: a file that replaces it later isn't read.
 
         Raises:
             SlideError: It isn't there, has changed, or was replaced, even by one of the same shape.
@@ -82,12 +82,12 @@ class SlideReader:
         self.close()
 
     def close(self) -> None:
-        """Gives back the file handles; the reader can't be used any more."""
+        """Close the files; the reader can't be used any more."""
         self._source.close()
 
     @property
     def slide(self) -> Slide:
-        """What is being read."""
+        """The slide that is read."""
         return self._slide
 
     def fetch(self, level: int, ts: range, cs: Sequence[int], zs: range, region: Region) -> NDArray[Any]:
@@ -110,9 +110,9 @@ class SlideReader:
         if not 0 <= level < len(self._shapes):
             raise IndexError(f"level {level} of {len(self._shapes)}")
         size_t, size_c, size_z, height, width = self._shapes[level]
-        inside = 0 <= region.y0 < region.y1 <= height and 0 <= region.x0 < region.x1 <= width
+        is_inside = 0 <= region.y0 < region.y1 <= height and 0 <= region.x0 < region.x1 <= width
         planes = ((ts, size_t), (cs, size_c), (zs, size_z))
-        if not inside or not all(indices and 0 <= min(indices) <= max(indices) < size for indices, size in planes):
+        if not is_inside or not all(indices and 0 <= min(indices) <= max(indices) < size for indices, size in planes):
             raise IndexError(
                 f"{region}, channels {tuple(cs)}, time points {ts}, planes {zs}: not in level {level} of {height} × {width} px, "
                 f"{size_c} channels, {size_t} time points, {size_z} planes"
@@ -122,12 +122,12 @@ class SlideReader:
             return self._source.fetch(level, ts, cs, zs, region)
 
     def read(self, region: Region, level: int = 0, channels: Sequence[int] | None = None) -> NDArray[Any]:
-        """Reads a rectangle of the time point and focal plane that the settings chose.
+        """Read a rectangle of the time point and focal plane that the settings chose.
 
         Args:
             region: Pixels of `level`, inside it.
             level: 0 is the finest.
-            channels: Indices; those that the settings chose by default.
+            channels: Indices; by default those that the settings chose.
 
         Returns:
             (y, x, c) array of type `slide.dtype`, C-contiguous.
@@ -139,9 +139,9 @@ class SlideReader:
         return np.ascontiguousarray(self.read_planes(region, level, channels).transpose(1, 2, 0))
 
     def read_planes(self, region: Region, level: int = 0, channels: Sequence[int] | None = None) -> NDArray[Any]:
-        """As `read`, but (c, y, x), in whatever order of memory the file has."""
+        """Read as `read` does, but return (c, y, x) in the file's order of memory."""
         if not 0 <= level < len(self._shapes):
             raise IndexError(f"level {level} of {len(self._shapes)}")
-        chosen = self._slide.channels if channels is None else tuple(int(channel) for channel in channels)
+        indices = self._slide.channels if channels is None else tuple(int(channel) for channel in channels)
         t, z = self._slide.t, self._slide.z * self._shapes[level][2] // self._slide.size_z
-        return self.fetch(level, range(t, t + 1), chosen, range(z, z + 1), region)[0, :, 0]
+        return self.fetch(level, range(t, t + 1), indices, range(z, z + 1), region)[0, :, 0]

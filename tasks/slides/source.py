@@ -1,11 +1,11 @@
-"""What every kind of slide file has in common: its facts, reading from it, and the limits checked before any pixel is read.
+"""Owns what all slide files have in common: facts, reading, and the limits that are checked before any pixel is read.
 
 `tiff` and `zarr` build on this, `inspect` and `reader` use them; nothing here knows a file format.
 
-1. `SourceFacts` is what a file says of one image, in TCZYX order.
-2. `SourceSpec` is what opening the image again needs, in any process; `Source` is the image opened.
-3. `check_level`, `check_dtype`, `check_chunk` refuse what can't be true or would not fit into memory.
-4. `errors_as_slide_errors` turns whatever a library raises into one line for a person.
+1. `SourceFacts` holds what a file says about one image, in TCZYX order.
+2. `SourceSpec` describes how to open the image, in any process; `Source` is the open image.
+3. `check_level`, `check_dtype` and `check_chunk` refuse sizes that can't be true or would not fit into memory.
+4. `errors_as_slide_errors` turns any error of a library into one line for a person.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from slidesam.tasks.grid import Region
 MAX_PIXELS = 2**40  # of one level; the largest slides have some 2**37
 MAX_CHUNK_BYTES = 2**31  # of one decoded tile, strip or chunk
 MAX_CHANNELS = 4096
-_WORDS_OF_LIBRARIES = 160  # characters of a library's own message
+MAX_LIBRARY_MESSAGE = 160  # characters of a library's own message
 MAX_PLANES = 2**31  # t × z
 CREDIBLE_MPP = (0.01, 100.0)  # µm per pixel; 72 dpi would be 353
 RGB_NAMES = ("red", "green", "blue")
@@ -39,11 +39,11 @@ FileState: TypeAlias = tuple[int, int]  # size in bytes, time of the last change
 
 
 class Display(NamedTuple):
-    """How a file wants a channel shown, as far as it says.
+    """Colour and display window of a channel, if the file has them.
 
     Attributes:
         colour: Six hexadecimal digits, red, green, blue.
-        window: The values that are shown black and fully bright.
+        window: Values that are shown black and fully bright.
     """
 
     colour: str | None = None
@@ -52,21 +52,21 @@ class Display(NamedTuple):
 
 @dataclass(frozen=True)
 class SourceFacts:
-    """What a file says about one of its images.
+    """Facts that a file states about one of its images.
 
     Attributes:
-        format: Kind of file in words.
+        format: Name of the file's format.
         n_series: Number of images in the file.
-        dtype: Pixel type as handed out: native byte order, uint8 for truth values.
+        dtype: Pixel type of what is read: native byte order, uint8 for booleans.
         shapes: Sizes (t, c, z, y, x) of each level, finest first.
-        chunks: Of each level, what is decoded at once, as (t, c, z, y, x).
-        mpp: Pixel size (y, x) in µm where the file states a credible one.
+        chunks: Sizes (t, c, z, y, x) of what is decoded at once, for each level.
+        mpp: Pixel size (y, x) in µm if the file states a credible one.
         channel_names: One per channel.
         is_rgb: Whether the channels are red, green and blue.
-        warnings: What a person should know, one sentence each.
-        identity_files: Files whose content stands for the whole: all that decides what pixels mean.
+        warnings: Warnings for people, one sentence each.
+        identity_files: Files whose content identifies the slide.
         display: One per channel.
-        missing_chunks: Chunks of the finest level that aren't there and read as empty, 0 where they aren't counted.
+        missing_chunks: Number of chunks of the finest level that are missing and read as empty; 0 if they aren't counted.
     """
 
     format: str
@@ -84,12 +84,12 @@ class SourceFacts:
 
 
 class SourceSpec(BaseModel, ABC):
-    """What opening an image again needs, found by inspecting it once; small, frozen and picklable."""
+    """Description by which an image is opened without another inspection; small, frozen and picklable."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     kind: Literal["tiff", "zarr"]
-    """Whether it is a file of the TIFF family or a Zarr folder."""
+    """File of the TIFF family, or Zarr folder."""
 
     @property
     @abstractmethod
@@ -98,7 +98,7 @@ class SourceSpec(BaseModel, ABC):
 
     @abstractmethod
     def open(self, path: Path) -> Source:
-        """Open the image, inspecting nothing.
+        """Open the image without inspecting it.
 
         Args:
             path: The slide's file or folder.
@@ -129,18 +129,18 @@ class Source(Protocol):
         """
 
     def states(self) -> tuple[FileState, ...]:
-        """Return the states of the files that stand for the whole, as they are now.
+        """Return the present states of the files that identify the slide.
 
         Raises:
-            OSError: One isn't there, or can't be looked at.
+            OSError: A file is missing, or its state can't be read.
         """
 
     def close(self) -> None:
-        """Give back the file handles."""
+        """Close the files."""
 
 
 def credible_window(start: object, end: object) -> tuple[float, float] | None:
-    """The ends of a display window, or none where they aren't two ascending numbers."""
+    """Return the ends of a display window, or none if they aren't two ascending numbers."""
     try:
         low, high = float(start), float(end)  # type: ignore[arg-type]
     except (TypeError, ValueError):
@@ -152,70 +152,70 @@ def file_states(files: Sequence[Path]) -> tuple[FileState, ...]:
     """Read the state of each file.
 
     Raises:
-        OSError: One isn't there, or can't be looked at.
+        OSError: A file is missing, or its state can't be read.
     """
     return tuple((status.st_size, status.st_mtime_ns) for status in (file.stat() for file in files))
 
 
 @contextmanager
-def errors_as_slide_errors(file: str, what: str, advice: str) -> Iterator[None]:
-    """Turns any error of a library into a `SlideError` "<file>: <what> (<its words>); <advice>"."""
+def errors_as_slide_errors(file: str, problem: str, advice: str) -> Iterator[None]:
+    """Turn any error of a library into a `SlideError` "<file>: <problem> (<its message>); <advice>"."""
     try:
         yield
     except SlidesamError:
         raise
     except PermissionError as error:
-        # Whom its folders let in isn't to be seen on the file.
-        raise SlideAwayError(
-            f"{file}: may not be read by this user; ask its owner for permission to read it"
-        ) from error
+        # The permissions of its folders can't be seen on the file.
+        raise SlideAwayError(f"{file}: this user may not read it; ask its owner for permission") from error
     except Exception as error:
         kind = SlideAwayError if _is_passing(error) else SlideError
-        raise kind(f"{file}: {what} ({in_one_line(error, _WORDS_OF_LIBRARIES)}); {advice}") from error
+        raise kind(f"{file}: {problem} ({in_one_line(error, MAX_LIBRARY_MESSAGE)}); {advice}") from error
 
 
 @contextmanager
 def missing_as_slide_errors(path: Path, file: str) -> Iterator[None]:
-    """Turns the errors of opening a file that isn't there, or may not be read, into a `SlideError` in words."""
+    """Turn the errors of opening a file that is missing, or that may not be read, into a `SlideError`."""
     try:
         yield
     except FileNotFoundError:
         raise SlideError(f"{file}: isn't there ({in_one_line(str(path))}); correct the path") from None
     except PermissionError:
-        raise SlideError(f"{file}: may not be read by this user; ask its owner for permission to read it") from None
+        raise SlideError(f"{file}: this user may not read it; ask its owner for permission") from None
 
 
-# Of a file server that doesn't answer, or a process that has too much open.
-_PASSING = {
+# Errors of a file server that doesn't answer, or of a process with too many open files.
+_PASSING_ERRORS = {
     errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR,
     errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ECONNRESET, errno.ENOTCONN,
 }  # fmt: skip
 
 
 def _is_passing(error: Exception) -> bool:
-    """Whether the same file may be read another time, or elsewhere."""
-    return isinstance(error, MemoryError | ImportError) or (isinstance(error, OSError) and error.errno in _PASSING)
+    """Tell whether reading may succeed at another time, or on another machine."""
+    return isinstance(error, MemoryError | ImportError) or (
+        isinstance(error, OSError) and error.errno in _PASSING_ERRORS
+    )
 
 
 def one_line_name(path: Path) -> str:
-    """The file's name, for the start of a message; of an image inside a Zarr store the way from the store on.
+    """Return the file's name for the start of a message; for an image inside a Zarr store, the path from the store.
 
     Example:
         >>> one_line_name(Path("scans/plate.zarr/A/1/0"))
         'plate.zarr/A/1/0'
     """
     parts = path.parts
-    store = next((at for at, part in enumerate(parts) if part.lower().endswith(".zarr")), len(parts) - 1)
+    store = next((index for index, part in enumerate(parts) if part.lower().endswith(".zarr")), len(parts) - 1)
     return in_one_line("/".join(parts[store:]) or str(path), 255)
 
 
 def are_rgb(names: Sequence[str]) -> bool:
-    """Whether channels of these names are red, green and blue."""
+    """Tell whether channels with these names are red, green and blue."""
     return tuple(name.strip().lower() for name in names) in (RGB_NAMES, ("r", "g", "b"))
 
 
 def check_level(file: str, level: int, shape: Sequence[int]) -> None:
-    """Refuses sizes that no slide has.
+    """Refuse sizes that no slide has.
 
     Args:
         file: Name for the message.
@@ -239,25 +239,25 @@ def check_level(file: str, level: int, shape: Sequence[int]) -> None:
 
 
 def check_dtype(file: str, dtype: np.dtype[Any] | None) -> np.dtype[Any]:
-    """The dtype in which pixels are handed out: in native byte order, uint8 for truth values.
+    """Return the pixel type of what is read: native byte order, uint8 for booleans.
 
     Example:
         >>> check_dtype("a.tif", np.dtype(">u2")), check_dtype("a.tif", np.dtype(bool))
         (dtype('uint16'), dtype('uint8'))
 
     Raises:
-        SlideError: It isn't made of real numbers.
+        SlideError: The type isn't one of real numbers.
     """
     if dtype is None or dtype.kind not in "biuf":
         raise SlideError(
             f"{file}: pixels are {dtype or 'of an unknown type'}, not real numbers; export as 8 or 16 bit and try again"
         )
-    # By name, since C has several types of one size: of those, zarr knows only the one that numpy means by the name.
+    # By name, because C has several types of one size, and zarr knows only the one to which numpy gives the name.
     return np.dtype("uint8" if dtype.kind == "b" else dtype.name)
 
 
-def check_chunk(file: str, level: int, what: str, shape: Sequence[int], itemsize: int) -> None:
-    """Refuses tiles, strips and chunks that would not fit into a worker's memory.
+def check_chunk(file: str, level: int, noun: str, shape: Sequence[int], itemsize: int) -> None:
+    """Refuse tiles, strips and chunks that would not fit into a worker's memory.
 
     Raises:
         SlideError: Decoded, one takes more than 2 GiB.
@@ -265,13 +265,13 @@ def check_chunk(file: str, level: int, what: str, shape: Sequence[int], itemsize
     size = math.prod(shape) * itemsize
     if size > MAX_CHUNK_BYTES:
         raise SlideError(
-            f"{file}: level {level} is stored in {what}s of {size / 2**30:.0f} GiB each, too large to read one at a time; "
+            f"{file}: level {level} is stored in {noun}s of {size / 2**30:.0f} GiB each, too large to read one at a time; "
             "convert it to a tiled OME-TIFF or OME-Zarr first"
         )
 
 
-def credible_mpp(y: float | None, x: float | None, said_by: str) -> tuple[tuple[float, float] | None, list[str]]:
-    """Pixel size (y, x) in µm if it can be one, and otherwise why not.
+def credible_mpp(y: float | None, x: float | None, origin: str) -> tuple[tuple[float, float] | None, list[str]]:
+    """Return the pixel size (y, x) in µm if it is credible, otherwise a warning.
 
     Example:
         >>> credible_mpp(0.25, 0.25, "resolution tags")
@@ -283,12 +283,12 @@ def credible_mpp(y: float | None, x: float | None, said_by: str) -> tuple[tuple[
         return None, []
     low, high = CREDIBLE_MPP
     if not all(math.isfinite(size) and low <= size <= high for size in (y, x)):
-        return None, [f"pixel size of {y:g} × {x:g} µm in the {said_by} isn't credible and isn't used"]
+        return None, [f"pixel size of {y:g} × {x:g} µm in the {origin} isn't credible and isn't used"]
     return (float(y), float(x)), []
 
 
 def downsample(shape: tuple[int, int], finest: tuple[int, int]) -> tuple[float, float]:
-    """How much coarser a level is than the finest one, per axis; whole where rounding explains the rest.
+    """Compute by which factor a level is coarser than the finest one, per axis; a whole number if rounding explains the rest.
 
     Example:
         >>> downsample((1483, 555), (2967, 2220))

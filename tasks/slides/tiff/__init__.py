@@ -1,1 +1,1 @@
-"""Slides in files of the TIFF family."""
+"""Inspect and read files of the TIFF family."""

@@ -1,7 +1,7 @@
-"""Decodes tiles and strips by tifffile, without the file's directories: a `Codec` holds all that tifffile's decoder asks of them.
+"""Owns decoding: a `Codec` holds everything that tifffile's decoder of tiles and strips needs, without the file's directories.
 
-`TiffPage.decode` makes the decoder out of attributes of a page. Which these are isn't documented, so that a test compares
-the decoders of many kinds of files with those of tifffile's own pages.
+`TiffPage.decode` makes the decoder from attributes of a page (https://github.com/cgohlke/tifffile, class TiffPage). They aren't
+documented; tests/tasks/slides compares the pixels of many kinds of files with those that tifffile reads itself.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ Decoder: TypeAlias = Callable[[bytes, int, bytes | None], NDArray[Any]]
 
 
 class _Tags(dict[int, SimpleNamespace]):
-    """Tags by their codes, with tifffile's `valueof`."""
+    """Map codes to tags, with tifffile's `valueof`."""
 
     def valueof(self, code: int, default: object = None) -> Any:
         return self[code].value if code in self else default
 
 
 class Codec(BaseModel):
-    """What decoding the tiles or strips of a level depends on; small and picklable."""
+    """Everything on which decoding the tiles or strips of a level depends; small and picklable."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
@@ -45,7 +45,7 @@ class Codec(BaseModel):
     shaped: tuple[int, ...]
     """Sizes of the page: samples, depth, length, width, interleaved samples."""
     bitspersample: int | tuple[int, ...]
-    """Bits of a sample; several where samples differ."""
+    """Bits of a sample; several numbers if samples differ."""
     extrasamples: tuple[int, ...]
     """Meaning of samples beside grey or colour, such as alpha."""
     dtype: str | None
@@ -69,7 +69,7 @@ class Codec(BaseModel):
 
     @classmethod
     def of(cls, page: tifffile.TiffPage, series: tifffile.TiffPageSeries) -> Codec:
-        """Collect from tifffile's page, while its file is open, what decoding depends on.
+        """Collect the attributes of tifffile's page on which decoding depends, while its file is open.
 
         Args:
             page: The keyframe of a level.
@@ -79,7 +79,7 @@ class Codec(BaseModel):
             byteorder=">" if page.parent.byteorder == ">" else "<",
             numbers={name: int(getattr(page, name)) for name in _NUMBERS},
             shaped=tuple(int(size) for size in page.shaped),
-            bitspersample=_plain(page.bitspersample),
+            bitspersample=_to_plain(page.bitspersample),
             extrasamples=tuple(int(sample) for sample in page.extrasamples),
             dtype=None if page.dtype is None or page._dtype is None else page._dtype.char,
             nodata=page.nodata.item() if isinstance(page.nodata, np.generic) else page.nodata,
@@ -87,17 +87,19 @@ class Codec(BaseModel):
             is_jfif=bool(page.is_jfif),
             is_eer=bool(page.parent.is_eer),
             superres=int(page.parent._superres),
-            tags={code: (page.tags[code].count, _plain(page.tags[code].value)) for code in _TAGS if code in page.tags},
+            tags={
+                code: (page.tags[code].count, _to_plain(page.tags[code].value)) for code in _TAGS if code in page.tags
+            },
             jpeg_header=page.jpegheader,
-            scaling=_scaling(series),
+            scaling=_find_scaling(series),
         )
 
     def make_decoder(self) -> Decoder:
         """Make the function that decodes a tile or strip.
 
-        Its arguments are the bytes, the number in the page's table, and what all JPEG tiles of the page share. It returns a
-        (depth, y, x, sample) array, and raises what tifffile and imagecodecs raise, and `ValueError` for a tile that claims to
-        be far larger than the file says.
+        Its arguments are the bytes, the number in the page's table, and the JPEG tables of the page. It returns a
+        (depth, y, x, sample) array. It raises the errors of tifffile and imagecodecs, and `ValueError` if a tile claims to be
+        far larger than the file says.
 
         Raises:
             Exception: tifffile can't decode such pixels.
@@ -129,28 +131,28 @@ class Codec(BaseModel):
         def decode_tile(data: bytes, number: int, jpeg_tables: bytes | None) -> NDArray[Any]:
             _check_embedded_size(data, *size)
             options = {"jpegtables": jpeg_tables, "jpegheader": self.jpeg_header}
-            given = {name: value for name, value in options.items() if value is not None}
-            return self._scaled(decode(data, number, **given)[0])
+            arguments = {name: value for name, value in options.items() if value is not None}
+            return self._scaled(decode(data, number, **arguments)[0])
 
         return decode_tile
 
     def _scaled(self, pixels: NDArray[Any]) -> NDArray[Any]:
-        """Turn decoded numbers into the intensities that they stand for, as tifffile does."""
+        """Turn decoded numbers into intensities, as tifffile does."""
         if self.scaling is None:
             return pixels
         exponent, factor = self.scaling
         return pixels.astype(np.float32) ** exponent * factor
 
 
-def _plain(value: Any) -> Any:
-    """A number, or a tuple of numbers, without tifffile's types."""
+def _to_plain(value: Any) -> Any:
+    """Convert tifffile's enumerations to plain numbers."""
     if isinstance(value, tuple):
         return tuple(int(number) for number in value)
     return int(value) if isinstance(value, int) else value
 
 
-def _scaling(series: tifffile.TiffPageSeries) -> tuple[int, float] | None:
-    """Exponent and factor of what tifffile does to decoded pixels: in MD Gel files, the only ones, squares or multiples."""
+def _find_scaling(series: tifffile.TiffPageSeries) -> tuple[int, float] | None:
+    """Find exponent and factor of tifffile's transform, which only MD Gel files have: a square or a multiple."""
     if series.transform is None:
         return None
     factor, of_two = (float(series.transform(np.asarray([number], np.uint8))[0]) for number in (1, 2))
@@ -161,7 +163,7 @@ def _check_embedded_size(data: bytes, height: int, width: int) -> None:
     """Refuse a JPEG or JPEG 2000 tile whose own header says that it is far larger than the file does.
 
     Raises:
-        ValueError: It would need more memory than was reckoned with.
+        ValueError: Decoding it would need more memory than planned.
     """
     size = _jpeg_size(data) if data[:2] == b"\xff\xd8" else None
     if data[:4] == b"\xff\x4f\xff\x51":
@@ -171,7 +173,7 @@ def _check_embedded_size(data: bytes, height: int, width: int) -> None:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Height and width in the frame header of a JPEG."""
+    """Find height and width in the frame header of a JPEG."""
     position = 2
     while position + 9 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]

@@ -1,10 +1,10 @@
-"""Inspects files of the TIFF family: Aperio SVS, OME-TIFF, ImageJ, generic pyramids and what else tifffile knows.
+"""Owns the inspection of TIFF files: Aperio SVS, OME-TIFF, ImageJ, generic pyramids and all other formats that tifffile knows.
 
-tifffile parses the file; whether the file can be trusted is decided here.
+tifffile parses the file; this package decides whether the file can be trusted.
 
-1. `_check_header` and `_directories` refuse what is no TIFF, or whose directories run in a circle, before tifffile does.
-2. `levels` finds where in the file each plane, tile and strip lies (`layout`), and refuses what is cut.
-3. `metadata` gathers pixel size, channel names and what else the metadata say.
+1. `_check_header` and `_count_directories` refuse files that are no TIFF, or whose directories run in a circle.
+2. `levels` finds where each plane, tile and strip lies in the file (`layout`), and refuses incomplete files.
+3. `metadata` reads pixel size, channel names and other metadata.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def inspect_tiff(path: Path, series: int) -> tuple[SourceFacts, TiffSpec]:
         errors_as_slide_errors(file, "isn't a TIFF file that can be read", "get it again or leave it out"),
         tifffile.TiffFile(path) as tiff,
     ):
-        facts, levels = _inspected(tiff, path, file, series)
+        facts, levels = _inspect_open(tiff, path, file, series)
         return facts, TiffSpec(levels=levels)
 
 
@@ -64,19 +64,19 @@ def _check_header(path: Path, file: str) -> None:
         raise SlideError(f"{file}: is empty (0 bytes); copy it again")
     if start[:4] in TIFF_MAGICS:
         return
-    for magic, what in _OTHER_FILES.items():
+    for magic, explanation in _OTHER_FILES.items():
         if start.startswith(magic):
-            raise SlideError(f"{file}: {what}")
+            raise SlideError(f"{file}: {explanation}")
     raise SlideError(
         f"{file}: isn't a TIFF file (it starts with {start[:4]!r}); slides are read from SVS, TIFF, OME-TIFF and OME-Zarr"
     )
 
 
-def _inspected(
+def _inspect_open(
     tiff: tifffile.TiffFile, path: Path, file: str, series_number: int
 ) -> tuple[SourceFacts, tuple[TiffLevel, ...]]:
-    count, cut = _directories(tiff, file)
-    ome = _ome(tiff, file, path.name)
+    count, cut = _count_directories(tiff, file)
+    ome = _read_ome(tiff, file, path.name)
     all_series = tiff.series
     if not all_series:
         raise SlideError(
@@ -95,38 +95,38 @@ def _inspected(
     return facts, levels
 
 
-def _directories(tiff: tifffile.TiffFile, file: str) -> tuple[int, bool]:
-    """Number of image file directories, and whether their chain ends outside the file.
+def _count_directories(tiff: tifffile.TiffFile, file: str) -> tuple[int, bool]:
+    """Count the image file directories, and tell whether their chain ends outside the file.
 
     Raises:
-        SlideError: They run in a circle, or are too many to be true.
+        SlideError: They run in a circle, or there are too many.
     """
     if not tiff.pages:
         return 0, True
     layout, stream = tiff.tiff, tiff.filehandle
     size, offset = stream.size, int(tiff.pages.first.offset)
-    seen: set[int] = set()
+    visited: set[int] = set()
     while offset:
-        if offset in seen or len(seen) > MAX_DIRECTORIES:
+        if offset in visited or len(visited) > MAX_DIRECTORIES:
             raise SlideError(f"{file}: its image directories run in a circle; the file is damaged, get it again")
-        seen.add(offset)
+        visited.add(offset)
         try:
             stream.seek(offset)
             tags = struct.unpack(layout.tagnoformat, stream.read(layout.tagnosize))[0]
             stream.seek(offset + layout.tagnosize + tags * layout.tagsize)
             offset = struct.unpack(layout.offsetformat, stream.read(layout.offsetsize))[0]
         except (struct.error, OSError):
-            return len(seen), True
+            return len(visited), True
         if offset >= size:
-            return len(seen), True
-    return len(seen), False
+            return len(visited), True
+    return len(visited), False
 
 
-def _ome(tiff: tifffile.TiffFile, file: str, name: str) -> OmeDocument | None:
-    """The OME-XML of the file, none where it has none that can be parsed.
+def _read_ome(tiff: tifffile.TiffFile, file: str, name: str) -> OmeDocument | None:
+    """Read the OME-XML of the file; none if it has none that can be parsed.
 
     Raises:
-        SlideError: It says that planes are in other files, or declares more of them than can be.
+        SlideError: Planes are in other files, or more are declared than possible.
     """
     text = tiff.ome_metadata
     if not text:

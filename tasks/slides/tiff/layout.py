@@ -1,4 +1,4 @@
-"""Where in a TIFF file each plane, tile and strip of a level lies, as a description that travels between processes.
+"""Owns the description of a level: where each plane, tile and strip lies in a TIFF file. It travels between processes.
 
 `levels` makes it from the file's directories; nothing here reads the file.
 """
@@ -18,10 +18,10 @@ from slidesam.tasks.slides.tiff.codec import Codec
 
 
 class Table(NamedTuple):
-    """Integers of a directory, such as the offsets of its tiles: themselves if they are few, else where in the file they are.
+    """Integers of a directory, such as the offsets of its tiles: the integers if few, otherwise their place in the file.
 
     Attributes:
-        numbers: The integers as int64 in this machine's byte order; none if they are to be read from the file.
+        numbers: The integers as int64 in this machine's byte order; none if they are read from the file.
         offset: Byte in the file where they begin.
         dtype: Their type there.
         length: How many.
@@ -45,7 +45,7 @@ class Table(NamedTuple):
 
 
 class PageSpec(NamedTuple):
-    """One directory: offsets and sizes in bytes of its tiles or strips, and what JPEG tiles share."""
+    """One directory: offsets and sizes in bytes of its tiles or strips, and the tables that JPEG tiles share."""
 
     offsets: Table
     sizes: Table
@@ -53,7 +53,7 @@ class PageSpec(NamedTuple):
 
 
 class Page(NamedTuple):
-    """One directory whose tables are loaded."""
+    """One directory with its tables loaded."""
 
     offsets: NDArray[np.int64]
     sizes: NDArray[np.int64]
@@ -79,12 +79,12 @@ class Segment(NamedTuple):
 
     @property
     def is_empty(self) -> bool:
-        """Whether the file leaves it out, as sparse files do."""
+        """Whether it is missing in the file, as in sparse files."""
         return self.size == 0 or self.offset == 0
 
 
 class Axes(BaseModel):
-    """Where each of T, C, Z, Y, X and S is found."""
+    """Place of each of the axes T, C, Z, Y, X and S."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
@@ -94,20 +94,20 @@ class Axes(BaseModel):
     """Stride in pages, or dimension of the page ("s", "d", "l", "w" or "c"); axes of length 1 are in neither."""
     planes: int
     """Number of pages that the image has."""
-    kept_samples: int
-    """Samples of a pixel without its alpha."""
+    colour_samples: int
+    """Number of samples of a pixel without its alpha."""
 
     def locate(self, t: int, c: int, z: int) -> tuple[Place, int]:
-        """Place of a plane, and which of its interleaved samples it is."""
-        channel, sample = divmod(c, self.kept_samples)
-        at = {"page": 0, "s": 0, "d": 0, "c": 0}
+        """Find the place of a plane, and the number of its interleaved sample."""
+        channel, sample = divmod(c, self.colour_samples)
+        position = {"page": 0, "s": 0, "d": 0, "c": 0}
         for axis, index in (("T", t), ("C", channel), ("Z", z), ("S", sample)):
             place = self.places.get(axis, 0)
             if isinstance(place, str):
-                at[place] = index
+                position[place] = index
             else:
-                at["page"] += place * index
-        return Place(at["page"], at["s"], at["d"]), at["c"]
+                position["page"] += place * index
+        return Place(position["page"], position["s"], position["d"]), position["c"]
 
 
 class TiffLevel(BaseModel):
@@ -118,11 +118,11 @@ class TiffLevel(BaseModel):
     shape: Shape5
     """Sizes (t, c, z, y, x)."""
     dtype: str
-    """Pixel type as handed out: native byte order, uint8 for truth values."""
+    """Pixel type of what is read: native byte order, uint8 for booleans."""
     is_raw: bool
     """Whether strips are plain numbers, of which any row can be read alone."""
     fill: int | float
-    """Value of pixels that the file leaves out."""
+    """Value of pixels that are missing in the file."""
     is_rgb: bool
     """Whether channels are red, green and blue."""
     is_tiled: bool
@@ -130,13 +130,13 @@ class TiffLevel(BaseModel):
     tile: tuple[int, int, int]
     """Depth, height and width of a tile or strip."""
     codec: Codec
-    """How tiles or strips are decoded."""
+    """Everything that decoding tiles or strips needs."""
     axes: Axes
-    """Where each axis is."""
+    """Place of each axis."""
     pages: tuple[PageSpec | None, ...]
-    """Pages in order, none for those that aren't in the file; only the first where they follow each other."""
+    """Pages in order, none for missing ones; only the first if all follow each other without gaps."""
     page_stride: int
-    """Bytes from a page to the next where they follow each other, else 0."""
+    """Bytes from one page to the next if all follow each other without gaps, otherwise 0."""
 
     @property
     def samples(self) -> int:
@@ -145,7 +145,7 @@ class TiffLevel(BaseModel):
 
     @property
     def chunks(self) -> Shape5:
-        """What is decoded at once, as (t, c, z, y, x)."""
+        """Sizes (t, c, z, y, x) of what is decoded at once."""
         depth, height, width = self.tile
         channels = self.samples if self.axes.places.get("S") == "c" or self.axes.places.get("C") == "c" else 1
         if self.is_raw:
@@ -166,12 +166,12 @@ class TiffLevel(BaseModel):
         return samples, -(-depth // tile[0]), -(-height // tile[1]), -(-width // tile[2])
 
     def planes(self, t: int, channels: Sequence[int], z: int) -> list[tuple[Place, list[tuple[int, int]]]]:
-        """Places that hold these channels, each with (number in `channels`, interleaved sample) pairs."""
-        found: dict[Place, list[tuple[int, int]]] = {}
+        """Find the places that hold these channels, with their (number in `channels`, interleaved sample) pairs."""
+        places: dict[Place, list[tuple[int, int]]] = {}
         for number, channel in enumerate(channels):
             place, sample = self.axes.locate(t, channel, z)
-            found.setdefault(place, []).append((number, sample))
-        return list(found.items())
+            places.setdefault(place, []).append((number, sample))
+        return list(places.items())
 
     def load_page(self, number: int, read: Callable[[int, int], bytes]) -> Page:
         """Load the tables of a page.
@@ -191,7 +191,7 @@ class TiffLevel(BaseModel):
         return Page(spec.offsets.load(read) + shift, spec.sizes.load(read), spec.jpeg_tables)
 
     def segments(self, page: Page, place: Place, region: Region) -> Iterator[Segment]:
-        """Tiles or strips of a plane that hold pixels of `region`."""
+        """Find the tiles or strips of a plane that hold pixels of `region`."""
         (tile_depth, height, width), (_, depths, rows, columns) = self.tile, self.grid
         level = Region(0, 0, self.shape[3], self.shape[4])
         for row in range(region.y0 // height, -(-region.y1 // height)):
@@ -199,6 +199,6 @@ class TiffLevel(BaseModel):
                 index = ((place.sample * depths + place.depth // tile_depth) * rows + row) * columns + column
                 corner = row * height, column * width
                 covered = Region(*corner, corner[0] + height, corner[1] + width) & level
-                inside = index < len(page.offsets)
-                offset, size = (int(page.offsets[index]), int(page.sizes[index])) if inside else (0, 0)
+                is_listed = index < len(page.offsets)
+                offset, size = (int(page.offsets[index]), int(page.sizes[index])) if is_listed else (0, 0)
                 yield Segment(index, covered, place.depth % tile_depth, offset, size)

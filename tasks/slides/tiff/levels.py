@@ -1,6 +1,6 @@
-"""Levels of an image in a TIFF file, and whether the file holds what it declares.
+"""Owns reading the levels of an image from a TIFF file's directories, and checking that the file holds what it declares.
 
-All checks are done on the directories, before a pixel is read, with numpy over the tables of offsets.
+All checks are done on the directories, before any pixel is read.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _GREY = (0, 1)  # Photometric: 0 is white, 0 is black
 def read_levels(
     series: tifffile.TiffPageSeries, directories: int, file: str, file_size: int
 ) -> tuple[tuple[TiffLevel, ...], list[str]]:
-    """Layout of all levels of an image, finest first.
+    """Read the layout of all levels of an image, finest first.
 
     Args:
         series: tifffile's view of the image.
@@ -36,7 +36,7 @@ def read_levels(
         file_size: Bytes.
 
     Returns:
-        The levels, and what a person should know.
+        The levels, and warnings for people.
 
     Raises:
         SlideError: The file doesn't hold what it declares.
@@ -44,7 +44,7 @@ def read_levels(
     remarks: list[str] = []
     levels: list[TiffLevel] = []
     for number, part in enumerate(series.levels):
-        level, pages = _level(part, number, directories, file)
+        level, pages = _read_level(part, number, directories, file)
         if levels and not _is_smaller_copy(level.shape, levels[-1].shape):
             remarks.append(f"level {number} and later ones aren't smaller copies of the image and aren't used")
             break
@@ -59,18 +59,18 @@ def _is_smaller_copy(shape: Shape5, finer: Shape5) -> bool:
     return smaller and shape[:3] == finer[:3]
 
 
-def _level(
+def _read_level(
     series: tifffile.TiffPageSeries, number: int, directories: int, file: str
 ) -> tuple[TiffLevel, list[Page | None]]:
-    """Layout of one level, and its pages with their tables."""
+    """Read the layout of one level, and its pages with their tables."""
     page = series.keyframe
-    axes = _axes(series, number, file)
+    axes = _find_axes(series, number, file)
     sizes = axes.sizes
-    shape = (sizes["T"], sizes["C"] * axes.kept_samples, sizes["Z"], sizes["Y"], sizes["X"])
+    shape = (sizes["T"], sizes["C"] * axes.colour_samples, sizes["Z"], sizes["Y"], sizes["X"])
     check_level(file, number, shape)
     _check_codec(page, file)
-    is_rgb = page.photometric in _RGB_LIKE and shape[1] == axes.kept_samples == 3
-    pages, stride = _pages(series, axes.planes, directories if number == 0 else None, file)
+    is_rgb = page.photometric in _RGB_LIKE and shape[1] == axes.colour_samples == 3
+    pages, stride = _load_pages(series, axes.planes, directories if number == 0 else None, file)
     level = TiffLevel(
         shape=shape,
         dtype=check_dtype(file, page.dtype).name,
@@ -78,7 +78,7 @@ def _level(
         fill=_fill(page, is_rgb),
         is_rgb=is_rgb,
         is_tiled=page.is_tiled,
-        tile=_tile(page),
+        tile=_tile_shape(page),
         codec=Codec.of(page, series),
         axes=axes,
         pages=tuple(
@@ -91,57 +91,57 @@ def _level(
     if min(level.tile) < 1:
         raise SlideError(f"{file}: level {number} has tiles of {level.tile} pixels; the file is damaged, get it again")
     if not level.is_raw:
-        what = "tile" if page.is_tiled else "strip"
-        check_chunk(file, number, what, (*level.tile, level.samples), np.dtype(level.dtype).itemsize)
+        noun = "tile" if page.is_tiled else "strip"
+        check_chunk(file, number, noun, (*level.tile, level.samples), np.dtype(level.dtype).itemsize)
     return level, pages
 
 
-def _tile(page: tifffile.TiffPage) -> tuple[int, int, int]:
-    """Depth, height and width of a tile or strip."""
+def _tile_shape(page: tifffile.TiffPage) -> tuple[int, int, int]:
+    """Return depth, height and width of a tile or strip."""
     if page.is_tiled:
         return max(page.tiledepth, 1), page.tilelength, page.tilewidth
     return 1, page.rowsperstrip, page.imagewidth
 
 
-def _axes(series: tifffile.TiffPageSeries, number: int, file: str) -> Axes:
-    """Finds where in the file each of T, C, Z, Y, X and S (interleaved or separate samples) is.
+def _find_axes(series: tifffile.TiffPageSeries, number: int, file: str) -> Axes:
+    """Find the place of each of T, C, Z, Y, X and S (interleaved or separate samples) in the file.
 
     Leading axes go from page to page, the others lie inside a page, whose normal shape has five dimensions: separate
     sample "s", depth "d", length "l", width "w", interleaved sample "c".
     """
-    page, shape, stated = series.keyframe, series.get_shape(False), series.get_axes(False)
+    page, shape, axis_names = series.keyframe, series.get_shape(False), series.get_axes(False)
     check_level(file, number, (1, 1, 1, *page.shaped[2:4]))
-    names = ["Z" if name in "IQ" and "Z" not in stated else name for name in stated]
-    split = next((at for at in range(len(shape), -1, -1) if math.prod(shape[at:]) == page.size), 0)
+    names = ["Z" if name in "IQ" and "Z" not in axis_names else name for name in axis_names]
+    split = next((index for index in range(len(shape), -1, -1) if math.prod(shape[index:]) == page.size), 0)
     over_pages = [(name, size) for name, size in zip(names[:split], shape[:split], strict=True) if size > 1]
-    inside = [(name, size) for name, size in zip(names[split:], shape[split:], strict=True) if size > 1]
+    in_page = [(name, size) for name, size in zip(names[split:], shape[split:], strict=True) if size > 1]
     dimensions = [(name, size) for name, size in zip("sdlwc", page.shaped, strict=True) if size > 1]
-    used = [name for name, _ in over_pages + inside]
-    clear = (
-        len(set(used)) == len(used)
-        and set(used) <= set("TCZYXS")
+    long_axes = [name for name, _ in over_pages + in_page]
+    is_clear = (
+        len(set(long_axes)) == len(long_axes)
+        and set(long_axes) <= set("TCZYXS")
         and not {"Y", "X"} & {name for name, _ in over_pages}
-        and [size for _, size in inside] == [size for _, size in dimensions]
+        and [size for _, size in in_page] == [size for _, size in dimensions]
         and all(
-            {"l": "Y", "w": "X"}.get(where, name) == name
-            for (name, _), (where, _) in zip(inside, dimensions, strict=True)
+            {"l": "Y", "w": "X"}.get(dimension, name) == name
+            for (name, _), (dimension, _) in zip(in_page, dimensions, strict=True)
         )
     )
-    if not clear:
-        raise SlideError(
-            f"{file}: has axes {stated} of sizes {shape}, which can't be told apart; export it as OME-TIFF"
-        )
-    places: dict[str, int | str] = {name: where for (name, _), (where, _) in zip(inside, dimensions, strict=True)}
-    for at, (name, _) in enumerate(over_pages):
-        places[name] = math.prod(size for _, size in over_pages[at + 1 :])
-    sizes = dict.fromkeys("TCZYXS", 1) | dict(over_pages + inside)
+    if not is_clear:
+        raise SlideError(f"{file}: has axes {axis_names} of sizes {shape}, which are ambiguous; export it as OME-TIFF")
+    places: dict[str, int | str] = {
+        name: dimension for (name, _), (dimension, _) in zip(in_page, dimensions, strict=True)
+    }
+    for index, (name, _) in enumerate(over_pages):
+        places[name] = math.prod(size for _, size in over_pages[index + 1 :])
+    sizes = dict.fromkeys("TCZYXS", 1) | dict(over_pages + in_page)
     planes = math.prod(size for _, size in over_pages)
-    return Axes(sizes=sizes, places=places, planes=planes, kept_samples=_kept_samples(page, sizes["S"]))
+    return Axes(sizes=sizes, places=places, planes=planes, colour_samples=_count_colour_samples(page, sizes["S"]))
 
 
-def _kept_samples(page: tifffile.TiffPage, samples: int) -> int:
-    """Samples of a pixel without its alpha."""
-    extra = [int(each) for each in page.extrasamples]
+def _count_colour_samples(page: tifffile.TiffPage, samples: int) -> int:
+    """Count the samples of a pixel without its alpha."""
+    extra = [int(sample) for sample in page.extrasamples]
     only_alpha = set(extra) <= _ALPHA and len(extra) == samples - 3
     if page.photometric in _RGB_LIKE and (samples == 4 or (samples > 4 and only_alpha)):
         return 3
@@ -151,7 +151,7 @@ def _kept_samples(page: tifffile.TiffPage, samples: int) -> int:
 
 
 def _is_raw(page: tifffile.TiffPage) -> bool:
-    """Whether strips are plain numbers, of which any row can be read alone."""
+    """Tell whether strips are plain numbers, so that any row can be read alone."""
     return (
         not page.is_tiled
         and page.compression == 1
@@ -164,7 +164,7 @@ def _is_raw(page: tifffile.TiffPage) -> bool:
 
 
 def _fill(page: tifffile.TiffPage, is_rgb: bool) -> int | float:
-    # Philips leaves out tiles without tissue, which are white.
+    # Philips files have no tiles where there is no tissue: these are white.
     if is_rgb and page.parent.is_philips:
         return 255
     return page.nodata.item() if isinstance(page.nodata, np.generic) else page.nodata
@@ -181,32 +181,32 @@ def _check_codec(page: tifffile.TiffPage, file: str) -> None:
         ) from None
 
 
-def _pages(
+def _load_pages(
     series: tifffile.TiffPageSeries, planes: int, directories: int | None, file: str
 ) -> tuple[list[Page | None], int]:
-    """The pages of a level, or the first and the bytes between two where all follow each other.
+    """Return the pages of a level, or the first and the bytes from one to the next if all follow each other without gaps.
 
     Args:
         series: The level.
         planes: Number of pages that it declares.
-        directories: Number of directories in the file, where all pages must be in its main chain.
+        directories: Number of directories in the file, if all pages must be in its main chain.
         file: Name for messages.
     """
     first = series[0]
     if series.dataoffset is not None and first is not None:
-        return [_page(first)], int(first.nbytes)
-    if series.kind != "ome":  # there, planes may be left out
-        held = len(series) if directories is None else min(len(series), directories)
-        if held < planes:
-            raise SlideError(f"{file}: declares {planes} planes and holds {held}; it is cut short, copy it again")
-    return [_page(page) for page in _tiff_pages(series, min(len(series), planes))], 0
+        return [_load_page(first)], int(first.nbytes)
+    if series.kind != "ome":  # in OME-TIFF, planes may be missing
+        present = len(series) if directories is None else min(len(series), directories)
+        if present < planes:
+            raise SlideError(f"{file}: declares {planes} planes and holds {present}; it is cut short, copy it again")
+    return [_load_page(page) for page in _tiff_pages(series, min(len(series), planes))], 0
 
 
 def _tiff_pages(series: tifffile.TiffPageSeries, count: int) -> Iterator[tifffile.TiffPage | tifffile.TiffFrame | None]:
     return (series[index] for index in range(count))
 
 
-def _page(page: tifffile.TiffPage | tifffile.TiffFrame | None) -> Page | None:
+def _load_page(page: tifffile.TiffPage | tifffile.TiffFrame | None) -> Page | None:
     if page is None:
         return None
     offsets, sizes = (np.asarray(table, np.int64).reshape(-1) for table in (page.dataoffsets, page.databytecounts))
@@ -223,39 +223,39 @@ def _check_tables(
     file: str,
     file_size: int,
 ) -> None:
-    """Refuses a level whose tiles or strips aren't in the file, or can't be as large as declared.
+    """Refuse a level whose tiles or strips aren't in the file, or can't be as large as declared.
 
     Raises:
-        SlideError: They aren't; the message says how many.
+        SlideError: Some are missing; the message says how many.
     """
     per_page = math.prod(level.grid)
     pages = [page for page in all_pages if page is not None]
-    what = f"{per_page * len(pages)} {'tiles' if level.is_tiled else 'strips'} of level {number}"
+    description = f"{per_page * len(pages)} {'tiles' if level.is_tiled else 'strips'} of level {number}"
     if not pages:
         raise SlideError(f"{file}: none of the planes of level {number} is in the file; it is cut short, copy it again")
     offsets = np.concatenate([page.offsets[:per_page] for page in pages])
     sizes = np.concatenate([page.sizes[:per_page] for page in pages])
-    there = (sizes != 0) & (offsets != 0)
+    is_present = (sizes != 0) & (offsets != 0)
     if level.is_raw:
-        # What is read is what the image's size demands; files often state more, and may not state less.
-        at = np.concatenate([np.arange(min(len(page.offsets), per_page)) for page in pages])
-        rows = np.minimum(level.tile[1], keyframe.imagelength - at % level.grid[2] * level.tile[1])
-        due = rows * (level.tile[2] * level.samples * np.dtype(level.dtype).itemsize)
-        short = int(np.count_nonzero(there & (sizes < due)))
-        if short:
-            raise SlideError(f"{file}: {short} of {what} are too short; the file is damaged, get it again")
-        sizes = due
+        # The image's size decides how much is read; files often state more, and must not state less.
+        indices = np.concatenate([np.arange(min(len(page.offsets), per_page)) for page in pages])
+        rows = np.minimum(level.tile[1], keyframe.imagelength - indices % level.grid[2] * level.tile[1])
+        row_bytes = rows * (level.tile[2] * level.samples * np.dtype(level.dtype).itemsize)
+        too_short = int(np.count_nonzero(is_present & (sizes < row_bytes)))
+        if too_short:
+            raise SlideError(f"{file}: {too_short} of {description} are too short; the file is damaged, get it again")
+        sizes = row_bytes
     last = (level.axes.planes - 1) * level.page_stride
-    lost = int(np.count_nonzero(there & ((offsets < 0) | (sizes < 0) | (offsets > file_size - last - sizes))))
-    if series.kind != "philips":  # its last row of tiles may be left out
-        lost += per_page * len(pages) - len(offsets)
-    if lost:
-        raise SlideError(f"{file}: truncated: {lost} of {what} lie past the end of the file; copy it again")
-    empty = len(offsets) - int(np.count_nonzero(there))
+    outside = int(np.count_nonzero(is_present & ((offsets < 0) | (sizes < 0) | (offsets > file_size - last - sizes))))
+    if series.kind != "philips":  # its last row of tiles may be missing
+        outside += per_page * len(pages) - len(offsets)
+    if outside:
+        raise SlideError(f"{file}: truncated: {outside} of {description} lie past the end of the file; copy it again")
+    empty = len(offsets) - int(np.count_nonzero(is_present))
     may_be_sparse = level.is_tiled or keyframe.parent.is_bigtiff or len(series.levels) > 1
     if empty == len(offsets) or (empty and not may_be_sparse):
-        raise SlideError(f"{file}: {empty} of {what} hold no data; the file is damaged, get it again")
-    share = np.unique(offsets[there]).size / (per_page * len(pages))
+        raise SlideError(f"{file}: {empty} of {description} hold no data; the file is damaged, get it again")
+    share = np.unique(offsets[is_present]).size / (per_page * len(pages))
     planes = level.axes.planes if level.page_stride else len(pages)
     _check_size(level, keyframe, number, share * planes, file, file_size)
 
@@ -263,7 +263,7 @@ def _check_tables(
 def _check_size(
     level: TiffLevel, page: tifffile.TiffPage, number: int, planes: float, file: str, file_size: int
 ) -> None:
-    """Refuses a level that can't be as large as declared; `planes` counts what is distinct and not empty."""
+    """Refuse a level that can't be as large as declared; `planes` counts only tiles that are distinct and not empty."""
     height, width = level.shape[3:]
     bits = page.bitspersample if isinstance(page.bitspersample, int) else min(page.bitspersample)
     declared = page.size * planes * bits / 8
@@ -281,5 +281,7 @@ def _remarks(level: TiffLevel, pages: Sequence[Page | None], number: int) -> lis
         remarks.append(f"{missing} of {level.axes.planes} planes of level {number} aren't in the file")
     size = math.prod((*level.tile, level.samples)) * np.dtype(level.dtype).itemsize
     if not level.is_raw and size > SLOW_SEGMENT_BYTES:
-        remarks.append(f"level {number} is stored in pieces of {size / 2**20:.0f} MiB, so reading any block is slow")
+        remarks.append(
+            f"level {number} is stored in tiles or strips of {size / 2**20:.0f} MiB, so reading any block is slow"
+        )
     return remarks

@@ -1,4 +1,4 @@
-"""What the metadata of a TIFF file say: kind of file, pixel size, names of channels, and what to warn of."""
+"""Owns reading the metadata of a TIFF file: format, pixel size, channel names and warnings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_facts(
     tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries, levels: Sequence[TiffLevel], ome: OmeDocument | None,
     warnings: Sequence[str], path: Path,
 ) -> SourceFacts:  # fmt: skip
-    """Gathers what the file says of one image."""
+    """Read the facts that the file states about one image."""
     level, page = levels[0], series.keyframe
     image = _ome_image(ome, tiff.series.index(series), level) if series.kind == "ome" else None
     mpp, remarks = _mpp(tiff, series, image)
@@ -60,19 +60,19 @@ def read_facts(
 def _display(
     tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries, count: int, image: OmeImage | None
 ) -> tuple[Display, ...]:
-    """Colours of OME metadata and display ranges of ImageJ's, where there is one for each channel."""
+    """Read colours from OME metadata and display ranges from ImageJ's, if there is one for each channel."""
     colours: Sequence[str | None] = [None] * count
     if image is not None and len(image.colours) == count:
         colours = image.colours
     windows: list[tuple[float, float] | None] = [None] * count
     ranges = (tiff.imagej_metadata or {}).get("Ranges") if series.kind == "imagej" else None
     if isinstance(ranges, tuple) and len(ranges) == 2 * count:
-        windows = [credible_window(*ranges[at : at + 2]) for at in range(0, 2 * count, 2)]
-    return tuple(Display(*each) for each in zip(colours, windows, strict=True))
+        windows = [credible_window(*ranges[index : index + 2]) for index in range(0, 2 * count, 2)]
+    return tuple(Display(*pair) for pair in zip(colours, windows, strict=True))
 
 
 def _ome_image(ome: OmeDocument | None, number: int, level: TiffLevel) -> OmeImage | None:
-    """The `Image` element of a series: the one of the same number, if it has the same size, else the first that has."""
+    """Find the `Image` element of a series: the one with its number if the size is equal, otherwise the first of this size."""
     if ome is None:
         return None
     size = (level.shape[4], level.shape[3])
@@ -85,18 +85,18 @@ def _ome_image(ome: OmeDocument | None, number: int, level: TiffLevel) -> OmeIma
 def _mpp(
     tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries, image: OmeImage | None
 ) -> tuple[tuple[float, float] | None, list[str]]:
-    """Pixel size (y, x) in µm, from the most specific source that states one."""
+    """Read the pixel size (y, x) in µm from the most specific metadata that state one."""
     remarks: list[str] = []
     if image is not None:
         mpp, remarks = credible_mpp(*image.mpp, "OME metadata")
         if mpp is not None:
             return mpp, remarks
     if series.kind == "svs" or tiff.is_svs:
-        found = _MPP_IN_APERIO.search(series.keyframe.description) or _MPP_IN_APERIO.search(
+        match = _MPP_IN_APERIO.search(series.keyframe.description) or _MPP_IN_APERIO.search(
             tiff.pages.first.description
         )
-        size = micrometres(found[1], "µm") if found else None
-        # Label and macro have a scale of their own, which isn't stated.
+        size = micrometres(match[1], "µm") if match else None
+        # Label and macro have another scale, which isn't stated.
         if series.name not in ("", "Baseline"):
             return None, []
         mpp, remarks = credible_mpp(size, size, "description")
@@ -104,8 +104,8 @@ def _mpp(
         if mpp is None and objective:
             remarks.append(f"it was scanned at {objective[1]} ×, which doesn't give the pixel size exactly")
         return mpp, remarks
-    mpp, more = _mpp_of_tags(tiff, series)
-    return mpp, remarks + more
+    mpp, tag_remarks = _mpp_of_tags(tiff, series)
+    return mpp, remarks + tag_remarks
 
 
 def _mpp_of_tags(
@@ -113,16 +113,16 @@ def _mpp_of_tags(
 ) -> tuple[tuple[float, float] | None, list[str]]:
     tags = series.keyframe.tags
     unit: str | None = _RESOLUTION_UNITS.get(int(tags.valueof(296, 2)))
-    said_by = "resolution tags"
+    origin = "resolution tags"
     if series.kind == "imagej":
         imagej = (tiff.imagej_metadata or {}).get("unit")
-        unit, said_by = (str(imagej) if imagej else None), "ImageJ metadata"
+        unit, origin = (str(imagej) if imagej else None), "ImageJ metadata"
     sizes = [_per_pixel(tags.valueof(code), unit) for code in (283, 282)]
-    return credible_mpp(sizes[0], sizes[1], said_by)
+    return credible_mpp(sizes[0], sizes[1], origin)
 
 
 def _per_pixel(resolution: object, unit: str | None) -> float | None:
-    """Pixels per unit, as a fraction → µm per pixel."""
+    """Convert pixels per unit, a fraction, to µm per pixel."""
     if not isinstance(resolution, tuple) or len(resolution) != 2 or not all(resolution):
         return None
     return micrometres(resolution[1] / resolution[0], unit)

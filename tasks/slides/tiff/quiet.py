@@ -1,4 +1,4 @@
-"""Keeps what tifffile logs off the terminal while a thread inspects or reads a slide."""
+"""Owns the log filter that keeps tifffile's messages off the terminal while a thread inspects or reads a slide."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 class _QuietLog(logging.Filter):
-    """Drops messages of threads that are inside `quiet_tifffile`; other users of tifffile aren't affected."""
+    """Drop messages of threads that are inside `quiet_tifffile`; other users of tifffile aren't affected."""
 
     def __init__(self) -> None:
         super().__init__()

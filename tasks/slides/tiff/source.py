@@ -1,6 +1,6 @@
-"""Reads regions of TIFF files as their inspection described them; no directory is parsed again.
+"""Owns reading TIFF files by the description that inspection made; no directory is parsed again.
 
-tifffile decodes tiles, in the calling thread and without locks; which tiles are read is decided here.
+Tiles are decoded in the calling thread, without locks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ROWS_BYTES = 2**24  # of an uncompressed strip, read at once
 
 
 class TiffSpec(SourceSpec):
-    """Where each level of an image of a TIFF file lies, and how its tiles are decoded."""
+    """Description of an image in a TIFF file: where its levels lie, and how their tiles are decoded."""
 
     kind: Literal["tiff"] = "tiff"
     levels: tuple[TiffLevel, ...]
@@ -44,7 +44,7 @@ class TiffSource:
 
     Args:
         path: The file.
-        spec: What inspecting it found.
+        spec: Description from the inspection.
 
     Raises:
         OSError: It can't be opened.
@@ -53,17 +53,17 @@ class TiffSource:
     def __init__(self, path: Path, spec: TiffSpec) -> None:
         self._spec = spec
         self._descriptor = os.open(path, os.O_RDONLY)
-        # Per level and page, made when they are first needed.
+        # Made for a level or page when they are first needed.
         self._decoder = cache(lambda level: spec.levels[level].codec.make_decoder())
-        self._page = cache(lambda level, number: spec.levels[level].load_page(number, self._bytes))
+        self._page = cache(lambda level, number: spec.levels[level].load_page(number, self._read_bytes))
 
     def states(self) -> tuple[FileState, ...]:
-        """Size and time of the last change of the open file: what replaces it later isn't read."""
+        """Return size and time of the last change of the open file."""
         status = os.fstat(self._descriptor)
         return ((status.st_size, status.st_mtime_ns),)
 
     def close(self) -> None:
-        """Gives back the file handle."""
+        """Close the file."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -72,7 +72,7 @@ class TiffSource:
         """Read (t, c, z, y, x) pixels."""
         layout = self._spec.levels[level]
         height, width = region.shape
-        # Channels last in memory: that is how RGB lies in the file, and how segmenters want it.
+        # Channels last in memory, as RGB is stored in files and as segmenters take it.
         out = np.empty((len(ts), len(zs), height, width, len(cs)), layout.dtype)
         with quiet_tifffile():
             for i, t in enumerate(ts):
@@ -92,32 +92,32 @@ class TiffSource:
         samples: Sequence[tuple[int, int]],
         out: NDArray[Any],
     ) -> None:
-        """Copies what `region` has of one tile or strip to (y, x, c) `out`; `samples` pairs out's channels with the file's."""
+        """Copy the pixels of a tile or strip inside `region` to (y, x, c) `out`; `samples` pairs its channels with the file's."""
         layout, part = self._spec.levels[level], segment.region & region
         window = out[part.relative_to(region).slices]
         if segment.is_empty:
             window[:, :, [channel for channel, _ in samples]] = layout.fill
             return
         if layout.is_raw:
-            pixels = self._raw_rows(layout, segment, part)
+            pixels = self._read_raw_rows(layout, segment, part)
         else:
-            pixels = self._decoded(level, page, segment)[part.relative_to(segment.region).slices]
+            pixels = self._decode(level, page, segment)[part.relative_to(segment.region).slices]
         if [sample for _, sample in samples] == list(range(pixels.shape[2])) and len(samples) == out.shape[2]:
             window[...] = pixels
             return
         for channel, sample in samples:
             window[:, :, channel] = pixels[:, :, sample]
 
-    def _decoded(self, level: int, page: Page, segment: Segment) -> NDArray[Any]:
-        """(y, x, sample) array that starts at the segment's first pixel and holds at least its region."""
-        data = self._bytes(segment.offset, segment.size)
+    def _decode(self, level: int, page: Page, segment: Segment) -> NDArray[Any]:
+        """Decode a (y, x, sample) array that starts at the segment's first pixel and holds at least its region."""
+        data = self._read_bytes(segment.offset, segment.size)
         plane: NDArray[Any] = self._decoder(level)(data, segment.number, page.jpeg_tables)[segment.depth]
         if plane.shape[0] < segment.region.shape[0] or plane.shape[1] < segment.region.shape[1]:
-            raise ValueError(f"{plane.shape[0]} × {plane.shape[1]} pixels where {segment.region.shape} are due")
+            raise ValueError(f"{plane.shape[0]} × {plane.shape[1]} pixels instead of {segment.region.shape}")
         return plane
 
-    def _raw_rows(self, layout: TiffLevel, segment: Segment, part: Region) -> NDArray[Any]:
-        """Reads part of an uncompressed strip, which may be as large as the image: only its rows, or pieces of them."""
+    def _read_raw_rows(self, layout: TiffLevel, segment: Segment, part: Region) -> NDArray[Any]:
+        """Read part of an uncompressed strip, which may be as large as the image: only its rows, or parts of them."""
         pixel = layout.samples * np.dtype(layout.dtype).itemsize
         strip_width = segment.region.shape[1]
         height, width = part.shape
@@ -129,12 +129,12 @@ class TiffSource:
         for y in range(0, height, at_once):
             rows = min(at_once, height - y)
             offset = segment.offset + ((part.y0 - segment.region.y0 + y) * strip_width + x0) * pixel
-            data = self._bytes(offset, rows * row_pixels * pixel)
+            data = self._read_bytes(offset, rows * row_pixels * pixel)
             block = np.frombuffer(data, out.dtype).reshape(rows, row_pixels, layout.samples)
             out[y : y + rows] = block[:, part.x0 - x0 : part.x1 - x0]
         return out
 
-    def _bytes(self, offset: int, size: int) -> bytes:
+    def _read_bytes(self, offset: int, size: int) -> bytes:
         data = os.pread(self._descriptor, size, offset)
         if len(data) != size:
             raise ValueError(f"{size} bytes expected at byte {offset}, {len(data)} found")

@@ -1,7 +1,6 @@
-"""Finds the tables of a directory in the file, so that large ones needn't travel between processes.
+"""Owns finding the tables of a directory in the file, so that large tables needn't travel between processes.
 
-tifffile's numbers aren't always those in the file: it corrects some, and computes others. A table that isn't in the file as it
-is used is kept as it is used.
+tifffile corrects some tables and computes others. Such a table isn't in the file and therefore travels.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from slidesam.tasks.slides.tiff.layout import Page, PageSpec, Table
 
-MAX_CARRIED_NUMBERS = 32  # numbers: a few travel with a description, more are read when they are needed
+MAX_CARRIED_NUMBERS = 32  # larger tables are read from the file when they are needed
 _OFFSETS, _SIZES = (324, 273), (325, 279)  # tags of tiles, of strips
 _DTYPES = {3: "u2", 4: "u4", 13: "u4", 16: "u8", 18: "u8"}  # by the tag's type
 
@@ -24,21 +23,21 @@ def make_page_spec(page: Page, tiff_page: tifffile.TiffPage | tifffile.TiffFrame
     """Describe a directory for processes that read from it.
 
     Args:
-        page: Its tables, as they are used.
+        page: The tables that reading uses.
         tiff_page: tifffile's page or frame of the same directory, whose file is open.
     """
-    in_file = _tables(tiff_page) if len(page.offsets) > MAX_CARRIED_NUMBERS else {}
+    in_file = _locate_tables(tiff_page) if len(page.offsets) > MAX_CARRIED_NUMBERS else {}
     offsets, sizes = (
-        _described(numbers, [in_file[code] for code in codes if code in in_file], tiff_page)
+        _make_table(numbers, [in_file[code] for code in codes if code in in_file], tiff_page)
         for numbers, codes in ((page.offsets, _OFFSETS), (page.sizes, _SIZES))
     )
     return PageSpec(offsets, sizes, page.jpeg_tables)
 
 
-def _described(
+def _make_table(
     numbers: NDArray[np.int64], tables: list[Table], tiff_page: tifffile.TiffPage | tifffile.TiffFrame
 ) -> Table:
-    """The first of the file's tables that begins with these numbers; the numbers themselves if there is none."""
+    """Return the file's table that begins with these numbers, or a table of the numbers themselves if there is none."""
     stream = tiff_page.parent.filehandle
 
     def read(offset: int, size: int) -> bytes:
@@ -53,8 +52,8 @@ def _described(
     return Table(np.ascontiguousarray(numbers).tobytes())
 
 
-def _tables(tiff_page: tifffile.TiffPage | tifffile.TiffFrame) -> dict[int, Table]:
-    """Tables of a directory by their tags, as the file has them; none where it isn't laid out as TIFF says."""
+def _locate_tables(tiff_page: tifffile.TiffPage | tifffile.TiffFrame) -> dict[int, Table]:
+    """Locate the tables of a directory by their tags; none if it isn't laid out as TIFF says."""
     layout, stream = tiff_page.parent.tiff, tiff_page.parent.filehandle
     entry = struct.Struct(layout.byteorder + ("HHQ" if layout.tagsize == 20 else "HHI"))
     tables = {}
@@ -65,8 +64,8 @@ def _tables(tiff_page: tifffile.TiffPage | tifffile.TiffFrame) -> dict[int, Tabl
         for start in range(0, len(content), layout.tagsize):
             code, kind, length = entry.unpack_from(content, start)
             if code in _OFFSETS + _SIZES and kind in _DTYPES:
-                at = struct.unpack_from(layout.offsetformat, content, start + entry.size)[0]
-                tables[code] = Table(None, at, layout.byteorder + _DTYPES[kind], length)
+                offset = struct.unpack_from(layout.offsetformat, content, start + entry.size)[0]
+                tables[code] = Table(None, offset, layout.byteorder + _DTYPES[kind], length)
     except (struct.error, OSError, TypeError, ValueError):
         return {}
     return tables

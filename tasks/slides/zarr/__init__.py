@@ -1,1 +1,1 @@
-"""Slides in OME-Zarr folders."""
+"""Inspect and read OME-Zarr folders."""

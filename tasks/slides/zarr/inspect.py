@@ -1,11 +1,11 @@
-"""Inspects Zarr folders: OME-Zarr 0.4 (Zarr v2) and 0.5 (Zarr v3), older ones, and what bioformats2raw writes.
+"""Owns the inspection of Zarr folders: OME-Zarr 0.4 (Zarr v2) and 0.5 (Zarr v3), older versions, and output of bioformats2raw.
 
-1. `metadata` finds the image that a person pointed at and checks its metadata.
-2. `_checked_array` opens a level's array and refuses what can't be true.
-3. `_channels` names the channels.
+1. `metadata` finds the image that a person means and checks its metadata.
+2. `_check_array` refuses an array whose sizes can't be true.
+3. `_name_channels` names the channels.
 
-Whether three channels are red, green and blue: yes if they are called so; else, where `METADATA.ome.xml` is there, if it says
-three samples per pixel; else if they are 8 bit, without names of their own, and coloured red, green and blue.
+Three channels are red, green and blue if they have these names. Otherwise `METADATA.ome.xml` decides, if it exists: three samples
+per pixel mean yes. Otherwise they are if they are 8 bit, have no names, and are coloured red, green and blue.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ from slidesam.tasks.slides.zarr.metadata import (
 from slidesam.tasks.slides.zarr.source import ZarrLevel, ZarrSpec, open_array
 
 MAX_COUNTED_CHUNKS = 10_000
-MIN_CHUNK_PIXELS, MAX_TINY_CHUNKS = 1024, 2**16  # smaller chunks are well where there are few of them
-MAX_CHUNKS_PER_SHARD = 2**22  # their index, of 16 bytes each, is read as a whole
+MIN_CHUNK_PIXELS, MAX_TINY_CHUNKS = 1024, 2**16  # smaller chunks are accepted if they are few
+MAX_CHUNKS_PER_SHARD = 2**22  # the index of a shard, 16 bytes per chunk, is read as a whole
 _NO_NAME = re.compile(r"(channel|ch|c)?[ _:#-]*\d*", re.IGNORECASE)
 _COLOUR = re.compile(r"[0-9A-F]{6}")
 _RGB_COLOURS = ("FF0000", "00FF00", "0000FF")
@@ -71,7 +71,7 @@ def inspect_zarr(path: Path, series: int) -> tuple[SourceFacts, ZarrSpec]:
         folders = [image.folder / dataset for dataset in multiscales.datasets]
         metadata = [_read_array(file, number, folder) for number, folder in enumerate(folders)]
         arrays = [
-            _checked_array(file, number, open_array(folder, values), multiscales.axes)
+            _check_array(file, number, open_array(folder, values), multiscales.axes)
             for number, (folder, values) in enumerate(zip(folders, metadata, strict=True))
         ]
         shapes = [_tczyx(multiscales.axes, array.shape) for array in arrays]
@@ -103,13 +103,13 @@ def _facts(file: str, image: ImageFolder, multiscales: Multiscales, arrays: Sequ
     ome = None if xml is None else _ome_image(xml, image, shapes[0])
     mpp, warnings = multiscales.mpp(ome)
     entries = _channel_entries(image.attributes, shapes[0][1])
-    names, is_rgb = _channels(entries, arrays[0].dtype, ome)
+    names, is_rgb = _name_channels(entries, arrays[0].dtype, ome)
     folders = [image.root, image.folder, *(image.folder / dataset for dataset in multiscales.datasets)]
     files = [folder / name for folder in folders for name in METADATA_FILES] + ([] if xml is None else [xml])
     missing = _count_missing_chunks(arrays[0])
     if missing:
-        many = f"{missing} of {arrays[0].nchunks} chunks of level 0 aren't there and read as {arrays[0].fill_value}"
-        warnings.append(f"{many}; see that the copy is complete")
+        finding = f"{missing} of {arrays[0].nchunks} chunks of level 0 aren't there and read as {arrays[0].fill_value}"
+        warnings.append(f"{finding}; check that the copy is complete")
     return SourceFacts(
         format=image.layout,
         n_series=image.count,
@@ -127,9 +127,9 @@ def _facts(file: str, image: ImageFolder, multiscales: Multiscales, arrays: Sequ
 
 
 def _count_missing_chunks(array: Any) -> int:
-    """Count chunks that aren't there: they would read as empty, without an error.
+    """Count missing chunks, which read as empty without an error.
 
-    Not asked of shards, whose index would have to be read, nor where there are too many chunks to count.
+    Chunks in shards aren't counted, because the shards' indices would have to be read, nor too many chunks.
     """
     if array.shards is not None or array.nchunks > MAX_COUNTED_CHUNKS:
         return 0
@@ -145,7 +145,7 @@ def _read_array(file: str, number: int, folder: Path) -> dict[str, Any]:
     """Read the metadata of a level's array.
 
     Raises:
-        SlideError: It isn't there.
+        SlideError: It is missing.
         ValueError: Its metadata aren't JSON.
     """
     metadata = read_json_object(folder / "zarr.json") or read_json_object(folder / ".zarray")
@@ -154,11 +154,11 @@ def _read_array(file: str, number: int, folder: Path) -> dict[str, Any]:
     return {**metadata, "attributes": {}}
 
 
-def _checked_array(file: str, number: int, array: Any, axes: str) -> Any:
-    """Refuse a level's array that declares what can't be true.
+def _check_array(file: str, number: int, array: Any, axes: str) -> Any:
+    """Refuse an array whose sizes can't be true.
 
     Raises:
-        SlideError: It does.
+        SlideError: They can't; the message says which.
     """
     if array.ndim != len(axes):
         raise SlideError(
@@ -180,7 +180,7 @@ def _checked_array(file: str, number: int, array: Any, axes: str) -> Any:
 
 
 def _ome_file(image: ImageFolder) -> Path | None:
-    """bioformats2raw's METADATA.ome.xml, if it is there."""
+    """Find bioformats2raw's METADATA.ome.xml, if it exists."""
     for folder in (image.root, image.root.parent):
         for path in (folder / "OME" / "METADATA.ome.xml", folder / "METADATA.ome.xml"):
             if path.is_file() and path.stat().st_size <= MAX_METADATA_BYTES:
@@ -189,18 +189,18 @@ def _ome_file(image: ImageFolder) -> Path | None:
 
 
 def _ome_image(path: Path, image: ImageFolder, shape: Shape5) -> OmeImage | None:
-    """What METADATA.ome.xml says of an image, if it is of the same size."""
+    """Read what METADATA.ome.xml states about an image, if the size is the same."""
     try:
         images = read_ome_xml(path.read_text("utf-8", "replace"), path.name).images
     except ValueError:
         return None
     number = int(image.folder.name) if image.folder.name.isdecimal() else image.number
-    found = images[number] if number < len(images) else None
-    return found if found is not None and found.size == (shape[4], shape[3]) else None
+    entry = images[number] if number < len(images) else None
+    return entry if entry is not None and entry.size == (shape[4], shape[3]) else None
 
 
 def _channel_entries(attributes: Attributes, count: int) -> list[dict[str, Any]]:
-    """What the omero metadata say of each channel, empty where they don't fit."""
+    """Read the omero metadata of each channel; empty if their number differs."""
     omero = attributes.get("omero")
     entries = omero.get("channels") if isinstance(omero, dict) else None
     entries = [entry if isinstance(entry, dict) else {} for entry in entries] if isinstance(entries, list) else []
@@ -208,22 +208,22 @@ def _channel_entries(attributes: Attributes, count: int) -> list[dict[str, Any]]
 
 
 def _display(entry: dict[str, Any]) -> Display:
-    """Colour and display window of a channel."""
+    """Read colour and display window of a channel."""
     colour, window = str(entry.get("color", "")).upper().lstrip("#")[:6], entry.get("window")
     ends = (window.get("start"), window.get("end")) if isinstance(window, dict) else (None, None)
     return Display(colour if _COLOUR.fullmatch(colour) else None, credible_window(*ends))
 
 
-def _channels(
+def _name_channels(
     entries: list[dict[str, Any]], dtype: np.dtype[Any], ome: OmeImage | None
 ) -> tuple[tuple[str, ...], bool]:
-    """Names of the channels, and whether they are red, green and blue."""
+    """Name the channels, and tell whether they are red, green and blue."""
     count = len(entries)
     names = [in_one_line(str(entry.get("label", "")), 80) for entry in entries]
     if ome is not None and len(ome.channel_names) == count:
         names = [
-            name if not _NO_NAME.fullmatch(name) else known or name
-            for name, known in zip(names, ome.channel_names, strict=True)
+            name if not _NO_NAME.fullmatch(name) else ome_name or name
+            for name, ome_name in zip(names, ome.channel_names, strict=True)
         ]
     colours = tuple(str(entry.get("color", "")).upper().lstrip("#")[:6] for entry in entries)
     if are_rgb(names):

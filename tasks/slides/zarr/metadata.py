@@ -1,4 +1,4 @@
-"""Metadata of Zarr folders: which folder is the image that a person pointed at, and what its `multiscales` say.
+"""Owns the metadata of Zarr folders: finding the image that a person means, and checking its `multiscales`.
 
 1. `find_image` looks at the folder itself, its numbered series, or the one Zarr store inside it. Plates, wells and label
    images are refused in words.
@@ -19,7 +19,7 @@ from slidesam.tasks.slides.ome_xml import OmeImage, micrometres
 from slidesam.tasks.slides.source import credible_mpp
 
 GROUP_FILES = ("zarr.json", ".zattrs", ".zgroup")
-# In an order that is part of slides' identity.
+# The order is part of a slide's identity.
 METADATA_FILES = (".zgroup", ".zattrs", ".zarray", "zarr.json")
 MAX_METADATA_BYTES = 2**26
 Attributes: TypeAlias = Mapping[str, Any]
@@ -47,7 +47,7 @@ class ImageFolder:
 
 
 def read_json_object(path: Path) -> dict[str, Any] | None:
-    """A JSON object from a file, none where there is no such file.
+    """Read a JSON object from a file; none if the file doesn't exist.
 
     Raises:
         ValueError: It holds something else.
@@ -65,22 +65,22 @@ def read_json_object(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def _attributes(folder: Path) -> Attributes | None:
-    """Attributes of a Zarr group, with those of OME-Zarr 0.5 taken out of their "ome" key; none where it is no group."""
+def _read_attributes(folder: Path) -> Attributes | None:
+    """Read the attributes of a Zarr group, those of OME-Zarr 0.5 from their "ome" key; none if it is no group."""
     v3 = read_json_object(folder / "zarr.json")
     if v3 is not None:
         if v3.get("node_type") != "group":
             return None
         attributes = v3.get("attributes")
         attributes = attributes if isinstance(attributes, dict) else {}
-        inside = attributes.get("ome")
-        return {**attributes, **inside} if isinstance(inside, dict) else attributes
+        ome = attributes.get("ome")
+        return {**attributes, **ome} if isinstance(ome, dict) else attributes
     attributes = read_json_object(folder / ".zattrs")
     return attributes or {} if attributes is not None or (folder / ".zgroup").is_file() else None
 
 
 def find_image(path: Path, file: str, series: int) -> ImageFolder:
-    """The image that a path and a number mean.
+    """Find the image that a path and a number mean.
 
     Args:
         path: An image folder, a store of numbered series, or a folder that holds one store.
@@ -92,28 +92,32 @@ def find_image(path: Path, file: str, series: int) -> ImageFolder:
         SettingsError: There are fewer images.
         ValueError: A metadata file isn't JSON.
     """
-    root, attributes = _store(path, file)
+    root, attributes = _find_store(path, file)
     _refuse_others(root, attributes, file)
     if attributes.get("multiscales"):
-        above = _attributes(root.parent) or {}
+        above = _read_attributes(root.parent) or {}
         return _checked_series(
             [ImageFolder(root, attributes, root, 0, 1, _layout(attributes, "bioformats2raw.layout" in above))],
             file,
             series,
         )
-    listed = (_attributes(root / "OME") or {}).get("series")
-    names = [str(name) for name in listed] if isinstance(listed, list) and listed else _numbered(root)
+    series_names = (_read_attributes(root / "OME") or {}).get("series")
+    names = (
+        [str(name) for name in series_names]
+        if isinstance(series_names, list) and series_names
+        else _numbered_folders(root)
+    )
     images = []
     for number, name in enumerate(names):
         folder = _inside(root, name, file)
-        inner = _attributes(folder)
+        inner = _read_attributes(folder)
         if inner is None or not inner.get("multiscales"):
-            if isinstance(listed, list):
+            if isinstance(series_names, list):
                 raise SlideError(f"{file}: lists series {name!r}, which isn't there; copy the whole folder again")
             continue
         images.append(ImageFolder(folder, inner, root, number, len(names), _layout(inner, True)))
     if not images:
-        raise SlideError(f"{file}: holds no multiscale image (no OME-Zarr metadata); point at the folder of an image")
+        raise SlideError(f"{file}: holds no multiscale image (no OME-Zarr metadata); give the folder of an image")
     return _checked_series(images, file, series)
 
 
@@ -123,29 +127,27 @@ def _checked_series(images: Sequence[ImageFolder], file: str, series: int) -> Im
     return images[series]
 
 
-def _store(path: Path, file: str) -> tuple[Path, Attributes]:
-    """The Zarr group that a path means: itself, or the only one inside it."""
-    attributes = _attributes(path)
+def _find_store(path: Path, file: str) -> tuple[Path, Attributes]:
+    """Find the Zarr group that a path means: the path itself, or the only group inside."""
+    attributes = _read_attributes(path)
     if attributes is not None:
         return path, attributes
     if (path / ".zarray").is_file() or (path / "zarr.json").is_file():
-        raise SlideError(
-            f"{file}: is a bare Zarr array; point at the OME-Zarr folder that holds it ({path.parent.name})"
-        )
-    found = [
+        raise SlideError(f"{file}: is a bare Zarr array; give the OME-Zarr folder that holds it ({path.parent.name})")
+    stores = [
         child
         for child in sorted(path.iterdir())
         if child.is_dir() and any((child / name).is_file() for name in METADATA_FILES)
     ]
-    if not found:
-        raise SlideError(f"{file}: is a folder without Zarr metadata; point at a slide file or an OME-Zarr folder")
-    if len(found) > 1:
-        shown = ", ".join(in_one_line(child.name, 60) for child in found[:3]) + (", ..." if len(found) > 3 else "")
-        raise SlideError(f"{file}: holds several Zarr folders ({shown}); point at one of them")
-    attributes = _attributes(found[0])
+    if not stores:
+        raise SlideError(f"{file}: is a folder without Zarr metadata; give a slide file or an OME-Zarr folder")
+    if len(stores) > 1:
+        listing = ", ".join(in_one_line(child.name, 60) for child in stores[:3]) + (", ..." if len(stores) > 3 else "")
+        raise SlideError(f"{file}: holds several Zarr folders ({listing}); give one of them")
+    attributes = _read_attributes(stores[0])
     if attributes is None:
-        raise SlideError(f"{file}: holds a bare Zarr array; point at an OME-Zarr folder")
-    return found[0], attributes
+        raise SlideError(f"{file}: holds a bare Zarr array; give an OME-Zarr folder")
+    return stores[0], attributes
 
 
 def _refuse_others(root: Path, attributes: Attributes, file: str) -> None:
@@ -155,20 +157,20 @@ def _refuse_others(root: Path, attributes: Attributes, file: str) -> None:
             wells[0].get("path", "A/1") if isinstance(wells, list) and wells and isinstance(wells[0], dict) else "A/1"
         )
         raise SlideError(
-            f"{file}: is a plate of many images; point at one of them, such as {root.name}/{in_one_line(str(first), 60)}/0"
+            f"{file}: is a plate of many images; give one of them, such as {root.name}/{in_one_line(str(first), 60)}/0"
         )
     if "well" in attributes:
-        raise SlideError(f"{file}: is a well with several images; point at one of them, such as {root.name}/0")
+        raise SlideError(f"{file}: is a well with several images; give one of them, such as {root.name}/0")
     if "image-label" in attributes or ("labels" in attributes and "multiscales" not in attributes):
-        raise SlideError(f"{file}: holds labels, not an image; point at the image folder above it")
+        raise SlideError(f"{file}: holds labels, not an image; give the image folder above it")
 
 
-def _numbered(root: Path) -> list[str]:
+def _numbered_folders(root: Path) -> list[str]:
     return sorted((child.name for child in root.iterdir() if child.is_dir() and child.name.isdecimal()), key=int)
 
 
 def _inside(root: Path, name: str, file: str) -> Path:
-    """A folder below `root`, by a path from metadata.
+    """Return the folder below `root` to which a path in the metadata leads.
 
     Raises:
         SlideError: It leads elsewhere.
@@ -189,7 +191,7 @@ def _layout(attributes: Attributes, bioformats2raw: bool) -> str:
 
 
 class Multiscales:
-    """The first `multiscales` entry of an image, checked.
+    """First `multiscales` entry of an image, checked.
 
     Attributes:
         axes: One of "t", "c", "z", "y", "x" per axis of the arrays.
@@ -219,7 +221,7 @@ class Multiscales:
     def _checked_axes(self) -> list[dict[str, Any]]:
         axes = self._entry.get("axes")
         if axes is None:
-            return [{"name": name} for name in "tczyx"]  # 0.1 and 0.2 have none: always five
+            return [{"name": name} for name in "tczyx"]  # versions 0.1 and 0.2 have no axes: there are always five
         axes = [{"name": axis} if isinstance(axis, str) else axis for axis in axes] if isinstance(axes, list) else []
         names = [str(axis.get("name")).lower() if isinstance(axis, dict) else "?" for axis in axes]
         if len(set(names)) != len(names) or not {"y", "x"} <= set(names) <= set("tczyx"):
@@ -228,7 +230,7 @@ class Multiscales:
         return axes
 
     def mpp(self, ome: OmeImage | None) -> tuple[tuple[float, float] | None, list[str]]:
-        """Pixel size (y, x) of the finest level in µm, and why there is none."""
+        """Return the pixel size (y, x) of the finest level in µm, and remarks that explain why there is none."""
         scale = [a * b for a, b in zip(self._scale(self._levels[0]), self._scale(self._entry), strict=True)]
         sizes, units = {}, {}
         for axis, factor in zip(self._axes, scale, strict=True):
@@ -237,8 +239,8 @@ class Multiscales:
             sizes[name] = micrometres(factor, str(axis["unit"])) if axis.get("unit") else None
         mpp, remarks = credible_mpp(sizes["y"], sizes["x"], "OME-Zarr metadata")
         if mpp is None and ome is not None:
-            mpp, more = credible_mpp(*ome.mpp, "OME metadata")
-            remarks += more
+            mpp, ome_remarks = credible_mpp(*ome.mpp, "OME metadata")
+            remarks += ome_remarks
         if mpp is None and not remarks and any(factor != 1 for factor in scale):
             unit = in_one_line(str(units["y"] or "nothing"), 60)
             remarks.append(f"its scale is in units of {unit}, not a length, and isn't used as pixel size")
@@ -246,9 +248,9 @@ class Multiscales:
 
     def _scale(self, part: Mapping[str, Any]) -> list[float]:
         transformations = part.get("coordinateTransformations")
-        for each in transformations if isinstance(transformations, list) else []:
-            scale = each.get("scale") if isinstance(each, dict) else None
-            if each.get("type") == "scale" and isinstance(scale, list) and len(scale) == len(self._axes):
+        for transformation in transformations if isinstance(transformations, list) else []:
+            scale = transformation.get("scale") if isinstance(transformation, dict) else None
+            if transformation.get("type") == "scale" and isinstance(scale, list) and len(scale) == len(self._axes):
                 if not all(
                     isinstance(factor, (int, float)) and math.isfinite(factor) and factor > 0 for factor in scale
                 ):

@@ -1,4 +1,4 @@
-"""Reads regions of OME-Zarr images as their inspection described them; no metadata are read again.
+"""Owns reading OME-Zarr images by the description that inspection made; no metadata are read again.
 
 Zarr itself opens and decodes the chunks.
 """
@@ -41,17 +41,17 @@ class ZarrLevel(BaseModel):
 
 
 class ZarrSpec(SourceSpec):
-    """Arrays of an image in a Zarr folder, and the files that say what they mean."""
+    """Description of an image in a Zarr folder: its arrays, and the files that identify it."""
 
     kind: Literal["zarr"] = "zarr"
     axes: str
     """One of "t", "c", "z", "y", "x" per axis of the arrays."""
     dtype: str
-    """Pixel type as handed out: native byte order, uint8 for truth values."""
+    """Pixel type of what is read: native byte order, uint8 for booleans."""
     levels: tuple[ZarrLevel, ...]
     """Levels, finest first."""
     files: tuple[Path, ...]
-    """Metadata files, which stand for the whole."""
+    """Metadata files, which identify the image."""
 
     @property
     def shapes(self) -> tuple[Shape5, ...]:
@@ -68,7 +68,7 @@ class ZarrSource:
 
     Args:
         path: The folder.
-        spec: What inspecting it found.
+        spec: Description from the inspection.
 
     Raises:
         OSError: It isn't there.
@@ -80,14 +80,14 @@ class ZarrSource:
         self._array = cache(lambda level: open_array(spec.levels[level].folder, spec.levels[level].metadata))
 
     def states(self) -> tuple[FileState, ...]:
-        """Size and time of the last change of the metadata files; none at all if one of them isn't there any more."""
+        """Return size and time of the last change of the metadata files; nothing if one of them is gone."""
         try:
             return file_states(self._spec.files)
         except FileNotFoundError:
             return ()
 
     def close(self) -> None:
-        """Nothing to give back: Zarr opens files as it reads them."""
+        """Do nothing: Zarr opens files only while it reads them."""
 
     def fetch(self, level: int, ts: range, cs: Sequence[int], zs: range, region: Region) -> NDArray[Any]:
         """Read (t, c, z, y, x) pixels."""
@@ -117,13 +117,13 @@ def open_array(folder: Path, metadata: dict[str, Any]) -> Any:
 
     Args:
         folder: Folder of the array.
-        metadata: What Zarr stores about it.
+        metadata: The metadata that Zarr stores for it.
 
     Raises:
         Exception: Zarr can't read such an array.
     """
     with _WARNINGS, warnings.catch_warnings():
-        # Old writers' slips, such as an empty list of filters, which change nothing.
+        # Harmless mistakes of old writers, such as an empty list of filters.
         warnings.simplefilter("ignore")
         store = LocalStore(folder, read_only=True)
         array = zarr.Array.from_dict(StorePath(store), dict(metadata))
@@ -133,7 +133,7 @@ def open_array(folder: Path, metadata: dict[str, Any]) -> Any:
 
 
 class _BloscChecked(WrapperStore[LocalStore]):
-    """Store of an array compressed with Blosc, whose decoder reads past the end of a chunk that was cut short."""
+    """Check chunks before Blosc decodes them: its decoder reads past the end of an incomplete chunk."""
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         buffer = await super().get(key, prototype, byte_range)
@@ -142,5 +142,5 @@ class _BloscChecked(WrapperStore[LocalStore]):
         header = buffer[:16].to_bytes()
         decoded, encoded = int.from_bytes(header[4:8], "little"), int.from_bytes(header[12:16], "little")
         if len(header) < 16 or encoded > len(buffer) or decoded > MAX_CHUNK_BYTES:
-            raise ValueError(f"chunk {key} has {len(buffer)} bytes where {encoded} are due")
+            raise ValueError(f"chunk {key} has {len(buffer)} bytes instead of {encoded}")
         return buffer

@@ -97,7 +97,7 @@ def test_a_bad_line_of_a_manifest_is_named_and_costs_no_other(scans: Path) -> No
         ("", "no column `path` in its first line: empty"),
         ("path\n\n", "names no slide below its first line"),
         (None, "can't be read"),
-        (b"path\n\xff\xfe", "no text in UTF-8"),
+        (b"path\n\xff\xfe", "isn't UTF-8 text"),
     ],
 )
 def test_a_manifest_that_is_none_is_named(tmp_path: Path, text: str | bytes | None, said: str) -> None:
@@ -147,5 +147,5 @@ def test_nothing_is_said_of_what_isnt_there(tmp_path: Path) -> None:
     assert "holds no slides" in empty.error
     (none,) = list_slides([f"{tmp_path}/*.svs"], SETTINGS)
     assert "matches no slide" in none.error
-    with pytest.raises(SettingsError, match="no slides are named"):
+    with pytest.raises(SettingsError, match="no slides are given"):
         list_slides(["", " "], SETTINGS)

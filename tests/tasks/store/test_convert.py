@@ -120,8 +120,8 @@ def test_each_tile_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     image = np.random.default_rng(0).integers(0, 255, (700, 900, 3)).astype(np.uint8)
     tifffile.imwrite(tmp_path / "s.tif", image, tile=(48, 80), photometric="rgb", compression="zlib")
     decoded = []
-    plain = TiffSource._decoded
-    monkeypatch.setattr(TiffSource, "_decoded", lambda *args: decoded.append(args[3].number) or plain(*args))
+    plain = TiffSource._decode
+    monkeypatch.setattr(TiffSource, "_decode", lambda *args: decoded.append(args[3].number) or plain(*args))
     run = converted(tmp_path / "s.tif", tmp_path / "out")
     assert run.image_plan.shard == (192, 160)
     assert sorted(decoded) == list(range(15 * 12))
