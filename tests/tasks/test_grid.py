@@ -36,7 +36,7 @@ def test_outer_regions_are_inner_ones_grown_by_the_halo_within_the_slide(grid: B
 
 @settings(deadline=None)
 @given(grids)
-def test_all_windows_have_one_shape_and_hold_the_outer_region(grid: BlockGrid) -> None:
+def test_all_input_tiles_have_one_shape_and_hold_the_outer_region(grid: BlockGrid) -> None:
     for block in grid:
         tile = grid.input_tile(block)
         assert tile.shape == grid.outer_shape
