@@ -10,7 +10,7 @@ DEMO   ?= demo-output
 
 .DEFAULT_GOAL := help
 STITCHING := stitching-accuracy stitching-speed stitching-memory
-BENCHMARKS := accuracy block conversion empty guide kills memory overhead rechunk same-results structure tissue
+BENCHMARKS := accuracy block conversion empty guide kills memory open-slide overhead rechunk same-results structure tissue
 .PHONY: help install lock demo test test-fast many-slides full-networks screenshots slurm-overhead stardist $(BENCHMARKS) $(STITCHING) peers lint format typed imports typecheck clean
 
 help:  ## list the targets
@@ -93,6 +93,7 @@ stitching-accuracy:  ## stitching: found, exact, merged, split, beside peers (ma
 stitching-memory:  ## stitching: peak memory of slides of 8192, 16 384 and 32 768 px
 stitching-speed:  ## stitching: seconds beside the raw limit and peers
 memory:      ## peak memory of every process for slides of 10 000 and 20 000 px
+open-slide:  ## what opening a slide takes in each task: milliseconds and system calls (needs strace, and ../shared/data)
 overhead:    ## what Prefect and Dask take when segmenting takes 2 s, or 0.1 s, a block
 rechunk:     ## slides that are costly to read block by block, as they are and rechunked
 same-results:  ## digests of three slides' labels, halo strips and tables; --compare shows what a change of code changed

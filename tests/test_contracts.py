@@ -48,7 +48,10 @@ PARTS = [
     ("prefect.exceptions", "TerminationSignal", "segment_slide"),
     # infra/prefect-server/worker.py
     ("prefect.workers.process", "ProcessWorker.get_and_submit_flow_runs", "infra/prefect-server/worker.py"),
+    # tasks/slides/tiff/codec.py: what else of a page the decoder looks at, tests/tasks/slides/test_reader.py shows
+    ("tifffile", "TiffPage.decode.func", "slides.tiff.codec"),
     # tasks/slides/zarr/source.py
+    ("zarr", "Array.from_dict", "slides.zarr.source"),
     ("zarr.core.buffer", "Buffer", "slides.zarr.source"),
     ("zarr.core.buffer", "BufferPrototype", "slides.zarr.source"),
     ("zarr.storage", "WrapperStore.get", "slides.zarr.source"),
@@ -57,7 +60,7 @@ PARTS = [
     ("zarr.core.sync", "iothread", "store.ome_zarr"),
     ("zarrs", "ZarrsCodecPipeline", "store.ome_zarr"),
 ]
-BOUNDED = ("dask", "dask-jobqueue", "distributed", "micro-sam", "prefect", "prefect-dask", "zarr", "zarrs")
+BOUNDED = ("dask", "dask-jobqueue", "distributed", "micro-sam", "prefect", "prefect-dask", "tifffile", "zarr", "zarrs")
 
 
 @pytest.mark.parametrize(("module", "name", "user"), PARTS, ids=[f"{module}.{name}" for module, name, _ in PARTS])

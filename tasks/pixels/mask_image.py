@@ -19,10 +19,10 @@ from slidesam.tasks.errors import SettingsError, in_one_line
 from slidesam.tasks.grid import Region
 from slidesam.tasks.slides.inspect import inspect_slide
 from slidesam.tasks.slides.reader import SlideReader
+from slidesam.tasks.slides.tiff.inspect import TIFF_MAGICS
 
 MAX_MASK_PIXELS = 2**27
 _STRIP_PIXELS = 2**22  # of a mask image that are read at once
-_TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PICTURES = ("PNG", "JPEG", "BMP", "TIFF")  # of the formats that Pillow reads; for some others it runs other programs
 _BY_COLOUR = ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV")  # modes in which 0 isn't black
 
@@ -41,7 +41,7 @@ def read_mask(path: Path, shape: tuple[int, int]) -> NDArray[np.bool_]:
         SettingsError: There is no such file, it is no image, is damaged or too large, or has another shape than the slide.
     """
     with _as_settings_errors(path), path.open("rb") as stream:
-        is_tiff = stream.read(4) in _TIFF_MAGICS
+        is_tiff = stream.read(4) in TIFF_MAGICS
     with _as_settings_errors(path):
         return _read_tiff_mask(path, shape) if is_tiff else _read_picture_mask(path, shape)
 
