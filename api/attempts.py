@@ -22,6 +22,7 @@ from slidesam.tasks.plan import explain, plan_run
 from slidesam.tasks.report.provenance import finished_facts
 from slidesam.tasks.run.lock import locked
 from slidesam.tasks.run.marks import list_blocks, read_params
+from slidesam.tasks.run.records import Provenance
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.run.status import file_facts, note_finished, read_state, write_state
 from slidesam.tasks.settings.sections import Settings
@@ -123,7 +124,7 @@ class Attempt:
                 self.reporter.inform(f"{run.name}: {line}")
             record = run_stages(run, StepExecutor(self.reporter, self.client, lock.check), lock.check)
             lock.check()
-            self._note("finished", objects=record["objects"])
+            self._note("finished", objects=record.objects)
 
     def _note(self, status: str, **facts: Any) -> None:
         write_state(self.output, self.name, self.label, status, **self._known, **facts)
@@ -131,7 +132,7 @@ class Attempt:
     def _note_end(self, error: BaseException) -> None:
         """Note for `slidesam status` how the attempt ended, unless another run is at work on the result."""
         with suppress(SlidesamError, OSError):
-            if not self.is_ours and read_state(self.output, self.name, self.label).get("status") == "running":
+            if not self.is_ours and read_state(self.output, self.name, self.label).status == "running":
                 return
             if not isinstance(error, Exception):
                 self._note("stopped")
@@ -140,7 +141,7 @@ class Attempt:
             self._note("failed", error=in_one_line(error), file=file_facts(self.slide) if is_at_fault else None)
 
 
-def run_stages(run: Run, executor: StepExecutor, check: Callable[[], None]) -> dict[str, Any]:
+def run_stages(run: Run, executor: StepExecutor, check: Callable[[], None]) -> Provenance:
     """Run the three stages, one after the other.
 
     Args:

@@ -16,8 +16,8 @@ from slidesam.lazy_arrays import LazyArray
 from slidesam.object_tables import read_objects
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.grid import Region
-from slidesam.tasks.run.files import read_json
 from slidesam.tasks.run.layout import STORE_SUFFIX, PaintFolder, list_provenance
+from slidesam.tasks.run.records import Provenance
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.run.status import read_states
 from slidesam.tasks.settings.sections import Settings
@@ -39,11 +39,11 @@ class Result:
         slide: Facts on the slide.
     """
 
-    def __init__(self, output: Path, record: dict[str, Any]) -> None:
-        self.run = record
-        self.settings = Settings.model_validate(record["settings"])
-        self.slide = Slide.model_validate(record["slide"])
-        identity = record["segmenter"]["identity"]
+    def __init__(self, output: Path, record: Provenance) -> None:
+        self.run = record.model_dump(mode="json")
+        self.settings = Settings.model_validate(record.settings)
+        self.slide = record.slide
+        identity = record.segmenter.identity
         self._run = Run(slide=self.slide, output=output, settings=self.settings, segmenter_identity=identity)
 
     def __repr__(self) -> str:
@@ -132,8 +132,8 @@ def open_result(path: str | os.PathLike[str], label: str | None = None) -> Resul
     is_store = given.name.endswith(STORE_SUFFIX)
     output = given.parent if is_store or given.is_file() else given
     files = [given] if given.is_file() else list_provenance(output)
-    records = [record for file in files if (record := read_json(file)) is not None]
-    results = [Result(output.resolve(), record) for record in records if record.get("status") == "finished"]
+    records = [record for file in files if (record := Provenance.read(file)) is not None]
+    results = [Result(output.resolve(), record) for record in records if record.status == "finished"]
     if is_store:
         results = [result for result in results if result.store.name == given.name]
     if label is not None:
@@ -155,12 +155,12 @@ def open_result(path: str | os.PathLike[str], label: str | None = None) -> Resul
 def _nothing_finished(given: Path, output: Path, label: str | None) -> str:
     """Words for a path without a finished result: what stands there instead, and what to do."""
     wanted = f"{given}" + (f" (label {label})" if label else "")
-    states = [state for state in read_states(output) if label in (None, state["label"])]
+    states = [state for state in read_states(output) if label in (None, state.label)]
     if given.name.endswith(STORE_SUFFIX):
-        states = [state for state in states if f"{state['slide']}{STORE_SUFFIX}" == given.name]
+        states = [state for state in states if f"{state.slide}{STORE_SUFFIX}" == given.name]
     if not states:
         return f"{wanted} has no finished result of slidesam: segment a slide into this folder first"
-    standing = "; ".join(f"{state['slide']} ({state['label']}) is {state['status']}" for state in states[:5])
+    standing = "; ".join(f"{state.slide} ({state.label}) is {state.state.status}" for state in states[:5])
     return f"{wanted} has no finished result: {standing}. Call segment with the same settings again to finish it"
 
 

@@ -25,10 +25,10 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from slidesam.tasks.report.overlay import write_overlay
-from slidesam.tasks.report.provenance import provenance
-from slidesam.tasks.run.files import output_errors, write_json
+from slidesam.tasks.report.provenance import make_provenance
+from slidesam.tasks.run.files import output_errors
 from slidesam.tasks.run.marks import list_blocks
-from slidesam.tasks.run.records import Params
+from slidesam.tasks.run.records import Params, Provenance
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.segment.loop import segment_missing
 from slidesam.tasks.segment.prepare import prepare_run, read_tissue
@@ -135,7 +135,7 @@ def paint_blocks(run: Run, batch: Batch) -> Facts:
 
 
 @task(name="export", cache_policy=NO_CACHE, persist_result=False)
-def export_slide(run: Run, objects: int, seconds: dict[str, float]) -> Facts:
+def export_slide(run: Run, objects: int, seconds: dict[str, float]) -> Provenance:
     """Write the upper levels and the overlay, then what makes the result finished: metadata, and run.json."""
     started = time.perf_counter()
     # One that is listed is whole; a run that was killed after that must not touch it again.
@@ -148,7 +148,7 @@ def export_slide(run: Run, objects: int, seconds: dict[str, float]) -> Facts:
         finish_label(zarr.open_group(run.store, mode="r+"), run.label, run.slide.mpp)
     seconds = {**seconds, "export": time.perf_counter() - started}
     seams = resolve_run(run).seams
-    facts = provenance(run, objects=objects, seams=seams, seconds=seconds)
-    write_json(run.paths.provenance, facts)
+    facts = make_provenance(run, objects=objects, seams=seams, seconds=seconds)
+    facts.write(run.paths.provenance)
     # A row per seam is for the file, not for a flow's result.
-    return facts | {"seams": {name: value for name, value in facts["seams"].items() if name != "rows"}}
+    return facts.model_copy(update={"seams": seams.without_rows()})

@@ -84,8 +84,8 @@ def main() -> None:
         loaded = time.time()
         facts = segment_slide_in(Session(cluster=cluster, is_cluster_shared=True), slide, output, settings)
     seconds = {"start": started - began, "load": loaded - started, **_stages(run, loaded)}
-    busy = facts["task_seconds"]["segment"] / max(seconds["segment"] * case["workers"], 1e-9)
-    answer(**seconds, busy=busy, objects=facts["objects"], blocks=len(run.grid), seams=_seams(facts))
+    busy = facts.task_seconds["segment"] / max(seconds["segment"] * case["workers"], 1e-9)
+    answer(**seconds, busy=busy, objects=facts.objects, blocks=len(run.grid), seams=_seams(facts))
 
 
 def _load_everywhere(address: str, run: Any, small: bool) -> None:
@@ -138,9 +138,9 @@ def _stages(run: Any, began: float) -> dict[str, float]:
     }
 
 
-def _seams(facts: dict[str, Any]) -> dict[str, Any]:
+def _seams(facts: Any) -> dict[str, Any]:
     """What the report on seams counts, without its rows."""
-    return {key: value for key, value in facts["seams"].items() if isinstance(value, int | float)}
+    return {key: value for key, value in facts.seams.model_dump().items() if isinstance(value, int | float)}
 
 
 if __name__ == "__main__":

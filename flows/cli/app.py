@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +22,7 @@ from slidesam.tasks.settings.types import seconds_of
 
 if TYPE_CHECKING:
     from slidesam.tasks.folder.clean import Removed, Size
+    from slidesam.tasks.run.records import Provenance
 
 app = typer.Typer(
     name="slidesam",
@@ -176,10 +176,10 @@ def seams(
     from slidesam.flows.cli.tables import seams_view
 
     runs = finished_runs(store, label)
-    with_report = [facts for facts in runs.values() if isinstance(facts.get("seams"), dict)]
-    for number, facts in enumerate(with_report):
-        out.print(*([""] if number else []), seams_view(facts, everything=everything), sep="\n")
-    without = [name for name, facts in runs.items() if facts not in with_report]
+    with_report = [record for record in runs.values() if record.seams is not None]
+    for number, record in enumerate(with_report):
+        out.print(*([""] if number else []), seams_view(record, everything=everything), sep="\n")
+    without = [name for name, record in runs.items() if record.seams is None]
     if without:
         raise OutputError(
             f"{store}: {' and '.join(without)} was made by a version of slidesam without the report on seams: "
@@ -293,7 +293,7 @@ def load_settings(path: Path | None, segmenter: str | None, overrides: Sequence[
     return make_settings(values, changed)
 
 
-def finished_runs(store: Path, label: str | None = None) -> dict[str, dict[str, Any]]:
+def finished_runs(store: Path, label: str | None = None) -> dict[str, Provenance]:
     """Read the provenance of the finished label images of a store, by label, from the files beside it, which `clean` keeps.
 
     Args:
@@ -303,8 +303,8 @@ def finished_runs(store: Path, label: str | None = None) -> dict[str, dict[str, 
     Raises:
         SettingsError: It isn't a store, none of its label images is finished, or not this one.
     """
-    from slidesam.tasks.run.files import read_json
     from slidesam.tasks.run.layout import STORE_SUFFIX, find_provenance
+    from slidesam.tasks.run.records import Provenance
 
     folder, name = store.absolute().parent, store.absolute().name.removesuffix(STORE_SUFFIX)
     if not store.is_dir() or not store.absolute().name.endswith(STORE_SUFFIX):
@@ -315,9 +315,8 @@ def finished_runs(store: Path, label: str | None = None) -> dict[str, dict[str, 
         )
     runs = {}
     for finished_label, path in find_provenance(folder, name).items():
-        with suppress(ValueError):
-            if (facts := read_json(path)) is not None:
-                runs[finished_label] = facts
+        if (record := Provenance.read(path)) is not None:
+            runs[finished_label] = record
     if not runs:
         raise SettingsError(
             f"{store}: none of its label images is finished; `slidesam status {folder}` shows the status"

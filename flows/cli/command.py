@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from slidesam.flows.cluster.cluster import Cluster, ClusterProfile, api_host, open_cluster
 from slidesam.flows.cluster.find_profile import make_profile
@@ -16,7 +15,8 @@ from slidesam.flows.prefect_api.server import prefect_api
 from slidesam.flows.signals import Stops, interrupts
 from slidesam.tasks.errors import CohortFailures, SettingsError
 from slidesam.tasks.run.layout import RunPaths, jobs_folder
-from slidesam.tasks.run.status import unchanged_since_refused, unfinished
+from slidesam.tasks.run.records import Provenance
+from slidesam.tasks.run.status import RunState, unchanged_since_refused, unfinished
 from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.listing import Listed, list_slides
@@ -80,56 +80,57 @@ def retry_slides(output: Path, profile: ClusterProfile | None) -> int:
     Returns:
         Exit code: 0, or 1 if a slide failed again or can't be run again.
     """
-    states = unfinished(output)
-    retried = [state for state in states if not _is_refused(state)]
-    n_failed = len(states) - len(retried)
+    runs = unfinished(output)
+    retried = [run for run in runs if not _is_refused(run)]
+    n_failed = len(runs) - len(retried)
     with interrupts() as stops:
         for group_profile, group in groupby(
-            retried, lambda state: profile or make_profile(state.get("cluster") or {"kind": "local"})
+            retried, lambda run: profile or make_profile(run.state.cluster or {"kind": "local"})
         ):
             with prefect_api(api_host(group_profile)), open_cluster(group_profile, jobs_folder(output)) as cluster:
                 runner = _SlideRunner(output, cluster, stops)
-                for state in group:
-                    if not _put_back(state):
-                        runner.run_and_continue(Listed(Path(state["slide_path"]), make_settings(state["settings"])))
+                for run in group:
+                    if not _put_back(run) and run.state.slide_path is not None:
+                        runner.run_and_continue(Listed(run.state.slide_path, make_settings(run.state.settings)))
                 n_failed += runner.n_failed
-    if not states:
+    if not runs:
         out.print(f"{output}: no slide failed")
     return 1 if n_failed else 0
 
 
-def _is_refused(state: dict[str, Any]) -> bool:
+def _is_refused(run: RunState) -> bool:
     """Tell whether a slide can't be run again, and print the reason."""
-    reason = unchanged_since_refused(state, Path(state.get("slide_path", "")))
-    if reason is None:
+    state = run.state
+    reason = unchanged_since_refused(state, state.slide_path or Path())
+    if reason is not None:
+        reason = f"not tried again, since its file hasn't changed: {reason}"
+    elif state.settings is None or state.cluster is None:
+        reason = "a version of slidesam ran it that didn't record its settings: use `slidesam segment`"
+    else:
         try:
-            make_settings(state["settings"])
-            make_profile(state["cluster"])
-        except KeyError:
-            reason = "a version of slidesam ran it that didn't record its settings: use `slidesam segment`"
+            make_settings(state.settings)
+            make_profile(state.cluster)
         except SettingsError as error:
             reason = f"its settings belong to another version of slidesam, use `slidesam segment`: {error}"
-    else:
-        reason = f"not tried again, since its file hasn't changed: {reason}"
     if reason is not None:
-        say("[yellow]note:[/]", f"{state['slide']}: {reason}")
+        say("[yellow]note:[/]", f"{run.slide}: {reason}")
     return reason is not None
 
 
-def _put_back(state: dict[str, Any]) -> bool:
+def _put_back(run: RunState) -> bool:
     """Put the slide's run back in its queue if a deployment made it, and print that; return False if no deployment did."""
     from slidesam.flows.prefect_api.deployed import put_back_deployed
 
-    answer = put_back_deployed(state.get("flow_run_id"), "tried again by `slidesam retry`")
+    answer = put_back_deployed(run.state.flow_run_id, "tried again by `slidesam retry`")
     if answer is None:
         return False
     link, is_back = answer
     if is_back:
-        say("[green]↻[/]", f"{state['slide']}: its run is put back in the queue, where a worker takes it: {link}")
+        say("[green]↻[/]", f"{run.slide}: its run is put back in the queue, where a worker takes it: {link}")
     else:
         say(
             "[yellow]note:[/]",
-            f"{state['slide']}: its run isn't put back, because the server shows it as unfinished: {link}",
+            f"{run.slide}: its run isn't put back, because the server shows it as unfinished: {link}",
         )
     return True
 
@@ -170,7 +171,7 @@ class _SlideRunner:
         reporter = BarReporter(err, slide.name)
         try:
             session = Session(cluster=self.cluster, reporter=reporter, is_cluster_shared=True)
-            facts = segment_listed(session, slide, self.output)
+            record = segment_listed(session, slide, self.output)
         except Exception as error:
             reporter.bars.stop()
             if self.stops.is_set():
@@ -180,21 +181,21 @@ class _SlideRunner:
             raise
         finally:
             reporter.bars.stop()
-        self._print_result(slide, facts, time.monotonic() - start)
+        self._print_result(slide, record, time.monotonic() - start)
 
-    def _print_result(self, slide: Listed, facts: dict[str, Any], seconds: float) -> None:
+    def _print_result(self, slide: Listed, record: Provenance, seconds: float) -> None:
         name = slide.name
-        for warning in facts["slide"]["warnings"]:
+        for warning in record.slide.warnings:
             say("[yellow]note:[/]", f"{name}: {warning}")
         say(
             "[green]✓[/]",
-            f"{name}: {facts['objects']:,} {facts['label']} in {_describe_blocks(facts)}, {seconds:.1f} s",
+            f"{name}: {record.objects:,} {record.label} in {_describe_blocks(record)}, {seconds:.1f} s",
         )
-        paths = RunPaths(self.output, name, facts["label"])
+        paths = RunPaths(self.output, name, record.label)
         say(" ", str(paths.store))
         say(" ", str(paths.overlay))
 
 
-def _describe_blocks(facts: dict[str, Any]) -> str:
-    n_empty = len(facts["blocks_without_tissue"])
-    return f"{facts['blocks'] - n_empty} blocks" + (f" ({n_empty} without tissue)" if n_empty else "")
+def _describe_blocks(record: Provenance) -> str:
+    n_empty = len(record.blocks_without_tissue)
+    return f"{record.blocks - n_empty} blocks" + (f" ({n_empty} without tissue)" if n_empty else "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import BaseModel
@@ -16,7 +15,9 @@ from slidesam.tasks.errors import SegmenterError
 from slidesam.tasks.grid import BlockGrid
 from slidesam.tasks.plan import explain, with_sizes
 from slidesam.tasks.report.provenance import finished_facts
+from slidesam.tasks.run.records import Provenance, SeamReport
 from slidesam.tasks.run.run import Run
+from slidesam.tasks.run.status import RunState
 from slidesam.tasks.segmenters import segmenter_identity
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.facts import Slide
@@ -93,7 +94,7 @@ def _plan_rows(slide: Slide, settings: Settings, output: Path | None) -> list[tu
     return [*plan, *(("to do", line) for line in explain(run))]
 
 
-def status_table(states: list[dict[str, Any]]) -> Group:
+def status_table(states: list[RunState]) -> Group:
     """Make a table with a row per run of an output folder, and the errors below it.
 
     Args:
@@ -102,39 +103,39 @@ def status_table(states: list[dict[str, Any]]) -> Group:
     table = Table(box=None, pad_edge=False)
     for name in ("slide", "label", "status", "blocks", "objects", "updated"):
         table.add_column(name, justify="right" if name in ("blocks", "objects") else "left", overflow="fold")
-    for state in states:
-        status = state["status"]
-        blocks = f"{state['blocks_done']} of {state['blocks']}" if "blocks" in state else ""
-        objects = f"{state['objects']:,}" if "objects" in state else ""
-        updated = state.get("updated", "")[:16].replace("T", " ")
-        shown = Text(status, _COLOURS.get(status, ""))
-        table.add_row(Text(state["slide"]), Text(state["label"]), shown, blocks, objects, updated)
-    pages = {page for state in states if state["status"] == "running" for page in state.get("dashboards", {}).values()}
+    for run in states:
+        state = run.state
+        blocks = "" if run.blocks is None else f"{run.blocks_done} of {run.blocks}"
+        objects = "" if state.objects is None else f"{state.objects:,}"
+        updated = state.updated[:16].replace("T", " ")
+        shown = Text(state.status, _COLOURS.get(state.status, ""))
+        table.add_row(Text(run.slide), Text(run.label), shown, blocks, objects, updated)
+    pages = {page for run in states if run.state.status == "running" for page in run.state.dashboards.values()}
     dashboards = (Text(f"\nDask dashboard: {page} (from elsewhere: {ssh_line(page)})") for page in sorted(pages))
-    return Group(table, *dashboards, *(Text(f"\n{state['error']}") for state in states if "error" in state))
+    return Group(table, *dashboards, *(Text(f"\n{run.state.error}") for run in states if run.state.error is not None))
 
 
-def seams_view(facts: dict[str, Any], *, everything: bool = False) -> Group:
+def seams_view(record: Provenance, *, everything: bool = False) -> Group:
     """Show what happened at the seams of a finished run: totals, warnings, and the seams with most disagreements.
 
     Args:
-        facts: The provenance, as in `<name>.<label>.run.json`, with its report on seams.
+        record: The provenance, as in `<name>.<label>.run.json`, with its report on seams.
         everything: Whether to list all seams at which objects lie.
     """
-    report, blocks = facts["seams"], facts["settings"]["blocks"]
-    grid = BlockGrid(tuple(facts["slide"]["levels"][0]["shape"]), tuple(blocks["block_shape"]), blocks["halo"])
+    report, blocks = record.seams or SeamReport(), record.settings["blocks"]
+    grid = BlockGrid(record.slide.shape, tuple(blocks["block_shape"]), blocks["halo"])
     height, width = grid.block_shape
     parts: list[Text | Table] = [
-        Text(f"{facts['slide']['name']}: {facts['objects']:,} {facts['label']} in {len(grid):,} blocks "
+        Text(f"{record.slide.name}: {record.objects:,} {record.label} in {len(grid):,} blocks "
              f"of {width} × {height} px with a halo of {grid.halo} px", "bold"),
     ]  # fmt: skip
     if len(grid) == 1:
-        return Group(Text(f"{facts['slide']['name']}: the slide is one block, so it has no seams"))
-    if report["rows"]:
-        parts += [Text(), _totals_table(report["totals"])]
+        return Group(Text(f"{record.slide.name}: the slide is one block, so it has no seams"))
+    if report.rows:
+        parts += [Text(), _totals_table(report.totals)]
     elif grid.halo:
         parts.append(Text("no object lies at a seam"))
-    parts += [Text.assemble("\n", ("note: ", "yellow"), warning) for warning in report["warnings"]]
+    parts += [Text.assemble("\n", ("note: ", "yellow"), warning) for warning in report.warnings]
     return Group(*parts, *_seam_parts(report, grid, everything=everything))
 
 
@@ -151,9 +152,9 @@ def _totals_table(totals: dict[str, int]) -> Table:
     return table
 
 
-def _seam_parts(report: dict[str, Any], grid: BlockGrid, *, everything: bool) -> list[Text | Table]:
+def _seam_parts(report: SeamReport, grid: BlockGrid, *, everything: bool) -> list[Text | Table]:
     """Make a table of seams, those with most disagreements first, below a sentence on their number."""
-    seams = [dict(zip(report["columns"], row, strict=True)) for row in report["rows"]]
+    seams = [dict(zip(report.columns, row, strict=True)) for row in report.rows]
     if not seams:
         return []
     seams.sort(key=_disagreements, reverse=True)

@@ -18,10 +18,9 @@ from prefect.utilities.urls import url_for
 from slidesam.flows.progress.markdown import table, text
 from slidesam.flows.progress.run_page import harmless
 from slidesam.tasks.errors import in_one_line
-from slidesam.tasks.run.files import read_json
-from slidesam.tasks.run.layout import RunPaths, SegmentFolder
-from slidesam.tasks.run.marks import Marks
-from slidesam.tasks.run.status import read_state
+from slidesam.tasks.run.layout import RunPaths
+from slidesam.tasks.run.records import Provenance
+from slidesam.tasks.run.status import count_blocks, read_state
 from slidesam.tasks.slides.listing import Listed
 
 _ERROR_LENGTH = 400
@@ -65,7 +64,7 @@ def row_here(slide: Listed, output: Path, error: Exception | None, seconds: floa
         seconds: Duration of the run.
     """
     state = read_state(output, slide.name, slide.settings.output.label)
-    link = state.get("flow_run_id") if slide.error is None else None
+    link = state.flow_run_id if slide.error is None else None
     return Row(
         slide.name,
         "Completed" if error is None else "Failed",
@@ -87,7 +86,7 @@ def row_of_run(run: FlowRun, slide: Listed, output: Path) -> Row:
     assert run.state is not None
     finished = run.state.type == StateType.COMPLETED
     state = read_state(output, slide.name, slide.settings.output.label)
-    recorded = state.get("error") if state.get("flow_run_id") == str(run.id) else None
+    recorded = state.error if state.flow_run_id == str(run.id) else None
     error = "" if finished else str(recorded or run.state.message or run.state.name)
     return Row(
         slide.name,
@@ -105,12 +104,12 @@ def _result(slide: Listed, output: Path, *, finished: bool) -> dict[str, Any]:
     paths = RunPaths(output, slide.name, label)
     if not finished:
         state = read_state(output, slide.name, label)
-        folder = SegmentFolder(paths.work / str(state.get("segment_folder")))
-        blocks = state.get("blocks")
-        return {"blocks": f"{len(Marks(folder).names())} of {blocks}"} if blocks else {}
-    facts = read_json(paths.provenance) or {}
-    n_empty = len(facts.get("blocks_without_tissue", []))
-    return {"objects": facts.get("objects"), "blocks": str(facts.get("blocks", 0) - n_empty)}
+        n_done, n_blocks = count_blocks(paths, state)
+        return {"blocks": f"{n_done} of {n_blocks}"} if n_blocks else {}
+    record = Provenance.read(paths.provenance)
+    if record is None:
+        return {}
+    return {"objects": record.objects, "blocks": str(record.blocks - len(record.blocks_without_tissue))}
 
 
 @contextmanager

@@ -154,7 +154,7 @@ def reason_to_skip(run: FlowRun) -> str | None:
         # The run itself reports best what is wrong with them.
         return None
     state = read_state(output, slide_name(slide, settings.slide.name), settings.output.label)
-    if state.get("status") == "finished" or state.get("flow_run_id", str(run.id)) != str(run.id):
+    if state.status == "finished" or state.flow_run_id not in (None, str(run.id)):
         return "a later run took this slide over"
     why = unchanged_since_refused(state, slide)
     return None if why is None else f"its file hasn't changed: {why}"

@@ -6,19 +6,18 @@ block would overwrite each other's results.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 from slidesam.flows.cluster import slurm
-from slidesam.tasks.run.files import read_json, write_json
 from slidesam.tasks.run.layout import list_noted_runs
 from slidesam.tasks.run.lock import LockedError, locked
+from slidesam.tasks.run.records import State
 
 
-def end_leftovers(state: Mapping[str, Any], note: Callable[[str], None], own_id: UUID | None = None) -> None:
+def end_leftovers(state: State, note: Callable[[str], None], own_id: UUID | None = None) -> None:
     """End what the last run of a result left, if it was killed.
 
     Args:
@@ -29,11 +28,11 @@ def end_leftovers(state: Mapping[str, Any], note: Callable[[str], None], own_id:
     Raises:
         ClusterError: Jobs of it are there and can't be cancelled.
     """
-    if state.get("status") != "running":
+    if state.status != "running":
         return
-    cancel_orphans(state.get("jobs") or [], note)
-    with suppress(ValueError, TypeError):
-        flow_run_id = UUID(state.get("flow_run_id"))
+    cancel_orphans(state.jobs, note)
+    with suppress(ValueError):
+        flow_run_id = UUID(state.flow_run_id or "")
         # Here, so that `slidesam clean` needs no Prefect where nothing was left.
         from prefect.settings import PREFECT_API_URL
 
@@ -59,24 +58,24 @@ def end_all_leftovers(output: Path, note: Callable[[str], None]) -> None:
     killed, at_work = [], set[str]()
     with ExitStack() as locks:
         for paths in list_noted_runs(output):
-            state = read_json(paths.state) or {}
-            if state.get("status") != "running":
+            state = State.read(paths.state) or State()
+            if state.status != "running":
                 continue
             try:
                 locks.enter_context(locked(paths.lock, "slidesam clean", target=f"{paths.name} ({paths.label})"))
                 killed.append(paths.state)
             except LockedError:
-                at_work.update(state.get("jobs") or [])
+                at_work.update(state.jobs)
         for path in killed:
             # Once more: a run may have begun and finished before its lock was had.
-            state = read_json(path) or {}
-            names = [name for name in state.get("jobs") or [] if name not in at_work]
-            end_leftovers({**state, "jobs": names}, note)
-            if state.get("status") == "running":
-                write_json(path, {**state, "status": "stopped"})
+            state = State.read(path) or State()
+            orphans = tuple(name for name in state.jobs if name not in at_work)
+            end_leftovers(state.model_copy(update={"jobs": orphans}), note)
+            if state.status == "running":
+                state.model_copy(update={"status": "stopped"}).write(path)
 
 
-def cancel_orphans(names: list[str], note: Callable[[str], None]) -> list[slurm.Job]:
+def cancel_orphans(names: Sequence[str], note: Callable[[str], None]) -> list[slurm.Job]:
     """Cancel jobs of a killed run, and wait until they are gone.
 
     Raises:

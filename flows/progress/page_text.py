@@ -7,7 +7,6 @@ import io
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 from pydantic import BaseModel
@@ -24,6 +23,7 @@ from slidesam.tasks.errors import (
     in_one_line,
 )
 from slidesam.tasks.run.layout import jobs_folder, list_job_logs
+from slidesam.tasks.run.records import Provenance, SeamReport
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.facts import slide_name
@@ -35,7 +35,7 @@ _MOST_BLOCKS, _ERROR_LENGTH = 50, 400
 _AMONG_OBJECTS = ("matched", "contested", "one_sided", "united")
 
 
-def result_markdown(run: Run, facts: Mapping[str, Any], picture: str | None = None) -> str:
+def result_markdown(run: Run, facts: Provenance, picture: str | None = None) -> str:
     """Make the page of a finished run.
 
     Args:
@@ -43,9 +43,9 @@ def result_markdown(run: Run, facts: Mapping[str, Any], picture: str | None = No
         facts: Its provenance.
         picture: URI of the overlay; None = no picture.
     """
-    seams: Mapping[str, Any] = facts.get("seams") or {}
-    warnings = [*run.slide.warnings, *seams.get("warnings", ())]
-    parts = [f"# {text(run.name)}: {facts['objects']:,} {text(run.label)}"]
+    seams: SeamReport = facts.seams or SeamReport()
+    warnings = [*run.slide.warnings, *seams.warnings]
+    parts = [f"# {text(run.name)}: {facts.objects:,} {text(run.label)}"]
     parts += [f"**Note:** {text(warning)}" for warning in warnings]
     parts.append(table(("", ""), [(f"**{name}**", words) for name, words in _overview(run, facts, len(warnings))]))
     if picture is not None:
@@ -55,17 +55,17 @@ def result_markdown(run: Run, facts: Mapping[str, Any], picture: str | None = No
     return "\n\n".join([*parts, _where_part(run)])
 
 
-def _overview(run: Run, facts: Mapping[str, Any], n_warnings: int) -> list[tuple[str, str]]:
+def _overview(run: Run, facts: Provenance, n_warnings: int) -> list[tuple[str, str]]:
     height, width = run.slide.shape
     block_height, block_width = run.grid.block_shape
-    n_empty = len(facts.get("blocks_without_tissue", ()))
+    n_empty = len(facts.blocks_without_tissue)
     blocks = f"{len(run.grid) - n_empty:,} of {block_width} × {block_height} px, with a halo of {run.grid.halo} px"
     mpp = run.slide.mpp
     pixel = "unknown: sizes in µm were taken as pixels" if mpp is None else f"{mpp[1]:.4g} × {mpp[0]:.4g} µm"
     return [
-        ("objects", f"{facts['objects']:,} {text(run.label)}"),
+        ("objects", f"{facts.objects:,} {text(run.label)}"),
         ("blocks", f"{blocks}; {n_empty:,} more without tissue" if n_empty else blocks),
-        ("computing", _computing(facts.get("task_seconds", {}))),
+        ("computing", _computing(facts.task_seconds)),
         ("segmenter", _segmenter(run)),
         ("slide", f"{width:,} × {height:,} px ({text(run.slide.format)})"),
         ("pixel size", pixel),
@@ -85,11 +85,11 @@ def _computing(seconds: Mapping[str, float]) -> str:
     return f"{duration_words(sum(seconds.values()))} of all workers together ({stages})" if seconds else "unknown"
 
 
-def _seams_part(run: Run, seams: Mapping[str, Any]) -> list[str]:
+def _seams_part(run: Run, seams: SeamReport) -> list[str]:
     """Make the part with the totals of the report on seams."""
     if len(run.grid) == 1:
         return ["## Seams", "The slide is one block, so it has none."]
-    totals = seams.get("totals")
+    totals = seams.totals
     if not totals:
         return []
     if not totals["objects"]:
@@ -106,15 +106,14 @@ def _seams_part(run: Run, seams: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _provenance_part(run: Run, facts: Mapping[str, Any]) -> list[str]:
+def _provenance_part(run: Run, facts: Provenance) -> list[str]:
     """Make the part on what made the result: it shows how two runs of a slide differ."""
-    segmenter = facts.get("segmenter", {})
-    devices, threads = ", ".join(segmenter.get("devices", ())), ", ".join(segmenter.get("threads", ()))
-    versions = " · ".join(f"{name} {version}" for name, version in facts.get("versions", {}).items())
+    devices, threads = ", ".join(facts.segmenter.devices), ", ".join(facts.segmenter.threads)
+    versions = " · ".join(f"{name} {version}" for name, version in facts.versions.items())
     prints = " · ".join(f"{stage} {code(digest)}" for stage, digest in run.fingerprints.items())
     changed = changed_settings(run.settings)
     rows = [
-        ("finished", text(str(facts.get("finished", "")))),
+        ("finished", text(facts.finished)),
         ("device", text(f"{devices or 'unknown'}; threads: {threads or 'unknown'}")),
         ("identity", text(run.segmenter_identity)),
         ("image", text(f"{run.image_plan.mode}: {run.image_plan.reason}")),

@@ -12,7 +12,7 @@ import re
 import time
 import unicodedata
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
 from pathlib import Path
@@ -33,6 +33,7 @@ from slidesam.flows.progress.pace import Pace, duration_words
 from slidesam.flows.progress.page_text import count, failure_markdown, picture_uri, result_markdown
 from slidesam.flows.progress.reporters import Reporter
 from slidesam.tasks.errors import BlockFailures, in_one_line
+from slidesam.tasks.run.records import Provenance
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.slides.facts import slide_name
 
@@ -224,7 +225,7 @@ class _Bar:
             self._context.run(self._open.close)
 
 
-def show_result(run: Run, facts: Mapping[str, Any]) -> None:
+def show_result(run: Run, facts: Provenance) -> None:
     """Show the result of a finished run on its page.
 
     Args:
@@ -236,7 +237,7 @@ def show_result(run: Run, facts: Mapping[str, Any]) -> None:
         picture = None
         with harmless(log, "the picture"):
             picture = picture_uri(run.paths.overlay)
-        words = text(f"{facts['objects']:,} {run.label} in {run.name}")
+        words = text(f"{facts.objects:,} {run.label} in {run.name}")
         _send_page(artifact_key(run.name, run.label, "result"), result_markdown(run, facts, picture), words)
 
 

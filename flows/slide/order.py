@@ -26,7 +26,7 @@ from slidesam.tasks.pixels.plan import TILE_BYTES
 from slidesam.tasks.plan import tiled_levels
 from slidesam.tasks.retry import Action, decide
 from slidesam.tasks.run.marks import find_mark
-from slidesam.tasks.run.records import Params
+from slidesam.tasks.run.records import Params, Provenance
 from slidesam.tasks.run.run import Run, batches
 from slidesam.tasks.stitch.batches import block_batches, is_compared, is_painted
 from slidesam.tasks.store import convert
@@ -153,7 +153,7 @@ def segment_blocks(run: Run, executor: Executor, block_ids: Sequence[int] | None
     return {"prepare": params.seconds, "segment": spent}
 
 
-def stitch_and_export(run: Run, executor: Executor, seconds: dict[str, float]) -> Facts:
+def stitch_and_export(run: Run, executor: Executor, seconds: dict[str, float]) -> Provenance:
     """Match at seams, number the objects, write the label pyramid, then all that people look at.
 
     Args:
@@ -174,7 +174,7 @@ def stitch_and_export(run: Run, executor: Executor, seconds: dict[str, float]) -
         executor.warn(f"{run.name}: {warning}")
     todo = [batch for batch in all_batches if not is_painted(run, batch)]
     seconds["paint"] = _run_batches(executor, "painting labels", steps.paint_blocks, run, todo, len(run.grid))
-    provenance: Facts = executor.one(steps.export_slide, run, resolved["objects"], seconds)
+    provenance: Provenance = executor.one(steps.export_slide, run, resolved["objects"], seconds)
     return provenance
 
 

@@ -115,7 +115,7 @@ class RunStatus:
     def _is_running_elsewhere(self) -> bool:
         """Whether the state file says that this result is being computed."""
         with contextlib.suppress(OSError):
-            return read_state(self.output, self.name, self.label).get("status") == "running" or self._is_locked()
+            return read_state(self.output, self.name, self.label).status == "running" or self._is_locked()
         return False
 
     def _is_locked(self) -> bool:

@@ -32,10 +32,10 @@ from slidesam.flows.slide.stages import segment_blocks, stitch_and_export, write
 from slidesam.tasks.errors import SettingsError, SlideUnchangedError
 from slidesam.tasks.plan import explain, plan_run
 from slidesam.tasks.report.provenance import finished_facts
-from slidesam.tasks.run.files import read_json
 from slidesam.tasks.run.layout import jobs_folder
 from slidesam.tasks.run.lock import locked
 from slidesam.tasks.run.marks import is_segmented
+from slidesam.tasks.run.records import Provenance, State
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.run.status import note_finished, read_state, unchanged_since_refused
 from slidesam.tasks.settings.sections import Settings
@@ -43,7 +43,6 @@ from slidesam.tasks.slides.facts import slide_name
 from slidesam.tasks.slides.listing import Listed
 from slidesam.tasks.store import convert
 
-Facts = dict[str, Any]
 _WAIT_FOR_IMAGE = 7 * 86400.0
 # What a form shows at first; Prefect makes settings of it.
 _DEFAULTS: Any = {}
@@ -72,7 +71,9 @@ def _run_name() -> str:
 
 
 @flow(name="segment slide", flow_run_name=_run_name, persist_result=False)
-def segment_slide(slide: Path, output: Path, settings: Settings = _DEFAULTS, cluster: ProfileChoice = _LOCAL) -> Facts:
+def segment_slide(
+    slide: Path, output: Path, settings: Settings = _DEFAULTS, cluster: ProfileChoice = _LOCAL
+) -> Provenance:
     """Segment one slide. Results that exist from an earlier run with the same settings are used again.
 
     Args:
@@ -93,7 +94,7 @@ def segment_slide(slide: Path, output: Path, settings: Settings = _DEFAULTS, clu
 
 
 @flow(name="segment slide", flow_run_name=_run_name, persist_result=False, validate_parameters=False)
-def segment_slide_in(session: Session, slide: Path, output: Path, settings: Settings) -> Facts:
+def segment_slide_in(session: Session, slide: Path, output: Path, settings: Settings) -> Provenance:
     """Segment one slide on workers of the caller's, as `segment_slide` does.
 
     Args:
@@ -105,7 +106,7 @@ def segment_slide_in(session: Session, slide: Path, output: Path, settings: Sett
     return _segment(slide, output, settings, session)
 
 
-def segment_listed(session: Session, slide: Listed, output: Path) -> Facts:
+def segment_listed(session: Session, slide: Listed, output: Path) -> Provenance:
     """Segment a slide of a list.
 
     Args:
@@ -122,7 +123,7 @@ def segment_listed(session: Session, slide: Listed, output: Path) -> Facts:
     return segment_slide_in(session, slide.path, output, slide.settings)
 
 
-def _segment(slide: Path, output: Path, settings: Settings, session: Session) -> Facts:
+def _segment(slide: Path, output: Path, settings: Settings, session: Session) -> Provenance:
     status = RunStatus(slide, output, settings, session.cluster.profile)
     with status.recorded(), RunPage(session.reporter, status.name, status.label) as page:
         refuse_relative(settings, slide=slide, output=output)
@@ -143,7 +144,7 @@ def _segment(slide: Path, output: Path, settings: Settings, session: Session) ->
         return facts
 
 
-def _refuse_unchanged(state: dict[str, Any], slide: Path) -> None:
+def _refuse_unchanged(state: State, slide: Path) -> None:
     """Refuse a second attempt at a slide whose file was at fault and hasn't changed.
 
     Raises:
@@ -154,13 +155,13 @@ def _refuse_unchanged(state: dict[str, Any], slide: Path) -> None:
         raise SlideUnchangedError(reason)
 
 
-def _compute(run: Run, session: Session, status: RunStatus) -> Facts:
+def _compute(run: Run, session: Session, status: RunStatus) -> Provenance:
     """Compute a run under its lock, after everything that a killed run of this result left is ended."""
     inform, owner = session.reporter.inform, f'flow run "{flow_run.name}"'
     target = f"{run.name} ({run.label}) in {run.output}"
     with locked(run.paths.lock, owner, target=target, on_wait=inform) as lock:
         # Before the state is written: if this fails, the next run has to find the state of the killed one.
-        if (state := read_json(run.paths.state)) is not None:
+        if (state := State.read(run.paths.state)) is not None:
             end_leftovers(state, inform, status.flow_run_id)
         status.start(run)
         for line in explain(run):
@@ -172,11 +173,11 @@ def _compute(run: Run, session: Session, status: RunStatus) -> Facts:
             if not session.is_cluster_shared:
                 session.cluster.close()
         lock.check()
-        status.finish(facts["objects"])
+        status.finish(facts.objects)
     return facts
 
 
-def _run_stages(run: Run, session: Session, status: RunStatus, owner: str) -> Facts:
+def _run_stages(run: Run, session: Session, status: RunStatus, owner: str) -> Provenance:
     """Run the three stages, one after the other, each on the workers that it needs."""
     cluster, seconds = session.cluster, dict[str, float]()
 

@@ -20,6 +20,7 @@ from slidesam.flows.slide.order import Batch, Facts, Step
 from slidesam.flows.slide.session import Session
 from slidesam.tasks import steps
 from slidesam.tasks.retry import Action, decide
+from slidesam.tasks.run.records import Provenance
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.sections import RunSettings
 
@@ -85,10 +86,10 @@ def segment_blocks(run: Run, session: Session, block_ids: Sequence[int] | None =
     persist_result=False,
     validate_parameters=False,
 )
-def stitch_and_export(run: Run, session: Session, seconds: dict[str, float]) -> Facts:
+def stitch_and_export(run: Run, session: Session, seconds: dict[str, float]) -> Provenance:
     """Match at seams, number the objects, write the label pyramid and what people look at; see `order.stitch_and_export`."""
     facts = order.stitch_and_export(run, FlowTasks(session), seconds)
-    get_run_logger().info("%s: %d objects, in %s", run.name, facts["objects"], run.store)
+    get_run_logger().info("%s: %d objects, in %s", run.name, facts.objects, run.store)
     return facts
 
 

@@ -24,23 +24,22 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from slidesam.tasks.errors import OutputError, in_one_line
-from slidesam.tasks.run.files import read_json, write_json
 from slidesam.tasks.run.layout import (
     IMAGE,
     IMAGE_STAGES,
     RUN_STAGES,
     RunPaths,
-    SegmentFolder,
     list_job_logs,
     list_runs,
     list_slide_folders,
     work_root,
 )
 from slidesam.tasks.run.lock import LockedError, holder, locked
-from slidesam.tasks.run.marks import Marks
+from slidesam.tasks.run.records import Provenance, State
+from slidesam.tasks.run.status import count_blocks
 from slidesam.tasks.settings.sections import RunSettings
 from slidesam.tasks.settings.types import seconds_of
 
@@ -172,15 +171,16 @@ class _Cleaning:
         return bool(runs) and all(self._is_done(run) for run in runs)
 
     def _is_done(self, run: RunPaths) -> bool:
-        facts = _facts(run.provenance)
-        if _facts(run.state).get("status") != "finished" or facts.get("status") != "finished":
-            return False
         try:
-            finished = datetime.fromisoformat(str(facts.get("finished")))
-        except ValueError:
+            state, record = State.read(run.state), Provenance.read(run.provenance)
+            if state is None or record is None or (state.status, record.status) != ("finished", "finished"):
+                return False
+            finished = datetime.fromisoformat(record.finished)
+        except (OutputError, ValueError):
+            # Of another version, or without a date: nobody can say since when it is finished.
             return False
         finished = finished if finished.tzinfo else finished.replace(tzinfo=UTC)
-        keep = _keep_of(facts) if self.keep is None else self.keep
+        keep = _keep_of(record) if self.keep is None else self.keep
         return (self.now - finished).total_seconds() >= keep
 
     def _lock(self, locks: ExitStack, paths: RunPaths) -> None:
@@ -237,18 +237,10 @@ def _refuse_if_held(path: Path) -> None:
         raise LockedError(f"{path} is held by {words}")
 
 
-def _facts(path: Path) -> dict[str, Any]:
-    """A JSON mapping; empty where there is none, or it is damaged."""
-    try:
-        return read_json(path) or {}
-    except ValueError:
-        return {}
-
-
-def _keep_of(facts: dict[str, Any]) -> float:
+def _keep_of(record: Provenance) -> float:
     """How long a run wants its intermediate results kept, in seconds."""
     try:
-        return seconds_of(facts["settings"]["run"]["keep_work"])
+        return seconds_of(record.settings["run"]["keep_work"])
     except (KeyError, TypeError, ValueError, IndexError):
         # It was made before there was such a setting.
         return seconds_of(RunSettings().keep_work)
@@ -256,15 +248,13 @@ def _keep_of(facts: dict[str, Any]) -> float:
 
 def _note_blocks(paths: RunPaths) -> None:
     """Writes down how many blocks are done, which `slidesam status` can't count any more once their marks are gone."""
-    state = _facts(paths.state)
-    segment = SegmentFolder(paths.work / str(state.get("segment_folder")))
-    if not segment.path.is_dir():
-        return
-    kept = _facts(segment.params).get("blocks")
-    counts = {"blocks_done": len(Marks(segment).names())} | ({} if kept is None else {"blocks": len(kept)})
-    # On a full disk it shows none, which costs nothing but looks.
+    # On a full disk, or where the state is of another version, it shows none, which costs nothing but looks.
     with suppress(OutputError):
-        write_json(paths.state, {**state, **counts})
+        state = State.read(paths.state)
+        if state is None or not state.segment_folder or not (paths.work / state.segment_folder).is_dir():
+            return
+        n_done, n_blocks = count_blocks(paths, state.model_copy(update={"blocks_done": None}))
+        state.model_copy(update={"blocks_done": n_done, "blocks": n_blocks}).write(paths.state)
 
 
 def _runs(slide: Path) -> list[RunPaths]:

@@ -7,11 +7,11 @@ by looks of one's own: clocks of scanners and file servers aren't to be trusted.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from slidesam.tasks.errors import SlidesamError
-from slidesam.tasks.run.files import read_json, write_json
 from slidesam.tasks.run.layout import RunPaths
+from slidesam.tasks.run.records import InboxMemory, Provenance, Sight
 from slidesam.tasks.run.status import file_facts
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.facts import slide_name
@@ -51,32 +51,32 @@ def look(folder: Path, memory: Path, quiet: float, now: float) -> tuple[list[Arr
     Raises:
         OutputError: The memory can't be written.
     """
-    before: dict[str, Any] = (read_json(memory) or {}).get("seen", {})
+    before = (InboxMemory.read(memory) or InboxMemory()).seen
     # A folder that is away for a while, as when it isn't mounted, comes back as it was.
-    seen: dict[str, Any] = {name: known for name, known in before.items() if now - known.get("last", now) < _REMEMBERED}
+    seen = {name: sight for name, sight in before.items() if now - (sight.last or now) < _REMEMBERED}
     whole, growing = [], []
     for path in slides_in(folder):
         facts = file_facts(path)
         # Gone while one looked.
         if facts is None:
             continue
-        known = before.get(path.name, {})
-        since = known["since"] if known.get("facts") == facts else now
-        version = f"{facts['files']}-{facts['size']}-{facts['modified']}"
-        seen[path.name] = {"facts": facts, "since": since, "last": now, "started": known.get("started")}
-        if facts["size"] > 0 and now - since >= quiet:
-            whole.append(Arrival(path, version, known.get("started") == version))
+        earlier = before.get(path.name, Sight())
+        since = earlier.since if earlier.facts == facts and earlier.since is not None else now
+        version = f"{facts.files}-{facts.size}-{facts.modified}"
+        seen[path.name] = Sight(facts=facts, since=since, last=now, started=earlier.started)
+        if facts.size > 0 and now - since >= quiet:
+            whole.append(Arrival(path, version, earlier.started == version))
         else:
             growing.append(path)
-    write_json(memory, {"folder": str(folder), "seen": seen})
+    InboxMemory(folder=folder, seen=seen).write(memory)
     return whole, growing
 
 
 def note_started(memory: Path, arrival: Arrival) -> None:
     """Remembers that a slide's run was started, so that this content of its file isn't started again."""
-    known = read_json(memory) or {"seen": {}}
-    known["seen"].setdefault(arrival.path.name, {})["started"] = arrival.version
-    write_json(memory, known)
+    record = InboxMemory.read(memory) or InboxMemory()
+    sight = record.seen.get(arrival.path.name, Sight()).model_copy(update={"started": arrival.version})
+    record.model_copy(update={"seen": {**record.seen, arrival.path.name: sight}}).write(memory)
 
 
 def has_result(path: Path, output: Path, settings: Settings) -> bool:
@@ -88,11 +88,11 @@ def has_result(path: Path, output: Path, settings: Settings) -> bool:
         settings: Which of its images is meant, and under which name and label.
     """
     name = slide_name(path, settings.slide.name)
-    facts = read_json(RunPaths(output, name, settings.output.label).provenance) or {}
-    if facts.get("status") != "finished":
+    record = Provenance.read(RunPaths(output, name, settings.output.label).provenance)
+    if record is None or record.status != "finished":
         return False
     try:
         identity = inspect_slide(path, settings.slide).identity
     except SlidesamError:
         return False
-    return bool(facts["slide"]["identity"] == identity.model_dump(mode="json"))
+    return record.slide.identity == identity

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any
 
-from slidesam.tasks.run.files import read_json
+from slidesam.tasks.errors import OutputError
 from slidesam.tasks.run.marks import find_mark, list_blocks, read_params
-from slidesam.tasks.run.records import SeamReport
+from slidesam.tasks.run.records import ImageFacts, Provenance, SeamReport, SegmenterFacts
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.segmenters import package_version
 from slidesam.tasks.store.ome_zarr import is_finished
@@ -30,56 +30,59 @@ _PACKAGES = (
 )
 
 
-def finished_facts(run: Run) -> dict[str, Any] | None:
+def finished_facts(run: Run) -> Provenance | None:
     """The provenance of this very run if it is finished, else None."""
-    facts = read_json(run.paths.provenance)
-    if facts is None or facts.get("fingerprints") != run.fingerprints:
+    try:
+        record = Provenance.read(run.paths.provenance)
+    except OutputError:
+        # Of another version: its result is made again.
         return None
-    return facts if is_finished(run.store, run.label) else None
+    if record is None or record.fingerprints != run.fingerprints:
+        return None
+    return record if is_finished(run.store, run.label) else None
 
 
-def provenance(run: Run, *, objects: int, seams: SeamReport, seconds: dict[str, float]) -> dict[str, Any]:
-    """How the result was made: enough to make it again, or to say why another differs.
+def make_provenance(run: Run, *, objects: int, seams: SeamReport, seconds: dict[str, float]) -> Provenance:
+    """Describe how the result was made.
 
     Args:
         run: The run, all of whose blocks are segmented.
         objects: Number of objects.
-        seams: The report on them, as `seam_report.make_report` returns it.
+        seams: What happened at the seams.
         seconds: Per stage, the wall time of its tasks added up.
     """
-    found = read_params(run)
-    kept = list_blocks(run)
-    marks = [mark for block_id in kept if (mark := find_mark(run, block_id)) is not None]
-    left_out = sorted(set(range(len(run.grid))) - set(kept))
-    return {
-        "status": "finished",
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "slide": run.slide.model_dump(mode="json"),
-        "label": run.label,
-        "objects": objects,
-        "blocks": len(run.grid),
-        "blocks_without_tissue": left_out,
-        "image": {
-            "mode": run.image_plan.mode,
-            "reason": run.image_plan.reason,
-            "read_amplification_in_place": round(run.image_plan.amplification, 2),
-        },
-        "settings": run.settings.model_dump(mode="json"),
-        "segmenter": {
-            "identity": run.segmenter_identity,
-            "params": found.params,
-            "fill": found.fill,
-            # More than one of either: a run that was resumed elsewhere.
-            "devices": sorted({str(mark.device) for mark in marks}),
-            "threads": sorted({str(mark.threads) for mark in marks}),
-            **{
-                name: sorted({str(value) for mark in marks if (value := getattr(mark, name)) is not None})
-                for name in ("precision", "batch_size")
-            },
-        },
-        "fingerprints": run.fingerprints,
-        "task_seconds": {stage: round(value, 3) for stage, value in seconds.items()},
-        "versions": {name: version for name in _PACKAGES if (version := package_version(name))},
+    params, block_ids = read_params(run), list_blocks(run)
+    marks = [mark for block_id in block_ids if (mark := find_mark(run, block_id)) is not None]
+    return Provenance(
+        status="finished",
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        slide=run.slide,
+        label=run.label,
+        objects=objects,
+        blocks=len(run.grid),
+        blocks_without_tissue=tuple(sorted(set(range(len(run.grid))).difference(block_ids))),
+        image=ImageFacts(
+            mode=run.image_plan.mode,
+            reason=run.image_plan.reason,
+            read_amplification_in_place=round(run.image_plan.amplification, 2),
+        ),
+        settings=run.settings.model_dump(mode="json"),
+        segmenter=SegmenterFacts(
+            identity=run.segmenter_identity,
+            params=params.params,
+            fill=params.fill,
+            devices=_sort({mark.device for mark in marks}),
+            threads=_sort({mark.threads for mark in marks}),
+            precision=_sort({mark.precision for mark in marks} - {None}),
+            batch_size=_sort({mark.batch_size for mark in marks} - {None}),
+        ),
+        fingerprints=run.fingerprints,
+        task_seconds={stage: round(value, 3) for stage, value in seconds.items()},
+        versions={name: version for name in _PACKAGES if (version := package_version(name))},
         # Last, as it is long.
-        "seams": seams.model_dump(mode="json"),
-    }
+        seams=seams,
+    )
+
+
+def _sort(values: Iterable[object]) -> tuple[str, ...]:
+    return tuple(sorted(map(str, values)))

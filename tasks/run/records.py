@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.run.files import read_json, write_json
+from slidesam.tasks.slides.facts import Slide
 
 
 class Record(BaseModel):
@@ -142,3 +143,137 @@ class Resolved(Record):
     """Number of objects."""
     seams: SeamReport
     """What happened at the seams."""
+
+
+class FileFacts(Record):
+    """What tells whether a file, or a folder with all that is in it, has been changed or replaced."""
+
+    files: int
+    """How many files."""
+    size: int
+    """Their length together, in bytes."""
+    modified: int
+    """Time of the last change of content, in nanoseconds."""
+    changed: int
+    """Time of the last change of an inode, in nanoseconds: another owner or permission can be the cure."""
+
+
+class State(Record):
+    """How a run stands, and what was asked for."""
+
+    # Kept, so that an update by `slidesam clean` loses nothing.
+    model_config = ConfigDict(extra="allow")
+
+    status: str = ""
+    """`running`, `stopped`, `failed` or `finished`; empty = nothing is recorded."""
+    updated: str = ""
+    """When this was written, in UTC."""
+    slide_path: Path | None = None
+    """The slide, absolute."""
+    flow_run_id: str | None = None
+    """The Prefect flow run."""
+    settings: dict[str, Any] | None = None
+    """The settings, as JSON: another version may have had others."""
+    cluster: dict[str, Any] | None = None
+    """The cluster profile, as JSON."""
+    blocks: int | None = None
+    """How many blocks there are."""
+    segment_folder: str | None = None
+    """Name of the folder with the blocks' results."""
+    jobs: tuple[str, ...] = ()
+    """Names of the jobs in the queue that work for the run."""
+    dashboards: dict[str, str] = {}
+    """URLs of the Dask dashboards, by worker pool."""
+    objects: int | None = None
+    """How many objects a finished run has."""
+    error: str | None = None
+    """Why a failed run failed."""
+    file: FileFacts | None = None
+    """The slide's file, if it was at fault."""
+    blocks_done: int | None = None
+    """How many blocks were done when `slidesam clean` removed their marks."""
+
+
+class ImageFacts(Record):
+    """How the pixels reached the blocks."""
+
+    mode: str
+    """`convert`, `rechunk` or `in place`."""
+    reason: str = ""
+    """Why, in words."""
+    read_amplification_in_place: float | None = None
+    """Bytes decoded per byte used, when all blocks are read in place."""
+
+
+class SegmenterFacts(Record):
+    """What segmented, and on what. More than one device or number of threads: the run was resumed elsewhere."""
+
+    identity: str
+    """Model, hash of weights or source, versions."""
+    params: dict[str, Any] | None = None
+    """Its parameters for this slide."""
+    fill: tuple[int | float, ...] | None = None
+    """Colour of the background, per channel."""
+    devices: tuple[str, ...] = ()
+    """Devices that computed blocks."""
+    threads: tuple[str, ...] = ()
+    """Their values of OMP_NUM_THREADS."""
+    precision: tuple[str, ...] = ()
+    """Of the network's numbers."""
+    batch_size: tuple[str, ...] = ()
+    """Tiles that the network saw at once."""
+
+
+class Provenance(Record):
+    """How a result was made: enough to make it again, or to say why another differs."""
+
+    status: str = "finished"
+    """Always `finished`."""
+    finished: str = ""
+    """When, in UTC."""
+    slide: Slide
+    """The slide, and which of its planes was segmented."""
+    label: str
+    """Name of the label image."""
+    objects: int
+    """Number of objects."""
+    blocks: int
+    """Number of blocks."""
+    blocks_without_tissue: tuple[int, ...] = ()
+    """Ids of the blocks that were left out."""
+    image: ImageFacts
+    """How the pixels reached the blocks."""
+    settings: dict[str, Any]
+    """The settings, as JSON: another version may have had others."""
+    segmenter: SegmenterFacts
+    """What segmented."""
+    fingerprints: dict[str, str] = {}
+    """Hash of what each stage depends on."""
+    task_seconds: dict[str, float] = {}
+    """Per stage, the wall time of its tasks added up."""
+    versions: dict[str, str] = {}
+    """Versions of packages that can change a pixel."""
+    seams: SeamReport | None = None
+    """What happened at the seams."""
+
+
+class Sight(Record):
+    """What was seen of a slide in a folder where slides arrive."""
+
+    facts: FileFacts | None = None
+    """Its file."""
+    since: float | None = None
+    """For how long it has been the same: the time when it was first seen so."""
+    last: float | None = None
+    """When it was last seen."""
+    started: str | None = None
+    """The version of its content for which a run was started."""
+
+
+class InboxMemory(Record):
+    """What was seen in a folder where slides arrive."""
+
+    folder: Path | None = None
+    """The folder."""
+    seen: dict[str, Sight] = {}
+    """The slides, by the file's name."""

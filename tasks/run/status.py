@@ -3,89 +3,128 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from slidesam.tasks.run.files import read_json, write_json
+from slidesam.tasks.errors import OutputError
 from slidesam.tasks.run.layout import RunPaths, SegmentFolder, list_noted_runs
 from slidesam.tasks.run.lock import holder
 from slidesam.tasks.run.marks import Marks
+from slidesam.tasks.run.records import FileFacts, Params, Provenance, State
 from slidesam.tasks.run.run import Run
 
 
+@dataclass(frozen=True)
+class RunState:
+    """How a run stands.
+
+    Attributes:
+        slide: The slide's name.
+        label: Name of the label image.
+        state: What is recorded.
+        blocks_done: How many blocks are segmented.
+        blocks: How many there are to segment, if that is known.
+    """
+
+    slide: str
+    label: str
+    state: State
+    blocks_done: int
+    blocks: int | None
+
+
 def write_state(output: Path, name: str, label: str, status: str, **facts: Any) -> None:
-    """Notes how a run stands: running, stopped, failed or finished."""
+    """Record how a run stands: running, stopped, failed or finished.
+
+    Args:
+        output: The output folder.
+        name: The slide's name.
+        label: Name of the label image.
+        status: How it stands.
+        **facts: Further fields of `State`.
+    """
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(RunPaths(output, name, label).state, {"status": status, "updated": now, **facts})
+    State(status=status, updated=now, **facts).write(RunPaths(output, name, label).state)
 
 
-def read_state(output: Path, name: str, label: str) -> dict[str, Any]:
-    """What is noted of a run; empty where nothing is."""
-    return read_json(RunPaths(output, name, label).state) or {}
+def read_state(output: Path, name: str, label: str) -> State:
+    """Read what is recorded of a run; a state without a status where nothing is."""
+    return State.read(RunPaths(output, name, label).state) or State()
 
 
-def note_finished(run: Run, facts: dict[str, Any]) -> None:
-    """Sets right what `slidesam status` would show of a run that is finished: a later call may have failed early."""
-    if read_state(run.output, run.name, run.label).get("status") != "finished":
-        started = {
-            "blocks": len(run.grid),
-            "segment_folder": run.segment_folder.path.name,
-            "slide_path": str(run.slide.path),
-        }
-        write_state(run.output, run.name, run.label, "finished", objects=facts["objects"], **started)
+def note_finished(run: Run, record: Provenance) -> None:
+    """Correct what `slidesam status` would show of a finished run: a later call may have failed early."""
+    if read_state(run.output, run.name, run.label).status != "finished":
+        write_state(
+            run.output, run.name, run.label, "finished",
+            objects=record.objects, blocks=len(run.grid), segment_folder=run.segment_folder.path.name,
+            slide_path=run.slide.path,
+        )  # fmt: skip
 
 
-def read_states(output: Path) -> list[dict[str, Any]]:
-    """The noted states of all runs of an output folder, by name and label; blocks done are counted anew."""
-    states = []
-    for paths in list_noted_runs(output):
-        state = read_json(paths.state) or {"status": "unreadable"}
-        segment, done = state.get("segment_folder"), 0
-        if segment:
-            folder = SegmentFolder(paths.work / segment)
-            done, kept = len(Marks(folder).names()), (read_json(folder.params) or {}).get("blocks")
-            if kept is not None:
-                state["blocks"] = len(kept)
-        states.append({"slide": paths.name, "label": paths.label, "blocks_done": done, **state})
-    return states
+def read_states(output: Path) -> list[RunState]:
+    """Read how all runs of an output folder stand, by name and label; count their blocks."""
+    return [_read_run(paths) for paths in list_noted_runs(output)]
 
 
-def unfinished(output: Path) -> list[dict[str, Any]]:
-    """The states of runs that failed, were stopped or were killed, as `read_states` returns them; none that is at work."""
-    left = [state for state in read_states(output) if state["status"] in ("failed", "stopped", "running")]
-    return [state for state in left if holder(RunPaths(output, state["slide"], state["label"]).lock) is None]
+def count_blocks(paths: RunPaths, state: State) -> tuple[int, int | None]:
+    """Count a run's segmented blocks, and those to segment; None where that isn't known."""
+    if not state.segment_folder:
+        return state.blocks_done or 0, state.blocks
+    folder = SegmentFolder(paths.work / state.segment_folder)
+    n_done, n_blocks = len(Marks(folder).names()), state.blocks
+    with suppress(OutputError):
+        params = Params.read(folder.params)
+        if params is not None and params.blocks is not None:
+            n_blocks = len(params.blocks)
+    return n_done if state.blocks_done is None else state.blocks_done, n_blocks
 
 
-def file_facts(path: Path) -> dict[str, int] | None:
-    """What tells whether a file has been changed or replaced since; None where there is none.
+def _read_run(paths: RunPaths) -> RunState:
+    try:
+        state = State.read(paths.state)
+    except OutputError:
+        state = None
+    state = state or State(status="unreadable")
+    return RunState(paths.name, paths.label, state, *count_blocks(paths, state))
+
+
+def unfinished(output: Path) -> list[RunState]:
+    """List the runs that failed, were stopped or were killed; none that is running."""
+    runs = [run for run in read_states(output) if run.state.status in ("failed", "stopped", "running")]
+    return [run for run in runs if holder(RunPaths(output, run.slide, run.label).lock) is None]
+
+
+def file_facts(path: Path) -> FileFacts | None:
+    """Describe a file so that a change or replacement shows; None where there is none.
 
     Times of a folder say nothing of what lies deeper in it, so a folder is as changed as its newest file.
     """
-    known = []
+    stats = []
     with suppress(OSError):
         for file in [path, *(path.rglob("*") if path.is_dir() else ())]:
             # A link to nowhere, or a file that goes while one looks, is no file of it.
             with suppress(OSError):
-                known.append(file.stat())
-    if not known or not path.exists():
+                stats.append(file.stat())
+    if not stats or not path.exists():
         return None
-    return {
-        "files": len(known),
-        "size": sum(each.st_size for each in known),
-        "modified": max(each.st_mtime_ns for each in known),
-        # Of the inode: another owner or permission can be the cure.
-        "changed": max(each.st_ctime_ns for each in known),
-    }
+    return FileFacts(
+        files=len(stats),
+        size=sum(stat.st_size for stat in stats),
+        modified=max(stat.st_mtime_ns for stat in stats),
+        changed=max(stat.st_ctime_ns for stat in stats),
+    )
 
 
-def unchanged_since_refused(state: dict[str, Any], slide: Path) -> str | None:
-    """Why a slide need not be tried again: what its file made it fail with, if the file is as it was; else None.
+def unchanged_since_refused(state: State, slide: Path) -> str | None:
+    """Say why a slide need not be tried again: its file made it fail and is as it was. None if it may be tried.
 
     Args:
-        state: What is noted of its last run.
+        state: What is recorded of its last run.
         slide: The slide's path.
     """
-    if state.get("status") != "failed" or not state.get("file") or state["file"] != file_facts(slide):
+    if state.status != "failed" or state.file is None or state.file != file_facts(slide):
         return None
-    return str(state.get("error"))
+    return str(state.error)

@@ -13,7 +13,7 @@ from scipy import ndimage
 import slidesam
 from slidesam.run_slides import as_settings
 from slidesam.tasks.run.lock import locked
-from slidesam.tasks.run.status import read_states
+from slidesam.tasks.run.status import RunState, read_states
 from tests.support.prefect_fixtures import THIRD_PARTY_WARNINGS
 from tests.support.serial import segment_serially
 from tests.support.slides import write_numbered_slide
@@ -40,7 +40,7 @@ def store_files(output: Path) -> dict[Path, bytes]:
     return {path.relative_to(store): path.read_bytes() for path in store.rglob("*") if path.is_file()}
 
 
-def state(output: Path) -> dict:
+def state(output: Path) -> RunState:
     (only,) = read_states(output)
     return only
 
@@ -73,7 +73,7 @@ def test_a_finished_slide_is_returned_at_once(slide: Path, tmp_path: Path) -> No
     assert told == []
     assert again.run == first.run
     assert len(log.read_text().splitlines()) == 9
-    assert state(tmp_path / "out")["status"] == "finished"
+    assert state(tmp_path / "out").state.status == "finished"
 
 
 def test_failed_blocks_are_tried_again_then_named_and_the_others_kept(slide: Path, tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_failed_blocks_are_tried_again_then_named_and_the_others_kept(slide: Pat
         slidesam.segment(slide, output, with_options(log=str(log), fail_on=5), progress=False)
     assert failure.value.block_ids == (4,)
     assert log.read_text().splitlines().count("5 failed") == 3
-    assert (state(output)["status"], state(output)["blocks_done"]) == ("failed", 8)
+    assert (state(output).state.status, state(output).blocks_done) == ("failed", 8)
     with pytest.raises(slidesam.OutputError, match=r"s \(cells\) is failed. Call segment with the same settings again"):
         slidesam.open_result(output)
 
@@ -103,7 +103,7 @@ def test_an_interrupted_run_is_resumed(slide: Path, tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         slidesam.segment(slide, output, with_options(log=str(log)), progress=interrupt)
-    assert (state(output)["status"], state(output)["blocks_done"]) == ("stopped", 4)
+    assert (state(output).state.status, state(output).blocks_done) == ("stopped", 4)
     result = slidesam.segment(slide, output, with_options(log=str(log)), progress=False)
     assert result.run["objects"] == 9
     assert len(log.read_text().splitlines()) == 9
@@ -116,15 +116,15 @@ def test_another_run_at_work_is_named_and_its_state_left(slide: Path, tmp_path: 
     (folder / "state.json").write_text(json.dumps({"status": "running"}))
     with locked(folder / "lock.json", "somebody", target="it"), pytest.raises(slidesam.LockedError, match="somebody"):
         slidesam.segment(slide, output, SETTINGS, progress=False)
-    assert state(output)["status"] == "running"
+    assert state(output).state.status == "running"
 
 
 def test_a_file_at_fault_is_noted(tmp_path: Path) -> None:
     (tmp_path / "bad.tif").write_bytes(b"II*\0 no tiff")
     with pytest.raises(slidesam.SlideError):
         slidesam.segment(tmp_path / "bad.tif", tmp_path / "out", SETTINGS, progress=False)
-    assert state(tmp_path / "out")["status"] == "failed"
-    assert state(tmp_path / "out")["file"]["size"] > 0
+    assert state(tmp_path / "out").state.status == "failed"
+    assert state(tmp_path / "out").state.file.size > 0
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def test_a_block_that_kills_its_worker_is_named(slide: Path, client: object, tmp
     with pytest.raises(slidesam.BlockFailures, match=r"block 4 .*ended its worker") as failure:
         slidesam.segment(slide, tmp_path / "out", settings, client=client, progress=False)
     assert failure.value.block_ids == (4,)
-    assert state(tmp_path / "out")["blocks_done"] == 8
+    assert state(tmp_path / "out").blocks_done == 8
 
 
 def test_settings_are_given_in_any_form(tmp_path: Path) -> None:

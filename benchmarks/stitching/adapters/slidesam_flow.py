@@ -63,7 +63,7 @@ def _flow(run: Run, cluster: Cluster) -> dict[str, Any]:
         run, Session(cluster=cluster), {}
     )
     wall = time.perf_counter() - started
-    spent = facts["task_seconds"]
+    spent = facts.task_seconds
     wall -= spent["export"]
     own = (spent["match"] + spent["paint"]) / slidesam.PROCESSES + spent["resolve"]
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from typer.testing import CliRunner
 
 from slidesam.flows.cli.app import app
 from slidesam.tasks.errors import OutputError, SettingsError, SlidesamError
+from tests.support.records import finished_record
 from tests.support.serial import segment_serially
 from tests.support.slides import write_numbered_slide
 
@@ -108,13 +108,25 @@ def test_errors_name_what_there_is(output, tmp_path) -> None:
 
 
 def test_results_that_are_not_finished_or_from_before_the_report(tmp_path) -> None:
-    store, facts = tmp_path / "a.ome.zarr", {"label": "cells", "objects": 3}
+    store, record = tmp_path / "a.ome.zarr", finished_record()
     store.mkdir()
     # Of a slide called a.b, and one that is damaged.
-    (tmp_path / "a.b.cells.run.json").write_text(json.dumps(facts))
+    record.write(tmp_path / "a.b.cells.run.json")
     (tmp_path / "a.bad.run.json").write_bytes(b"\xff")
     assert "none of its label images is finished; `slidesam status" in str(error_of(store))
-    (tmp_path / "a.cells.run.json").write_text(json.dumps(facts))
+    record.write(tmp_path / "a.cells.run.json")
     error = error_of(store)
     assert isinstance(error, OutputError)
     assert "cells was made by a version of slidesam without the report on seams" in str(error)
+
+
+def test_results_of_a_version_that_cannot_be_read(tmp_path) -> None:
+    store = tmp_path / "a.ome.zarr"
+    store.mkdir()
+    (tmp_path / "a.cells.run.json").write_text('{"objects": 3}')
+    error = error_of(store)
+    assert isinstance(error, OutputError)
+    assert (
+        "a.cells.run.json was written by another version of slidesam, which this one can't read (slide, label"
+        in str(error)
+    )

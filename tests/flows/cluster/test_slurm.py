@@ -142,7 +142,7 @@ def test_a_killed_worker_and_a_cancelled_job_cost_the_blocks_in_flight_only(slur
 
     with meanwhile(kill):
         facts = run_on(profile("slurm-cpu", cpu__maximum_jobs=3), slide, tmp_path / "out", settings)
-    assert facts["objects"] == 36
+    assert facts.objects == 36
     done = counts(log)
     assert len(done) == 36
     # Two workers ended, each with one block, which has a line at most if it was between that and its mark.
@@ -168,7 +168,7 @@ def test_jobs_that_reach_their_walltime_lose_nothing(slurm, tmp_path: Path) -> N
         "slurm-cpu", cpu__maximum_jobs=2, cpu__walltime="00:01:00", cpu__lifetime=30, cpu__lifetime_stagger=2
     )
     facts = run_on(where, slide, tmp_path / "out", faulty(log, seconds=0.9))
-    assert facts["objects"] == 64
+    assert facts.objects == 64
     done = counts(log)
     # Each worker finished its block before it left: no block was done twice.
     assert len(done) == sum(done.values()) == 64
@@ -302,7 +302,7 @@ def test_a_node_that_vanishes_costs_the_blocks_in_flight_only(slurm, tmp_path: P
     where = profile("slurm-cpu", cpu__maximum_jobs=2, cpu__memory=40)
     try:
         with meanwhile(vanish):
-            assert run_on(where, slide, tmp_path / "out", faulty(log, seconds=0.6))["objects"] == 36
+            assert run_on(where, slide, tmp_path / "out", faulty(log, seconds=0.6)).objects == 36
     finally:
         subprocess.run(["scancel", "--me"], check=False)
         subprocess.run([DEV_SLURM, "start"], check=True, capture_output=True)

@@ -354,7 +354,7 @@ def test_many_slides_at_once_four_at_a_time(site, tmp_path) -> None:
     # What the UI says is so.
     said = {name: (run["state"]["name"], run["run_count"], run["state"]["message"]) for name, run in slides.items()}
     assert {each[:2] for each in said.values()} == {("Completed", 1)}, said
-    assert all(read_state(site.results, name, "cells")["objects"] == 1 for name in slides)
+    assert all(read_state(site.results, name, "cells").objects == 1 for name in slides)
     assert blocks_done(tmp_path / "log") == MANY
     left = site.runs(state={"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}})
     assert not [run["name"] for run in left if re.search(r"\bs\d\d\b", run["name"])]

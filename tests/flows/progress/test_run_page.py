@@ -23,20 +23,21 @@ from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.stitch.report import COLUMNS
 from tests.flows.slide.test_segment_slide import faulty, segment
 from tests.support.prefect_fixtures import THIRD_PARTY_WARNINGS
+from tests.support.records import finished_record
 from tests.support.slides import write_numbered_slide
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in THIRD_PARTY_WARNINGS]
 
 ODD = "a|b `c` <img src=x> *d*\n## e [f](g)"
 SEAMS = {"totals": dict.fromkeys(COLUMNS, 3) | {"objects": 12}, "warnings": ["raise the halo | to 96"]}
-FACTS = {
-    "objects": 1234,
-    "blocks_without_tissue": [0, 8],
-    "task_seconds": {"image": 1.0, "segment": 700.0},
-    "segmenter": {"devices": ["cpu"], "threads": ["1"]},
-    "versions": {"numpy": "2.1"},
-    "seams": SEAMS,
-}
+FACTS = finished_record(
+    objects=1234,
+    blocks_without_tissue=(0, 8),
+    task_seconds={"image": 1.0, "segment": 700.0},
+    segmenter={"identity": "function", "devices": ["cpu"], "threads": ["1"]},
+    versions={"numpy": "2.1"},
+    seams=SEAMS,
+)
 
 
 @pytest.fixture
@@ -225,7 +226,7 @@ def test_result_says_what_came_out(run) -> None:
 
 
 def test_result_of_an_older_version_lacks_what_it_lacks(run) -> None:
-    markdown = result_markdown(run, {"objects": 0})
+    markdown = result_markdown(run, finished_record(objects=0))
     assert "## Seams" not in markdown
     assert "![" not in markdown
     assert "**computing** | unknown" in markdown

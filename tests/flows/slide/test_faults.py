@@ -47,7 +47,7 @@ def test_a_block_that_ends_its_worker_is_named_and_costs_no_other(some_workers, 
     assert log.read_text().splitlines().count("5 failed") == 2
     assert done(log) == sorted(f"{k} done" for k in range(1, 10) if k != 5)
     # In another go it has a new chance: what killed it may be gone, as it is here.
-    assert segment(some_workers, slide, tmp_path / "out", settings)["objects"] == 9
+    assert segment(some_workers, slide, tmp_path / "out", settings).objects == 9
     assert len(done(log)) == 9
 
 
@@ -68,7 +68,7 @@ def test_a_block_that_ends_its_worker_beside_another_costs_the_other_nothing(som
 def test_a_block_that_hangs_is_ended_and_tried_again(some_workers, tmp_path: Path) -> None:
     log, slide = tmp_path / "log", write_numbered_slide(tmp_path / "hangs.tif")
     settings = faulty(log, fail_on=5, deed="hang", times=1) | {"run.block_timeout": 3, "blocks.blocks_per_task": 3}
-    assert segment(some_workers, slide, tmp_path / "out", settings)["objects"] == 9
+    assert segment(some_workers, slide, tmp_path / "out", settings).objects == 9
     assert log.read_text().splitlines().count("5 failed") == 1
     assert len(done(log)) == 9
 
@@ -126,7 +126,7 @@ def test_a_slide_that_vanishes_midway_stops_at_once_and_goes_on_when_it_is_back(
     before = len(done(log))
     assert before < 25
     os.link(kept, slide)
-    assert segment(two_workers, slide, tmp_path / "out", settings)["objects"] == 25
+    assert segment(two_workers, slide, tmp_path / "out", settings).objects == 25
     assert len(done(log)) == 25
 
 
@@ -211,7 +211,7 @@ def test_a_worker_that_is_killed_costs_its_block_only(some_workers, tmp_path: Pa
 
     thread = threading.Thread(target=kill_one)
     thread.start()
-    assert segment(some_workers, slide, tmp_path / "out", faulty(log, seconds=0.3))["objects"] == 20
+    assert segment(some_workers, slide, tmp_path / "out", faulty(log, seconds=0.3)).objects == 20
     thread.join()
     # The block that was being computed has no line, or is done twice at most if it was killed between the line and its mark.
     assert 20 <= len(done(log)) <= 21
@@ -236,7 +236,7 @@ def test_a_scheduler_that_is_killed_ends_the_run_and_the_next_goes_on(prefect_se
     before = log.read_text().splitlines()
     assert 6 <= len(before) < 20
     with dask_cluster() as (_, address):
-        assert segment_at(address, slide, tmp_path / "out", settings)["objects"] == 20
+        assert segment_at(address, slide, tmp_path / "out", settings).objects == 20
     assert 20 <= len(done(log)) <= 22  # two were being computed
 
 
@@ -297,7 +297,7 @@ def test_no_more_tasks_wait_than_the_cluster_needs(two_workers, tmp_path: Path, 
 
     monkeypatch.setattr(stream, "_read_outcome", counted)
     slide = write_numbered_slide(tmp_path / "many.tif", 3, 4)
-    assert segment(two_workers, slide, tmp_path / "out", faulty(tmp_path / "log"))["objects"] == 12
+    assert segment(two_workers, slide, tmp_path / "out", faulty(tmp_path / "log")).objects == 12
     assert len(seen) > 12
     # One or two more are held for an instant by the threads that tell of their end.
     assert max(seen) - seen[0] <= 6, seen
@@ -325,7 +325,7 @@ def test_two_runs_of_one_result_dont_meet(two_workers, tmp_path: Path) -> None:
     )
     assert subprocess.run([sys.executable, "-c", hold, str(place)]).returncode == -signal.SIGKILL
     assert place.exists()
-    assert segment(two_workers, slide, tmp_path / "out", faulty(log))["objects"] == 9
+    assert segment(two_workers, slide, tmp_path / "out", faulty(log)).objects == 9
     assert not place.exists()
 
 
@@ -335,7 +335,7 @@ def test_an_empty_slide_has_no_blocks_and_no_objects(two_workers, tmp_path: Path
     slide = tmp_path / "empty.tif"
     tifffile.imwrite(slide, np.full((256, 256), 7, np.uint8), tile=(64, 64))
     facts = segment(two_workers, slide, tmp_path / "out", faulty(tmp_path / "log"))
-    assert (facts["objects"], facts["blocks"]) == (0, 16)
+    assert (facts.objects, facts.blocks) == (0, 16)
     assert json.loads((tmp_path / "out" / "empty.cells.run.json").read_text())["blocks_without_tissue"] == list(
         range(16)
     )

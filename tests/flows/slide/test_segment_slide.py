@@ -157,7 +157,7 @@ def test_a_block_that_fails_once_is_retried_and_the_slide_finishes(two_workers, 
     log = tmp_path / "log"
     slide = write_numbered_slide(tmp_path / "once.tif")
     facts = segment(two_workers, slide, tmp_path / "out", faulty(log, fail_on=5, times=1))
-    assert facts["objects"] == 9
+    assert facts.objects == 9
     lines = log.read_text().splitlines()
     assert sorted(lines) == sorted([f"{k} done" for k in range(1, 10)] + ["5 failed"])
     runs = task_runs("once")
@@ -176,7 +176,7 @@ def test_a_block_that_always_fails_is_named_and_costs_no_other(two_workers, tmp_
     assert not (output / "always.cells.run.json").exists()
     assert not (output / "always.ome.zarr" / "labels").exists()
     # Once the cause is gone (it failed three times) the same command does that block, and no other, again.
-    assert segment(two_workers, slide, output, faulty(log, fail_on=5, times=3))["objects"] == 9
+    assert segment(two_workers, slide, output, faulty(log, fail_on=5, times=3)).objects == 9
     assert sorted(log.read_text().splitlines()) == sorted([f"{k} done" for k in range(1, 10)] + ["5 failed"] * 3)
 
 

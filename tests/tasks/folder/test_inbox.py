@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from slidesam.tasks.folder.inbox import has_result, look, note_started
-from slidesam.tasks.run.files import write_json
 from slidesam.tasks.settings.parse import make_settings
+from tests.support.records import finished_record
 from tests.support.slides import write_numbered_slide
 
 QUIET = 60.0
@@ -127,9 +127,9 @@ def test_a_result_is_that_of_this_very_file(tmp_path: Path) -> None:
     from slidesam.tasks.slides.inspect import inspect_slide
 
     slide, settings = write_numbered_slide(tmp_path / "a.tif"), make_settings()
-    facts = {"status": "finished", "slide": inspect_slide(slide).model_dump(mode="json")}
+    record = finished_record(slide=inspect_slide(slide))
     assert not has_result(slide, tmp_path, settings)
-    write_json(tmp_path / "a.cells.run.json", facts)
+    record.write(tmp_path / "a.cells.run.json")
     assert has_result(slide, tmp_path, settings)
     assert not has_result(slide, tmp_path, make_settings(overrides={"output.label": "nuclei"}))
     os.utime(slide, ns=(0, slide.stat().st_mtime_ns + 1))

@@ -106,7 +106,7 @@ if __name__ == "__main__":
         with Client(cluster.address, set_as_default=False) as client:
             client.run(use_small_networks)
         facts = segment_slide_in(Session(cluster=cluster), slide, output, make_settings(overrides=overrides))
-    print(json.dumps({"objects": facts["objects"], "identity": facts["segmenter"]["identity"]}))
+    print(json.dumps({"objects": facts.objects, "identity": facts.segmenter.identity}))
 """
 
 

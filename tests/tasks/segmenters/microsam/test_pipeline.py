@@ -96,7 +96,7 @@ def test_each_blocks_labels_are_micro_sams(
         with Client(cluster.address, set_as_default=False) as client:
             client.run(use_small_networks)
         facts = segment_slide_in(Session(cluster=cluster), slide, tmp_path / "out", settings)
-    assert (facts["segmenter"]["devices"], facts["segmenter"]["threads"]) == (["cpu"], [str(THREADS)])
+    assert (facts.segmenter.devices, facts.segmenter.threads) == (("cpu",), (str(THREADS),))
     run = plan_run(slide, tmp_path / "out", settings)
     for block, theirs in zip(run.grid, reference[mode], strict=True):
         ours = BlockResults.of(run).read(block, block.outer)
