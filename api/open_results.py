@@ -108,8 +108,8 @@ class Result:
 
     def _refuse_if_replaced(self) -> None:
         """Refuse to read what a later run wrote over this result."""
-        record = read_json(self._run.paths.provenance) or {}
-        if record.get("fingerprints") != self.run["fingerprints"]:
+        record = Provenance.read(self._run.paths.provenance)
+        if record is None or record.fingerprints != self.run["fingerprints"]:
             raise OutputError(
                 f"{self.name} ({self.label}) in {self._run.output} was segmented again with other settings: open the new result, "
                 "and give runs that you want to keep names of their own (output.label)"

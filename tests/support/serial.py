@@ -51,7 +51,7 @@ def write_image_serially(run: Run) -> None:
 
 def stitch_serially(run: Run, executor: StepExecutor = EXECUTOR) -> int:
     """Matching, numbering, painting and export of a run whose blocks are segmented; how many objects."""
-    return int(order.stitch_and_export(run, executor, {})["objects"])
+    return order.stitch_and_export(run, executor, {}).objects
 
 
 def segment_serially(slide: Path, output: Path, overrides: dict) -> np.ndarray:
