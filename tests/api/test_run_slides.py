@@ -129,9 +129,12 @@ def test_a_file_at_fault_is_noted(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[object]:
+    import dask
     from distributed import Client, LocalCluster
 
     with (
+        # A loaded machine takes its time to start two workers.
+        dask.config.set({"distributed.comm.timeouts.connect": "180s"}),
         LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None, memory_limit=0) as cluster,
         Client(cluster) as client,
     ):
