@@ -19,12 +19,12 @@ from slidesam.tasks.errors import SlideAwayError, SlideError, SlideGoneError, Sl
 from slidesam.tasks.grid import Block
 from slidesam.tasks.labels.results import BlockResults
 from slidesam.tasks.plan import explain, plan_run
-from slidesam.tasks.report.provenance import finished_facts
+from slidesam.tasks.report.provenance import read_finished
 from slidesam.tasks.run.lock import locked
 from slidesam.tasks.run.marks import list_blocks, read_params
 from slidesam.tasks.run.records import Provenance
 from slidesam.tasks.run.run import Run
-from slidesam.tasks.run.status import file_facts, note_finished, read_state, write_state
+from slidesam.tasks.run.status import describe_file, read_state, record_finished, write_state
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.facts import slide_name
 from slidesam.tasks.slides.reader import SlideReader
@@ -83,11 +83,11 @@ class Attempt:
         """
         try:
             run = plan_run(self.slide, self.output, self.settings)
-            if (record := finished_facts(run)) is None:
+            if (record := read_finished(run)) is None:
                 self._compute(run)
             else:
                 self.reporter.inform(f"{run.name}: finished before with these settings, nothing to do")
-                note_finished(run, record)
+                record_finished(run, record)
         except BaseException as error:
             self._note_end(error)
             raise
@@ -138,7 +138,7 @@ class Attempt:
                 self._note("stopped")
                 return
             is_at_fault = isinstance(error, SlideError) and not isinstance(error, SlideGoneError | SlideAwayError)
-            self._note("failed", error=in_one_line(error), file=file_facts(self.slide) if is_at_fault else None)
+            self._note("failed", error=in_one_line(error), file=describe_file(self.slide) if is_at_fault else None)
 
 
 def run_stages(run: Run, executor: StepExecutor, check: Callable[[], None]) -> Provenance:

@@ -1,4 +1,4 @@
-"""What is to be done for one slide, found out before anything is computed."""
+"""Plan a slide's run before anything is computed, and explain the plan."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from slidesam.tasks.store import convert
 
 
 def plan_run(slide: Path, output: Path, settings: Settings) -> Run:
-    """Inspects the slide and the segmenter; reads metadata only.
+    """Plan a run from the slide's metadata; no pixel is read.
 
     Args:
         slide: The slide file or OME-Zarr folder.
@@ -40,7 +40,7 @@ def plan_run(slide: Path, output: Path, settings: Settings) -> Run:
     """
     facts = inspect_slide(slide, settings.slide)
     settings, mask = _with_mask(settings)
-    settings = with_sizes(facts, settings)
+    settings = resolve_sizes(facts, settings)
     run = Run(
         slide=facts,
         output=output.resolve(),
@@ -48,12 +48,12 @@ def plan_run(slide: Path, output: Path, settings: Settings) -> Run:
         segmenter_identity=segmenter_identity(settings.segmenter, facts.is_rgb),
         tissue_identity=mask,
     )
-    check_output(run.output)
+    prepare_output(run.output)
     return run
 
 
-def with_sizes(slide: Slide, settings: Settings) -> Settings:
-    """Settings with numbers for the sizes that are found out from others.
+def resolve_sizes(slide: Slide, settings: Settings) -> Settings:
+    """Replace sizes that depend on others by numbers.
 
     Raises:
         SettingsError: They can't be had on this slide.
@@ -69,7 +69,7 @@ def with_sizes(slide: Slide, settings: Settings) -> Settings:
 
 
 def _with_mask(settings: Settings) -> tuple[Settings, str | None]:
-    """Settings whose mask image, if they name one, is found from any folder; and the hash of that image."""
+    """Make the path of the mask image absolute, if the settings name one; return its hash, too."""
     if settings.blocks.tissue in ("auto", "off"):
         return settings, None
     path = Path(settings.blocks.tissue).expanduser().resolve()
@@ -77,8 +77,8 @@ def _with_mask(settings: Settings) -> tuple[Settings, str | None]:
     return settings.model_copy(update={"blocks": blocks}), mask_identity(path)
 
 
-def check_output(output: Path) -> None:
-    """Makes the output folder.
+def prepare_output(output: Path) -> None:
+    """Make the output folder, and check that it can be written.
 
     Raises:
         OutputError: It can't be made or written.
@@ -94,12 +94,12 @@ def check_output(output: Path) -> None:
 
 
 def explain(run: Run) -> list[str]:
-    """What the segmenter sees; then one line per stage: what it will do, what it uses of what is there, and why."""
-    return [*_explain_sight(run), _explain_image(run), _explain_segmenting(run), _explain_stitching(run)]
+    """Say what the segmenter sees, and in a line per stage what is reused and what is done again, and why."""
+    return [*_explain_segmenter(run), _explain_image(run), _explain_segmenting(run), _explain_stitching(run)]
 
 
-def _explain_sight(run: Run) -> list[str]:
-    """Model, sizes and warnings about them, where there is anything to choose."""
+def _explain_segmenter(run: Run) -> list[str]:
+    """Say which model sees which sizes, with warnings; nothing where there is no choice."""
     lines = []
     if not run.scale.is_one and run.segmented_slide.mpp is not None:
         y, x = run.segmented_slide.mpp
@@ -123,46 +123,46 @@ def _explain_image(run: Run) -> str:
     done, tiles = len(Marks(run.image_folder).names()), sum(len(plan.grid(n)) for n in tiled_levels(run))
     if done:
         return f"image: goes on where it stopped, {done} of {tiles} tiles are there"
-    why = _changed(run.paths.image, plan.mode, run.causes["image"]) or plan.reason
-    return f"image: {verb} {tiles} tile{'' if tiles == 1 else 's'} ({why})"
+    reason = _explain_change(run.paths.image, plan.mode, run.causes["image"]) or plan.reason
+    return f"image: {verb} {tiles} tile{'' if tiles == 1 else 's'} ({reason})"
 
 
 def tiled_levels(run: Run) -> list[int]:
-    """Levels whose tiles are written on their own, not with those of level 0."""
+    """List the levels whose tiles are written by tasks of their own, not with those of level 0."""
     plan = run.image_plan
     return [0, *range(plan.in_memory, len(plan.levels))]
 
 
 def _explain_segmenting(run: Run) -> str:
-    known = read_json(run.segment_folder.params)
-    if known is None:
-        changed = _changed(run.paths, "segment", run.causes["segment"])
+    params = read_json(run.segment_folder.params)
+    if params is None:
+        changed = _explain_change(run.paths, "segment", run.causes["segment"])
         return f"segment: {'anew' if changed else 'from the start'} ({changed or 'nothing is there yet'})"
-    kept = list_blocks(run)
-    done = len(Marks(run.segment_folder).names().intersection(map(str, kept)))
-    return f"segment: {done} of {len(kept)} blocks are there (same slide, blocks and segmenter)"
+    block_ids = list_blocks(run)
+    done = len(Marks(run.segment_folder).names().intersection(map(str, block_ids)))
+    return f"segment: {done} of {len(block_ids)} blocks are there (same slide, blocks and segmenter)"
 
 
 def _explain_stitching(run: Run) -> str:
     if read_json(run.stitch_folder.resolved) is not None:
         return "stitch: objects are numbered already (same blocks and settings)"
-    changed = _changed(run.paths, "stitch", run.causes["stitch"])
+    changed = _explain_change(run.paths, "stitch", run.causes["stitch"])
     return f"stitch: {'anew' if changed else 'from the start'} ({changed or 'nothing is there yet'})"
 
 
-def _changed(paths: RunPaths, stage: str, causes: dict[str, Any]) -> str | None:
-    """What differs from the last time that this stage was begun, in words; None if there was none."""
+def _explain_change(paths: RunPaths, stage: str, causes: dict[str, Any]) -> str | None:
+    """Say what differs from the last time that this stage was started; None if there was none."""
     files = [path for folder in paths.stage_folders(stage) if (path := StageFolder(folder).causes).is_file()]
     if not files:
         return None
     before = read_json(max(files, key=lambda path: path.stat().st_mtime)) or {}
     now = json.loads(json.dumps(causes, default=str))
     differing = [name for name in now if before.get(name) != now[name]]
-    return "; ".join(_difference(name, before.get(name), now[name]) for name in differing[:3]) or None
+    return "; ".join(_word_difference(name, before.get(name), now[name]) for name in differing[:3]) or None
 
 
-def _difference(name: str, before: object, now: object) -> str:
-    """One setting's change; hashes and long values only by name."""
+def _word_difference(name: str, before: object, now: object) -> str:
+    """Say how one setting changed; of hashes and long values, only that they did."""
     if name == "segment":
         return "the blocks' labels are others"
     if name in ("slide", "stitch") or "weights" in name or max(len(str(before)), len(str(now))) > 60:

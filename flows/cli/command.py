@@ -16,7 +16,7 @@ from slidesam.flows.signals import Stops, interrupts
 from slidesam.tasks.errors import CohortFailures, SettingsError
 from slidesam.tasks.run.layout import RunPaths, jobs_folder
 from slidesam.tasks.run.records import Provenance
-from slidesam.tasks.run.status import RunState, unchanged_since_refused, unfinished
+from slidesam.tasks.run.status import RunState, find_refusal, list_unfinished
 from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.listing import Listed, list_slides
@@ -80,7 +80,7 @@ def retry_slides(output: Path, profile: ClusterProfile | None) -> int:
     Returns:
         Exit code: 0, or 1 if a slide failed again or can't be run again.
     """
-    runs = unfinished(output)
+    runs = list_unfinished(output)
     retried = [run for run in runs if not _is_refused(run)]
     n_failed = len(runs) - len(retried)
     with interrupts() as stops:
@@ -101,7 +101,7 @@ def retry_slides(output: Path, profile: ClusterProfile | None) -> int:
 def _is_refused(run: RunState) -> bool:
     """Tell whether a slide can't be run again, and print the reason."""
     state = run.state
-    reason = unchanged_since_refused(state, state.slide_path or Path())
+    reason = find_refusal(state, state.slide_path or Path())
     if reason is not None:
         reason = f"not tried again, since its file hasn't changed: {reason}"
     elif state.settings is None or state.cluster is None:

@@ -13,8 +13,8 @@ from rich.text import Text
 from slidesam.flows.cluster.cluster import ssh_line
 from slidesam.tasks.errors import SegmenterError
 from slidesam.tasks.grid import BlockGrid
-from slidesam.tasks.plan import explain, with_sizes
-from slidesam.tasks.report.provenance import finished_facts
+from slidesam.tasks.plan import explain, resolve_sizes
+from slidesam.tasks.report.provenance import read_finished
 from slidesam.tasks.run.records import Provenance, SeamReport
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.run.status import RunState
@@ -71,7 +71,7 @@ def _slide_rows(slide: Slide) -> list[tuple[str, str]]:
 
 
 def _plan_rows(slide: Slide, settings: Settings, output: Path | None) -> list[tuple[str, str]]:
-    settings = with_sizes(slide, settings)
+    settings = resolve_sizes(slide, settings)
     blocks, segmenter = settings.blocks, settings.segmenter
     run = Run(slide=slide, output=(output or Path()).resolve(), settings=settings, segmenter_identity="")
     rows, columns = run.grid.grid_shape
@@ -89,7 +89,7 @@ def _plan_rows(slide: Slide, settings: Settings, output: Path | None) -> list[tu
     if output is None:
         return plan
     run = run.model_copy(update={"segmenter_identity": identity})
-    if finished_facts(run) is not None:
+    if read_finished(run) is not None:
         return [*plan, ("to do", "nothing: finished with these settings")]
     return [*plan, *(("to do", line) for line in explain(run))]
 

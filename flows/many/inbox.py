@@ -17,8 +17,8 @@ from slidesam.flows.cluster.find_profile import ProfileChoice
 from slidesam.flows.prefect_api.deployed import SLIDE, deployment, read_cluster_name, refuse_relative, start_slide
 from slidesam.flows.slide.segment_slide import run_name
 from slidesam.tasks.errors import SettingsError, in_one_line
-from slidesam.tasks.folder.inbox import Arrival, has_result, look, note_started
-from slidesam.tasks.plan import check_output
+from slidesam.tasks.folder.inbox import Arrival, has_result, look, record_started
+from slidesam.tasks.plan import prepare_output
 from slidesam.tasks.run.layout import RunPaths, inbox_lock, inbox_memory
 from slidesam.tasks.run.lock import holder, locked
 from slidesam.tasks.settings.sections import Settings
@@ -64,7 +64,7 @@ def inbox(
         raise SettingsError(
             f"inbox {folder} is not a folder: create it, or name another one in the deployment's parameters"
         )
-    check_output(output)
+    prepare_output(output)
     memory = inbox_memory(output, folder)
     failed: list[str] = []
     started: list[str] = []
@@ -75,7 +75,7 @@ def inbox(
             try:
                 if _is_wanted(slide, whole, output, settings):
                     _start(slide, output, settings)
-                    note_started(memory, slide)
+                    record_started(memory, slide)
                     started.append(slide.path.name)
             except Exception as error:  # noqa: BLE001 (one bad slide doesn't stop the others)
                 failed.append(f"{slide.path.name}: {in_one_line(error)}")

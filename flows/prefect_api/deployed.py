@@ -35,7 +35,7 @@ from prefect.states import AwaitingRetry
 from prefect.utilities.urls import url_for
 
 from slidesam.tasks.errors import ServerError, SettingsError
-from slidesam.tasks.run.status import read_state, unchanged_since_refused
+from slidesam.tasks.run.status import find_refusal, read_state
 from slidesam.tasks.settings.methods import Cellpose, StarDist
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.facts import slide_name
@@ -156,7 +156,7 @@ def reason_to_skip(run: FlowRun) -> str | None:
     state = read_state(output, slide_name(slide, settings.slide.name), settings.output.label)
     if state.status == "finished" or state.flow_run_id not in (None, str(run.id)):
         return "a later run took this slide over"
-    why = unchanged_since_refused(state, slide)
+    why = find_refusal(state, slide)
     return None if why is None else f"its file hasn't changed: {why}"
 
 

@@ -27,7 +27,7 @@ from slidesam.tasks.errors import (
 from slidesam.tasks.run.layout import RunPaths
 from slidesam.tasks.run.lock import holder
 from slidesam.tasks.run.run import Run
-from slidesam.tasks.run.status import file_facts, read_state, write_state
+from slidesam.tasks.run.status import describe_file, read_state, write_state
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.facts import slide_name
 
@@ -132,7 +132,7 @@ class RunStatus:
             if is_stopped:
                 self._write("stopped")
             else:
-                self._write("failed", error=message, file=file_facts(self.slide) if is_file_at_fault else None)
+                self._write("failed", error=message, file=describe_file(self.slide) if is_file_at_fault else None)
 
 
 def _find_interruption(error: BaseException) -> str | None:

@@ -31,13 +31,13 @@ from slidesam.flows.slide.session import Session
 from slidesam.flows.slide.stages import segment_blocks, stitch_and_export, write_image
 from slidesam.tasks.errors import SettingsError, SlideUnchangedError
 from slidesam.tasks.plan import explain, plan_run
-from slidesam.tasks.report.provenance import finished_facts
+from slidesam.tasks.report.provenance import read_finished
 from slidesam.tasks.run.layout import jobs_folder
 from slidesam.tasks.run.lock import locked
 from slidesam.tasks.run.marks import is_segmented
 from slidesam.tasks.run.records import Provenance, State
 from slidesam.tasks.run.run import Run
-from slidesam.tasks.run.status import note_finished, read_state, unchanged_since_refused
+from slidesam.tasks.run.status import find_refusal, read_state, record_finished
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.facts import slide_name
 from slidesam.tasks.slides.listing import Listed
@@ -132,14 +132,14 @@ def _segment(slide: Path, output: Path, settings: Settings, session: Session) ->
         if flow_run.run_count > 1:
             _refuse_unchanged(read_state(output, status.name, status.label), slide)
         run = status.run = plan_run(slide, output, settings)
-        facts = finished_facts(run)
+        facts = read_finished(run)
         if facts is None:
             for warning in run.slide.warnings:
                 get_run_logger().warning("%s: %s", run.name, warning)
             facts = _compute(run, session.model_copy(update={"reporter": page}), status)
         else:
             page.inform(f"{run.name}: finished before with these settings, nothing to do")
-            note_finished(run, facts)
+            record_finished(run, facts)
         show_result(run, facts)
         return facts
 
@@ -150,7 +150,7 @@ def _refuse_unchanged(state: State, slide: Path) -> None:
     Raises:
         SlideUnchangedError: It is such a slide.
     """
-    reason = unchanged_since_refused(state, slide)
+    reason = find_refusal(state, slide)
     if reason is not None:
         raise SlideUnchangedError(reason)
 

@@ -1,4 +1,4 @@
-"""Which slides of a folder have arrived: those that no longer grow.
+"""Find the slides of a folder that have arrived: those that no longer grow.
 
 Nobody tells when a copy is finished, so a file counts as whole once it has been the same (its size and its times) for a while,
 by looks of one's own: clocks of scanners and file servers aren't to be trusted. What was seen is kept in a file between looks.
@@ -12,7 +12,7 @@ from typing import NamedTuple
 from slidesam.tasks.errors import SlidesamError
 from slidesam.tasks.run.layout import RunPaths
 from slidesam.tasks.run.records import InboxMemory, Provenance, Sight
-from slidesam.tasks.run.status import file_facts
+from slidesam.tasks.run.status import describe_file
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.facts import slide_name
 from slidesam.tasks.slides.inspect import inspect_slide
@@ -23,12 +23,12 @@ _REMEMBERED = 30 * 86400.0
 
 
 class Arrival(NamedTuple):
-    """A slide that is whole.
+    """A slide that has arrived.
 
     Attributes:
         path: Where it lies.
         version: What tells this content of the file from another that may come later under its name.
-        is_started: Whether `note_started` was told of it.
+        is_started: Whether `record_started` was told of it.
     """
 
     path: Path
@@ -37,7 +37,7 @@ class Arrival(NamedTuple):
 
 
 def look(folder: Path, memory: Path, quiet: float, now: float) -> tuple[list[Arrival], list[Path]]:
-    """Looks into a folder once.
+    """Look into a folder once.
 
     Args:
         folder: Where slides arrive.
@@ -52,12 +52,12 @@ def look(folder: Path, memory: Path, quiet: float, now: float) -> tuple[list[Arr
         OutputError: The memory can't be written.
     """
     before = (InboxMemory.read(memory) or InboxMemory()).seen
-    # A folder that is away for a while, as when it isn't mounted, comes back as it was.
+    # A folder that is away for a while, such as one that isn't mounted, comes back as it was.
     seen = {name: sight for name, sight in before.items() if now - (sight.last or now) < _REMEMBERED}
     whole, growing = [], []
     for path in slides_in(folder):
-        facts = file_facts(path)
-        # Gone while one looked.
+        facts = describe_file(path)
+        # It was removed meanwhile.
         if facts is None:
             continue
         earlier = before.get(path.name, Sight())
@@ -72,15 +72,15 @@ def look(folder: Path, memory: Path, quiet: float, now: float) -> tuple[list[Arr
     return whole, growing
 
 
-def note_started(memory: Path, arrival: Arrival) -> None:
-    """Remembers that a slide's run was started, so that this content of its file isn't started again."""
+def record_started(memory: Path, arrival: Arrival) -> None:
+    """Record that a slide's run was started, so that no other is started for this content of its file."""
     record = InboxMemory.read(memory) or InboxMemory()
     sight = record.seen.get(arrival.path.name, Sight()).model_copy(update={"started": arrival.version})
     record.model_copy(update={"seen": {**record.seen, arrival.path.name: sight}}).write(memory)
 
 
 def has_result(path: Path, output: Path, settings: Settings) -> bool:
-    """Whether this very file was segmented before, under whatever settings: newer ones are no reason to do all again.
+    """Whether this very file was segmented before, with any settings: newer ones are no reason to do all again.
 
     Args:
         path: The slide.

@@ -30,7 +30,7 @@ _PACKAGES = (
 )
 
 
-def finished_facts(run: Run) -> Provenance | None:
+def read_finished(run: Run) -> Provenance | None:
     """The provenance of this very run if it is finished, else None."""
     try:
         record = Provenance.read(run.paths.provenance)

@@ -1,4 +1,4 @@
-"""Files of the output: written whole or not at all, their errors in words."""
+"""Read and write files of the output folder: whole or not at all, with errors in words."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _INTEGERS = re.compile(r"\[\n\s+((?:-?\d+,\n\s+)*-?\d+)\n\s+\]")
 
 
 def write_atomic(path: Path, data: bytes, *, sync: bool = True) -> None:
-    """Writes a file so that a reader sees the old one or the whole new one, never a part.
+    """Write a file so that a reader sees the old one or the whole new one, never a part.
 
     Args:
-        path: Where to.
-        data: What.
+        path: The file.
+        data: Its content.
         sync: Whether to wait until it has reached the disk.
 
     Raises:
@@ -46,36 +46,36 @@ def write_atomic(path: Path, data: bytes, *, sync: bool = True) -> None:
     except OSError as error:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise output_error(path, error) from error
+        raise make_output_error(path, error) from error
 
 
-def output_error(path: Path, error: OSError) -> OutputError:
-    """What went wrong with a file of the output, in words."""
-    why = os.strerror(error.errno) if error.errno else in_one_line(error)
-    todo = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the folder"
-    return OutputError(f"{path} can't be written ({why}): {todo}, then run the same command again")
+def make_output_error(path: Path, error: OSError) -> OutputError:
+    """Make the error for a file of the output that can't be written."""
+    reason = os.strerror(error.errno) if error.errno else in_one_line(error)
+    cure = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the folder"
+    return OutputError(f"{path} can't be written ({reason}): {cure}, then run the same command again")
 
 
 @contextmanager
 def output_errors(path: Path) -> Iterator[None]:
-    """Turns the system's errors about a file of the output into words."""
+    """Turn the system's errors about a file of the output into words."""
     try:
         yield
     except SlidesamError:
         raise
     except OSError as error:
-        raise output_error(path, error) from error
+        raise make_output_error(path, error) from error
 
 
 def write_json(path: Path, value: object, *, sync: bool = True) -> None:
-    """Writes JSON atomically; lists of nothing but integers take a line."""
+    """Write JSON atomically; a list of nothing but integers takes one line."""
     text = json.dumps(value, indent=2, default=str)
-    text = _INTEGERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
+    text = _INTEGERS.sub(lambda match: f"[{' '.join(match[1].split())}]", text)
     write_atomic(path, f"{text}\n".encode(), sync=sync)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON mapping, or None where there is no such file or it isn't whole."""
+    """Read a JSON mapping; None if there is no such file or it is damaged."""
     try:
         value = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
@@ -84,24 +84,24 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def save_arrays(path: Path, arrays: dict[str, Any], *, compressed: bool = False) -> None:
-    """Writes named arrays into one file, atomically."""
+    """Write named arrays into one file, atomically."""
     buffer = io.BytesIO()
     (np.savez_compressed if compressed else np.savez)(buffer, **arrays)
     write_atomic(path, buffer.getvalue())
 
 
 def save_array(path: Path, array: NDArray[Any]) -> None:
-    """Writes one array that can be memory-mapped, atomically."""
+    """Write one array that can be memory-mapped, atomically."""
     buffer = io.BytesIO()
     np.save(buffer, array)
     write_atomic(path, buffer.getvalue())
 
 
 def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """What `save_arrays` wrote.
+    """Read what `save_arrays` wrote.
 
     Raises:
-        OutputError: The file is damaged; it is removed, so that the next run makes it anew.
+        OutputError: The file is damaged; it is removed, so that the next run makes it again.
     """
     try:
         with np.load(path) as arrays:

@@ -1,4 +1,4 @@
-"""Done-marks: which results of a run are whole."""
+"""Own the done-marks: they tell which results of a run are whole."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ class Marks:
         self._folder = folder
 
     def put(self, mark: Mark) -> None:
-        """Vouches for a result; call it after the result is written."""
+        """Vouch for a result; to be called after the result is written."""
         mark.write(self._folder.mark(mark.block_id))
 
     def remove(self, block_id: int | str) -> None:
-        """Takes a mark back; call it before the result is replaced."""
+        """Remove a mark; to be called before the result is replaced."""
         self._folder.mark(block_id).unlink(missing_ok=True)
 
     def has(self, block_id: int | str) -> bool:
-        """Whether there is a mark, and it is whole."""
+        """Whether there is a mark that is whole."""
         return Mark.read(self._folder.mark(block_id)) is not None
 
     def names(self) -> set[str]:
-        """Of all marks at once, without reading them: what a plan needs."""
+        """List the names of all marks, without reading them."""
         try:
             with os.scandir(self._folder.marks) as entries:
                 return {entry.name[:-5] for entry in entries if entry.name[0] != "." and entry.name.endswith(".json")}
@@ -45,7 +45,7 @@ class Marks:
 
 
 def find_mark(run: Run, block_id: int) -> BlockMark | None:
-    """The done-mark of a segmented block, or None: also where the mark is damaged or what it vouches for is gone."""
+    """Find the done-mark of a segmented block; None also if the mark is damaged or the result is gone."""
     folder = run.segment_folder
     try:
         mark = BlockMark.read(folder.mark(block_id))
@@ -58,10 +58,10 @@ def find_mark(run: Run, block_id: int) -> BlockMark | None:
 
 
 def read_params(run: Run) -> Params:
-    """What `prepare_slide` found.
+    """Read what all blocks share.
 
     Raises:
-        OutputError: It is gone.
+        OutputError: The file is gone.
     """
     params = Params.read(run.segment_folder.params)
     if params is None:
@@ -70,10 +70,10 @@ def read_params(run: Run) -> Params:
 
 
 def list_blocks(run: Run) -> Sequence[int]:
-    """Ids of the blocks that are segmented, ascending.
+    """List the ids of the blocks that are segmented, ascending.
 
     Raises:
-        OutputError: It isn't known any more which.
+        OutputError: The file that says so is gone.
     """
     blocks = read_params(run).blocks
     return range(len(run.grid)) if blocks is None else blocks
@@ -87,11 +87,11 @@ def is_segmented(run: Run) -> bool:
 
 
 def remove_stage(folder: Path, *, ignore_errors: bool = False) -> None:
-    """Removes a stage's folder, first what vouches for the rest.
+    """Remove a stage's folder, beginning with the file that vouches for the rest.
 
     Args:
         folder: The folder.
-        ignore_errors: Whether the rest may stay where it can't be removed.
+        ignore_errors: Whether to leave what can't be removed.
 
     Raises:
         OSError: It can't be removed.

@@ -1,4 +1,4 @@
-"""A run (slide × label): all that a worker must know of it, and the fingerprints of its stages."""
+"""Own the description of a run (slide × label), and the fingerprints of its stages."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from slidesam.tasks.run.layout import ImageFolder, PaintFolder, RunPaths, Segmen
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.facts import Slide
 
-# Raised when the meaning of the files changes, so that a new version never reads an old one's results as its own.
+# Increased when the meaning of the files changes, so that a new version never reads an old one's results as its own.
 _WORK_FORMAT = 3
 
 
 class Run(BaseModel):
-    """One slide × one label, with everything that a worker needs to know: paths, settings, facts. Small, and frozen.
+    """One slide × one label, with all that a worker needs: paths, settings, facts. Small and frozen.
 
     Attributes:
         slide: Facts on the slide.
@@ -43,7 +43,7 @@ class Run(BaseModel):
 
     @property
     def name(self) -> str:
-        """The slide's name, on which all outputs' names are built."""
+        """The slide's name, with which the names of all outputs begin."""
         return self.slide.name
 
     @property
@@ -63,7 +63,7 @@ class Run(BaseModel):
 
     @cached_property
     def scale(self) -> Scale:
-        """How many pixels of level 0 a pixel that is segmented takes.
+        """How many pixels of level 0 one segmented pixel takes.
 
         Raises:
             SettingsError: The wanted pixel size can't be had.
@@ -77,18 +77,18 @@ class Run(BaseModel):
 
     @cached_property
     def segmented_grid(self) -> BlockGrid:
-        """The same blocks, in the pixels that are segmented."""
+        """The same blocks, in segmented pixels."""
         return make_grids(self.slide.shape, self.scale, self.settings.blocks.halo)[1]
 
     @cached_property
     def segmented_slide(self) -> Slide:
-        """Facts on the slide for its segmenter: its pixel size is that of the pixels that are segmented."""
+        """Facts on the slide for its segmenter: the pixel size is that of segmented pixels."""
         mpp = None if self.slide.mpp is None else self.scale.mpp(self.slide.mpp)
         return self.slide if self.scale.is_one else self.slide.model_copy(update={"mpp": mpp})
 
     @cached_property
     def segmented_level(self) -> int:
-        """The level that blocks are read from: of the store where the slide is converted, else of the slide."""
+        """The level from which blocks are read: of the store if the slide is converted, else of the slide."""
         plan = self.image_plan
         if plan.mode == "rechunk":
             return 0
@@ -103,7 +103,7 @@ class Run(BaseModel):
 
     @cached_property
     def causes(self) -> dict[str, dict[str, Any]]:
-        """Per stage (image, segment, stitch, export) all that its result depends on, by name."""
+        """The inputs of each stage's cache key (image, segment, stitch, export), by name: all that its result depends on."""
         slide, settings, plan = self.slide, self.settings, self.image_plan
         source = {
             "format of the work": _WORK_FORMAT,
@@ -112,7 +112,7 @@ class Run(BaseModel):
         }
         arrays = {f"image.{key}": getattr(settings.image, key) for key in ("ome_zarr", "chunk_shape", "codec")}
         image = source | arrays | {"mode": plan.mode, "channels": plan.channels, "shard": plan.shard}
-        # How the pixels reach the blocks isn't among the causes: they are the same, so another way costs no segmenting.
+        # How the pixels reach the blocks isn't among them: the pixels are the same, so another way costs no segmenting.
         segment = source | {
             "slide.mpp": slide.mpp,
             "slide.channels": slide.channels,
@@ -154,7 +154,7 @@ class Run(BaseModel):
 
     @property
     def paint_folder(self) -> PaintFolder:
-        """Marks of what was painted into the label image."""
+        """Done-marks and measurements of what was painted into the label image."""
         return PaintFolder(self.paths.work / f"paint-{self.fingerprints['export']}")
 
 
@@ -163,5 +163,5 @@ def _digest(*parts: object) -> str:
 
 
 def batches(block_ids: Sequence[int], size: int) -> Iterator[tuple[int, ...]]:
-    """Block ids in groups of at most `size`."""
+    """Split block ids into batches of at most `size`."""
     return (tuple(block_ids[start : start + size]) for start in range(0, len(block_ids), size))

@@ -1,4 +1,4 @@
-"""How the runs of an output folder stand: their `state.json`, for `slidesam status` and for whoever tries failed ones again."""
+"""Record how runs stand, in their `state.json`: `slidesam status` and `slidesam retry` read it."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def read_state(output: Path, name: str, label: str) -> State:
     return State.read(RunPaths(output, name, label).state) or State()
 
 
-def note_finished(run: Run, record: Provenance) -> None:
-    """Correct what `slidesam status` would show of a finished run: a later call may have failed early."""
+def record_finished(run: Run, record: Provenance) -> None:
+    """Correct what `slidesam status` shows of a finished run: a later call may have failed early."""
     if read_state(run.output, run.name, run.label).status != "finished":
         write_state(
             run.output, run.name, run.label, "finished",
@@ -91,21 +91,21 @@ def _read_run(paths: RunPaths) -> RunState:
     return RunState(paths.name, paths.label, state, *count_blocks(paths, state))
 
 
-def unfinished(output: Path) -> list[RunState]:
+def list_unfinished(output: Path) -> list[RunState]:
     """List the runs that failed, were stopped or were killed; none that is running."""
     runs = [run for run in read_states(output) if run.state.status in ("failed", "stopped", "running")]
     return [run for run in runs if holder(RunPaths(output, run.slide, run.label).lock) is None]
 
 
-def file_facts(path: Path) -> FileFacts | None:
-    """Describe a file so that a change or replacement shows; None where there is none.
+def describe_file(path: Path) -> FileFacts | None:
+    """Describe a file so that a change or replacement shows; None if there is no such file.
 
-    Times of a folder say nothing of what lies deeper in it, so a folder is as changed as its newest file.
+    A folder's times don't tell about files deeper in it, so the newest file counts.
     """
     stats = []
     with suppress(OSError):
         for file in [path, *(path.rglob("*") if path.is_dir() else ())]:
-            # A link to nowhere, or a file that goes while one looks, is no file of it.
+            # A dangling link, or a file that is removed meanwhile, doesn't count.
             with suppress(OSError):
                 stats.append(file.stat())
     if not stats or not path.exists():
@@ -118,13 +118,13 @@ def file_facts(path: Path) -> FileFacts | None:
     )
 
 
-def unchanged_since_refused(state: State, slide: Path) -> str | None:
+def find_refusal(state: State, slide: Path) -> str | None:
     """Say why a slide need not be tried again: its file made it fail and is as it was. None if it may be tried.
 
     Args:
         state: What is recorded of its last run.
         slide: The slide's path.
     """
-    if state.status != "failed" or state.file is None or state.file != file_facts(slide):
+    if state.status != "failed" or state.file is None or state.file != describe_file(slide):
         return None
     return str(state.error)

@@ -22,7 +22,7 @@ from slidesam.tasks.run.run import Run
 from slidesam.tasks.segment.devices import check_given, check_torch
 from slidesam.tasks.segmenters import jsonable_params, load_segmenter
 from slidesam.tasks.segmenters.base import Segmenter
-from slidesam.tasks.store.image import slide_overview
+from slidesam.tasks.store.image import read_slide_overview
 from slidesam.tasks.store.readers import open_pixels
 
 
@@ -43,7 +43,7 @@ def prepare_run(run: Run) -> Params:
     path = run.segment_folder.params
     shared = Params.read(path)
     if shared is None:
-        overview = slide_overview(run)
+        overview = read_slide_overview(run)
         with closing(open_pixels(run)) as reader:
             sample = sample_slide(run.segmented_grid.shape, overview, reader)
         shared = Params(

@@ -1,4 +1,4 @@
-"""Rewriting a slide's pixels tile by tile: as an OME-Zarr pyramid, or rechunked for the blocks to read.
+"""Rewrite a slide's pixels tile by tile: as an OME-Zarr pyramid, or rechunked for the blocks to read.
 
 1. `ready_arrays`   empty arrays
 2. `write_tile`    one tile of level 0 with the levels that it fills, or one shard of a level above
@@ -25,20 +25,20 @@ from slidesam.tasks.run.marks import Marks, remove_stage
 from slidesam.tasks.run.records import Mark
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.slides.reader import SlideReader
-from slidesam.tasks.store.image import is_filling, is_shown, note_filling, ready_store, show_image
+from slidesam.tasks.store.image import is_filling, is_shown, prepare_store, record_filling, show_image
 from slidesam.tasks.store.ome_zarr import create_plane_array, open_level, write_shards
 
 _BAND_ROWS = 256
 
 
 def is_ready(run: Run) -> bool:
-    """Whether the store's image is there, and the rechunked pixels if they are wanted."""
+    """Whether the store has its image, and the rechunked pixels exist if the plan needs them."""
     rechunked = read_json(run.image_folder.done) is not None and run.image_folder.pixels.is_dir()
     return is_shown(run) and (run.image_plan.mode != "rechunk" or rechunked)
 
 
 def ready_arrays(run: Run) -> None:
-    """Makes the empty arrays, unless these very ones are being filled already.
+    """Create the empty arrays, unless this very conversion has begun to fill them.
 
     Raises:
         OutputError: The store can't be written, isn't slidesam's, or holds labels of another slide or plane.
@@ -48,8 +48,8 @@ def ready_arrays(run: Run) -> None:
     begun = read_json(started) is not None and (is_filling(run) or not converting)
     if begun and all(_array_folder(run, level).is_dir() for level in range(len(plan.levels))):
         return
-    # The store first: until its arrays are noted as this conversion's, no mark of an earlier one can count.
-    root = ready_store(run) if converting else None
+    # The store first: until its arrays are recorded as this conversion's, no mark of an earlier one counts.
+    root = prepare_store(run) if converting else None
     folder = run.image_folder.path
     for old in run.paths.image.stage_folders("convert") if converting else [folder] if folder.exists() else []:
         remove_stage(old)
@@ -68,21 +68,21 @@ def ready_arrays(run: Run) -> None:
     write_json(run.image_folder.causes, run.causes["image"])
     write_json(started, {"reason": plan.reason})
     if converting:
-        note_filling(run, root)
+        record_filling(run, root)
 
 
 def missing_tiles(run: Run, level: int, tile_ids: Sequence[int] | None = None) -> list[int]:
-    """Ids of the tiles of a level, or of those given, that have no done-mark, or whose first shard is gone."""
+    """List the tiles of a level, or among those given, that have no done-mark or whose first shard is gone."""
     marks, folder, grid = Marks(run.image_folder), _array_folder(run, level), run.image_plan.grid(level)
     if tile_ids is None:
         done, tile_ids = marks.names(), range(len(grid))
     else:
         done = {name for name in (f"{level}-{tile}" for tile in tile_ids) if marks.has(name)}
-    return [tile for tile in tile_ids if f"{level}-{tile}" not in done or not _is_there(run, folder, grid[tile].inner)]
+    return [tile for tile in tile_ids if f"{level}-{tile}" not in done or not _has_shard(run, folder, grid[tile].inner)]
 
 
-def _is_there(run: Run, folder: Path, region: Region) -> bool:
-    """Whether the first shard that a done-mark vouches for is there still."""
+def _has_shard(run: Run, folder: Path, region: Region) -> bool:
+    """Whether the first shard that a done-mark vouches for still exists."""
     if run.settings.image.ome_zarr == "0.4":
         return True
     shard = run.image_plan.shard
@@ -90,7 +90,7 @@ def _is_there(run: Run, folder: Path, region: Region) -> bool:
 
 
 def write_tile(run: Run, reader: SlideReader, level: int, tile_id: int) -> None:
-    """Writes one tile of level 0 and of the levels that it fills, or one shard of a level above, then its done-mark.
+    """Write one tile of level 0 and of the levels that it fills, or one shard of a level above, then its done-mark.
 
     Raises:
         SlideError: The pixels can't be decoded.
@@ -115,7 +115,7 @@ def write_tile(run: Run, reader: SlideReader, level: int, tile_id: int) -> None:
 
 
 def _read(reader: SlideReader, region: Region, channels: tuple[int, ...]) -> NDArray[Any]:
-    """(c, y, x) pixels of level 0, C-contiguous: read a row of tiles at a time, so that channels are parted in the cache."""
+    """Read (c, y, x) pixels of level 0, C-contiguous: a row of tiles at a time, so that channels are separated in the cache."""
     tile = reader.slide.levels[0].chunks[3]
     rows = tile * -(-_BAND_ROWS // tile)
     pixels = np.empty((len(channels), *region.shape), reader.slide.dtype)
@@ -126,7 +126,7 @@ def _read(reader: SlideReader, region: Region, channels: tuple[int, ...]) -> NDA
 
 
 def finish_image(run: Run) -> None:
-    """Makes the arrays an image, last of all; or vouches for rechunked pixels."""
+    """Make the arrays an image, as the last step; or vouch for rechunked pixels."""
     if run.image_plan.mode == "convert":
         downsamples = [(2.0**level, 2.0**level) for level in range(len(run.image_plan.levels))]
         show_image(run, zarr.open_group(run.store, mode="r+"), downsamples)
@@ -140,16 +140,16 @@ def _array_folder(run: Run, level: int) -> Path:
 
 
 def _write(run: Run, level: int, region: Region, pixels: NDArray[Any]) -> None:
-    """Writes (c, y, x) pixels as whole shards; also those that are all 0, as a shard without a file is a shard lost."""
+    """Write (c, y, x) pixels as whole shards; also those that are all 0, since a shard without a file counts as lost."""
     array = _open_level(run, level)
     if _has_blank_shard(array, pixels):
-        # zarrs writes no such shard, zarr itself does if told to.
+        # zarrs never writes such a shard, zarr itself does with this setting.
         array = zarr.open_array(_array_folder(run, level), mode="r+").with_config({"write_empty_chunks": True})
     write_shards(array, region, pixels)
 
 
 def _has_blank_shard(array: zarr.Array[Any], pixels: NDArray[Any]) -> bool:
-    """Whether some shard's worth of (c, y, x) pixels, which begin at a shard's corner, is all 0."""
+    """Whether (c, y, x) pixels that begin at a shard's corner contain a whole shard of zeros."""
     height, width = (array.shards or array.chunks)[3:]
     return any(
         not pixels[:, y : y + height, x : x + width].any()
@@ -159,5 +159,5 @@ def _has_blank_shard(array: zarr.Array[Any], pixels: NDArray[Any]) -> bool:
 
 
 def _open_level(run: Run, level: int) -> zarr.Array[Any]:
-    """A level's array."""
+    """Open a level's array."""
     return open_level(_array_folder(run, level), run.settings.image.ome_zarr)

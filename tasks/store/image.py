@@ -1,4 +1,4 @@
-"""The image of the output store: what it shows, and its coarse levels where the slide isn't converted.
+"""Own the image in the output store: what it shows, and its coarse levels if the slide isn't converted.
 
 Without conversion the store holds the source's first level that fits in `OVERVIEW_SIDE` pixels, all channels, and averages of it
 further down; with it the whole pyramid, which `convert` writes. Either is described last, so that until then there is no image.
@@ -37,12 +37,12 @@ _SHOWN_KEY = "slidesam_image"
 
 
 def is_shown(run: Run) -> bool:
-    """Whether the store has the image that this run wants: a pyramid that was converted serves those that read in place too."""
+    """Whether the store has the image that this run needs: a converted pyramid also serves runs that read in place."""
     try:
         root = zarr.open_group(run.store, mode="r")
     except (OSError, ValueError):
         return False
-    shown = _state(root)
+    shown = _read_shown(root)
     if not shown.get("ready") or not _is_same(shown, run) or not (run.store / "0").is_dir():
         return False
     if root.metadata.zarr_format != FORMATS[run.settings.image.ome_zarr]:
@@ -53,37 +53,37 @@ def is_shown(run: Run) -> bool:
 def is_filling(run: Run) -> bool:
     """Whether the store's arrays are those that this run's conversion fills."""
     try:
-        return _state(zarr.open_group(run.store, mode="r")).get("filling") == run.fingerprints["image"]
+        return _read_shown(zarr.open_group(run.store, mode="r")).get("filling") == run.fingerprints["image"]
     except (OSError, ValueError):
         return False
 
 
-def note_filling(run: Run, root: zarr.Group) -> None:
-    """Notes that the store's arrays are there, empty, for this run's conversion."""
-    root.attrs[_SHOWN_KEY] = {**_state(root), "filling": run.fingerprints["image"]}
+def record_filling(run: Run, root: zarr.Group) -> None:
+    """Record that the store has the empty arrays for this run's conversion."""
+    root.attrs[_SHOWN_KEY] = {**_read_shown(root), "filling": run.fingerprints["image"]}
 
 
-def ready_store(run: Run) -> zarr.Group:
-    """The output store without an image, ready for another.
+def prepare_store(run: Run) -> zarr.Group:
+    """Open the output store and remove its image, so that another can be written.
 
     Raises:
         OutputError: The store can't be written, isn't slidesam's, holds labels of another slide or plane, or its image is just
             being used by the run of another label.
     """
     root = create_store(run.store, run.settings.image, run.slide.path)
-    before = _state(root)
+    before = _read_shown(root)
     _refuse_to_mix(run, root, before)
     if before.get("ready"):
-        _refuse_to_take_away(run)
+        _refuse_to_remove(run)
     # First what says that there is an image, then the image. What it showed stays noted while there are labels of it.
-    kept = before if listed_labels(root) and before else _what(run)
-    root.attrs[_SHOWN_KEY] = {**kept, "ready": False, "filling": None, "converted": None}
+    shown = before if listed_labels(root) and before else _describe_shown(run)
+    root.attrs[_SHOWN_KEY] = {**shown, "ready": False, "filling": None, "converted": None}
     remove_image(root)
     return root
 
 
-def _refuse_to_take_away(run: Run) -> None:
-    """An image that another label's run reads isn't replaced: it would go on with empty pixels."""
+def _refuse_to_remove(run: Run) -> None:
+    """Refuse to replace an image that the run of another label reads: it would continue with empty pixels."""
     for other in list_runs(slide_folder(run.output, run.name)):
         if other.label != run.label and (owner := holder(other.lock)) is not None:
             raise OutputError(
@@ -93,16 +93,16 @@ def _refuse_to_take_away(run: Run) -> None:
 
 
 def publish_image(run: Run) -> None:
-    """Writes coarse levels as the store's image, unless there is an image of this slide and plane.
+    """Write coarse levels as the store's image, unless it has an image of this slide and plane.
 
     Raises:
-        OutputError: As `ready_store`.
+        OutputError: As `prepare_store`.
         SlideError: The slide's pixels can't be read.
     """
     create_store(run.store, run.settings.image, run.slide.path)
     if is_shown(run):
         return
-    root = ready_store(run)
+    root = prepare_store(run)
     n_levels = _write_levels(root, run)
     level, halvings = overview_level(run.slide)
     base = [down * 2.0**halvings for down in run.slide.levels[level].downsample]
@@ -110,22 +110,22 @@ def publish_image(run: Run) -> None:
 
 
 def show_image(run: Run, root: zarr.Group, downsamples: list[tuple[float, float]]) -> None:
-    """Makes the store's arrays an image, and notes which.
+    """Make the store's arrays an image, and record what it shows.
 
     Args:
         run: The run.
         root: The store, whose levels are written.
         downsamples: Per level, rows and columns of the slide's level 0 per pixel.
     """
-    _refuse_to_mix(run, root, _state(root))
+    _refuse_to_mix(run, root, _read_shown(root))
     windows = [_window(_overview_plane(run, channel)) for channel in range(run.slide.size_c)]
     describe_image(root, run.name, downsamples, run.slide.mpp, _omero(run.slide, windows))
     converted = run.fingerprints["image"] if run.image_plan.mode == "convert" else None
-    root.attrs[_SHOWN_KEY] = {**_what(run), "ready": True, "filling": None, "converted": converted}
+    root.attrs[_SHOWN_KEY] = {**_describe_shown(run), "ready": True, "filling": None, "converted": converted}
 
 
 def read_published(run: Run, channels: tuple[int, ...]) -> tuple[NDArray[Any], tuple[float, float]]:
-    """The store's image at the first level that fits into `OVERVIEW_SIDE`.
+    """Read the store's image at the first level that fits into `OVERVIEW_SIDE`.
 
     Returns:
         (y, x, c) pixels, and how many rows and columns of the slide's level 0 are in one of theirs.
@@ -135,17 +135,17 @@ def read_published(run: Run, channels: tuple[int, ...]) -> tuple[NDArray[Any], t
     return pixels, (run.slide.shape[0] / height, run.slide.shape[1] / width)
 
 
-def slide_overview(run: Run) -> NDArray[Any]:
-    """(y, x, c) overview of the channels to segment: the same however the pixels are stored, for labels depend on it."""
-    converted = _state(zarr.open_group(run.store, mode="r")).get("converted")
-    # A slide without levels of its own is halved alike by both ways; reading it all once more would take minutes.
+def read_slide_overview(run: Run) -> NDArray[Any]:
+    """Read the (y, x, c) overview of the channels to segment: the same however pixels are stored, since labels depend on it."""
+    converted = _read_shown(zarr.open_group(run.store, mode="r")).get("converted")
+    # Both ways halve a slide without levels of its own alike; reading it all again would take minutes.
     if converted is None or len(run.slide.levels) == 1:
         return read_published(run, run.slide.channels)[0]
     return read_overview(run.slide, run.slide.channels)
 
 
-def _what(run: Run) -> dict[str, Any]:
-    """What the store's image shows: one plane of one slide."""
+def _describe_shown(run: Run) -> dict[str, Any]:
+    """Describe what the store's image shows: one plane of one slide."""
     slide = run.slide
     return {
         "slide": slide.identity.model_dump(mode="json"),
@@ -153,19 +153,19 @@ def _what(run: Run) -> dict[str, Any]:
     }
 
 
-def _state(root: zarr.Group) -> dict[str, Any]:
-    """What is noted of the store's image: `slide`, `plane`, `ready`, `filling`, `converted`; empty if nothing is."""
-    noted: Any = root.attrs.get(_SHOWN_KEY)
-    return noted if isinstance(noted, dict) else {}
+def _read_shown(root: zarr.Group) -> dict[str, Any]:
+    """Read what is recorded of the store's image: `slide`, `plane`, `ready`, `filling`, `converted`; empty if nothing is."""
+    shown: Any = root.attrs.get(_SHOWN_KEY)
+    return shown if isinstance(shown, dict) else {}
 
 
 def _is_same(shown: dict[str, Any], run: Run) -> bool:
     """Whether a store's image is of this slide and plane."""
-    return all(shown.get(key) == value for key, value in _what(run).items())
+    return all(shown.get(key) == value for key, value in _describe_shown(run).items())
 
 
 def _refuse_to_mix(run: Run, root: zarr.Group, before: dict[str, Any]) -> None:
-    """A store shows one plane of one slide: labels of another would lie on a grid that isn't its image's."""
+    """Refuse labels of another slide or plane than the store's image: their grid would be another."""
     others = [label for label in listed_labels(root) if label != run.label]
     if not before or not others or _is_same(before, run):
         return
@@ -176,7 +176,7 @@ def _refuse_to_mix(run: Run, root: zarr.Group, before: dict[str, Any]) -> None:
 
 
 def _overview_plane(run: Run, channel: int) -> NDArray[Any]:
-    """(y, x) pixels of the first of the store's levels that fits."""
+    """Read (y, x) pixels of the first of the store's levels that fits."""
     number = 0
     while not is_coarse((array := zarr.open_array(run.store / str(number), mode="r")).shape[3:]):
         number += 1
@@ -184,7 +184,7 @@ def _overview_plane(run: Run, channel: int) -> NDArray[Any]:
 
 
 def _write_levels(root: zarr.Group, run: Run) -> int:
-    """Writes all levels, channel by channel so that memory stays bounded; their number."""
+    """Write all levels, channel by channel so that memory stays bounded; return their number."""
     slide, n_channels = run.slide, run.slide.size_c
     groups = [tuple(range(n_channels))] if slide.is_rgb else [(channel,) for channel in range(n_channels)]
     arrays: list[zarr.Array[Any]] = []
@@ -206,7 +206,7 @@ def _write_levels(root: zarr.Group, run: Run) -> int:
 
 
 def _shard(shape: tuple[int, int]) -> tuple[int, int]:
-    """One shard for the whole plane: whole chunks of 256 and more."""
+    """Return the shape of one shard for the whole plane: whole chunks of 256 and more."""
     height, width = (-(-size // 512) * 512 for size in shape)
     return height, width
 
@@ -217,7 +217,7 @@ def _window(pixels: NDArray[Any]) -> tuple[float, float]:
 
 
 def _omero(slide: Slide, windows: list[tuple[float, float]]) -> dict[str, Any]:
-    """Channel names, colours and display windows, for viewers: the source's own where it has them."""
+    """Make channel names, colours and display windows for viewers: the source's own if it has them."""
     colours = _RGB_COLOURS if slide.is_rgb else _CHANNEL_COLOURS
     dtype = np.dtype(slide.dtype)
     integer = np.issubdtype(dtype, np.integer)

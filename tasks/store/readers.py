@@ -1,4 +1,4 @@
-"""From where a run reads its pixels: the slide itself, or what was converted or rechunked of it."""
+"""Open the pixels of a run: of the slide itself, or as they were converted or rechunked."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ class ArrayReader:
         self._array, self._channels = array, channels
 
     def read(self, region: Region) -> NDArray[Any]:
-        """(y, x, c) pixels of a region, C-contiguous."""
+        """Read (y, x, c) pixels of a region, C-contiguous."""
         pixels = np.empty((*region.shape, len(self._channels)), self._array.dtype)
         for number, channel in enumerate(self._channels):
             pixels[..., number] = self._array[(0, channel, 0, *region.slices)]
         return pixels
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: there is nothing to close."""
 
 
 def open_pixels(run: Run) -> PixelReader:
-    """What the blocks are read from, in the pixels that are segmented.
+    """Open what the blocks are read from, in segmented pixels.
 
     The converted or rechunked pixels, or the slide itself: on level 0 they hold the same.
     """
@@ -48,7 +48,7 @@ def open_pixels(run: Run) -> PixelReader:
     level = run.segmented_level
     if run.image_plan.mode == "convert":
         shape, steps = run.image_plan.levels[level].shape, (2.0**level, 2.0**level)
-        reader = _converted(run, run.slide.channels, level)
+        reader = _open_converted(run, run.slide.channels, level)
     elif level == 0:
         shape, steps, reader = run.slide.shape, (1.0, 1.0), _open_level0(run)
     else:
@@ -62,7 +62,7 @@ def open_pixels(run: Run) -> PixelReader:
 def _open_level0(run: Run) -> PixelReader:
     match run.image_plan.mode:
         case "convert":
-            return _converted(run, run.slide.channels)
+            return _open_converted(run, run.slide.channels)
         case "rechunk":
             array = zarr.open_array(run.image_folder.pixels / "0", mode="r")
             return ArrayReader(array, tuple(range(len(run.slide.channels))))
@@ -71,13 +71,13 @@ def _open_level0(run: Run) -> PixelReader:
 
 
 def open_display(run: Run, channels: tuple[int, ...]) -> PixelReader:
-    """What pictures are made from, any channels: the converted pixels, so that the slide isn't needed any more, or the slide."""
+    """Open what pictures are made from, with any channels: converted pixels if they exist, else the slide."""
     if run.image_plan.mode == "convert":
-        return _converted(run, channels)
+        return _open_converted(run, channels)
     return SlideReader(run.slide.model_copy(update={"channels": channels}))
 
 
-def _converted(run: Run, channels: tuple[int, ...], level: int = 0) -> PixelReader:
+def _open_converted(run: Run, channels: tuple[int, ...], level: int = 0) -> PixelReader:
     if not is_shown(run):
         raise OutputError(f"{run.store}: its image was taken away or replaced: run the same command again")
     return ArrayReader(zarr.open_array(run.store / str(level), mode="r"), channels)

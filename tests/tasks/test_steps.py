@@ -15,7 +15,7 @@ from slidesam.tasks import steps
 from slidesam.tasks.errors import OutputError, SegmenterError
 from slidesam.tasks.pixels import pyramid, sample
 from slidesam.tasks.plan import plan_run
-from slidesam.tasks.report.provenance import finished_facts
+from slidesam.tasks.report.provenance import read_finished
 from slidesam.tasks.run.marks import find_mark
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.parse import make_settings
@@ -97,7 +97,7 @@ def test_a_store_holds_one_slide(tmp_path: Path) -> None:
     segment_serially(first, tmp_path / "out", FUNCTION)
     with pytest.raises(OutputError, match=r"holds results of .*x/s\.tif"):
         segment_serially(second, tmp_path / "out", FUNCTION | {"output.label": "other"})
-    assert finished_facts(planned(first, tmp_path / "out")) is not None
+    assert read_finished(planned(first, tmp_path / "out")) is not None
     # The same file with other pixels: its old labels would lie on a grid that isn't the image's any more.
     write_numbered_slide(first, 4, 5)
     with pytest.raises(OutputError, match=r"holds labels .*cells.* choose another output folder"):

@@ -10,7 +10,7 @@ from prefect.client.schemas.objects import FlowRun
 
 from slidesam.flows.prefect_api.deployed import reason_to_skip, refuse_relative
 from slidesam.tasks.errors import SettingsError, SlideAwayError, SlideError
-from slidesam.tasks.run.status import file_facts, write_state
+from slidesam.tasks.run.status import describe_file, write_state
 from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.slides.source import errors_as_slide_errors
 from tests.support.prefect_fixtures import THIRD_PARTY_WARNINGS
@@ -41,7 +41,7 @@ def test_a_failed_run_is_worth_another_try(run: FlowRun, tmp_path: Path) -> None
 
 
 def test_a_file_at_fault_is_worth_it_once_it_has_changed(run: FlowRun, tmp_path: Path) -> None:
-    noted(tmp_path, "failed", flow_run_id=ID, error="cut short", file=file_facts(tmp_path / "a.svs"))
+    noted(tmp_path, "failed", flow_run_id=ID, error="cut short", file=describe_file(tmp_path / "a.svs"))
     assert reason_to_skip(run) == "its file hasn't changed: cut short"
     (tmp_path / "a.svs").write_bytes(b"another")
     assert reason_to_skip(run) is None

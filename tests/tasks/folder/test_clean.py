@@ -17,10 +17,10 @@ from slidesam.tasks.errors import OutputError
 from slidesam.tasks.folder import clean as clean_module
 from slidesam.tasks.folder.clean import clean, size_of
 from slidesam.tasks.plan import plan_run
-from slidesam.tasks.report.provenance import finished_facts
+from slidesam.tasks.report.provenance import read_finished
 from slidesam.tasks.run.lock import locked
 from slidesam.tasks.run.owner import Owner
-from slidesam.tasks.run.status import RunState, note_finished, read_states, write_state
+from slidesam.tasks.run.status import RunState, read_states, record_finished, write_state
 from slidesam.tasks.settings.parse import make_settings
 from tests.support.records import finished_record
 from tests.support.serial import segment_serially
@@ -343,9 +343,9 @@ def test_a_real_run_is_finished_before_and_after(tmp_path: Path) -> None:
     }
     labels = segment_serially(slide, output, overrides)
     run = plan_run(slide, output, make_settings(overrides=overrides))
-    facts = finished_facts(run)
+    facts = read_finished(run)
     assert facts is not None
-    note_finished(run, facts)
+    record_finished(run, facts)
     before = size_of(output)
     assert clean(output, keep=None) == []
     shown = standing(output)
@@ -353,7 +353,7 @@ def test_a_real_run_is_finished_before_and_after(tmp_path: Path) -> None:
     assert [entry.label for entry in removed] == ["cells", ".image"]
     assert size_of(output).files == 1
     assert before.files == sum(entry.files for entry in removed) + 1
-    assert finished_facts(run) == facts
+    assert read_finished(run) == facts
     assert standing(output) == shown
     assert shown.blocks_done == 9
     # Another stitching starts from the slide again, and comes out the same.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from slidesam.tasks.folder.inbox import has_result, look, note_started
+from slidesam.tasks.folder.inbox import has_result, look, record_started
 from slidesam.tasks.settings.parse import make_settings
 from tests.support.records import finished_record
 from tests.support.slides import write_numbered_slide
@@ -76,7 +76,7 @@ def test_a_content_is_started_once_and_another_once_more(inbox: Path) -> None:
     slide.write_bytes(b"1")
     seen(inbox, 0)
     (first,), _ = look(inbox, memory, QUIET, 100)
-    note_started(memory, first)
+    record_started(memory, first)
     assert seen(inbox, 200) == ({"a.svs": True}, set())
     slide.write_bytes(b"22")
     seen(inbox, 300)
@@ -89,7 +89,7 @@ def test_a_folder_that_is_away_comes_back_as_it_was(inbox: Path, tmp_path: Path)
     (inbox / "a.svs").write_bytes(b"1")
     seen(inbox, 0)
     (first,), _ = look(inbox, tmp_path / "memory.json", QUIET, 100)
-    note_started(tmp_path / "memory.json", first)
+    record_started(tmp_path / "memory.json", first)
     inbox.rename(tmp_path / "mounted")
     inbox.mkdir()
     assert seen(inbox, 200) == ({}, set())
