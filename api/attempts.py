@@ -103,7 +103,7 @@ class Attempt:
         target = f"{run.name} ({run.label}) in {run.output}"
         with locked(run.paths.lock, _OWNER, target=target, on_wait=self.reporter.inform) as lock:
             executor = StepExecutor(self.reporter, check=lock.check)
-            write_image(run, executor)
+            prepare_image(run, executor)
             executor.one(steps.prepare_slide, run)
             with_tissue = list_blocks(run)
             block = run.grid[with_tissue[len(with_tissue) // 2] if block_id is None else block_id]
@@ -152,14 +152,14 @@ def run_stages(run: Run, executor: StepExecutor, check: Callable[[], None]) -> P
     Returns:
         The provenance.
     """
-    seconds = write_image(run, executor)
+    seconds = prepare_image(run, executor)
     check()
     seconds |= order.segment_blocks(run, executor)
     check()
     return order.stitch_and_export(run, executor, seconds)
 
 
-def write_image(run: Run, executor: StepExecutor) -> dict[str, float]:
+def prepare_image(run: Run, executor: StepExecutor) -> dict[str, float]:
     """Write the store's image, unless it is there; return the seconds of that stage."""
     target = f"the image of {run.name} in {run.output}"
     with locked(run.paths.image.lock, _OWNER, target=target, wait=_WAIT_FOR_IMAGE, on_wait=executor.inform):

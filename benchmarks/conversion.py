@@ -41,13 +41,13 @@ def converted(slide: Path, output: Path, cluster: Cluster) -> tuple[float, float
     from prefect_dask.task_runners import DaskTaskRunner
 
     from slidesam.flows.slide.session import Session
-    from slidesam.flows.slide.stages import write_image
+    from slidesam.flows.slide.stages import image_stage
 
     shutil.rmtree(output, ignore_errors=True)
     run = plan_run(slide, output, make_settings(overrides={"segmenter.kind": "watershed"}))
     runner: Any = DaskTaskRunner(address=cluster.address)
     started = time.perf_counter()
-    write_image.with_options(task_runner=runner)(run, Session(cluster=cluster))
+    image_stage.with_options(task_runner=runner)(run, Session(cluster=cluster))
     whole = time.perf_counter() - started
     begun = run.image_folder.started.stat().st_mtime
     ended = max(path.stat().st_mtime for path in run.image_folder.marks.glob("0-*.json"))

@@ -56,7 +56,7 @@ def seconds_of(slide: Path, output: Path, seconds: float, cluster: Cluster, per_
     from prefect_dask.task_runners import DaskTaskRunner
 
     from slidesam.flows.slide.session import Session
-    from slidesam.flows.slide.stages import segment_blocks, write_image
+    from slidesam.flows.slide.stages import image_stage, segment_stage
 
     shutil.rmtree(output, ignore_errors=True)
     settings = {
@@ -67,9 +67,9 @@ def seconds_of(slide: Path, output: Path, seconds: float, cluster: Cluster, per_
     run = plan_run(slide, output, make_settings(overrides=settings))
     runner: Any = DaskTaskRunner(address=cluster.address)
     session = Session(cluster=cluster)
-    write_image.with_options(task_runner=runner)(run, session)
+    image_stage.with_options(task_runner=runner)(run, session)
     started = time.time()
-    segment_blocks.with_options(task_runner=runner)(run, session)
+    segment_stage.with_options(task_runner=runner)(run, session)
     whole = time.time() - started
     prepared = run.segment_folder.params.stat().st_mtime
     marks = [path.stat().st_mtime for path in run.segment_folder.marks.iterdir()]

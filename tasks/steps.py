@@ -71,7 +71,7 @@ def finish_image(run: Run, levels: Sequence[int]) -> Facts:
     for level in levels:
         write_tiles.fn(run, level, range(len(run.image_plan.grid(level))))
     with output_errors(run.store):
-        convert.finish_image(run)
+        convert.complete_image(run)
     return {"seconds": time.perf_counter() - started}
 
 

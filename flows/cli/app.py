@@ -80,8 +80,8 @@ def root(
     # `main` reads --debug, so that it can stand anywhere in the command.
 
 
-@app.command()
-def segment(
+@app.command("segment")
+def segment_command(
     slides: Annotated[
         list[str],
         typer.Argument(
@@ -107,8 +107,8 @@ def segment(
     raise typer.Exit(run_or_stop(slides, output, chosen, profile))
 
 
-@app.command()
-def retry(
+@app.command("retry")
+def retry_command(
     output: Annotated[Path, typer.Argument(metavar="FOLDER", help="Output folder of earlier runs.")],
     cluster: ClusterName = None,
     cluster_changes: ClusterChanges = None,
@@ -129,8 +129,8 @@ def retry(
     raise typer.Exit(retry_or_stop(output, profile))
 
 
-@app.command()
-def inspect(
+@app.command("inspect")
+def inspect_command(
     slide: Annotated[Path, typer.Argument(metavar="SLIDE", help="Slide file or OME-Zarr folder.")],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Output folder, to show which results exist already.")
@@ -147,8 +147,8 @@ def inspect(
     out.print(slide_table(inspect_slide(slide, chosen.slide), chosen, output))
 
 
-@app.command()
-def status(
+@app.command("status")
+def status_command(
     output: Annotated[Path, typer.Argument(metavar="FOLDER", help="Output folder of earlier runs.")],
 ) -> None:
     """Show the status of all slides of an output folder."""
@@ -161,8 +161,8 @@ def status(
     out.print(status_table(states) if states else Text(f"{output}: no results of slidesam here"))
 
 
-@app.command()
-def seams(
+@app.command("seams")
+def seams_command(
     store: Annotated[Path, typer.Argument(metavar="RESULT", help="A result: <name>.ome.zarr in the output folder.")],
     label: Annotated[
         str | None,
@@ -187,8 +187,8 @@ def seams(
         )
 
 
-@app.command()
-def doctor(
+@app.command("doctor")
+def doctor_command(
     cluster: ClusterName = None,
     cluster_changes: ClusterChanges = None,
     scheduler: Scheduler = None,
@@ -209,8 +209,8 @@ def doctor(
     raise typer.Exit(examine(profile, chosen, output, timeout))
 
 
-@app.command()
-def clean(
+@app.command("clean")
+def clean_command(
     output: Annotated[Path, typer.Argument(metavar="FOLDER", help="Output folder of earlier runs.")],
     keep: Annotated[
         str | None,
@@ -224,14 +224,15 @@ def clean(
 ) -> None:
     """Remove intermediate results of finished runs, and jobs that killed runs left in the queue; unfinished runs keep theirs."""
     from slidesam.flows.prefect_api.leftovers import end_all_leftovers
-    from slidesam.tasks.folder.clean import clean as remove
-    from slidesam.tasks.folder.clean import size_of
+    from slidesam.tasks.folder.clean import clean_folder, size_of
 
     if not output.is_dir():
         raise SettingsError(f"{output} is not a folder: give the folder that was named with --output")
     if not dry_run:
         end_all_leftovers(output, out.print)
-    removed = remove(output, keep=0.0 if everything else None if keep is None else _seconds(keep), dry_run=dry_run)
+    removed = clean_folder(
+        output, keep=0.0 if everything else None if keep is None else _seconds(keep), dry_run=dry_run
+    )
     for run in removed:
         say("[red]✗[/]" if run.error else " ", f"{run.slide} {run.label}: {_amount(run)} {run.error}")
     done, rest = ("would be removed", "there are") if dry_run else ("removed", "left")
@@ -262,8 +263,8 @@ def show_settings(settings: SettingsFile = None, segmenter: SegmenterKind = None
     sys.stdout.write(settings_yaml(load_settings(settings, segmenter, overrides)))
 
 
-@app.command()
-def demo(
+@app.command("demo")
+def demo_command(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the demo slide and the results.")] = Path(
         "demo-output"
     ),

@@ -71,7 +71,7 @@ class DeviceWorker:
         return {**dict.fromkeys(_THREADS, str(self.threads)), **KEEP_MEMORY, **order, **around, **pinned}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def launch_workers(arguments: Sequence[str] | None = None) -> int:
     """Start workers and wait for them.
 
     Args:
@@ -240,4 +240,4 @@ def _exit_code(returncode: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(launch_workers())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from slidesam.tasks.folder.examine import explain
+from slidesam.tasks.folder.examine import explain_failure
 
 State = Literal["ok", "warning", "failed", "skipped"]
 
@@ -54,5 +54,5 @@ def failure(name: str, error: BaseException, otherwise: str) -> Finding:
         error: The error.
         otherwise: What to do if the error doesn't say so.
     """
-    what, cure = explain(error)
+    what, cure = explain_failure(error)
     return Finding(name, "failed", what, cure or otherwise)

@@ -10,7 +10,7 @@ from prefect.runtime import flow_run
 
 from slidesam.flows.prefect_api.leftovers import end_all_leftovers
 from slidesam.tasks.errors import OutputError
-from slidesam.tasks.folder.clean import clean as remove
+from slidesam.tasks.folder.clean import clean_folder
 from slidesam.tasks.settings.types import Duration, seconds_of
 
 
@@ -34,7 +34,7 @@ def clean(output: Path, keep: Duration | None = None) -> float:
         log.info("%s doesn't exist yet: nothing to remove", output)
         return 0.0
     end_all_leftovers(output, log.info)
-    removed = remove(output, keep=None if keep is None else seconds_of(keep))
+    removed = clean_folder(output, keep=None if keep is None else seconds_of(keep))
     failed = [f"{run.slide} {run.label}: {run.error}" for run in removed if run.error]
     total = sum(run.bytes for run in removed if not run.error) / 2**20
     log.info("%s: %.1f MiB removed, of %d runs", output, total, len(removed) - len(failed))

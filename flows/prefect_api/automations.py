@@ -187,7 +187,7 @@ def _readably() -> Iterator[None]:
         raise ServerError(f"the Prefect API at {PREFECT_API_URL.value()} doesn't answer: {error}") from error
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def apply_from_command_line(arguments: Sequence[str] | None = None) -> int:
     """Register a file's automations and print what was done.
 
     Args:
@@ -229,4 +229,4 @@ def _need_server() -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(apply_from_command_line())

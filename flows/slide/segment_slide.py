@@ -28,7 +28,7 @@ from slidesam.flows.prefect_api.leftovers import end_leftovers
 from slidesam.flows.progress.run_page import RunPage, show_result
 from slidesam.flows.slide.run_status import RunStatus
 from slidesam.flows.slide.session import Session
-from slidesam.flows.slide.stages import segment_blocks, stitch_and_export, write_image
+from slidesam.flows.slide.stages import image_stage, segment_stage, stitch_stage
 from slidesam.tasks.errors import SettingsError, SlideUnchangedError
 from slidesam.tasks.plan import explain, plan_run
 from slidesam.tasks.report.provenance import read_finished
@@ -194,13 +194,13 @@ def _run_stages(run: Run, session: Session, status: RunStatus, owner: str) -> Pr
     with locked(run.paths.image.lock, owner, target=target, wait=_WAIT_FOR_IMAGE, on_wait=inform):
         # Checked under the lock: a run of another label may write the image, or `clean` may remove it.
         if not convert.is_ready(run):
-            seconds["image"] = write_image.with_options(task_runner=on("cpu"))(run, session)
+            seconds["image"] = image_stage.with_options(task_runner=on("cpu"))(run, session)
     session.check()
     # If all blocks are segmented, no GPU is needed to find that out.
     try:
         runner = on("cpu" if is_segmented(run) else "gpu")
-        seconds |= segment_blocks.with_options(task_runner=runner)(run, session)
+        seconds |= segment_stage.with_options(task_runner=runner)(run, session)
     finally:
         cluster.give_back("gpu")
     session.check()
-    return stitch_and_export.with_options(task_runner=on("cpu"))(run, session, seconds)
+    return stitch_stage.with_options(task_runner=on("cpu"))(run, session, seconds)

@@ -67,7 +67,7 @@ class FlowTasks:
 
 
 @flow(name="image", flow_run_name="image of {run.name}", persist_result=False, validate_parameters=False)
-def write_image(run: Run, session: Session) -> float:
+def image_stage(run: Run, session: Session) -> float:
     """Convert or rechunk the slide, or write its overview only; see `order.write_image`."""
     return order.write_image(run, FlowTasks(session))
 
@@ -75,7 +75,7 @@ def write_image(run: Run, session: Session) -> float:
 @flow(
     name="segment blocks", flow_run_name="segment blocks of {run.name}", persist_result=False, validate_parameters=False
 )
-def segment_blocks(run: Run, session: Session, block_ids: Sequence[int] | None = None) -> dict[str, float]:
+def segment_stage(run: Run, session: Session, block_ids: Sequence[int] | None = None) -> dict[str, float]:
     """Segment the blocks that have no done-mark; see `order.segment_blocks`."""
     return order.segment_blocks(run, FlowTasks(session), block_ids)
 
@@ -86,7 +86,7 @@ def segment_blocks(run: Run, session: Session, block_ids: Sequence[int] | None =
     persist_result=False,
     validate_parameters=False,
 )
-def stitch_and_export(run: Run, session: Session, seconds: dict[str, float]) -> Provenance:
+def stitch_stage(run: Run, session: Session, seconds: dict[str, float]) -> Provenance:
     """Match at seams, number the objects, write the label pyramid and what people look at; see `order.stitch_and_export`."""
     facts = order.stitch_and_export(run, FlowTasks(session), seconds)
     get_run_logger().info("%s: %d objects, in %s", run.name, facts.objects, run.store)

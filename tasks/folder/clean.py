@@ -79,7 +79,9 @@ class Removed(NamedTuple):
     error: str = ""
 
 
-def clean(output: Path, *, keep: float | None, dry_run: bool = False, now: datetime | None = None) -> list[Removed]:
+def clean_folder(
+    output: Path, *, keep: float | None, dry_run: bool = False, now: datetime | None = None
+) -> list[Removed]:
     """Removes intermediate results of finished runs, and what crashes left behind.
 
     Args:

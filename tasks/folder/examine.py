@@ -136,10 +136,10 @@ def identity_of(segmenter: str) -> tuple[str | None, str, str]:
     try:
         return segmenter_identity(settings, is_rgb=True), "", ""
     except Exception as error:  # noqa: BLE001 - a function of the user's own may raise anything
-        return None, *explain(error)
+        return None, *explain_failure(error)
 
 
-def explain(error: BaseException) -> tuple[str, str]:
+def explain_failure(error: BaseException) -> tuple[str, str]:
     """Return what an error says is wrong, and what to do; the second is empty if it doesn't say."""
     if isinstance(error, SlidesamError):
         return in_one_line(error.what), in_one_line(error.cure)
@@ -216,5 +216,5 @@ def _device(with_torch: bool) -> dict[str, Any]:
                 facts["torch"] = str(importlib.import_module("torch").__version__)
                 devices.check_torch()
     except (SlidesamError, ImportError, RuntimeError) as error:
-        facts["problem"] = explain(error)
+        facts["problem"] = explain_failure(error)
     return facts

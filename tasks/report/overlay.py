@@ -1,4 +1,4 @@
-"""The picture of a result: the whole slide with its blocks, and beside it places where blocks meet, at full resolution."""
+"""The picture of a result: the whole slide with its blocks, and beside it details where blocks meet, at full resolution."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from slidesam.tasks.slides.facts import Slide
 from slidesam.tasks.store.image import read_published
 from slidesam.tasks.store.readers import open_display
 
-_PLACE_SIDE = 384  # pixels of level 0 that a place shows, drawn at twice their size where the slide is small
+_DETAIL_SIDE = 384  # pixels of level 0 that a detail shows, drawn at twice their size where the slide is small
 _PLACES = 4
-_WHOLE_SIDE = 2 * _PLACE_SIDE
+_WHOLE_SIDE = 2 * _DETAIL_SIDE
 _MARGIN = 12
 _CAPTION = 26
 _INK, _PAPER = (30, 30, 30), (255, 255, 255)
@@ -32,7 +32,7 @@ _LEFT_OUT = 128  # grey of the blocks that were left out, which shows on glass a
 _HATCH = 12  # pixels between their lines
 
 
-class Place(NamedTuple):
+class Detail(NamedTuple):
     """A window of level 0 around a point where blocks meet."""
 
     region: Region
@@ -56,23 +56,23 @@ def write_overlay(
     labels = zarr.open_array(run.paths.label_image / "0", mode="r")
     kept = np.isin(np.arange(len(run.grid)), list(range(len(run.grid)) if block_ids is None else block_ids))
     kept = kept.reshape(run.grid.grid_shape)
-    places = choose_places(run.grid, labels, kept)
+    details = choose_details(run.grid, labels, kept)
     channels = display_channels(run.slide)
     windows = _display_windows(read_published(run, channels)[0], is_rgb=run.slide.is_rgb)
-    whole = _whole(run, channels, windows, places, tissue_mask, kept)
+    whole = _whole(run, channels, windows, details, tissue_mask, kept)
     tiles = [(whole, _whole_caption(run, n_objects, int(kept.sum())))]
     with closing(open_display(run, channels)) as reader:
-        for number, place in enumerate(places, 1):
-            image = to_rgb(reader.read(place.region), windows)
-            drawn = _draw_place(image, np.asarray(labels[(0, 0, 0, *place.region.slices)]), place.region, run.grid)
-            caption = f"{number}  row {place.region.y0}, column {place.region.x0} px"
+        for number, detail in enumerate(details, 1):
+            image = to_rgb(reader.read(detail.region), windows)
+            drawn = _draw_detail(image, np.asarray(labels[(0, 0, 0, *detail.region.slices)]), detail.region, run.grid)
+            caption = f"{number}  row {detail.region.y0}, column {detail.region.x0} px"
             tiles.append((drawn, caption))
     buffer = io.BytesIO()
     _composed(tiles).save(buffer, "PNG")
     write_atomic(run.paths.overlay, buffer.getvalue())
 
 
-def choose_places(grid: BlockGrid, labels: zarr.Array[Any], kept: NDArray[np.bool_] | None = None) -> list[Place]:
+def choose_details(grid: BlockGrid, labels: zarr.Array[Any], kept: NDArray[np.bool_] | None = None) -> list[Detail]:
     """Where most objects lie across seams: points where four blocks meet, else where two do, else the slide's middle.
 
     Args:
@@ -81,7 +81,7 @@ def choose_places(grid: BlockGrid, labels: zarr.Array[Any], kept: NDArray[np.boo
         kept: (row, column) bool, which blocks were segmented: at least two of those that meet, if there are such points.
 
     Returns:
-        At most four places, the busiest first.
+        At most four details, the busiest first.
     """
     rows = [y * grid.block_shape[0] for y in range(1, grid.grid_shape[0])]
     columns = [x * grid.block_shape[1] for x in range(1, grid.grid_shape[1])]
@@ -91,10 +91,10 @@ def choose_places(grid: BlockGrid, labels: zarr.Array[Any], kept: NDArray[np.boo
         points = [point for point in points if _meeting(grid, kept, point) >= 2] or points
     # Of very many points an even sample, so that looking costs little beside segmenting.
     points = points[:: max(1, len(points) // 64)]
-    places = [
-        Place(region, _crossing(grid, labels, region)) for region in (_around(point, grid.shape) for point in points)
+    details = [
+        Detail(region, _crossing(grid, labels, region)) for region in (_around(point, grid.shape) for point in points)
     ]
-    return sorted(places, key=lambda place: -place.objects_at_seam)[:_PLACES]
+    return sorted(details, key=lambda detail: -detail.objects_at_seam)[:_PLACES]
 
 
 def display_channels(slide: Slide) -> tuple[int, ...]:
@@ -124,8 +124,8 @@ def _meeting(grid: BlockGrid, kept: NDArray[np.bool_], point: tuple[int, int]) -
 
 
 def _around(point: tuple[int, int], shape: tuple[int, int]) -> Region:
-    y0, x0 = (max(0, min(at - _PLACE_SIDE // 2, size - _PLACE_SIDE)) for at, size in zip(point, shape, strict=True))
-    return Region(y0, x0, min(y0 + _PLACE_SIDE, shape[0]), min(x0 + _PLACE_SIDE, shape[1]))
+    y0, x0 = (max(0, min(at - _DETAIL_SIDE // 2, size - _DETAIL_SIDE)) for at, size in zip(point, shape, strict=True))
+    return Region(y0, x0, min(y0 + _DETAIL_SIDE, shape[0]), min(x0 + _DETAIL_SIDE, shape[1]))
 
 
 def _crossing(grid: BlockGrid, labels: zarr.Array[Any], region: Region) -> int:
@@ -153,8 +153,8 @@ def _display_windows(image: NDArray[Any], *, is_rgb: bool) -> list[tuple[float, 
     return [(low, max(high, low + 1e-6)) for low, high in ends]
 
 
-def _draw_place(image: NDArray[np.uint8], labels: NDArray[Any], region: Region, grid: BlockGrid) -> Image.Image:
-    """Outlines over a place, at twice its size so that an outline is half a pixel wide, and dashes along the seams."""
+def _draw_detail(image: NDArray[np.uint8], labels: NDArray[Any], region: Region, grid: BlockGrid) -> Image.Image:
+    """Outlines over a detail, at twice its size so that an outline is half a pixel wide, and dashes along the seams."""
     colour = _OUTLINE_ON_BRIGHT if image.mean() > 110 else _OUTLINE_ON_DARK
     image, labels = image.repeat(2, axis=0).repeat(2, axis=1), labels.repeat(2, axis=0).repeat(2, axis=1)
     image[_boundaries(labels)] = colour
@@ -173,11 +173,11 @@ def _whole(
     run: Run,
     channels: tuple[int, ...],
     windows: list[tuple[float, float]],
-    places: list[Place],
+    details: list[Detail],
     mask: NDArray[np.bool_] | None,
     kept: NDArray[np.bool_],
 ) -> Image.Image:
-    """The slide with its grid of blocks, those that were left out, the mask and the places that are shown."""
+    """The slide with its grid of blocks, those that were left out, the mask and the details that are shown."""
     pixels, (scale_y, scale_x) = read_published(run, channels)
     picture = Image.fromarray(to_rgb(pixels, windows))
     shrink = min(1.0, 2 * _WHOLE_SIDE / max(picture.size))
@@ -191,8 +191,8 @@ def _whole(
     for y in range(run.grid.block_shape[0], run.slide.shape[0], run.grid.block_shape[0]):
         draw.line([(0, y / scale_y * shrink), (picture.width, y / scale_y * shrink)], fill=_SEAM)
     font = ImageFont.load_default(size=22)
-    for number, place in enumerate(places, 1):
-        y0, x0, y1, x1 = (at / scale * shrink for at, scale in zip(place.region, (scale_y, scale_x) * 2, strict=True))
+    for number, detail in enumerate(details, 1):
+        y0, x0, y1, x1 = (at / scale * shrink for at, scale in zip(detail.region, (scale_y, scale_x) * 2, strict=True))
         draw.rectangle([x0, y0, x1, y1], outline=_INK, width=3)
         draw.text((x0 + 6, y0 + 2), str(number), fill=_INK, font=font, stroke_width=3, stroke_fill=_PAPER)
     return picture
@@ -231,17 +231,17 @@ def _whole_caption(run: Run, n_objects: int, n_kept: int) -> str:
 
 
 def _composed(tiles: list[tuple[Image.Image, str]]) -> Image.Image:
-    """The whole on the left, the places beside it two by two, each under its caption."""
-    (whole, caption), places = tiles[0], tiles[1:]
-    cell = max((max(picture.size) for picture, _ in places), default=0)
-    columns = 2 if len(places) > 1 else 1
-    rows = -(-len(places) // columns)
-    width = whole.width + (cell + _MARGIN) * (columns if places else 0) + 2 * _MARGIN
+    """The whole on the left, the details beside it two by two, each under its caption."""
+    (whole, caption), details = tiles[0], tiles[1:]
+    cell = max((max(picture.size) for picture, _ in details), default=0)
+    columns = 2 if len(details) > 1 else 1
+    rows = -(-len(details) // columns)
+    width = whole.width + (cell + _MARGIN) * (columns if details else 0) + 2 * _MARGIN
     height = max(whole.height + _CAPTION, rows * (cell + _CAPTION + _MARGIN)) + 2 * _MARGIN
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=18)
     _put(sheet, draw, font, (_MARGIN, _MARGIN), whole, caption)
-    for number, (picture, text) in enumerate(places):
+    for number, (picture, text) in enumerate(details):
         x = 2 * _MARGIN + whole.width + (number % columns) * (cell + _MARGIN)
         y = _MARGIN + (number // columns) * (cell + _CAPTION + _MARGIN)
         _put(sheet, draw, font, (x, y), picture, text)

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from slidesam.tasks.errors import OutputError
-from slidesam.tasks.run.lock_file import PACE, Contender, LockFile, Pace, claim_path, read_lock_file
+from slidesam.tasks.run.lock_file import PACE, Contender, LockFile, LockPace, claim_path, read_lock_file
 
 
 class LockedError(OutputError):
@@ -34,7 +34,7 @@ class Lock:
         pace: The lock's times.
     """
 
-    def __init__(self, path: Path, owner: str, target: str, pace: Pace) -> None:
+    def __init__(self, path: Path, owner: str, target: str, pace: LockPace) -> None:
         self.path, self.target, self.pace = path, target, pace
         self._released = threading.Event()
         # How we lost the lock, in words; empty while we hold it.
@@ -167,7 +167,7 @@ def locked(
     target: str,
     wait: float = 0.0,
     on_wait: Callable[[str], None] | None = None,
-    pace: Pace = PACE,
+    pace: LockPace = PACE,
 ) -> Iterator[Lock]:
     """Hold a lock while the code inside runs.
 

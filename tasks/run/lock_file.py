@@ -56,7 +56,7 @@ _ATTEMPTS = 200
 
 
 @dataclass(frozen=True)
-class Pace:
+class LockPace:
     """Times of a lock, in seconds; all processes that use one lock should agree on them.
 
     Attributes:
@@ -75,7 +75,7 @@ class Pace:
         return 2.5 * self.beat
 
 
-PACE = Pace()
+PACE = LockPace()
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Contender:
         pace: The lock's times.
     """
 
-    def __init__(self, path: Path, name: str, pace: Pace) -> None:
+    def __init__(self, path: Path, name: str, pace: LockPace) -> None:
         self.pace = pace
         self.owner = Owner.this_process(name)
         # Named like all half-written files, which `slidesam clean` removes after a crash.

@@ -2,7 +2,7 @@
 
 1. `ready_arrays`   empty arrays
 2. `write_tile`    one tile of level 0 with the levels that it fills, or one shard of a level above
-3. `finish_image`   what makes the arrays an image
+3. `complete_image`   what makes the arrays an image
 
 A tile is read once and written as whole shards by one task; `image_plan` says which.
 """
@@ -125,7 +125,7 @@ def _read(reader: SlideReader, region: Region, channels: tuple[int, ...]) -> NDA
     return pixels
 
 
-def finish_image(run: Run) -> None:
+def complete_image(run: Run) -> None:
     """Make the arrays an image, as the last step; or vouch for rechunked pixels."""
     if run.image_plan.mode == "convert":
         downsamples = [(2.0**level, 2.0**level) for level in range(len(run.image_plan.levels))]

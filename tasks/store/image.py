@@ -25,9 +25,9 @@ from slidesam.tasks.store.ome_zarr import (
     FORMATS,
     create_plane_array,
     create_store,
-    describe_image,
     listed_labels,
     remove_image,
+    write_image_metadata,
     write_planes,
 )
 
@@ -119,7 +119,7 @@ def show_image(run: Run, root: zarr.Group, downsamples: list[tuple[float, float]
     """
     _refuse_to_mix(run, root, _read_shown(root))
     windows = [_window(_overview_plane(run, channel)) for channel in range(run.slide.size_c)]
-    describe_image(root, run.name, downsamples, run.slide.mpp, _omero(run.slide, windows))
+    write_image_metadata(root, run.name, downsamples, run.slide.mpp, _omero(run.slide, windows))
     converted = run.fingerprints["image"] if run.image_plan.mode == "convert" else None
     root.attrs[_SHOWN_KEY] = {**_describe_shown(run), "ready": True, "filling": None, "converted": converted}
 

@@ -175,7 +175,7 @@ def write_shards(array: zarr.Array[Any], region: Region, pixels: NDArray[Any]) -
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
-def describe_image(
+def write_image_metadata(
     group: zarr.Group, name: str, downsamples: Sequence[Pixel], mpp: Pixel | None, omero: dict[str, Any] | None
 ) -> None:
     """Writes the metadata that makes a group's arrays 0..n an image pyramid.

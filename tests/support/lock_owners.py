@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from slidesam.tasks.run.lock_file import PACE, Pace
+from slidesam.tasks.run.lock_file import PACE, LockPace
 from slidesam.tasks.run.owner import Owner
 
 TARGET = "CMU-1 (cells) in /out"
-FAST = Pace(beat=0.1, stale=1.0, poll=0.02)
+FAST = LockPace(beat=0.1, stale=1.0, poll=0.02)
 # QUIET is for an owner that is suspended on purpose. With PATIENT a process watches for long before it takes over from an
 # owner that only seems dead because the machine is loaded.
-QUIET, PATIENT = Pace(beat=0.2, stale=1.0, poll=0.05), Pace(beat=20, stale=1.0, poll=0.05)
+QUIET, PATIENT = LockPace(beat=0.2, stale=1.0, poll=0.05), LockPace(beat=20, stale=1.0, poll=0.05)
 # Python code for a file server whose clock is wrong: so are all times that it sets.
 SKEWED = """
 import os
@@ -33,9 +33,9 @@ OWNER = """
 import sys
 from pathlib import Path
 from slidesam.tasks.run.lock import locked
-from slidesam.tasks.run.lock_file import Pace
+from slidesam.tasks.run.lock_file import LockPace
 beat, stale, poll = map(float, sys.argv[2].split())
-with locked(Path(sys.argv[1]), "the other", target="CMU-1 (cells) in /out", pace=Pace(beat, stale, poll)) as lock:
+with locked(Path(sys.argv[1]), "the other", target="CMU-1 (cells) in /out", pace=LockPace(beat, stale, poll)) as lock:
     print("held", flush=True)
     for line in sys.stdin:
         try:
@@ -50,7 +50,7 @@ print("released", flush=True)
 class OwnerProcess:
     """Another process that holds a lock, and answers whether it still does."""
 
-    def __init__(self, path: Path, pace: Pace, setup: str = "") -> None:
+    def __init__(self, path: Path, pace: LockPace, setup: str = "") -> None:
         command = [sys.executable, "-c", setup + OWNER, str(path), f"{pace.beat} {pace.stale} {pace.poll}"]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout
@@ -71,7 +71,7 @@ class OwnerProcess:
 
 
 @contextmanager
-def locked_elsewhere(path: Path, pace: Pace = PACE, setup: str = "") -> Iterator[OwnerProcess]:
+def locked_elsewhere(path: Path, pace: LockPace = PACE, setup: str = "") -> Iterator[OwnerProcess]:
     """Let another process hold a lock while the code inside runs."""
     owner = OwnerProcess(path, pace, setup)
     try:

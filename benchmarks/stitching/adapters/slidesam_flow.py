@@ -56,10 +56,10 @@ def _flow(run: Run, cluster: Cluster) -> dict[str, Any]:
     from prefect_dask.task_runners import DaskTaskRunner
 
     from slidesam.flows.slide.session import Session
-    from slidesam.flows.slide.stages import stitch_and_export
+    from slidesam.flows.slide.stages import stitch_stage
 
     started = time.perf_counter()
-    facts = stitch_and_export.with_options(task_runner=DaskTaskRunner(address=cluster.address))(
+    facts = stitch_stage.with_options(task_runner=DaskTaskRunner(address=cluster.address))(
         run, Session(cluster=cluster), {}
     )
     wall = time.perf_counter() - started

@@ -60,7 +60,7 @@ class Page(NamedTuple):
     jpeg_tables: bytes | None
 
 
-class Place(NamedTuple):
+class PlanePosition(NamedTuple):
     """One plane of pixels: number of its page, and sample and depth inside that (both 0 in most files)."""
 
     page: int
@@ -97,7 +97,7 @@ class Axes(BaseModel):
     colour_samples: int
     """Number of samples of a pixel without its alpha."""
 
-    def locate(self, t: int, c: int, z: int) -> tuple[Place, int]:
+    def locate(self, t: int, c: int, z: int) -> tuple[PlanePosition, int]:
         """Find the place of a plane, and the number of its interleaved sample."""
         channel, sample = divmod(c, self.colour_samples)
         position = {"page": 0, "s": 0, "d": 0, "c": 0}
@@ -107,7 +107,7 @@ class Axes(BaseModel):
                 position[place] = index
             else:
                 position["page"] += place * index
-        return Place(position["page"], position["s"], position["d"]), position["c"]
+        return PlanePosition(position["page"], position["s"], position["d"]), position["c"]
 
 
 class TiffLevel(BaseModel):
@@ -165,9 +165,9 @@ class TiffLevel(BaseModel):
         tile = self.tile
         return samples, -(-depth // tile[0]), -(-height // tile[1]), -(-width // tile[2])
 
-    def planes(self, t: int, channels: Sequence[int], z: int) -> list[tuple[Place, list[tuple[int, int]]]]:
+    def planes(self, t: int, channels: Sequence[int], z: int) -> list[tuple[PlanePosition, list[tuple[int, int]]]]:
         """Find the places that hold these channels, with their (number in `channels`, interleaved sample) pairs."""
-        places: dict[Place, list[tuple[int, int]]] = {}
+        places: dict[PlanePosition, list[tuple[int, int]]] = {}
         for number, channel in enumerate(channels):
             place, sample = self.axes.locate(t, channel, z)
             places.setdefault(place, []).append((number, sample))
@@ -190,7 +190,7 @@ class TiffLevel(BaseModel):
         shift = number * self.page_stride
         return Page(spec.offsets.load(read) + shift, spec.sizes.load(read), spec.jpeg_tables)
 
-    def segments(self, page: Page, place: Place, region: Region) -> Iterator[Segment]:
+    def segments(self, page: Page, place: PlanePosition, region: Region) -> Iterator[Segment]:
         """Find the tiles or strips of a plane that hold pixels of `region`."""
         (tile_depth, height, width), (_, depths, rows, columns) = self.tile, self.grid
         level = Region(0, 0, self.shape[3], self.shape[4])

@@ -38,8 +38,8 @@ from slidesam.tasks.slides.zarr.metadata import (
     MAX_METADATA_BYTES,
     METADATA_FILES,
     Attributes,
-    ImageFolder,
     Multiscales,
+    ZarrImage,
     find_image,
     read_json_object,
 )
@@ -97,7 +97,7 @@ def _check_levels(file: str, shapes: Sequence[Shape5], arrays: Sequence[Any]) ->
         raise SlideError(f"{file}: its levels differ in pixel type; the file is mislabelled, write it again")
 
 
-def _facts(file: str, image: ImageFolder, multiscales: Multiscales, arrays: Sequence[Any]) -> SourceFacts:
+def _facts(file: str, image: ZarrImage, multiscales: Multiscales, arrays: Sequence[Any]) -> SourceFacts:
     shapes = tuple(_tczyx(multiscales.axes, array.shape) for array in arrays)
     xml = _ome_file(image)
     ome = None if xml is None else _ome_image(xml, image, shapes[0])
@@ -179,7 +179,7 @@ def _check_array(file: str, number: int, array: Any, axes: str) -> Any:
     return array
 
 
-def _ome_file(image: ImageFolder) -> Path | None:
+def _ome_file(image: ZarrImage) -> Path | None:
     """Find bioformats2raw's METADATA.ome.xml, if it exists."""
     for folder in (image.root, image.root.parent):
         for path in (folder / "OME" / "METADATA.ome.xml", folder / "METADATA.ome.xml"):
@@ -188,7 +188,7 @@ def _ome_file(image: ImageFolder) -> Path | None:
     return None
 
 
-def _ome_image(path: Path, image: ImageFolder, shape: Shape5) -> OmeImage | None:
+def _ome_image(path: Path, image: ZarrImage, shape: Shape5) -> OmeImage | None:
     """Read what METADATA.ome.xml states about an image, if the size is the same."""
     try:
         images = read_ome_xml(path.read_text("utf-8", "replace"), path.name).images

@@ -26,7 +26,7 @@ Attributes: TypeAlias = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class ImageFolder:
+class ZarrImage:
     """The folder of one image.
 
     Attributes:
@@ -79,7 +79,7 @@ def _read_attributes(folder: Path) -> Attributes | None:
     return attributes or {} if attributes is not None or (folder / ".zgroup").is_file() else None
 
 
-def find_image(path: Path, file: str, series: int) -> ImageFolder:
+def find_image(path: Path, file: str, series: int) -> ZarrImage:
     """Find the image that a path and a number mean.
 
     Args:
@@ -97,7 +97,7 @@ def find_image(path: Path, file: str, series: int) -> ImageFolder:
     if attributes.get("multiscales"):
         above = _read_attributes(root.parent) or {}
         return _checked_series(
-            [ImageFolder(root, attributes, root, 0, 1, _layout(attributes, "bioformats2raw.layout" in above))],
+            [ZarrImage(root, attributes, root, 0, 1, _layout(attributes, "bioformats2raw.layout" in above))],
             file,
             series,
         )
@@ -115,13 +115,13 @@ def find_image(path: Path, file: str, series: int) -> ImageFolder:
             if isinstance(series_names, list):
                 raise SlideError(f"{file}: lists series {name!r}, which isn't there; copy the whole folder again")
             continue
-        images.append(ImageFolder(folder, inner, root, number, len(names), _layout(inner, True)))
+        images.append(ZarrImage(folder, inner, root, number, len(names), _layout(inner, True)))
     if not images:
         raise SlideError(f"{file}: holds no multiscale image (no OME-Zarr metadata); give the folder of an image")
     return _checked_series(images, file, series)
 
 
-def _checked_series(images: Sequence[ImageFolder], file: str, series: int) -> ImageFolder:
+def _checked_series(images: Sequence[ZarrImage], file: str, series: int) -> ZarrImage:
     if series >= len(images):
         raise SettingsError(f"setting slide.series: {file} has images 0 to {len(images) - 1}, not {series}")
     return images[series]
@@ -201,7 +201,7 @@ class Multiscales:
         SlideError: Something needed is missing or makes no sense.
     """
 
-    def __init__(self, file: str, image: ImageFolder) -> None:
+    def __init__(self, file: str, image: ZarrImage) -> None:
         self._file = file
         entries = image.attributes.get("multiscales")
         entry = entries[0] if isinstance(entries, list) and entries else None

@@ -106,13 +106,13 @@ def test_gpu_jobs_see_one_gpu_each_the_third_waits_and_they_are_given_back_befor
         until(lambda: len(lines(log)) >= 4)
         at_once.append(queue())
 
-    plain = module.stitch_and_export.with_options
+    plain = module.stitch_stage.with_options
 
     def noted(**kwargs):
         at_stitching.extend(job[1] for job in queue() if job[2] != "COMPLETING")
         return plain(**kwargs)
 
-    monkeypatch.setattr(module.stitch_and_export, "with_options", noted)
+    monkeypatch.setattr(module.stitch_stage, "with_options", noted)
     with meanwhile(watch):
         run_on(profile("slurm-gpu", gpu__maximum_jobs=3), slide, tmp_path / "out", settings)
     assert Counter(job[2] for job in at_once[0] if job[1].endswith("-gpu")) == {"RUNNING": 2, "PENDING": 1}

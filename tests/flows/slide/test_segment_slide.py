@@ -130,16 +130,16 @@ def test_same_bytes_with_one_worker_in_reverse_order(
 
     from slidesam.flows.cluster.cluster import LocalProfile, open_cluster
     from slidesam.flows.slide.session import Session
-    from slidesam.flows.slide.stages import segment_blocks, stitch_and_export, write_image
+    from slidesam.flows.slide.stages import image_stage, segment_stage, stitch_stage
     from slidesam.tasks.plan import plan_run
 
     run = plan_run(cmu1, tmp_path, make_settings(overrides=CMU1_SETTINGS | way))
     with open_cluster(LocalProfile(workers=1)) as cluster:
         runner = DaskTaskRunner(address=cluster.address)
         session = Session(cluster=cluster)
-        write_image.with_options(task_runner=runner)(run, session)
-        seconds = segment_blocks.with_options(task_runner=runner)(run, session, list(range(len(run.grid)))[::-1])
-        stitch_and_export.with_options(task_runner=runner)(run, session, seconds)
+        image_stage.with_options(task_runner=runner)(run, session)
+        seconds = segment_stage.with_options(task_runner=runner)(run, session, list(range(len(run.grid)))[::-1])
+        stitch_stage.with_options(task_runner=runner)(run, session, seconds)
     np.testing.assert_array_equal(labels_of(tmp_path, NAME), labels_of(cmu1_result, NAME))
 
 

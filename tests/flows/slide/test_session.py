@@ -8,10 +8,10 @@ from slidesam.flows.cluster.cluster import Cluster
 from slidesam.flows.cluster.profile import LocalProfile
 from slidesam.flows.slide.segment_slide import segment_slide_in
 from slidesam.flows.slide.session import Session
-from slidesam.flows.slide.stages import segment_blocks, stitch_and_export, write_image
+from slidesam.flows.slide.stages import image_stage, segment_stage, stitch_stage
 
 
-@pytest.mark.parametrize("flow", [segment_slide_in, write_image, segment_blocks, stitch_and_export])
+@pytest.mark.parametrize("flow", [segment_slide_in, image_stage, segment_stage, stitch_stage])
 def test_prefect_stores_the_profile_only_and_passes_the_session_on_as_it_is(flow) -> None:
     from prefect.utilities.collections import visit_collection
 

@@ -15,7 +15,7 @@ import zarr
 
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.folder import clean as clean_module
-from slidesam.tasks.folder.clean import clean, size_of
+from slidesam.tasks.folder.clean import clean_folder, size_of
 from slidesam.tasks.plan import plan_run
 from slidesam.tasks.report.provenance import read_finished
 from slidesam.tasks.run.lock import locked
@@ -73,12 +73,12 @@ def test_a_finished_run_keeps_its_results_and_its_state(tmp_path: Path) -> None:
     (tmp_path / "s.ome.zarr" / "segment-1").write_text("mine")
     results = {name: data for name, data in files(tmp_path).items() if not name.startswith(".slidesam")}
     shown = standing(tmp_path)
-    assert clean(tmp_path, keep=None, now=NOW) == [("s", "cells", 60, 6, "")]
+    assert clean_folder(tmp_path, keep=None, now=NOW) == [("s", "cells", 60, 6, "")]
     assert [path.name for path in work.iterdir()] == ["state.json"]
     assert {name: data for name, data in files(tmp_path).items() if not name.startswith(".slidesam")} == results
     assert shown.blocks_done == 1
     assert standing(tmp_path) == shown
-    assert clean(tmp_path, keep=None, now=NOW) == []
+    assert clean_folder(tmp_path, keep=None, now=NOW) == []
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_how_long_results_are_kept(
     days: float, own: str | None, keep: float | None, goes: bool, tmp_path: Path
 ) -> None:
     work = made(tmp_path, days=days, keep=own)
-    assert len(clean(tmp_path, keep=keep, now=NOW)) == goes
+    assert len(clean_folder(tmp_path, keep=keep, now=NOW)) == goes
     assert stages(work) == ([] if goes else STAGES)
 
 
@@ -111,7 +111,7 @@ def test_what_is_not_finished_stays(status: str | None, tmp_path: Path) -> None:
         (work / "state.json").unlink()
     else:
         write_state(tmp_path, "s", "cells", status, blocks=9)
-    assert [removed.slide for removed in clean(tmp_path, keep=0, now=NOW)] == ["other"]
+    assert [removed.slide for removed in clean_folder(tmp_path, keep=0, now=NOW)] == ["other"]
     assert stages(work) == STAGES
     assert stages(good) == []
 
@@ -126,7 +126,7 @@ def test_without_provenance_nothing_goes(text: str | None, tmp_path: Path) -> No
         finished_record(finished="").write(tmp_path / "s.cells.run.json")
     elif text is not None:
         (tmp_path / "s.cells.run.json").write_bytes(text.encode("latin-1"))
-    assert clean(tmp_path, keep=0, now=NOW) == []
+    assert clean_folder(tmp_path, keep=0, now=NOW) == []
     assert stages(work) == STAGES
 
 
@@ -134,13 +134,13 @@ def test_what_somebody_is_at_work_on_stays(tmp_path: Path) -> None:
     work = made(tmp_path)
     with locked(work / "lock.json", "a run", target="s"):
         for dry_run in (True, False):
-            assert clean(tmp_path, keep=0, dry_run=dry_run, now=NOW) == []
+            assert clean_folder(tmp_path, keep=0, dry_run=dry_run, now=NOW) == []
         assert stages(work) == STAGES
     # Its process is gone.
     owner = Owner.this_process("a run")
     (work / "lock.json").write_text(owner.model_copy(update={"born": 1}).model_dump_json())
     for dry_run in (True, False):
-        assert len(clean(tmp_path, keep=0, dry_run=dry_run, now=NOW)) == 1
+        assert len(clean_folder(tmp_path, keep=0, dry_run=dry_run, now=NOW)) == 1
     assert [path.name for path in work.iterdir()] == ["state.json"]
 
 
@@ -150,7 +150,7 @@ def test_no_run_begins_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(
         clean_module, "_remove", lambda path: held.append((work / "lock.json").exists()) or remove(path)
     )
-    clean(tmp_path, keep=0, now=NOW)
+    clean_folder(tmp_path, keep=0, now=NOW)
     assert held == [True] * 3
 
 
@@ -162,7 +162,7 @@ def test_a_run_that_began_before_the_lock_was_had_stays(tmp_path: Path, monkeypa
         return locked(*args, **kwargs)
 
     monkeypatch.setattr(clean_module, "locked", late)
-    assert clean(tmp_path, keep=0, now=NOW) == []
+    assert clean_folder(tmp_path, keep=0, now=NOW) == []
     assert stages(work) == STAGES
 
 
@@ -170,9 +170,9 @@ def test_a_dry_run_tells_the_same_and_changes_nothing(tmp_path: Path) -> None:
     made(tmp_path)
     made_image(tmp_path)
     before = files(tmp_path)
-    told = clean(tmp_path, keep=0, dry_run=True, now=NOW)
+    told = clean_folder(tmp_path, keep=0, dry_run=True, now=NOW)
     assert files(tmp_path) == before
-    assert clean(tmp_path, keep=0, now=NOW) == told
+    assert clean_folder(tmp_path, keep=0, now=NOW) == told
     assert told == [("s", "cells", 60, 6, ""), ("s", ".image", 200, 2, "")]
 
 
@@ -196,7 +196,7 @@ def test_a_crash_leaves_nothing_that_a_later_run_takes_for_whole(
         with monkeypatch.context() as patch:
             patch.setattr(os, "unlink", dying)
             try:
-                clean(output, keep=0, now=NOW)
+                clean_folder(output, keep=0, now=NOW)
             except KeyboardInterrupt:
                 pass
             else:
@@ -209,7 +209,7 @@ def test_a_crash_leaves_nothing_that_a_later_run_takes_for_whole(
             }
         seen.add(len(left))
         # And the next call removes the rest at once.
-        clean(output, keep=0, now=NOW)
+        clean_folder(output, keep=0, now=NOW)
         assert [path.name for path in work.iterdir()] == ["state.json"]
     assert stop_after == 6
     assert seen == {0, 1, 2}
@@ -221,19 +221,19 @@ def test_the_image_goes_with_the_last_run_of_its_slide(tmp_path: Path) -> None:
     image = made_image(tmp_path)
     (image / "note.txt").write_text("kept")
     (tmp_path / ".slidesam" / "s" / "empty").mkdir()
-    assert [removed.label for removed in clean(tmp_path, keep=None, now=NOW)] == ["cells"]
+    assert [removed.label for removed in clean_folder(tmp_path, keep=None, now=NOW)] == ["cells"]
     assert stages(late) == STAGES
     later = NOW + timedelta(days=7)
     for lock in (image / "lock.json", late / "lock.json"):
         with locked(lock, "a run", target="s"):
-            assert ".image" not in [removed.label for removed in clean(tmp_path, keep=None, now=later)]
-    assert clean(tmp_path, keep=None, now=later)[-1] == ("s", ".image", 200, 2, "")
+            assert ".image" not in [removed.label for removed in clean_folder(tmp_path, keep=None, now=later)]
+    assert clean_folder(tmp_path, keep=None, now=later)[-1] == ("s", ".image", 200, 2, "")
     assert [path.name for path in image.iterdir()] == ["note.txt"]
 
 
 def test_an_image_without_runs_or_with_a_new_one_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = made_image(tmp_path)
-    assert clean(tmp_path, keep=0, now=NOW) == []
+    assert clean_folder(tmp_path, keep=0, now=NOW) == []
     made(tmp_path)
 
     def late(*args, **kwargs):
@@ -243,9 +243,9 @@ def test_an_image_without_runs_or_with_a_new_one_stays(tmp_path: Path, monkeypat
         return locked(*args, **kwargs)
 
     shutil.rmtree(tmp_path / ".slidesam" / "s" / "cells" / "paint-3")
-    clean(tmp_path, keep=0, now=NOW + timedelta(days=-31))
+    clean_folder(tmp_path, keep=0, now=NOW + timedelta(days=-31))
     monkeypatch.setattr(clean_module, "locked", late)
-    assert [removed.label for removed in clean(tmp_path, keep=0, now=NOW)] == ["cells"]
+    assert [removed.label for removed in clean_folder(tmp_path, keep=0, now=NOW)] == ["cells"]
     assert stages(image) == ["convert-1", "rechunk-2"]
 
 
@@ -266,7 +266,7 @@ def test_what_crashes_left_goes_even_of_unfinished_runs(tmp_path: Path) -> None:
         path.write_bytes(b"x")
         os.utime(path, (NOW.timestamp() - DAY - 1,) * 2)
     os.utime(young, (NOW.timestamp() - DAY + 60,) * 2)
-    assert clean(tmp_path, keep=None, now=NOW) == [("s", "cells", 8, 4, "")]
+    assert clean_folder(tmp_path, keep=None, now=NOW) == [("s", "cells", 8, 4, "")]
     assert files(tmp_path) == kept | {str(path.relative_to(tmp_path)): b"x" for path in [young, *others]}
 
 
@@ -277,7 +277,7 @@ def test_claims_of_a_lock_that_is_there_stay(tmp_path: Path) -> None:
     claim.write_text("")
     os.utime(claim, (0, 0))
     (work / "lock.json").write_text("")
-    assert clean(tmp_path, keep=0, now=NOW) == []
+    assert clean_folder(tmp_path, keep=0, now=NOW) == []
     assert claim.exists()
 
 
@@ -291,7 +291,7 @@ def test_one_run_that_cannot_be_removed_costs_no_other(tmp_path: Path, monkeypat
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", fail)
-    first, second = clean(tmp_path, keep=0, now=NOW)
+    first, second = clean_folder(tmp_path, keep=0, now=NOW)
     assert first[:4] == ("a", "cells", 20, 2)
     assert "stitch-2 can't be removed (Permission denied): mend its permissions" in first.error
     assert second == ("b", "cells", 60, 6, "")
@@ -310,7 +310,7 @@ def test_a_full_disk_can_be_cleaned(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     with locked(busy / "lock.json", "a run", target="busy"):
         monkeypatch.setattr(Path, "open", full)
-        assert [removed[:2] for removed in clean(tmp_path, keep=0, now=NOW)] == [("s", "cells")]
+        assert [removed[:2] for removed in clean_folder(tmp_path, keep=0, now=NOW)] == [("s", "cells")]
         monkeypatch.setattr(Path, "open", real)
     assert stages(work) == []
     assert stages(busy) == STAGES
@@ -322,15 +322,15 @@ def test_links_are_left_alone(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     (work / "segment-1").rename(elsewhere)
     (work / "segment-1").symlink_to(elsewhere)
-    clean(output, keep=0, now=NOW)
+    clean_folder(output, keep=0, now=NOW)
     assert len(files(elsewhere)) == 2
 
 
 def test_folders_without_anything(tmp_path: Path) -> None:
-    assert clean(tmp_path, keep=0) == []
+    assert clean_folder(tmp_path, keep=0) == []
     assert size_of(tmp_path) == (0, 0)
     with pytest.raises(OutputError, match="none is no folder: give the one"):
-        clean(tmp_path / "none", keep=0)
+        clean_folder(tmp_path / "none", keep=0)
 
 
 def test_a_real_run_is_finished_before_and_after(tmp_path: Path) -> None:
@@ -347,9 +347,9 @@ def test_a_real_run_is_finished_before_and_after(tmp_path: Path) -> None:
     assert facts is not None
     record_finished(run, facts)
     before = size_of(output)
-    assert clean(output, keep=None) == []
+    assert clean_folder(output, keep=None) == []
     shown = standing(output)
-    removed = clean(output, keep=0)
+    removed = clean_folder(output, keep=0)
     assert [entry.label for entry in removed] == ["cells", ".image"]
     assert size_of(output).files == 1
     assert before.files == sum(entry.files for entry in removed) + 1

@@ -1,4 +1,4 @@
-"""The picture of a slide: which blocks it hatches, where it outlines the tissue mask, and which places it shows."""
+"""The picture of a slide: which blocks it hatches, where it outlines the tissue mask, and which details it shows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class TestPicture:
         labels = np.zeros((1, 1, 1, 4000, 6000), np.uint8)
         kept = np.zeros((4, 6), bool)
         kept[2, 3:5] = True
-        places = overlay.choose_places(BlockGrid((4000, 6000), (1000, 1000), 10), labels, kept)
+        details = overlay.choose_details(BlockGrid((4000, 6000), (1000, 1000), 10), labels, kept)
         seen = Region(2000, 3000, 3000, 5000)
-        assert places
-        assert all(not (place.region & seen).is_empty for place in places)
+        assert details
+        assert all(not (detail.region & seen).is_empty for detail in details)

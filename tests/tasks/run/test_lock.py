@@ -15,7 +15,7 @@ import pytest
 
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.run.lock import LockedError, holder, locked
-from slidesam.tasks.run.lock_file import Pace, claim_path
+from slidesam.tasks.run.lock_file import LockPace, claim_path
 from slidesam.tasks.run.owner import Owner
 from tests.support.lock_owners import FAST, PATIENT, QUIET, SKEWED, TARGET, is_free, locked_elsewhere, write_lock
 
@@ -103,7 +103,7 @@ def test_a_suspended_owner_loses_its_lock_and_notices(skew: int, path: Path, mon
 
         monkeypatch.setattr(os, "utime", skewed)
     with locked_elsewhere(path, QUIET, setup) as owner:
-        with pytest.raises(LockedError), locked(path, "me", target=TARGET, pace=Pace(beat=0.2, poll=0.05)):
+        with pytest.raises(LockedError), locked(path, "me", target=TARGET, pace=LockPace(beat=0.2, poll=0.05)):
             pytest.fail("two at once")
         owner.process.send_signal(signal.SIGSTOP)
         with locked(path, "me", target=TARGET, wait=60, pace=QUIET) as lock:
@@ -190,7 +190,7 @@ def test_a_short_failure_of_the_file_server_costs_nothing(path: Path, monkeypatc
         failed.set()
         raise OSError(errno.ESTALE, "stale")
 
-    with locked(path, "me", target=TARGET, pace=Pace(beat=0.05)) as lock:
+    with locked(path, "me", target=TARGET, pace=LockPace(beat=0.05)) as lock:
         monkeypatch.setattr(os, "utime", fail)
         monkeypatch.setattr(os, "link", fail)
         assert failed.wait(60)
@@ -205,7 +205,7 @@ def test_an_owner_that_cannot_reach_its_file_for_long_stops(path: Path, monkeypa
     def fail(*args: object) -> None:
         raise OSError(errno.EIO, "broken")
 
-    with locked(path, "me", target=TARGET, pace=Pace(beat=0.1, stale=0.4)) as lock:
+    with locked(path, "me", target=TARGET, pace=LockPace(beat=0.1, stale=0.4)) as lock:
         monkeypatch.setattr(os, "utime", fail)
         time.sleep(0.6)
         with pytest.raises(LockedError, match=r"couldn't be reached for 0.4 s"):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from slidesam.tasks.run.lock import LockedError, locked
-from slidesam.tasks.run.lock_file import Contender, Pace
+from slidesam.tasks.run.lock_file import Contender, LockPace
 from tests.support.lock_owners import FAST, TARGET, is_free, set_age, write_lock
 
 
@@ -23,7 +23,7 @@ def test_another_hosts_lock_is_taken_when_it_is_old_and_nobody_touches_it(path: 
     write_lock(path, age=61)
     messages: list[str] = []
     started = time.monotonic()
-    with locked(path, "me", target=TARGET, on_wait=messages.append, pace=Pace(beat=0.2, poll=0.05)) as lock:
+    with locked(path, "me", target=TARGET, on_wait=messages.append, pace=LockPace(beat=0.2, poll=0.05)) as lock:
         assert time.monotonic() - started >= 0.5
         lock.check()
     assert len(messages) == 1
@@ -40,9 +40,9 @@ def test_a_clock_that_was_ahead_does_not_lock_for_ever(path: Path) -> None:
 
 def test_an_old_lock_that_is_touched_again_lives(path: Path) -> None:
     """As after an outage of the file server."""
-    with locked(path, "me", target=TARGET, pace=Pace(beat=0.2)) as lock:
+    with locked(path, "me", target=TARGET, pace=LockPace(beat=0.2)) as lock:
         set_age(path, 100)
-        with pytest.raises(LockedError), locked(path, "I", target=TARGET, pace=Pace(beat=20, poll=0.05)):
+        with pytest.raises(LockedError), locked(path, "I", target=TARGET, pace=LockPace(beat=20, poll=0.05)):
             pytest.fail("it lives")
         lock.check()
 
@@ -54,10 +54,10 @@ def test_a_living_owner_whose_clock_is_behind_keeps_its_lock(path: Path, monkeyp
         past = time.time() - 100
         utime(file, (past, past) if file == path else None)
 
-    with locked(path, "me", target=TARGET, pace=Pace(beat=0.1)):
+    with locked(path, "me", target=TARGET, pace=LockPace(beat=0.1)):
         monkeypatch.setattr(os, "utime", behind)
         time.sleep(0.3)
-        with pytest.raises(LockedError), locked(path, "I", target=TARGET, pace=Pace(beat=20, poll=0.05)):
+        with pytest.raises(LockedError), locked(path, "I", target=TARGET, pace=LockPace(beat=20, poll=0.05)):
             pytest.fail("it lives")
 
 
@@ -70,7 +70,10 @@ def test_a_lock_that_was_touched_since_it_was_judged_is_not_taken_over(path: Pat
         return take_over(self, path, file)
 
     monkeypatch.setattr(Contender, "_take_over", touch_and_take_over)
-    with pytest.raises(LockedError, match="node7"), locked(path, "me", target=TARGET, pace=Pace(beat=0.1, poll=0.05)):
+    with (
+        pytest.raises(LockedError, match="node7"),
+        locked(path, "me", target=TARGET, pace=LockPace(beat=0.1, poll=0.05)),
+    ):
         pytest.fail("it came back")
     assert [file.name for file in path.parent.iterdir()] == ["lock.json"]
 
@@ -83,7 +86,7 @@ def test_a_file_that_names_nobody_counts_by_its_age(content: bytes, path: Path) 
     with pytest.raises(LockedError, match=unknown), locked(path, "me", target=TARGET):
         pytest.fail("its owner may be writing it")
     set_age(path, 61)
-    with locked(path, "me", target=TARGET, pace=Pace(beat=0.05, poll=0.02)) as lock:
+    with locked(path, "me", target=TARGET, pace=LockPace(beat=0.05, poll=0.02)) as lock:
         lock.check()
     assert is_free(path)
 
@@ -122,7 +125,7 @@ import os, random, sys, time
 from pathlib import Path
 from slidesam.tasks.errors import in_one_line
 from slidesam.tasks.run.lock import locked
-from slidesam.tasks.run.lock_file import Pace
+from slidesam.tasks.run.lock_file import LockPace
 
 path, rounds, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 inside, log = path.parent.parent / "inside", path.parent.parent / "log"
@@ -147,7 +150,7 @@ def slowed(name, deadly):
 
 def once():
     slowed("link", 0.01), slowed("replace", 0.05), slowed("unlink", 0.01), slowed("fstat", 0)
-    with locked(path, "racer", target="it", wait=60, pace=Pace(poll=0.002)) as lock:
+    with locked(path, "racer", target="it", wait=60, pace=LockPace(poll=0.002)) as lock:
         try:
             os.close(open_file(inside, os.O_CREAT | os.O_EXCL))
         except FileExistsError:
