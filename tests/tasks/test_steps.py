@@ -252,13 +252,13 @@ def test_halving_averages_what_there_is(dtype: str, shape: tuple[int, int]) -> N
 
 def test_places_of_the_overlay_are_where_objects_cross(tmp_path: Path) -> None:
     from slidesam.tasks.grid import BlockGrid
-    from slidesam.tasks.report.overlay import choose_places
+    from slidesam.tasks.report.overlay import choose_details
 
     labels = zarr.create_array(
         store=zarr.storage.MemoryStore(), shape=(1, 1, 1, 2048, 2048), chunks=(1, 1, 1, 512, 512), dtype="uint32"
     )
     for number in range(5):
         labels[0, 0, 0, 1024 - 60 + 30 * number : 1024 - 40 + 30 * number, 1536 - 5 : 1536 + 5] = number + 1
-    places = choose_places(BlockGrid((2048, 2048), (512, 512), 64), labels)
+    places = choose_details(BlockGrid((2048, 2048), (512, 512), 64), labels)
     assert places[0].objects_at_seam == 5
     assert places[0].region[:2] == (1024 - 192, 1536 - 192)
