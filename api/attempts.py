@@ -154,7 +154,7 @@ def run_stages(run: Run, executor: StepExecutor, check: Callable[[], None]) -> P
     """
     seconds = prepare_image(run, executor)
     check()
-    seconds |= order.segment_blocks(run, executor)
+    seconds |= order.segment_missing_blocks(run, executor)
     check()
     return order.stitch_and_export(run, executor, seconds)
 

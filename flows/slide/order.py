@@ -1,7 +1,7 @@
 """The order of a slide's steps, whoever executes them: what runs on what, in which batches, and which errors end a stage.
 
     write_image          ready image, tiles of each level, the last levels with the image's metadata
-    segment_blocks       prepare, then batches of blocks that have no done-mark
+    segment_missing_blocks  prepare, then batches of blocks that have no done-mark
     stitch_and_export    batches compared, objects numbered, batches painted, export
 
 An `Executor` runs the steps: tasks of a flow (`stages`), this process or a Dask client (`slidesam.executors`). Retries are its
@@ -100,7 +100,7 @@ def write_image(run: Run, executor: Executor) -> float:
     return seconds + float(executor.one(steps.finish_image, run, rest)["seconds"])
 
 
-def segment_blocks(run: Run, executor: Executor, block_ids: Sequence[int] | None = None) -> dict[str, float]:
+def segment_missing_blocks(run: Run, executor: Executor, block_ids: Sequence[int] | None = None) -> dict[str, float]:
     """Segment the blocks that have no done-mark.
 
     Args:

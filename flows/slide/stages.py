@@ -76,8 +76,8 @@ def image_stage(run: Run, session: Session) -> float:
     name="segment blocks", flow_run_name="segment blocks of {run.name}", persist_result=False, validate_parameters=False
 )
 def segment_stage(run: Run, session: Session, block_ids: Sequence[int] | None = None) -> dict[str, float]:
-    """Segment the blocks that have no done-mark; see `order.segment_blocks`."""
-    return order.segment_blocks(run, FlowTasks(session), block_ids)
+    """Segment the blocks that have no done-mark; see `order.segment_missing_blocks`."""
+    return order.segment_missing_blocks(run, FlowTasks(session), block_ids)
 
 
 @flow(
