@@ -43,7 +43,7 @@ demo: install  ## make a 4096 x 4096 px slide and segment it, about a minute; lo
 	@$(BIN)/slidesam demo --output $(DEMO)
 
 # Processes that tests run in: most of the time they wait for others. tests/conftest.py says which tests stay together.
-AT_ONCE ?= 3
+AT_ONCE ?= 4
 
 test: lint  ## lint, types and all tests (about 20 minutes on two cores; fast ones alone: make test-fast)
 	@$(KEEP_MEMORY) $(BIN)/python -m pytest -n $(AT_ONCE) --dist loadscope --no-loadscope-reorder

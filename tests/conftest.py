@@ -20,32 +20,23 @@ pytest_plugins = [
 # Where this is set (CI sets it), a skipped test is a failed one: nothing is left out unnoticed.
 NO_SKIPS = bool(os.environ.get("SLIDESAM_NO_SKIPS"))
 
-# Files whose tests run one after the other, in one process, where pytest runs in several: jobs of two would wait for each
-# other, and what is started once (a server, a checkpoint) serves all of them. Any other file is a group of its own.
-# The groups that take longest begin.
+# How names of files begin whose tests run one after the other, in one process, where pytest runs in several: what is started
+# once (a server, workers, a checkpoint) serves all of them. Any other file is a group of its own. The longest groups begin.
 GROUPS = {
-    "slurm": (
-        "flows/cluster/test_slurm",
-        "flows/many/test_operations_slurm",
-        "infra/test_interactive",
-        "flows/doctor/test_doctor",
-    ),
-    "operations": ("flows/many/test_operations", "infra/test_prefect_server"),
+    "slurm": ("flows/cluster/test_slurm",),
     "microsam": tuple(
         f"tasks/segmenters/microsam/test_{file}" for file in ("segmenter", "encoder", "library", "pipeline", "offline")
     ),
-    "cli": ("flows/cli/test_app",),
-    "flows": (
-        "flows/slide/test_segment_slide",
-        "flows/many/test_cohort",
-        "flows/progress/test_run_page",
-        "flows/progress/test_ui",
-    ),
+    "flows": ("flows/slide/", "flows/progress/"),
+    "operations": ("flows/many/test_operations",),
+    "jobs": ("flows/many/test_operations_slurm", "infra/test_interactive", "flows/doctor/"),
+    "cli": ("flows/cli/", "flows/many/test_cohort"),
     "container": ("infra/test_container",),
-    "device_workers": ("flows/cluster/test_device_workers",),
-    "faults": ("flows/slide/test_faults",),
+    "prefect-server": ("infra/test_prefect_server",),
+    "stitch": ("tasks/stitch/",),
+    "device workers": ("flows/cluster/test_device_workers",),
 }
-GROUP_OF = {f"tests/{file}.py": group for group, files in GROUPS.items() for file in files}
+GROUP_OF = {f"tests/{beginning}": group for group, beginnings in GROUPS.items() for beginning in beginnings}
 
 
 @pytest.fixture(scope="session")
@@ -76,10 +67,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     order = list(GROUPS)
 
     def place(item: pytest.Item) -> int:
-        group = GROUP_OF.get(item.nodeid.partition("::")[0])
-        return len(order) if group is None else order.index(group)
+        group = group_of(item.nodeid)
+        return order.index(group) if group in order else len(order)
 
     items.sort(key=place)
+
+
+def group_of(nodeid: str) -> str:
+    """Name the group of a test: its file, unless GROUPS names another."""
+    beginnings = [beginning for beginning in GROUP_OF if nodeid.startswith(beginning)]
+    return GROUP_OF[max(beginnings, key=len)] if beginnings else nodeid.partition("::")[0]
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -88,7 +85,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object):
 
     class ByGroup(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            return GROUP_OF.get(file, file)
+            return group_of(nodeid)
 
     return ByGroup(config, log)

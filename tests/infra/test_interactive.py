@@ -244,7 +244,7 @@ def in_job(cluster: Cluster, resources: list[str], start: str, then: str = "") -
 @pytest.mark.skipif(
     "gpu" not in slurm_partitions(), reason="no Slurm with a partition gpu: infra/dev-slurm/slurm start"
 )
-def test_in_a_job_with_two_gpus_each_worker_sees_one(cluster: Cluster) -> None:
+def test_in_a_job_with_two_gpus_each_worker_sees_one(shared_slurm, cluster: Cluster) -> None:
     text = in_job(cluster, ["--partition=gpu", "--gres=gpu:2", "--ntasks=1"], "--gpus 2")
     assert sorted(seen[:2] for seen in seen_in(text).values()) == [["0", "0"], ["1", "1"]]
     assert "stopped: no process is left" in text
@@ -255,7 +255,9 @@ def test_in_a_job_with_two_gpus_each_worker_sees_one(cluster: Cluster) -> None:
 @pytest.mark.skipif(
     "cpu" not in slurm_partitions(), reason="no Slurm with a partition cpu: infra/dev-slurm/slurm start"
 )
-def test_in_a_job_of_two_nodes_each_has_workers_which_segment_a_slide(cluster: Cluster, tmp_path: Path) -> None:
+def test_in_a_job_of_two_nodes_each_has_workers_which_segment_a_slide(
+    shared_slurm, cluster: Cluster, tmp_path: Path
+) -> None:
     log, slide = tmp_path / "log", write_numbered_slide(tmp_path / "attached.tif", 4, 5)
     settings = [part for key, value in faulty(log, seconds=0.3).items() for part in ("--set", f"{key}={value}")]
     segment = shlex.join([

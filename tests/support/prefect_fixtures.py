@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -26,7 +30,23 @@ def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def prefect_server(prefect_home: Path) -> Iterator[str]:
+def made_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first server of the session leaves its database as it made it, for all processes: that takes 3 s."""
+    folder = tmp_path_factory.getbasetemp()
+    return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "prefect.db"
+
+
+def copy_database(database: Path, target: Path) -> None:
+    """Copy a server's database, whole, even while a server has it open."""
+    # What is at the target's place is there whole or not at all.
+    copy = target.with_name(f"{target.name}.{os.getpid()}")
+    with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(copy)) as made:
+        source.backup(made)
+    copy.replace(target)
+
+
+@pytest.fixture(scope="session")
+def prefect_server(prefect_home: Path, made_database: Path) -> Iterator[str]:
     """URL of the API of a server that runs for the session, where the nodes of a Slurm for tests can reach it too.
 
     It has no password, unlike one that slidesam starts beyond loopback: a browser would have to know it.
@@ -35,14 +55,24 @@ def prefect_server(prefect_home: Path) -> Iterator[str]:
 
     from slidesam.flows.prefect_api import server
 
-    url, process, log = server._start(prefect_home, slurm_fixtures.HOST if slurm_fixtures.is_up() else "127.0.0.1", "")
-    try:
-        server._wait(url, process, log)
-        with temporary_settings({PREFECT_HOME: prefect_home, PREFECT_API_URL: url}):
-            yield url
-            server._hand_over()
-    finally:
-        server._stop(process)
+    host = slurm_fixtures.HOST if slurm_fixtures.is_up() else "127.0.0.1"
+    with made_database.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        is_first = not made_database.exists()
+        if not is_first:
+            copy_database(made_database, prefect_home / "prefect.db")
+            fcntl.flock(lock, fcntl.LOCK_UN)
+        url, process, log = server._start(prefect_home, host, "")
+        try:
+            server._wait(url, process, log)
+            if is_first:
+                copy_database(prefect_home / "prefect.db", made_database)
+                fcntl.flock(lock, fcntl.LOCK_UN)
+            with temporary_settings({PREFECT_HOME: prefect_home, PREFECT_API_URL: url}):
+                yield url
+                server._hand_over()
+        finally:
+            server._stop(process)
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +20,9 @@ DEV_SLURM = ROOT / "infra" / "dev-slurm" / "slurm"
 # What the profiles that come with slidesam need to know of this Slurm. Small jobs, so that eight fit.
 HERE = {"scheduler.host": HOST, "give_back_after": 5}
 SMALL = {"cores": 1, "memory": 2}
+# Slurm's account of all jobs that this process submits: other processes of tests use the same Slurm at the same time.
+ACCOUNT = f"slidesam-{os.environ.get('PYTEST_XDIST_WORKER', 'tests')}"
+LOCK = Path(tempfile.gettempdir()) / f"slidesam-tests-slurm-{os.getuid()}.lock"
 
 
 def profile(name: str, **changes: object):
@@ -34,11 +42,24 @@ def options(**changes: object) -> list[str]:
 
 
 def queue() -> list[list[str]]:
-    """Id, name, state and node of all jobs."""
+    """Read id, name, state and node of this process's jobs."""
     text = subprocess.run(
-        ["squeue", "--noheader", "--format=%A|%j|%T|%N"], capture_output=True, text=True, check=True, timeout=60
+        ["squeue", "--noheader", "--format=%a|%A|%j|%T|%N"], capture_output=True, text=True, check=True, timeout=60
     ).stdout
-    return [line.split("|") for line in text.splitlines()]
+    return [job for account, *job in (line.split("|") for line in text.splitlines()) if account == ACCOUNT]
+
+
+def cancel_all() -> None:
+    """Cancel this process's jobs."""
+    subprocess.run(["scancel", *(job[0] for job in queue())], check=False, capture_output=True)
+
+
+@contextmanager
+def _locked(operation: int) -> Iterator[None]:
+    """Hold the lock on Slurm, with others (LOCK_SH) or alone (LOCK_EX)."""
+    with LOCK.open("w") as file:
+        fcntl.flock(file, operation)
+        yield
 
 
 def until(what: Callable[[], object], seconds: float = 180.0) -> object:
@@ -51,24 +72,52 @@ def until(what: Callable[[], object], seconds: float = 180.0) -> object:
 
 
 def is_up() -> bool:
-    """Whether both nodes take jobs."""
-    return subprocess.run([DEV_SLURM, "status"], capture_output=True, check=False).returncode == 0
+    """Tell whether both nodes take jobs."""
+    # A test of another process may have taken a node away.
+    with _locked(fcntl.LOCK_SH):
+        return subprocess.run([DEV_SLURM, "status"], capture_output=True, check=False).returncode == 0
 
 
 @pytest.fixture(scope="session")
-def slurm_up() -> None:
-    """Slurm is there, with both nodes."""
+def slurm_up() -> Iterator[None]:
+    """Require Slurm with both nodes, and mark the jobs of this process as its own."""
     if not is_up():
         pytest.skip(
             "infra/dev-slurm isn't running: `infra/dev-slurm/slurm install && infra/dev-slurm/slurm start` as root"
         )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SBATCH_ACCOUNT", ACCOUNT)
+        yield
 
 
 @pytest.fixture
-def slurm(slurm_up: None, prefect_server: str) -> Iterator[None]:
-    """Slurm with an empty queue, which it must be again afterwards."""
+def shared_slurm(slurm_up: None) -> Iterator[None]:
+    """Use Slurm while tests of other processes may."""
+    with _locked(fcntl.LOCK_SH):
+        yield
+
+
+@pytest.fixture
+def empty_queue(shared_slurm: None) -> Iterator[None]:
+    """Use Slurm with no job of this process in the queue, before and after."""
+    yield from _check_queue()
+
+
+@pytest.fixture
+def slurm(prefect_server: str, empty_queue: None) -> None:
+    """Use Slurm with an empty queue, and a Prefect server that its nodes can reach."""
+
+
+@pytest.fixture
+def whole_slurm(slurm_up: None, prefect_server: str) -> Iterator[None]:
+    """Like `slurm`, but alone: for a test that needs all GPUs or all memory, or takes a node away."""
+    with _locked(fcntl.LOCK_EX):
+        yield from _check_queue()
+
+
+def _check_queue() -> Iterator[None]:
     until(lambda: queue() == [], 90)
     yield
     left = queue()
-    subprocess.run(["scancel", "--me"], check=False)
+    cancel_all()
     assert left == []

@@ -18,6 +18,7 @@ import yaml
 
 from slidesam.tasks.settings.parse import make_settings
 from tests.support import ROOT
+from tests.support.prefect_fixtures import copy_database
 from tests.support.slides import write_numbered_slide
 
 
@@ -33,8 +34,11 @@ def slidesam(*arguments: object, home: Path, **environment: str) -> subprocess.C
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("home")
+def home(tmp_path_factory, made_database: Path) -> Path:
+    home = tmp_path_factory.mktemp("home")
+    if made_database.exists():
+        copy_database(made_database, home / "prefect.db")
+    return home
 
 
 def errors_of(result: subprocess.CompletedProcess[str]) -> list[str]:

@@ -20,7 +20,7 @@ from tests.flows.slide.test_segment_slide import CMU1_SETTINGS, NAME, faulty, la
 from tests.support.prefect_fixtures import THIRD_PARTY_WARNINGS
 from tests.support.serial import segment_serially
 from tests.support.slides import write_numbered_slide
-from tests.support.slurm_fixtures import DEV_SLURM, options, profile, queue, until
+from tests.support.slurm_fixtures import DEV_SLURM, cancel_all, options, profile, queue, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.slurm, *(pytest.mark.filterwarnings(each) for each in THIRD_PARTY_WARNINGS)]
 
@@ -90,7 +90,7 @@ def test_a_real_slide_in_four_jobs_gives_the_bytes_of_a_local_run(slurm, cmu1: P
 
 
 def test_gpu_jobs_see_one_gpu_each_the_third_waits_and_they_are_given_back_before_stitching(
-    slurm, tmp_path: Path, monkeypatch
+    whole_slurm, tmp_path: Path, monkeypatch
 ) -> None:
     from slidesam.flows.slide import segment_slide as module
 
@@ -240,7 +240,7 @@ def test_a_killed_flow_leaves_jobs_that_end_and_the_same_command_finishes(
 
 
 def test_jobs_of_a_killed_flow_end_by_themselves_and_clean_cancels_those_that_wait(
-    slurm, prefect_server, tmp_path: Path
+    whole_slurm, prefect_server, tmp_path: Path
 ) -> None:
     # Of the second job there is no room: it waits.
     changes = {"cpu__maximum_jobs": 5, "cpu__memory": 30, "death_timeout": 20}
@@ -291,7 +291,7 @@ def test_a_block_that_always_kills_its_worker_is_named_and_the_others_finish(slu
     assert until(lambda: queue() == [], 90)
 
 
-def test_a_node_that_vanishes_costs_the_blocks_in_flight_only(slurm, tmp_path: Path) -> None:
+def test_a_node_that_vanishes_costs_the_blocks_in_flight_only(whole_slurm, tmp_path: Path) -> None:
     log, slide = tmp_path / "log", write_numbered_slide(tmp_path / "node.tif", 6, 6)
 
     def vanish() -> None:
@@ -304,7 +304,7 @@ def test_a_node_that_vanishes_costs_the_blocks_in_flight_only(slurm, tmp_path: P
         with meanwhile(vanish):
             assert run_on(where, slide, tmp_path / "out", faulty(log, seconds=0.6)).objects == 36
     finally:
-        subprocess.run(["scancel", "--me"], check=False)
+        cancel_all()
         subprocess.run([DEV_SLURM, "start"], check=True, capture_output=True)
     done = counts(log)
     assert len(done) == 36

@@ -138,7 +138,9 @@ def test_workers_on_this_machine(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.slurm
-def test_a_healthy_cluster_with_a_server_of_its_own(slurm_up, prefect_home: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_healthy_cluster_with_a_server_of_its_own(
+    shared_slurm, prefect_home: Path, tmp_path: Path, monkeypatch
+) -> None:
     from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
     monkeypatch.setenv("COLUMNS", "200")
@@ -173,7 +175,7 @@ def test_a_healthy_cluster_with_a_server_of_its_own(slurm_up, prefect_home: Path
 
 @pytest.mark.slow
 @pytest.mark.slurm
-def test_all_that_nodes_lack_is_named_with_its_cure(slurm_up, tmp_path: Path) -> None:
+def test_all_that_nodes_lack_is_named_with_its_cure(shared_slurm, tmp_path: Path) -> None:
     output = tmp_path / "private"
     output.mkdir()
     (tmp_path / "weights").mkdir()
@@ -213,7 +215,7 @@ def test_all_that_nodes_lack_is_named_with_its_cure(slurm_up, tmp_path: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.slurm
-def test_jobs_that_wait_or_end_too_early_say_why(slurm_up, tmp_path: Path) -> None:
+def test_jobs_that_wait_or_end_too_early_say_why(shared_slurm, tmp_path: Path) -> None:
     where = profile(
         "slurm-gpu", cpu__directives=["--begin=now+1hour"], gpu__prologue=["echo module: command not found", "exit 1"]
     )
@@ -231,7 +233,7 @@ def test_jobs_that_wait_or_end_too_early_say_why(slurm_up, tmp_path: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.slurm
-def test_what_slurm_refuses_is_not_submitted(slurm_up, tmp_path: Path) -> None:
+def test_what_slurm_refuses_is_not_submitted(shared_slurm, tmp_path: Path) -> None:
     where = profile("slurm-gpu", cpu__memory=500, gpu__partition="nope")
     with api(host=HOST) as url, configured(url):
         here = examine_here(where, WATERSHED, tmp_path)
@@ -244,7 +246,7 @@ def test_what_slurm_refuses_is_not_submitted(slurm_up, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.slurm
-def test_ctrl_c_leaves_no_job(slurm_up, tmp_path: Path) -> None:
+def test_ctrl_c_leaves_no_job(shared_slurm, tmp_path: Path) -> None:
     with api(host=HOST) as url:
         changes = json.dumps({"cpu__prologue": ["sleep 100"]})
         arguments = process(

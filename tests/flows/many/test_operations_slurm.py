@@ -37,7 +37,7 @@ def server(slurm_up: None) -> Iterator[Server]:
 
 
 def test_jobs_report_to_a_server_with_a_password_and_a_cancelled_run_frees_the_queue(
-    slurm, server: Server, tmp_path: Path
+    empty_queue, server: Server, tmp_path: Path
 ) -> None:
     with pytest.raises(urllib.error.HTTPError, match="401"):
         server.api("flow_runs/filter", {}, password="")
