@@ -1,6 +1,6 @@
 """micro-sam's networks made small, so that a block costs seconds instead of a minute; all around them is as it is.
 
-Of the image encoder of SAM's ViT-B two of twelve blocks are left, windowed ones, and of the channels of micro-sam's decoder an
+Of the image encoder of SAM's ViT-B one of twelve blocks is left, a windowed one, and of the channels of micro-sam's decoder an
 eighth. What reaches them, and what is made of what they say, is what slidesam's tests are about.
 """
 
@@ -25,7 +25,7 @@ def use_small_networks() -> None:
     build = sys.modules["segment_anything.build_sam"]._build_sam
     # The registry is one object, which micro_sam has too.
     sam_model_registry["vit_b"] = partial(
-        build, encoder_embed_dim=768, encoder_depth=2, encoder_num_heads=12, encoder_global_attn_indexes=[]
+        build, encoder_embed_dim=768, encoder_depth=1, encoder_num_heads=12, encoder_global_attn_indexes=[]
     )
     if not isinstance(generators.UNETR, partial):
         generators.UNETR = partial(generators.UNETR, initial_features=8)

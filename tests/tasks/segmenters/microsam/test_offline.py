@@ -40,14 +40,14 @@ class Trap:
 @pytest.mark.slow
 @pytest.mark.parametrize("weights", ["none", "trap"])
 def test_a_run_without_the_right_weights_ends_before_any_block(
-    weights: str, slidesam, cache: Path, tmp_path: Path
+    weights: str, slidesam, cache: Path, prefect_server: str, tmp_path: Path
 ) -> None:
     slide, output, marker = write_numbered_slide(tmp_path / "slide.tif"), tmp_path / "out", tmp_path / "executed"
     if weights == "trap":
         (cache / "models").mkdir(parents=True)
         (cache / "models" / "vit_b_lm").write_bytes(pickle.dumps(Trap(marker)))
         (cache / "models" / "vit_b_lm_decoder").write_bytes(DECODER)
-    result = slidesam("segment", slide, "--output", output)
+    result = slidesam("segment", slide, "--output", output, PREFECT_API_URL=prefect_server)
     assert result.returncode == 1
     (error,) = errors_of(result)
     assert "`slidesam models fetch vit_b_lm" in error

@@ -62,7 +62,7 @@ def reference(image, microsam_checkpoint: Path, tmp_path_factory) -> dict[str, l
                 case["range"] = {"low": [0.0] * 3, "high": [top] * 3}
             listed.append(case)
     (folder / "cases.json").write_text(json.dumps(listed))
-    alone("reference", folder / "cases.json", threads=THREADS)
+    alone("reference", folder / "cases.json")
     return {mode: [np.load(folder / f"{mode}{number}.npy.labels.npy") for number in range(2)] for mode in CASES}
 
 
