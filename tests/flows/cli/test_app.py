@@ -128,7 +128,8 @@ def test_bad_slides_cost_the_good_one_nothing(home, tmp_path) -> None:
     output = tmp_path / "out"
     result = slidesam(
         "segment", *(tmp_path / name for name in bad), good, "-o", output, "--segmenter", "watershed",
-        "--set", "blocks.block_shape=64", "--set", "blocks.halo=16", "--set", "segmenter.threshold=0.5", home=home,
+        "--set", "blocks.block_shape=64", "--set", "blocks.halo=16", "--set", "segmenter.threshold=0.5", "--workers", 1,
+        home=home,
     )  # fmt: skip
     assert result.returncode == 1
     errors = errors_of(result)

@@ -85,7 +85,7 @@ def test_failed_slides_of_a_command_are_retried_with_their_settings_and_only_wha
     options = [
         f"--set={name}={value}" for name, value in faulty(tmp_path / "none").items() if name != "segmenter.options"
     ]
-    first = slidesam("segment", scans / "list.csv", "-o", output, "--workers", 2, *options, **common)
+    first = slidesam("segment", scans / "list.csv", "-o", output, "--workers", 1, *options, **common)
     assert first.returncode == 1
     assert "1 of 3 slides finished" in first.stdout
     assert "bad.tif: truncated" in first.stderr
