@@ -24,9 +24,7 @@ NO_SKIPS = bool(os.environ.get("SLIDESAM_NO_SKIPS"))
 # once (a server, workers, a checkpoint) serves all of them. Any other file is a group of its own. The longest groups begin.
 GROUPS = {
     "slurm": ("flows/cluster/test_slurm",),
-    "microsam": tuple(
-        f"tasks/segmenters/microsam/test_{file}" for file in ("segmenter", "encoder", "library", "pipeline", "offline")
-    ),
+    "microsam": ("tasks/segmenters/microsam/",),
     "flows": ("flows/slide/", "flows/progress/"),
     "operations": ("flows/many/test_operations",),
     "jobs": ("flows/many/test_operations_slurm", "infra/test_interactive", "flows/doctor/"),
