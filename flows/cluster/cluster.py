@@ -1,7 +1,7 @@
 """Starts what computes blocks: worker processes of this machine, jobs of a queue, or nothing if a Dask cluster runs already.
 
 A profile says which. Workers start when a stage first asks for their address, so that a run that finds all results starts
-nothing. Jobs are submitted as long as there is work for them, and those of the `gpu` part end when segmenting ends.
+nothing. Jobs are submitted as long as there is work for them, and those of the `gpu` pool end when segmenting ends.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Workers:
 
 
 class Cluster:
-    """The workers of a profile; each part starts when a stage first asks for it.
+    """The workers of a profile; each pool starts when a stage first asks for it.
 
     Args:
         profile: What to start.
@@ -79,23 +79,23 @@ class Cluster:
         Raises:
             ClusterError: They can't be started or reached.
         """
-        part = self.part(stage)
+        pool = self.pool(stage)
         if not self._started:
             import dask
             import distributed  # noqa: F401 (sets its defaults first; otherwise they would go with the settings below)
 
             self._settings.enter_context(dask.config.set(_SETTINGS))
-        if part not in self._started:
-            self._started[part] = self._start(part)
-        return self._started[part]
+        if pool not in self._started:
+            self._started[pool] = self._start(pool)
+        return self._started[pool]
 
     @property
     def address(self) -> str:
         """Address of the scheduler of the stages that need no accelerator."""
         return self.workers().address
 
-    def part(self, stage: Stage) -> Stage:
-        """Return the part of the profile that a stage uses: `cpu` if there is one part for all stages."""
+    def pool(self, stage: Stage) -> Stage:
+        """Return the pool of the profile that a stage uses: `cpu` if there is one pool for all stages."""
         has_two = isinstance(self.profile, SlurmProfile | QueueProfile) and self.profile.gpu is not None
         return stage if has_two else "cpu"
 
@@ -114,16 +114,16 @@ class Cluster:
         """Names of this cluster's jobs in the queue, now or later; empty if it has no jobs."""
         if not isinstance(self.profile, SlurmProfile | QueueProfile):
             return []
-        return [f"{self.name}-{part}" for part in ("cpu", "gpu") if self.part(part) == part]
+        return [f"{self.name}-{pool}" for pool in ("cpu", "gpu") if self.pool(pool) == pool]
 
     @property
     def dashboards(self) -> dict[str, str]:
-        """Web pages of the running schedulers, by part."""
-        return {part: workers.dashboard for part, workers in self._started.items() if workers.dashboard is not None}
+        """Web pages of the running schedulers, by pool."""
+        return {pool: workers.dashboard for pool, workers in self._started.items() if workers.dashboard is not None}
 
-    def give_back(self, stage: Stage) -> None:
-        """End the jobs of a stage, unless other stages use them, too."""
-        if self.part(stage) == stage and stage != "cpu" and stage in self._started:
+    def end_pool(self, stage: Stage) -> None:
+        """End the jobs of a stage at once, whatever `give_back_after` says, unless other stages use them, too."""
+        if self.pool(stage) == stage and stage != "cpu" and stage in self._started:
             self._started.pop(stage).close()
 
     def trouble(self) -> ClusterError | None:
@@ -133,8 +133,8 @@ class Cluster:
 
     def standing(self) -> str:
         """Describe the state of the jobs; empty if there are none."""
-        keepers = {part: workers.keeper for part, workers in self._started.items() if workers.keeper is not None}
-        return "; ".join(f"{part}: {keeper.standing()}" for part, keeper in keepers.items())
+        keepers = {pool: workers.keeper for pool, workers in self._started.items() if workers.keeper is not None}
+        return "; ".join(f"{pool}: {keeper.standing()}" for pool, keeper in keepers.items())
 
     def close(self) -> None:
         """End everything that was started."""
@@ -144,7 +144,7 @@ class Cluster:
                 ends.callback(workers.close)
             self._started = {}
 
-    def _start(self, part: Stage) -> Workers:
+    def _start(self, pool: Stage) -> Workers:
         profile = self.profile
         if isinstance(profile, AttachProfile):
             return _attached(profile)
@@ -152,7 +152,7 @@ class Cluster:
             return _local(profile)
         if isinstance(profile, LocalGpuProfile):
             return _local_gpu(profile)
-        return _jobs(profile, part, f"{self.name}-{part}", self.logs)
+        return _jobs(profile, pool, f"{self.name}-{pool}", self.logs)
 
 
 def _attached(profile: AttachProfile) -> Workers:
@@ -238,7 +238,7 @@ def _local_gpu(profile: LocalGpuProfile) -> Workers:
     return Workers(str(cluster.scheduler_address), _dashboard(cluster.dashboard_link), stack.close)
 
 
-def _jobs(profile: JobProfile, part: Stage, name: str, logs: Path | None) -> Workers:
+def _jobs(profile: JobProfile, pool: Stage, name: str, logs: Path | None) -> Workers:
     """Start a scheduler in this process, whose workers come in jobs.
 
     Raises:
@@ -247,7 +247,7 @@ def _jobs(profile: JobProfile, part: Stage, name: str, logs: Path | None) -> Wor
     from slidesam.flows.cluster import slurm
     from slidesam.flows.cluster.keeper import JobKeeper, kept_job
 
-    jobs, is_slurm = jobs_of(profile, part), isinstance(profile, SlurmProfile)
+    jobs, is_slurm = jobs_of(profile, pool), isinstance(profile, SlurmProfile)
     if is_slurm and not slurm.has_slurm():
         raise ClusterError(
             f"Slurm's commands aren't here on {socket.gethostname()}", "run this on a login or compute node"
@@ -264,8 +264,8 @@ def _jobs(profile: JobProfile, part: Stage, name: str, logs: Path | None) -> Wor
                 n_workers=0,
                 name=name,
                 job_cls=kept_job(kind.job_cls),
-                scheduler_options=scheduler_options(profile, part),
-                **job_options(profile, part, name, logs),
+                scheduler_options=scheduler_options(profile, pool),
+                **job_options(profile, pool, name, logs),
             )
         )
     except (OSError, RuntimeError, ValueError) as error:

@@ -219,7 +219,7 @@ class _QueueProfile(_Section):
     death_timeout: Annotated[int, Field(ge=5)] = 60
     """Seconds after which a job ends if it finds no scheduler, for instance because slidesam was killed."""
     give_back_after: Annotated[int, Field(ge=1)] = 60
-    """Seconds without work after which a job is given back during a run."""
+    """Seconds after which a job is given back during a run if it has no work and fewer jobs are needed; `minimum_jobs` stay."""
 
 
 class SlurmProfile(_QueueProfile):

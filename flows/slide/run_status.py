@@ -1,4 +1,7 @@
-"""What `slidesam status` and the Prefect UI are told of a slide's run: that it runs, what it uses, and how it ended."""
+"""What `slidesam status` and the Prefect UI are told of a slide's run: that it runs, what it uses, and how it ended.
+
+This is the flow's writer of state.json (`tasks.run.records.State`); the Python interface's is `slidesam.attempts`.
+"""
 
 from __future__ import annotations
 

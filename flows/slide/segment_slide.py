@@ -201,6 +201,6 @@ def _run_stages(run: Run, session: Session, status: RunStatus, owner: str) -> Pr
         runner = on("cpu" if is_segmented(run) else "gpu")
         seconds |= segment_stage.with_options(task_runner=runner)(run, session)
     finally:
-        cluster.give_back("gpu")
+        cluster.end_pool("gpu")
     session.check()
     return stitch_stage.with_options(task_runner=on("cpu"))(run, session, seconds)

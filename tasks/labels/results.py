@@ -1,6 +1,6 @@
 """Results of the blocks on disk: local labels in one Zarr array, and a table of objects per block.
 
-`halo_strips` has what neighbours read of the labels.
+`halo_strips` writes what neighbours read of the labels, and `tasks.segment.loop` the done-mark, last of all.
 
 segment-<fingerprint>/blocks.zarr            (block, y, x) local labels, one shard file per block
 segment-<fingerprint>/objects/<block_id>.npy   what a block knows about its objects

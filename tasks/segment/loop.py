@@ -173,7 +173,7 @@ class _BlockWork:
         return lambda: self._finish(self.run.grid[block_id], labels, mark)
 
     def _finish(self, block: Block, deferred: Callable[[], NDArray[np.uint32]], mark: BlockMark) -> None:
-        """Write a block's labels, then its done-mark, with the number of objects and the time of this part added."""
+        """Write a block's labels, table and halo strips, then its done-mark, which gets the number of objects and the time."""
         started, run, block_id = time.perf_counter(), self.run, block.block_id
         labels = deferred()
         if not run.scale.is_one:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from slidesam.tasks.labels.objects import DEEP
 from slidesam.tasks.settings.sections import StitchSettings
-from slidesam.tasks.stitch.judge import Matches
+from slidesam.tasks.stitch.matches import Matches
 from slidesam.tasks.stitch.outlines import Outlines
 from slidesam.tasks.stitch.tables import BlockLabels, Flags, Ints, LabelPairs, count_components, first_labels
 

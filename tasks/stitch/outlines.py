@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from slidesam.tasks.settings.sections import StitchSettings
-from slidesam.tasks.stitch.judge import Matches
+from slidesam.tasks.stitch.matches import Matches
 from slidesam.tasks.stitch.tables import BlockLabels, Flags, Ints, LabelPairs, count_components, run_starts
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from slidesam.tasks.grid import Block, BlockGrid, Region
 from slidesam.tasks.labels.kernels import View
 from slidesam.tasks.labels.objects import ObjectTable, find_split_pairs
-from slidesam.tasks.stitch.match import compare_views
+from slidesam.tasks.stitch.compare import compare_views
 from slidesam.tasks.stitch.tables import BlockLabels, LabelPairs
 
 # Returns a block's labels on a region of the slide that the block sees.

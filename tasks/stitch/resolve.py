@@ -1,9 +1,11 @@
 """From what blocks see to the slide's objects: which labels are one object, whose outline it gets, what is suppressed.
 
-1. `judge_pairs`        which overlapping labels match
-2. `join_matches`       labels joined by matches are one object, a *component*
-3. `choose_outlines`    the label that an object's outline is taken from, or the fragments of one that no block sees whole
-4. `resolve_conflicts`  objects that others cover are suppressed; the rest are numbered 1..N
+1. `judge_pairs`        (matches.py)    which overlapping labels match
+2. `join_matches`       (here)          labels joined by matches are one object, a *component*
+3. `choose_outlines`    (outlines.py)   the label whose outline an object gets, or the fragments of one that no block sees whole
+4. `resolve_conflicts`  (conflicts.py)  objects that others cover are suppressed; the rest are numbered 1..N
+
+Which of two objects gets a pixel that both claim is decided while painting, by `tasks.labels.kernels.overlay`.
 
 There is no order in which blocks are treated, so the outcome depends on none. docs/stitching.md explains the rule.
 """
@@ -14,7 +16,7 @@ import numpy as np
 
 from slidesam.tasks.settings.sections import StitchSettings
 from slidesam.tasks.stitch.conflicts import resolve_conflicts
-from slidesam.tasks.stitch.judge import Matches, judge_pairs
+from slidesam.tasks.stitch.matches import Matches, judge_pairs
 from slidesam.tasks.stitch.outlines import choose_outlines
 from slidesam.tasks.stitch.tables import (
     BlockLabels,

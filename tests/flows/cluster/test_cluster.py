@@ -14,7 +14,7 @@ from slidesam.flows.cluster.find_profile import load_profile
 
 def test_one_kind_of_job_serves_all_stages_and_two_are_kept_apart() -> None:
     one, two = Cluster(load_profile("slurm-cpu")), Cluster(load_profile("slurm-gpu"))
-    assert [one.part("cpu"), one.part("gpu"), two.part("gpu")] == ["cpu", "cpu", "gpu"]
+    assert [one.pool("cpu"), one.pool("gpu"), two.pool("gpu")] == ["cpu", "cpu", "gpu"]
     assert one.job_names == [f"{one.name}-cpu"]
     assert two.job_names == [f"{two.name}-cpu", f"{two.name}-gpu"]
     assert one.name != two.name
