@@ -49,7 +49,7 @@ def converted(slide: Path, output: Path, cluster: Cluster) -> tuple[float, float
     started = time.perf_counter()
     image_stage.with_options(task_runner=runner)(run, Session(cluster=cluster))
     whole = time.perf_counter() - started
-    begun = run.image_folder.started.stat().st_mtime
+    begun = run.image_folder.arrays_mark.stat().st_mtime
     ended = max(path.stat().st_mtime for path in run.image_folder.marks.glob("0-*.json"))
     return ended - begun, whole, run
 

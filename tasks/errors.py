@@ -145,12 +145,12 @@ class BlockLostError(SlidesamError, RuntimeError):
         self.block_id, self.lost, self.timed_out, self.host, self.timeout = block_id, lost, timed_out, host, timeout
         times = "once" if lost == 1 else f"{lost} times"
         if timed_out:
-            what = f"block {block_id} took longer than run.block_timeout ({timeout:g} s) {times}, last on {host}"
+            problem = f"block {block_id} took longer than run.block_timeout ({timeout:g} s) {times}, last on {host}"
             cure = "raise that setting, or take smaller blocks"
         else:
-            what = f"block {block_id} ended its worker {times}, last on {host}; usually out of memory"
+            problem = f"block {block_id} ended its worker {times}, last on {host}; usually out of memory"
             cure = "take fewer workers or smaller blocks"
-        super().__init__(what, cure, log_tail=log_tail)
+        super().__init__(problem, cure, log_tail=log_tail)
 
 
 @dataclass(frozen=True)
@@ -199,10 +199,10 @@ class BlockFailures(SlidesamError, RuntimeError):  # noqa: N818
         self.failures = dict(sorted(failures.items()))
         self.block_ids = tuple(self.failures)
         self.is_hopeless = all(failure.is_hopeless for failure in self.failures.values())
-        shown = _first_three({f"block {block_id}": failure for block_id, failure in self.failures.items()})
+        summary = _first_three({f"block {block_id}": failure for block_id, failure in self.failures.items()})
         skipped = f"; {untried} more weren't tried after so many failures in a row" if untried else ""
         super().__init__(
-            f"{slide}: {len(failures)} of {n_blocks} blocks failed ({shown}){skipped}. The others are kept",
+            f"{slide}: {len(failures)} of {n_blocks} blocks failed ({summary}){skipped}. The others are kept",
             "run the same command again to try only these",
         )
 
@@ -217,13 +217,13 @@ class CohortFailures(SlidesamError, RuntimeError):  # noqa: N818
 
     def __init__(self, failures: Mapping[str, str], n_slides: int) -> None:
         self.failures, self.n_slides = dict(failures), n_slides
-        shown = _first_three(self.failures)
-        super().__init__(f"{len(failures)} of {n_slides} slides failed ({shown}). The others are finished")
+        summary = _first_three(self.failures)
+        super().__init__(f"{len(failures)} of {n_slides} slides failed ({summary}). The others are finished")
 
 
 def _first_three(failures: Mapping[str, object]) -> str:
-    shown = "; ".join(f"{name}: {failure}" for name, failure in list(failures.items())[:3])
-    return f"{shown}; and {len(failures) - 3} more" if len(failures) > 3 else shown
+    text = "; ".join(f"{name}: {failure}" for name, failure in list(failures.items())[:3])
+    return f"{text}; and {len(failures) - 3} more" if len(failures) > 3 else text
 
 
 def in_one_line(error: BaseException | str, limit: int = 1000) -> str:

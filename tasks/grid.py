@@ -40,8 +40,10 @@ class Region(NamedTuple):
         """Whether the region holds no pixel."""
         return self.y1 <= self.y0 or self.x1 <= self.x0
 
-    def __and__(self, other: Region) -> Region:
-        return Region(max(self.y0, other.y0), max(self.x0, other.x0), min(self.y1, other.y1), min(self.x1, other.x1))
+    def __and__(self, region: Region) -> Region:
+        return Region(
+            max(self.y0, region.y0), max(self.x0, region.x0), min(self.y1, region.y1), min(self.x1, region.x1)
+        )
 
     def relative_to(self, origin: Region) -> Region:
         """Return this region in coordinates that start at `origin`'s first pixel."""

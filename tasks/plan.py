@@ -60,11 +60,11 @@ def resolve_sizes(slide: Slide, settings: Settings) -> Settings:
         SegmenterError: The segmenter is to see channels that the slide doesn't have.
     """
     scale = make_scale(slide.mpp, settings.slide.target_mpp, settings.blocks.block_shape)
-    _, seen = make_grids(slide.shape, scale, settings.blocks.halo)
+    _, scaled_grid = make_grids(slide.shape, scale, settings.blocks.halo)
     if not isinstance(settings.segmenter, MicroSam):
         return settings
     check_inputs(settings.segmenter, slide)
-    tiled = with_tiles(settings.segmenter, settings.blocks, seen.outer_shape)
+    tiled = with_tiles(settings.segmenter, settings.blocks, scaled_grid.outer_shape)
     return settings.model_copy(update={"segmenter": tiled})
 
 
@@ -120,11 +120,11 @@ def _explain_image(run: Run) -> str:
     if plan.mode == "in place":
         return f"image: writes an overview, leaves the pixels where they are ({plan.reason})"
     verb = {"convert": "converts", "rechunk": "rechunks"}[plan.mode]
-    done, tiles = len(Marks(run.image_folder).names()), sum(len(plan.grid(n)) for n in tiled_levels(run))
-    if done:
-        return f"image: goes on where it stopped, {done} of {tiles} tiles are there"
+    n_done, n_tiles = len(Marks(run.image_folder).names()), sum(len(plan.grid(n)) for n in tiled_levels(run))
+    if n_done:
+        return f"image: goes on where it stopped, {n_done} of {n_tiles} tiles are there"
     reason = _explain_change(run.paths.image, plan.mode, run.causes["image"]) or plan.reason
-    return f"image: {verb} {tiles} tile{'' if tiles == 1 else 's'} ({reason})"
+    return f"image: {verb} {n_tiles} tile{'' if n_tiles == 1 else 's'} ({reason})"
 
 
 def tiled_levels(run: Run) -> list[int]:
@@ -136,18 +136,18 @@ def tiled_levels(run: Run) -> list[int]:
 def _explain_segmenting(run: Run) -> str:
     params = read_json(run.segment_folder.params)
     if params is None:
-        changed = _explain_change(run.paths, "segment", run.causes["segment"])
-        return f"segment: {'anew' if changed else 'from the start'} ({changed or 'nothing is there yet'})"
+        difference = _explain_change(run.paths, "segment", run.causes["segment"])
+        return f"segment: {'anew' if difference else 'from the start'} ({difference or 'nothing is there yet'})"
     block_ids = list_blocks(run)
-    done = len(Marks(run.segment_folder).names().intersection(map(str, block_ids)))
-    return f"segment: {done} of {len(block_ids)} blocks are there (same slide, blocks and segmenter)"
+    n_done = len(Marks(run.segment_folder).names().intersection(map(str, block_ids)))
+    return f"segment: {n_done} of {len(block_ids)} blocks are there (same slide, blocks and segmenter)"
 
 
 def _explain_stitching(run: Run) -> str:
     if read_json(run.stitch_folder.resolved) is not None:
         return "stitch: objects are numbered already (same blocks and settings)"
-    changed = _explain_change(run.paths, "stitch", run.causes["stitch"])
-    return f"stitch: {'anew' if changed else 'from the start'} ({changed or 'nothing is there yet'})"
+    difference = _explain_change(run.paths, "stitch", run.causes["stitch"])
+    return f"stitch: {'anew' if difference else 'from the start'} ({difference or 'nothing is there yet'})"
 
 
 def _explain_change(paths: RunPaths, stage: str, causes: dict[str, Any]) -> str | None:
@@ -155,16 +155,16 @@ def _explain_change(paths: RunPaths, stage: str, causes: dict[str, Any]) -> str 
     files = [path for folder in paths.stage_folders(stage) if (path := StageFolder(folder).causes).is_file()]
     if not files:
         return None
-    before = read_json(max(files, key=lambda path: path.stat().st_mtime)) or {}
-    now = json.loads(json.dumps(causes, default=str))
-    differing = [name for name in now if before.get(name) != now[name]]
-    return "; ".join(_word_difference(name, before.get(name), now[name]) for name in differing[:3]) or None
+    old_causes = read_json(max(files, key=lambda path: path.stat().st_mtime)) or {}
+    new_causes = json.loads(json.dumps(causes, default=str))
+    differing = [name for name in new_causes if old_causes.get(name) != new_causes[name]]
+    return "; ".join(_word_difference(name, old_causes.get(name), new_causes[name]) for name in differing[:3]) or None
 
 
-def _word_difference(name: str, before: object, now: object) -> str:
+def _word_difference(name: str, old_value: object, new_value: object) -> str:
     """Say how one setting changed; of hashes and long values, only that they did."""
     if name == "segment":
         return "the blocks' labels are others"
-    if name in ("slide", "stitch") or "weights" in name or max(len(str(before)), len(str(now))) > 60:
+    if name in ("slide", "stitch") or "weights" in name or max(len(str(old_value)), len(str(new_value))) > 60:
         return f"{name} changed"
-    return f"{name} was {before}, is {now}"
+    return f"{name} was {old_value}, is {new_value}"

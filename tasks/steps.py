@@ -45,34 +45,34 @@ Facts = dict[str, Any]
 @task(name="ready image", cache_policy=NO_CACHE, persist_result=False)
 def ready_image(run: Run) -> Facts:
     """Make empty arrays for the pixels; if they aren't converted, write the store's image."""
-    started = time.perf_counter()
+    start_time = time.perf_counter()
     with output_errors(run.store):
         if run.image_plan.mode != "convert":
             publish_image(run)
         if run.image_plan.mode != "in place":
             convert.ready_arrays(run)
-    return {"seconds": time.perf_counter() - started}
+    return {"seconds": time.perf_counter() - start_time}
 
 
 @task(name="write tiles", cache_policy=NO_CACHE, persist_result=False)
 def write_tiles(run: Run, level: int, tile_ids: Sequence[int]) -> Facts:
     """Convert or rechunk these tiles of a level, except those that are done."""
-    started = time.perf_counter()
+    start_time = time.perf_counter()
     with SlideReader(run.slide) as reader, output_errors(run.store):
         for tile_id in convert.missing_tiles(run, level, tile_ids):
             convert.write_tile(run, reader, level, tile_id)
-    return {"seconds": time.perf_counter() - started}
+    return {"seconds": time.perf_counter() - start_time}
 
 
 @task(name="finish image", cache_policy=NO_CACHE, persist_result=False)
 def finish_image(run: Run, levels: Sequence[int]) -> Facts:
     """Write the last levels, which are small, and then the metadata that makes the arrays an image."""
-    started = time.perf_counter()
+    start_time = time.perf_counter()
     for level in levels:
         write_tiles.fn(run, level, range(len(run.image_plan.grid(level))))
     with output_errors(run.store):
         convert.complete_image(run)
-    return {"seconds": time.perf_counter() - started}
+    return {"seconds": time.perf_counter() - start_time}
 
 
 @task(name="prepare", cache_policy=NO_CACHE, persist_result=False)
@@ -97,47 +97,47 @@ def segment_blocks(run: Run, block_ids: Sequence[int], attempt: str = "") -> Fac
         SlideGoneError: The slide has changed or isn't there any more.
         BlockFailures: Some blocks failed; a single one's own error is raised instead.
     """
-    started = time.perf_counter()
+    start_time = time.perf_counter()
     remaining = segment_missing(run, block_ids, attempt)
-    return {"seconds": time.perf_counter() - started, "left": remaining}
+    return {"seconds": time.perf_counter() - start_time, "left": remaining}
 
 
 @task(name="match seams", cache_policy=NO_CACHE, persist_result=False)
 def match_blocks(run: Run, batch: Batch) -> Facts:
     """Compare a batch of blocks with their neighbours."""
-    started = time.perf_counter()
+    start_time = time.perf_counter()
     if not is_compared(run, batch):
         compare_batch(run, batch)
-    return {"seconds": time.perf_counter() - started}
+    return {"seconds": time.perf_counter() - start_time}
 
 
 @task(name="number objects", cache_policy=NO_CACHE, persist_result=False)
 def resolve_objects(run: Run) -> Facts:
     """Number the slide's objects, report on its seams and make the empty label pyramid."""
-    started = time.perf_counter()
+    start_time = time.perf_counter()
     resolved = resolve_run(run)
     with output_errors(run.store):
         prepare_label_image(run, resolved.objects)
     return {
         "objects": resolved.objects,
         "warnings": resolved.seams.warnings,
-        "seconds": time.perf_counter() - started,
+        "seconds": time.perf_counter() - start_time,
     }
 
 
 @task(name="paint", cache_policy=NO_CACHE, persist_result=False)
 def paint_blocks(run: Run, batch: Batch) -> Facts:
     """Write the labels of a batch of blocks to level 0 and to the further levels that they fill with whole shards."""
-    started = time.perf_counter()
+    start_time = time.perf_counter()
     if not is_painted(run, batch):
         paint_batch(run, batch)
-    return {"seconds": time.perf_counter() - started}
+    return {"seconds": time.perf_counter() - start_time}
 
 
 @task(name="export", cache_policy=NO_CACHE, persist_result=False)
 def export_slide(run: Run, objects: int, seconds: dict[str, float]) -> Provenance:
     """Write the upper levels and the overlay, then what makes the result finished: metadata, and run.json."""
-    started = time.perf_counter()
+    start_time = time.perf_counter()
     # One that is listed is whole; a run that was killed after that must not touch it again.
     if not is_finished(run.store, run.label):
         with output_errors(run.store):
@@ -146,7 +146,7 @@ def export_slide(run: Run, objects: int, seconds: dict[str, float]) -> Provenanc
     write_overlay(run, objects, mask, list_blocks(run))
     with output_errors(run.store):
         finish_label(zarr.open_group(run.store, mode="r+"), run.label, run.slide.mpp)
-    seconds = {**seconds, "export": time.perf_counter() - started}
+    seconds = {**seconds, "export": time.perf_counter() - start_time}
     seams = resolve_run(run).seams
     facts = make_provenance(run, objects=objects, seams=seams, seconds=seconds)
     facts.write(run.paths.provenance)

@@ -99,9 +99,9 @@ def clean_folder(
     if not output.is_dir():
         raise OutputError(f"{output} is no folder: give the one that was named with --output")
     cleaning = _Cleaning(output, keep, dry_run, now or datetime.now(UTC))
-    found = [removed for slide in list_slide_folders(output) for removed in cleaning.slide(slide)]
-    found.append(cleaning.job_logs())
-    return [removed for removed in found if removed.files or removed.error]
+    removals = [removed for slide in list_slide_folders(output) for removed in cleaning.slide(slide)]
+    removals.append(cleaning.job_logs())
+    return [removed for removed in removals if removed.files or removed.error]
 
 
 def size_of(output: Path) -> Size:
@@ -129,12 +129,12 @@ class _Cleaning:
     def job_logs(self) -> Removed:
         """Removes what jobs said long ago."""
         removed = Removed("logs of", "jobs", 0, 0)
-        kept = seconds_of(RunSettings().keep_work) if self.keep is None else self.keep
+        keep = seconds_of(RunSettings().keep_work) if self.keep is None else self.keep
         try:
             for path in list_job_logs(self.output):
                 status = path.stat()
                 # One that was just written may be of a job that runs.
-                if self.now.timestamp() - status.st_mtime > max(kept, _LEFT_OVER_AFTER):
+                if self.now.timestamp() - status.st_mtime > max(keep, _LEFT_OVER_AFTER):
                     if not self.dry_run:
                         path.unlink(missing_ok=True)
                     removed = removed._replace(bytes=removed.bytes + status.st_size, files=removed.files + 1)
@@ -156,8 +156,8 @@ class _Cleaning:
                 removed = self._remove(path, removed)
             if paths.stage_folders(*stages) and self._are_done(runs()):
                 with ExitStack() as locks:
-                    for used in dict.fromkeys([*runs(), paths]):
-                        self._lock(locks, used)
+                    for user_paths in dict.fromkeys([*runs(), paths]):
+                        self._lock(locks, user_paths)
                     # Once more: from now on only a run under a new label can begin, and that waits for the image's lock.
                     if self._are_done(runs()):
                         for stage in stages:
@@ -187,12 +187,12 @@ class _Cleaning:
 
     def _lock(self, locks: ExitStack, paths: RunPaths) -> None:
         """Keeps runs from beginning."""
-        path, what = paths.lock, f"{paths.name} ({paths.label}) in {self.output}"
+        path, target = paths.lock, f"{paths.name} ({paths.label}) in {self.output}"
         if self.dry_run:
             _refuse_if_held(path)
             return
         try:
-            locks.enter_context(locked(path, "slidesam clean", target=what))
+            locks.enter_context(locked(path, "slidesam clean", target=target))
         except OutputError as error:
             cause = error.__cause__
             if not isinstance(cause, OSError) or cause.errno not in (errno.ENOSPC, errno.EDQUOT):
@@ -217,15 +217,15 @@ class _Cleaning:
     def _left_over(self, paths: RunPaths) -> Iterator[Path]:
         """What an earlier clean, or a process that was killed in the middle of writing, left in a folder."""
         for place, folders, files in os.walk(paths.work):
-            here = Path(place)
-            yield from (here / name for name in folders if name.startswith(".trash-"))
+            folder = Path(place)
+            yield from (folder / name for name in folders if name.startswith(".trash-"))
             # Zarr writes in its own ways.
             folders[:] = [name for name in folders if not name.startswith(".trash-") and not name.endswith(".zarr")]
             # While there is a lock its claims may matter; afterwards they mean nothing any more.
             for name in files:
                 stray = _CLAIM.fullmatch(name) and paths.lock.name not in files
-                if (stray or _HALF_WRITTEN.fullmatch(name)) and self._is_old(here / name):
-                    yield here / name
+                if (stray or _HALF_WRITTEN.fullmatch(name)) and self._is_old(folder / name):
+                    yield folder / name
 
     def _is_old(self, path: Path) -> bool:
         try:
@@ -235,8 +235,8 @@ class _Cleaning:
 
 
 def _refuse_if_held(path: Path) -> None:
-    if (words := holder(path)) is not None:
-        raise LockedError(f"{path} is held by {words}")
+    if (owner := holder(path)) is not None:
+        raise LockedError(f"{path} is held by {owner}")
 
 
 def _keep_of(record: Provenance) -> float:

@@ -205,11 +205,11 @@ def _answer(folder: str, token: str) -> tuple[str, str, str]:
 
 
 def _device(with_torch: bool) -> dict[str, Any]:
-    given = os.environ.get(devices.GIVEN)
-    facts: dict[str, Any] = {"given": given, "gpus": [], "problem": ("", ""), "torch": ""}
+    given_device = os.environ.get(devices.GIVEN)
+    facts: dict[str, Any] = {"given": given_device, "gpus": [], "problem": ("", ""), "torch": ""}
     try:
         devices.check_given()
-        if given not in (None, devices.CPU):
+        if given_device not in (None, devices.CPU):
             facts["gpus"] = [gpu.name for gpu in devices.parse_smi(devices.nvidia_smi() or "")]
             if with_torch:
                 # Seconds, which only those pay who segment with it.

@@ -36,14 +36,14 @@ class Arrival(NamedTuple):
     is_started: bool
 
 
-def look(folder: Path, memory: Path, quiet: float, now: float) -> tuple[list[Arrival], list[Path]]:
+def look(folder: Path, memory: Path, quiet: float, clock_time: float) -> tuple[list[Arrival], list[Path]]:
     """Look into a folder once.
 
     Args:
         folder: Where slides arrive.
         memory: File that keeps what was seen.
         quiet: Seconds for which a slide must have been the same.
-        now: Seconds of a clock that goes on between looks.
+        clock_time: Seconds of a clock that goes on between looks.
 
     Returns:
         Slides that are whole, and those that still have to prove it.
@@ -51,25 +51,27 @@ def look(folder: Path, memory: Path, quiet: float, now: float) -> tuple[list[Arr
     Raises:
         OutputError: The memory can't be written.
     """
-    before = (InboxMemory.read(memory) or InboxMemory()).seen
+    last_sights = (InboxMemory.read(memory) or InboxMemory()).seen
     # A folder that is away for a while, such as one that isn't mounted, comes back as it was.
-    seen = {name: sight for name, sight in before.items() if now - (sight.last or now) < _REMEMBERED}
-    whole, growing = [], []
+    sights = {
+        name: sight for name, sight in last_sights.items() if clock_time - (sight.last or clock_time) < _REMEMBERED
+    }
+    arrivals, growing = [], []
     for path in slides_in(folder):
         facts = describe_file(path)
         # It was removed meanwhile.
         if facts is None:
             continue
-        earlier = before.get(path.name, Sight())
-        since = earlier.since if earlier.facts == facts and earlier.since is not None else now
+        last_sight = last_sights.get(path.name, Sight())
+        since = last_sight.since if last_sight.facts == facts and last_sight.since is not None else clock_time
         version = f"{facts.files}-{facts.size}-{facts.modified}"
-        seen[path.name] = Sight(facts=facts, since=since, last=now, started=earlier.started)
-        if facts.size > 0 and now - since >= quiet:
-            whole.append(Arrival(path, version, earlier.started == version))
+        sights[path.name] = Sight(facts=facts, since=since, last=clock_time, started=last_sight.started)
+        if facts.size > 0 and clock_time - since >= quiet:
+            arrivals.append(Arrival(path, version, last_sight.started == version))
         else:
             growing.append(path)
-    InboxMemory(folder=folder, seen=seen).write(memory)
-    return whole, growing
+    InboxMemory(folder=folder, seen=sights).write(memory)
+    return arrivals, growing
 
 
 def record_started(memory: Path, arrival: Arrival) -> None:

@@ -76,11 +76,11 @@ class BlockResults:
 
     def write(self, block: Block, labels: NDArray[np.uint32]) -> None:
         """Write a block's (y, x) labels of its outer region."""
-        whole = np.zeros(self.array.shape[1:], np.uint32)
-        whole[: labels.shape[0], : labels.shape[1]] = labels
+        padded = np.zeros(self.array.shape[1:], np.uint32)
+        padded[: labels.shape[0], : labels.shape[1]] = labels
         # Through zarr itself, which writes beside and renames, so that a killed worker leaves no half shard.
         with zarr.config.set({"codec_pipeline.path": "zarr.core.codec_pipeline.BatchedCodecPipeline"}):
-            zarr.open_array(self.array.store_path, mode="r+")[block.block_id] = whole
+            zarr.open_array(self.array.store_path, mode="r+")[block.block_id] = padded
         shard = self._shard(block.block_id)
         if shard.exists():
             # Before the mark that vouches for it.

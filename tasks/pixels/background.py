@@ -81,8 +81,8 @@ class Background:
     @cached_property
     def mean_step(self) -> float:
         """Mean difference between near pixels that are neighbours."""
-        both = self.near[:, 1:] & self.near[:, :-1]
-        return float(np.abs(np.diff(self.signal, axis=1))[both].mean()) if both.any() else 0.0
+        are_near = self.near[:, 1:] & self.near[:, :-1]
+        return float(np.abs(np.diff(self.signal, axis=1))[are_near].mean()) if are_near.any() else 0.0
 
     @cached_property
     def rest(self) -> NDArray[np.float32]:

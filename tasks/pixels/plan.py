@@ -88,8 +88,8 @@ def plan_image(slide: Slide, image: ImageSettings, blocks: BlockGrid) -> ImagePl
     n_levels = len(level_shapes(slide.shape)) if mode == "convert" else 1
     in_memory = in_block_levels(shard, n_levels)
     levels = pyramid_levels(slide, in_memory) if mode == "convert" else (PyramidLevel(slide.shape, None),)
-    held = min(tile[0], slide.shape[0]) * min(tile[1], slide.shape[1]) * pixel_bytes
-    return ImagePlan(mode, reason, factor, channels, shard, tile, levels, in_memory, held)
+    tile_bytes = min(tile[0], slide.shape[0]) * min(tile[1], slide.shape[1]) * pixel_bytes
+    return ImagePlan(mode, reason, factor, channels, shard, tile, levels, in_memory, tile_bytes)
 
 
 def _mode(slide: Slide, image: ImageSettings, factor: float) -> tuple[Literal["convert", "rechunk", "in place"], str]:
@@ -124,21 +124,21 @@ def amplification(
     rows = [_touched(blocks, axis, (y, x)[axis], shape[axis]) for axis in (0, 1)]
     n_chunks, pixels = (rows[0][i] * rows[1][i] for i in (0, 1))
     decoded = layers * (pixels * t * c * z * itemsize + n_chunks * CHUNK_COST_BYTES)
-    used = rows[0][2] * rows[1][2] * len(channels) * itemsize
-    return float(decoded / used)
+    used_bytes = rows[0][2] * rows[1][2] * len(channels) * itemsize
+    return float(decoded / used_bytes)
 
 
 def _touched(blocks: BlockGrid, axis: int, chunk: int, size: int) -> tuple[int, int, int]:
     """Count along one axis, over all blocks: chunks touched, pixels in them, pixels used."""
-    n_chunks = decoded = used = 0
+    n_chunks = decoded = n_used = 0
     for index in range(blocks.grid_shape[axis]):
         start = max(index * blocks.block_shape[axis] - blocks.halo, 0)
         stop = min((index + 1) * blocks.block_shape[axis] + blocks.halo, size)
         first, last = start // chunk, -(-stop // chunk)
         n_chunks += last - first
         decoded += min(last * chunk, size) - first * chunk
-        used += stop - start
-    return n_chunks, decoded, used
+        n_used += stop - start
+    return n_chunks, decoded, n_used
 
 
 def choose_tile_shape(shape: Pair, source_tile: Pair, pixel_bytes: int) -> tuple[Pair, Pair]:
@@ -218,8 +218,8 @@ def pyramid_levels(slide: Slide, in_memory: int) -> tuple[PyramidLevel, ...]:
     levels = [PyramidLevel(slide.shape, None)]
     while max(levels[-1].shape) > _SMALLEST_LEVEL:
         shape, number = halved(levels[-1].shape), len(levels)
-        own = _own_level(slide.levels, shape, 2**number) if number >= in_memory else None
-        levels.append(PyramidLevel(shape if own is None else slide.levels[own].shape, own))
+        source_level = _own_level(slide.levels, shape, 2**number) if number >= in_memory else None
+        levels.append(PyramidLevel(shape if source_level is None else slide.levels[source_level].shape, source_level))
     return tuple(levels)
 
 

@@ -98,9 +98,9 @@ def make_scale(mpp: tuple[float, float] | None, target_mpp: float | None, block_
 def _round_side(side: float) -> int:
     """Return the multiple of the largest power of two that comes near enough."""
     for step in _STEPS:
-        whole = round(side / step) * step
-        if abs(whole - side) <= _TOLERANCE * side:
-            return whole
+        rounded = round(side / step) * step
+        if abs(rounded - side) <= _TOLERANCE * side:
+            return rounded
     return max(_STEPS[-1], round(side / _STEPS[-1]) * _STEPS[-1])
 
 
@@ -197,19 +197,21 @@ def _weights(first: int, last: int, factor: float, size: int) -> _Weights:
         low, high = np.floor(centre), np.floor(centre) + 2
     begin = np.minimum(np.floor(low).astype(int), size - 1)
     count = int(np.max(np.ceil(high).astype(int) - begin, initial=1))
-    old = begin[:, None] + np.arange(count)
+    source = begin[:, None] + np.arange(count)
     if factor < 1:
-        share = np.maximum(0.0, 1.0 - np.abs(old - centre[:, None]))
+        share = np.maximum(0.0, 1.0 - np.abs(source - centre[:, None]))
     else:
-        share = np.maximum(0.0, np.minimum(old + 1, high[:, None]) - np.maximum(old, low[:, None]))
+        share = np.maximum(0.0, np.minimum(source + 1, high[:, None]) - np.maximum(source, low[:, None]))
         # Past the last pixel, where a level was rounded down.
         share[:, 0] += share.sum(axis=1) == 0
     share = share / share.sum(axis=1, keepdims=True)
-    start, stop = int(begin[0]), min(int(old[share > 0].max()) + 1, size)
-    used = share > 0
-    rows = np.repeat(np.arange(len(new)), used.sum(axis=1))
+    start, stop = int(begin[0]), min(int(source[share > 0].max()) + 1, size)
+    has_weight = share > 0
+    rows = np.repeat(np.arange(len(new)), has_weight.sum(axis=1))
     shape = (len(new), stop - start)
-    return _Weights(start, stop, csr_matrix((share[used].astype(np.float32), (rows, old[used] - start)), shape))
+    return _Weights(
+        start, stop, csr_matrix((share[has_weight].astype(np.float32), (rows, source[has_weight] - start)), shape)
+    )
 
 
 def _resample(pixels: NDArray[Any], rows: csr_matrix, columns: csr_matrix) -> NDArray[Any]:

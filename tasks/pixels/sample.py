@@ -56,9 +56,9 @@ def choose_sample(shape: tuple[int, int], overview: NDArray[Any]) -> list[Region
     grid = BlockGrid(shape, (side_y, side_x), 0)
     contrast = _contrast(grid, overview)
     candidates = np.flatnonzero(contrast >= contrast.mean())
-    chosen = candidates[np.linspace(0, candidates.size - 1, min(_MOST_SAMPLES, candidates.size)).round().astype(int)]
+    squares = candidates[np.linspace(0, candidates.size - 1, min(_MOST_SAMPLES, candidates.size)).round().astype(int)]
     regions = []
-    for number in chosen:
+    for number in squares:
         y0, x0 = grid[int(number)].inner[:2]
         y0, x0 = min(y0, shape[0] - side_y), min(x0, shape[1] - side_x)
         regions.append(Region(y0, x0, y0 + side_y, x0 + side_x))
@@ -73,6 +73,6 @@ def _contrast(grid: BlockGrid, overview: NDArray[Any]) -> NDArray[np.float64]:
     for block in grid:
         y0, x0, y1, x1 = block.inner
         # At least two pixels a side, however coarse the overview is.
-        around = grey[int(y0 / scale_y) : int(y1 / scale_y) + 2, int(x0 / scale_x) : int(x1 / scale_x) + 2]
-        spread.append(float(around.std()) if around.size else 0.0)
+        patch = grey[int(y0 / scale_y) : int(y1 / scale_y) + 2, int(x0 / scale_x) : int(x1 / scale_x) + 2]
+        spread.append(float(patch.std()) if patch.size else 0.0)
     return np.asarray(spread)

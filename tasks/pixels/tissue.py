@@ -122,10 +122,10 @@ def _darker_than_glass(overview: NDArray[Any], scanned: NDArray[np.bool_]) -> ND
     colours = [overview[..., channel] for channel in range(overview.shape[2])]
     darkest, brightest = reduce(np.minimum, colours), reduce(np.maximum, colours)
     greyish = (darkest >= (1 - _GLASS_DEPTH) * white) & (brightest - darkest <= _GLASS_TINT * white)
-    enough = max(1.0, _GLASS_SHARE * np.count_nonzero(scanned))
+    min_pixels = max(1.0, _GLASS_SHARE * np.count_nonzero(scanned))
 
     def is_common(ground: Background) -> bool:
-        return int(np.count_nonzero(ground.near & greyish)) >= enough
+        return int(np.count_nonzero(ground.near & greyish)) >= min_pixels
 
     def is_glass(ground: Background) -> bool:
         # Pale tissue is restless beside it.

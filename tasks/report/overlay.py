@@ -54,13 +54,13 @@ def write_overlay(
         SlideError: The slide's pixels can't be read.
     """
     labels = zarr.open_array(run.paths.label_image / "0", mode="r")
-    kept = np.isin(np.arange(len(run.grid)), list(range(len(run.grid)) if block_ids is None else block_ids))
-    kept = kept.reshape(run.grid.grid_shape)
-    details = choose_details(run.grid, labels, kept)
+    is_segmented = np.isin(np.arange(len(run.grid)), list(range(len(run.grid)) if block_ids is None else block_ids))
+    is_segmented = is_segmented.reshape(run.grid.grid_shape)
+    details = choose_details(run.grid, labels, is_segmented)
     channels = display_channels(run.slide)
     windows = _display_windows(read_published(run, channels)[0], is_rgb=run.slide.is_rgb)
-    whole = _whole(run, channels, windows, details, tissue_mask, kept)
-    tiles = [(whole, _whole_caption(run, n_objects, int(kept.sum())))]
+    overview = _whole(run, channels, windows, details, tissue_mask, is_segmented)
+    tiles = [(overview, _whole_caption(run, n_objects, int(is_segmented.sum())))]
     with closing(open_display(run, channels)) as reader:
         for number, detail in enumerate(details, 1):
             image = to_rgb(reader.read(detail.region), windows)
@@ -72,13 +72,15 @@ def write_overlay(
     write_atomic(run.paths.overlay, buffer.getvalue())
 
 
-def choose_details(grid: BlockGrid, labels: zarr.Array[Any], kept: NDArray[np.bool_] | None = None) -> list[Detail]:
+def choose_details(
+    grid: BlockGrid, labels: zarr.Array[Any], is_segmented: NDArray[np.bool_] | None = None
+) -> list[Detail]:
     """Where most objects lie across seams: points where four blocks meet, else where two do, else the slide's middle.
 
     Args:
         grid: The blocks.
         labels: TCZYX label image.
-        kept: (row, column) bool, which blocks were segmented: at least two of those that meet, if there are such points.
+        is_segmented: (row, column) bool, which blocks were segmented: at least two of those that meet, if there are such points.
 
     Returns:
         At most four details, the busiest first.
@@ -87,8 +89,8 @@ def choose_details(grid: BlockGrid, labels: zarr.Array[Any], kept: NDArray[np.bo
     columns = [x * grid.block_shape[1] for x in range(1, grid.grid_shape[1])]
     middle_y, middle_x = grid.shape[0] // 2, grid.shape[1] // 2
     points = [(y, x) for y in rows or [middle_y] for x in columns or [middle_x]]
-    if kept is not None:
-        points = [point for point in points if _meeting(grid, kept, point) >= 2] or points
+    if is_segmented is not None:
+        points = [point for point in points if _meeting(grid, is_segmented, point) >= 2] or points
     # Of very many points an even sample, so that looking costs little beside segmenting.
     points = points[:: max(1, len(points) // 64)]
     details = [
@@ -107,20 +109,20 @@ def to_rgb(image: NDArray[Any], windows: list[tuple[float, float]]) -> NDArray[n
     low, high = np.asarray(windows, np.float32).T
     numbers = np.nan_to_num(image.astype(np.float32))
     scaled = np.clip((numbers - low) / np.maximum(high - low, 1e-6), 0, 1) * 255
-    shown = np.zeros((*image.shape[:2], 3), np.uint8)
+    rgb = np.zeros((*image.shape[:2], 3), np.uint8)
     if image.shape[2] == 1:
-        shown[...] = scaled
+        rgb[...] = scaled
     else:
-        shown[..., : image.shape[2]] = scaled
-    return shown
+        rgb[..., : image.shape[2]] = scaled
+    return rgb
 
 
-def _meeting(grid: BlockGrid, kept: NDArray[np.bool_], point: tuple[int, int]) -> int:
+def _meeting(grid: BlockGrid, is_segmented: NDArray[np.bool_], point: tuple[int, int]) -> int:
     """How many of the blocks around a point were segmented."""
     (y0, y1), (x0, x1) = (
         ((at - 1) // block, at // block + 1) for at, block in zip(point, grid.block_shape, strict=True)
     )
-    return int(kept[max(0, y0) : y1, max(0, x0) : x1].sum())
+    return int(is_segmented[max(0, y0) : y1, max(0, x0) : x1].sum())
 
 
 def _around(point: tuple[int, int], shape: tuple[int, int]) -> Region:
@@ -133,11 +135,11 @@ def _crossing(grid: BlockGrid, labels: zarr.Array[Any], region: Region) -> int:
     window = np.asarray(labels[(0, 0, 0, *region.slices)])
     crossing: set[int] = set()
     for y in _seams_within(region.y0, region.y1, grid.block_shape[0]):
-        same = window[y - 1] == window[y]
-        crossing.update(np.unique(window[y][same]).tolist())
+        is_same = window[y - 1] == window[y]
+        crossing.update(np.unique(window[y][is_same]).tolist())
     for x in _seams_within(region.x0, region.x1, grid.block_shape[1]):
-        same = window[:, x - 1] == window[:, x]
-        crossing.update(np.unique(window[:, x][same]).tolist())
+        is_same = window[:, x - 1] == window[:, x]
+        crossing.update(np.unique(window[:, x][is_same]).tolist())
     return len(crossing - {0})
 
 
@@ -175,7 +177,7 @@ def _whole(
     windows: list[tuple[float, float]],
     details: list[Detail],
     mask: NDArray[np.bool_] | None,
-    kept: NDArray[np.bool_],
+    is_segmented: NDArray[np.bool_],
 ) -> Image.Image:
     """The slide with its grid of blocks, those that were left out, the mask and the details that are shown."""
     pixels, (scale_y, scale_x) = read_published(run, channels)
@@ -184,7 +186,7 @@ def _whole(
     picture = picture.resize(
         (max(1, round(picture.width * shrink)), max(1, round(picture.height * shrink))), Image.Resampling.BOX
     )
-    picture = Image.fromarray(_with_tissue(np.array(picture), mask, kept, run.grid))
+    picture = Image.fromarray(_with_tissue(np.array(picture), mask, is_segmented, run.grid))
     draw = ImageDraw.Draw(picture)
     for x in range(run.grid.block_shape[1], run.slide.shape[1], run.grid.block_shape[1]):
         draw.line([(x / scale_x * shrink, 0), (x / scale_x * shrink, picture.height)], fill=_SEAM)
@@ -199,12 +201,15 @@ def _whole(
 
 
 def _with_tissue(
-    picture: NDArray[np.uint8], mask: NDArray[np.bool_] | None, kept: NDArray[np.bool_], grid: BlockGrid
+    picture: NDArray[np.uint8], mask: NDArray[np.bool_] | None, is_segmented: NDArray[np.bool_], grid: BlockGrid
 ) -> NDArray[np.uint8]:
     """Hatches the blocks that were left out, and outlines the mask."""
     # Rows and columns of level 0 in the middle of each pixel of the picture.
-    y, x = ((np.arange(shown) + 0.5) * size / shown for shown, size in zip(picture.shape[:2], grid.shape, strict=True))
-    left_out = ~kept[np.ix_((y // grid.block_shape[0]).astype(int), (x // grid.block_shape[1]).astype(int))]
+    y, x = (
+        (np.arange(n_pixels) + 0.5) * size / n_pixels
+        for n_pixels, size in zip(picture.shape[:2], grid.shape, strict=True)
+    )
+    left_out = ~is_segmented[np.ix_((y // grid.block_shape[0]).astype(int), (x // grid.block_shape[1]).astype(int))]
     picture[left_out] = picture[left_out] // 4 * 3 + _LEFT_OUT // 4
     across = np.add.outer(np.arange(picture.shape[0]), np.arange(picture.shape[1]))
     picture[left_out & (across % _HATCH == 0)] = _LEFT_OUT
@@ -232,17 +237,17 @@ def _whole_caption(run: Run, n_objects: int, n_kept: int) -> str:
 
 def _composed(tiles: list[tuple[Image.Image, str]]) -> Image.Image:
     """The whole on the left, the details beside it two by two, each under its caption."""
-    (whole, caption), details = tiles[0], tiles[1:]
+    (overview, caption), details = tiles[0], tiles[1:]
     cell = max((max(picture.size) for picture, _ in details), default=0)
     columns = 2 if len(details) > 1 else 1
     rows = -(-len(details) // columns)
-    width = whole.width + (cell + _MARGIN) * (columns if details else 0) + 2 * _MARGIN
-    height = max(whole.height + _CAPTION, rows * (cell + _CAPTION + _MARGIN)) + 2 * _MARGIN
+    width = overview.width + (cell + _MARGIN) * (columns if details else 0) + 2 * _MARGIN
+    height = max(overview.height + _CAPTION, rows * (cell + _CAPTION + _MARGIN)) + 2 * _MARGIN
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=18)
-    _put(sheet, draw, font, (_MARGIN, _MARGIN), whole, caption)
+    _put(sheet, draw, font, (_MARGIN, _MARGIN), overview, caption)
     for number, (picture, text) in enumerate(details):
-        x = 2 * _MARGIN + whole.width + (number % columns) * (cell + _MARGIN)
+        x = 2 * _MARGIN + overview.width + (number % columns) * (cell + _MARGIN)
         y = _MARGIN + (number // columns) * (cell + _CAPTION + _MARGIN)
         _put(sheet, draw, font, (x, y), picture, text)
     return sheet

@@ -114,7 +114,7 @@ class StageFolder:
         return self.path / "causes.json"
 
     @property
-    def started(self) -> Path:
+    def arrays_mark(self) -> Path:
         """Says that the arrays to fill are made; as long as it is there, the marks count."""
         return self.path / "started.json"
 
@@ -132,7 +132,7 @@ class ImageFolder(StageFolder):
     """What converting or rechunking a slide keeps."""
 
     @property
-    def done(self) -> Path:
+    def pixels_mark(self) -> Path:
         """Vouches for rechunked pixels."""
         return self.path / "done.json"
 
@@ -255,13 +255,13 @@ def list_noted_runs(output: Path) -> list[RunPaths]:
 
 def find_provenance(output: Path, name: str) -> dict[str, Path]:
     """The `run.json` files of a slide, by label."""
-    found = {}
+    path_of_label = {}
     for path in sorted(output.glob(f"{escape(name)}.*{_PROVENANCE_SUFFIX}")):
         label = path.name.removeprefix(f"{name}.").removesuffix(_PROVENANCE_SUFFIX)
         # With a dot in it, it is of another slide whose name begins like this one's.
         if "." not in label:
-            found[label] = path
-    return found
+            path_of_label[label] = path
+    return path_of_label
 
 
 def list_provenance(output: Path) -> list[Path]:

@@ -215,16 +215,16 @@ class Contender:
 
     def _watch(self, path: Path, file: LockFile) -> _Watch:
         """Remember one more look at a file."""
-        now = time.monotonic()
+        read_time = time.monotonic()
         watch = self._watches.get(path)
         if watch is None or file.token != watch.file.token:
-            watch = self._watches[path] = _Watch(file, now)
+            watch = self._watches[path] = _Watch(file, read_time)
         elif file != watch.file:
             watch.unchanged, watch.is_alive = 0.0, True
         else:
             # While we were suspended or the file server was away, its owner perhaps could not touch it.
-            watch.unchanged += min(now - watch.read_at, 2 * self.pace.poll)
-        watch.file, watch.read_at = file, now
+            watch.unchanged += min(read_time - watch.read_at, 2 * self.pace.poll)
+        watch.file, watch.read_at = file, read_time
         return watch
 
     def _take_over(self, path: Path, file: LockFile) -> Rival | None:

@@ -96,6 +96,6 @@ def remove_stage(folder: Path, *, ignore_errors: bool = False) -> None:
     Raises:
         OSError: It can't be removed.
     """
-    for vouching in (StitchFolder(folder).resolved, StageFolder(folder).started):
+    for vouching in (StitchFolder(folder).resolved, StageFolder(folder).arrays_mark):
         vouching.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=ignore_errors)

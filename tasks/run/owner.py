@@ -39,9 +39,9 @@ class Owner(BaseModel):
     def this_process(cls, name: str) -> Owner:
         """Describe this process, with a new token."""
         host, boot = _this_machine()
-        started, token = datetime.now(UTC).isoformat(timespec="seconds"), uuid.uuid4().hex
+        start_time, token = datetime.now(UTC).isoformat(timespec="seconds"), uuid.uuid4().hex
         pid = os.getpid()
-        return cls(host=host, boot=boot, pid=pid, born=_read_start(pid), owner=name, started=started, token=token)
+        return cls(host=host, boot=boot, pid=pid, born=_read_start(pid), owner=name, started=start_time, token=token)
 
     @property
     def has_ended(self) -> bool:

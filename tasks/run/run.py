@@ -92,9 +92,9 @@ class Run(BaseModel):
         plan = self.image_plan
         if plan.mode == "rechunk":
             return 0
-        own = [level.downsample for level in self.slide.levels]
-        made = [(2.0**level, 2.0**level) for level in range(len(plan.levels))]
-        return best_level(made if plan.mode == "convert" else own, self.scale)
+        source_factors = [level.downsample for level in self.slide.levels]
+        pyramid_factors = [(2.0**level, 2.0**level) for level in range(len(plan.levels))]
+        return best_level(pyramid_factors if plan.mode == "convert" else source_factors, self.scale)
 
     @cached_property
     def image_plan(self) -> ImagePlan:

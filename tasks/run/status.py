@@ -45,8 +45,8 @@ def write_state(output: Path, name: str, label: str, status: str, **facts: Any) 
         status: How it stands.
         **facts: Further fields of `State`.
     """
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    State(status=status, updated=now, **facts).write(RunPaths(output, name, label).state)
+    update_time = datetime.now(UTC).isoformat(timespec="seconds")
+    State(status=status, updated=update_time, **facts).write(RunPaths(output, name, label).state)
 
 
 def read_state(output: Path, name: str, label: str) -> State:

@@ -107,7 +107,7 @@ def visible_devices(environment: Mapping[str, str], smi: str | None) -> tuple[st
 def nvidia_smi() -> str | None:
     """Run `nvidia-smi -L`; None if there is no such command, it finds no GPU or it doesn't answer."""
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             ["nvidia-smi", "-L"],  # noqa: S607 - wherever PATH has it: containers keep it elsewhere
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -118,7 +118,7 @@ def nvidia_smi() -> str | None:
         )
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout
+    return process.stdout
 
 
 def share(devices: Sequence[str], workers: int) -> list[str]:
@@ -145,8 +145,8 @@ def share(devices: Sequence[str], workers: int) -> list[str]:
     """
     if workers < 1:
         raise ValueError(f"{workers} workers can't share devices: take 1 or more")
-    used = list(devices[:workers]) or [CPU]
-    return [used[i * len(used) // workers] for i in range(workers)]
+    shared_devices = list(devices[:workers]) or [CPU]
+    return [shared_devices[i * len(shared_devices) // workers] for i in range(workers)]
 
 
 def check_given(environment: Mapping[str, str] = os.environ) -> None:
@@ -158,12 +158,12 @@ def check_given(environment: Mapping[str, str] = os.environ) -> None:
     Raises:
         DeviceError: CUDA_VISIBLE_DEVICES names something else.
     """
-    given, visible = environment.get(GIVEN), environment.get(_VISIBLE)
-    if given is None or visible == given or (given == CPU and not visible):
+    given_device, visible = environment.get(GIVEN), environment.get(_VISIBLE)
+    if given_device is None or visible == given_device or (given_device == CPU and not visible):
         return
     state = f"{_VISIBLE} is unset" if visible is None else f"{_VISIBLE} is {visible!r}"
     raise DeviceError(
-        f"{socket.gethostname()}: this worker was given the device {given}, but {state}",
+        f"{socket.gethostname()}: this worker was given the device {given_device}, but {state}",
         "a job script, module or container sets it after slidesam did, so remove that setting",
     )
 
@@ -177,16 +177,18 @@ def check_torch(environment: Mapping[str, str] = os.environ) -> None:
     Raises:
         DeviceError: torch finds no GPU, several, or another.
     """
-    given, torch = environment.get(GIVEN), sys.modules.get("torch")
-    if torch is None or given is None or given == CPU:
+    given_device, torch = environment.get(GIVEN), sys.modules.get("torch")
+    if torch is None or given_device is None or given_device == CPU:
         return
-    fault = _find_fault(torch, given)
+    fault = _find_fault(torch, given_device)
     if fault:
-        what, cure = fault
-        raise DeviceError(f"{socket.gethostname()}: this worker was given the device {given}, but {what}", cure)
+        problem, cure = fault
+        raise DeviceError(
+            f"{socket.gethostname()}: this worker was given the device {given_device}, but {problem}", cure
+        )
 
 
-def _find_fault(torch: Any, given: str) -> tuple[str, str] | None:
+def _find_fault(torch: Any, given_device: str) -> tuple[str, str] | None:
     """Describe what is wrong with torch's devices and what to do; None if torch sees the given one."""
     if not torch.cuda.is_available():
         return (
@@ -202,7 +204,7 @@ def _find_fault(torch: Any, given: str) -> tuple[str, str] | None:
         )
     uuid = str(getattr(torch.cuda.get_device_properties(0), "uuid", "")).removeprefix("GPU-")
     # An index doesn't say which GPU it is, and not every torch tells an instance from its GPU. UUIDs may be cut short.
-    if given.startswith("GPU-") and uuid and not uuid.startswith(given.removeprefix("GPU-")):
+    if given_device.startswith("GPU-") and uuid and not uuid.startswith(given_device.removeprefix("GPU-")):
         return f"torch computes on GPU-{uuid}", f"something sets {_VISIBLE} after slidesam did, so remove that setting"
     return None
 
@@ -225,7 +227,7 @@ def _names(gpu: Gpu, gpus: Sequence[Gpu], name: str) -> tuple[str, ...]:
     """Name a GPU, or its instances, so that CUDA finds it beside the others of its machine."""
     if gpu.instances:
         return tuple(instance.uuid for instance in gpu.instances)
-    return (gpu.uuid if any(other.instances for other in gpus) else name,)
+    return (gpu.uuid if any(any_gpu.instances for any_gpu in gpus) else name,)
 
 
 def _unique(names: Iterable[str]) -> tuple[str, ...]:

@@ -29,26 +29,26 @@ class Finisher:
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown()
 
-    def add(self, block_id: int, finish: Callable[[], None], marked: ExitStack) -> None:
+    def add(self, block_id: int, finish: Callable[[], None], mark_stack: ExitStack) -> None:
         """Finish a block, as soon as the previous block is finished.
 
         Args:
             block_id: The block.
             finish: Makes the block's labels and writes them.
-            marked: Holds the block's start-mark, and is closed when the block is finished or has failed.
+            mark_stack: Holds the block's start-mark, and is closed when the block is finished or has failed.
 
         Raises:
             OutputError, SlideGoneError: The previous block met one that no other block would get past.
         """
 
         def finish_marked() -> None:
-            with marked:
+            with mark_stack:
                 finish()
 
         try:
             self.wait()
         except BaseException:
-            marked.close()
+            mark_stack.close()
             raise
         self._current = block_id, self._thread.submit(finish_marked)
 

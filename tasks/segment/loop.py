@@ -63,9 +63,9 @@ def segment_missing(run: Run, block_ids: Sequence[int], attempt: str, worker: Wo
     if not missing:
         return []
     _forget_stitching(run)
-    timeout, allowed = run.settings.run.block_timeout, 1 + run.settings.run.retries
+    timeout, max_lost = run.settings.run.block_timeout, 1 + run.settings.run.retries
     start_marks = StartMarks(
-        run.segment_folder, attempt, allowed, None if timeout is None else seconds_of(timeout), worker
+        run.segment_folder, attempt, max_lost, None if timeout is None else seconds_of(timeout), worker
     )
     # Blocks that have ended a worker come last, so that they don't stop the others.
     missing.sort(key=start_marks.count_lost)
@@ -82,7 +82,7 @@ def segment_missing(run: Run, block_ids: Sequence[int], attempt: str, worker: Wo
             work = _BlockWork(run, load_run_segmenter(run), read_params(run), BlockResults.of(run))
             ahead.wait()
         # A CPU that computes has no time to spare for finishing another block.
-        can_overlap = work.segmenter.device != "cpu" and allowed > 1
+        can_overlap = work.segmenter.device != "cpu" and max_lost > 1
         for number, block_id in enumerate(missing):
             if worker.is_leaving:
                 remaining = missing[number:]
@@ -91,11 +91,11 @@ def segment_missing(run: Run, block_ids: Sequence[int], attempt: str, worker: Wo
             is_alone = not can_overlap or start_marks.count_lost(block_id) > 0
             if is_alone:
                 finisher.wait()
-            with finisher.note(block_id), ExitStack() as marked:
-                marked.enter_context(start_marks.computing(block_id))
+            with finisher.note(block_id), ExitStack() as mark_stack:
+                mark_stack.enter_context(start_marks.computing(block_id))
                 ahead.request(missing[number : number + 2])
                 # In one expression, so that nothing here holds pixels or labels longer than needed.
-                finisher.add(block_id, work.begin(block_id, ahead.take(block_id)), marked.pop_all())
+                finisher.add(block_id, work.begin(block_id, ahead.take(block_id)), mark_stack.pop_all())
             if is_alone:
                 finisher.wait()
         finisher.wait()
@@ -156,7 +156,7 @@ class _BlockWork:
 
     def begin(self, block_id: int, image: NDArray[Any]) -> Callable[[], None]:
         """Do the device's part of a block, and return what is left to do."""
-        started = time.perf_counter()
+        start_time = time.perf_counter()
         grid = self.run.segmented_grid
         fill = np.asarray(self.shared.fill, image.dtype)
         labels = begin_outer(image, grid[block_id], grid, self.segmenter, self.shared.params, fill)
@@ -164,7 +164,7 @@ class _BlockWork:
         mark = BlockMark(
             block_id=block_id,
             count=0,
-            seconds=time.perf_counter() - started,
+            seconds=time.perf_counter() - start_time,
             # These may change the last bits of a result, so the provenance has them.
             device=self.segmenter.device,
             threads=os.environ.get("OMP_NUM_THREADS"),
@@ -174,7 +174,7 @@ class _BlockWork:
 
     def _finish(self, block: Block, deferred: Callable[[], NDArray[np.uint32]], mark: BlockMark) -> None:
         """Write a block's labels, table and halo strips, then its done-mark, which gets the number of objects and the time."""
-        started, run, block_id = time.perf_counter(), self.run, block.block_id
+        start_time, run, block_id = time.perf_counter(), self.run, block.block_id
         labels = deferred()
         if not run.scale.is_one:
             labels = renumber(to_level0(labels, run.segmented_grid[block_id].outer, block.outer, run.scale))
@@ -187,7 +187,7 @@ class _BlockWork:
         if table.area.size:
             save_table(run, block_id, table)
             save_strips(run, block, labels)
-        seconds = mark.seconds + time.perf_counter() - started
+        seconds = mark.seconds + time.perf_counter() - start_time
         marks.put(mark.model_copy(update={"count": table.area.size, "seconds": round(seconds, 3)}))
 
 

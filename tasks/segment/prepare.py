@@ -34,7 +34,7 @@ def prepare_run(run: Run) -> Params:
         DeviceError: It would compute on another device than the given one.
         OutputError: Results can't be written.
     """
-    started = time.perf_counter()
+    start_time = time.perf_counter()
     if is_segmented(run):
         # A model that needs a GPU isn't loaded if there is nothing left to segment.
         return read_params(run)
@@ -52,7 +52,7 @@ def prepare_run(run: Run) -> Params:
             ),
             fill=background_of(overview, is_rgb=run.slide.is_rgb).tolist(),
             blocks=_find_blocks(run, overview),
-            seconds=time.perf_counter() - started,
+            seconds=time.perf_counter() - start_time,
         )
         write_json(run.segment_folder.causes, run.causes["segment"])
         shared.write(path)

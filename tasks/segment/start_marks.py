@@ -36,7 +36,7 @@ class StartMarks:
     Args:
         folder: The segmenting stage's folder.
         attempt: Identifies this attempt at the slide; marks of another attempt don't count.
-        allowed: How often a block may end its worker before it is given up.
+        max_lost: How often a block may end its worker before it is given up.
         timeout: Seconds that a block may take, or None.
         worker: The process that computes the blocks.
     """
@@ -45,11 +45,11 @@ class StartMarks:
         self,
         folder: SegmentFolder,
         attempt: str,
-        allowed: int,
+        max_lost: int,
         timeout: float | None = None,
         worker: WorkerState = this_worker,
     ) -> None:
-        self.folder, self.attempt, self.allowed, self.timeout = folder, attempt, allowed, timeout
+        self.folder, self.attempt, self.max_lost, self.timeout = folder, attempt, max_lost, timeout
         self.worker = worker
 
     def count_lost(self, block_id: int) -> int:
@@ -66,7 +66,7 @@ class StartMarks:
         """
         previous, lost = self._read(block_id), self.count_lost(block_id)
         timed_out = _count_timed_out(previous)
-        if lost >= self.allowed:
+        if lost >= self.max_lost:
             log_tail = "" if previous.log is None else last_lines(previous.log)
             raise BlockLostError(
                 block_id,
@@ -97,7 +97,7 @@ class StartMarks:
         If the process ends meanwhile, the block counts as having ended it. Time isn't limited, and errors aren't the block's.
         """
         lost = self.count_lost(block_id)
-        if lost >= self.allowed:
+        if lost >= self.max_lost:
             yield
             return
         mark, path = self._make(lost, _count_timed_out(self._read(block_id))), self._path(block_id)

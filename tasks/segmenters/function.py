@@ -84,16 +84,16 @@ def load_function(settings: Function) -> Segmenter:
     try:
         target = getattr(importlib.import_module(module_name), name)
     except Exception as error:  # the module is the user's: anything can come out of it
-        raise SegmenterError(f"{_where(settings)} can't be imported ({in_one_line(error)})", _CURE) from error
+        raise SegmenterError(f"{_describe_target(settings)} can't be imported ({in_one_line(error)})", _CURE) from error
     if inspect.isclass(target):
         return _make(target, settings)
     if not callable(target):
-        raise SegmenterError(f"{_where(settings)} is neither a function nor a class")
+        raise SegmenterError(f"{_describe_target(settings)} is neither a function nor a class")
     try:
         inspect.signature(target).bind(None, **settings.options)
     except (TypeError, ValueError) as error:
         raise SegmenterError(
-            f"{_where(settings)} can't be called with an image and segmenter.options ({error})"
+            f"{_describe_target(settings)} can't be called with an image and segmenter.options ({error})"
         ) from error
     return PlainFunction(functools.partial(target, **settings.options) if settings.options else target)
 
@@ -104,11 +104,13 @@ def _make(target: type, settings: Function) -> Segmenter:
         segmenter = target(**settings.options)
     except Exception as error:  # as above
         raise SegmenterError(
-            f"{_where(settings)} can't be made with segmenter.options ({in_one_line(error)})",
+            f"{_describe_target(settings)} can't be made with segmenter.options ({in_one_line(error)})",
             "correct the options or the class",
         ) from error
     if not all(callable(getattr(segmenter, method, None)) for method in ("prepare", "segment")):
-        raise SegmenterError(f"{_where(settings)} is a class without prepare and segment", "see docs/own-segmenter.md")
+        raise SegmenterError(
+            f"{_describe_target(settings)} is a class without prepare and segment", "see docs/own-segmenter.md"
+        )
     return OwnClass(segmenter)
 
 
@@ -122,9 +124,9 @@ def identify_source(settings: Function) -> str:
     try:
         spec = importlib.util.find_spec(module_name)
     except (ImportError, ValueError) as error:
-        raise SegmenterError(f"{_where(settings)} can't be found ({error})", _CURE) from error
+        raise SegmenterError(f"{_describe_target(settings)} can't be found ({error})", _CURE) from error
     if spec is None:
-        raise SegmenterError(f"{_where(settings)} can't be found", _CURE)
+        raise SegmenterError(f"{_describe_target(settings)} can't be found", _CURE)
     source = Path(spec.origin).read_bytes() if spec.origin and Path(spec.origin).is_file() else b""
     return f"{settings.target} sha256:{hashlib.sha256(source).hexdigest()[:16]}"
 
@@ -132,5 +134,5 @@ def identify_source(settings: Function) -> str:
 _CURE = "install its package where the workers run, or put its folder on PYTHONPATH"
 
 
-def _where(settings: Function) -> str:
+def _describe_target(settings: Function) -> str:
     return f"setting segmenter.target: {settings.target}"

@@ -35,9 +35,9 @@ def make_title(name: str, _: object) -> str:
         >>> make_title("block_shape", None), make_title("mpp", None)
         ('Block shape (px)', 'Pixel size (µm)')
     """
-    words = _SHOWN_NAMES.get(name) or name.replace("_", " ").capitalize()
+    text = _SHOWN_NAMES.get(name) or name.replace("_", " ").capitalize()
     unit = _SHOWN_UNITS.get(name)
-    return f"{words} ({unit})" if unit else words
+    return f"{text} ({unit})" if unit else text
 
 
 def number_fields(schema: dict[str, Any]) -> None:
@@ -70,10 +70,12 @@ def choose_section(models: Mapping[str, type[BaseModel]], value: object) -> obje
     if not all(isinstance(section, Mapping) for section in sections.values()):
         return value
     # A run that is copied in the UI may also have values beside the sections: those of another kind are ignored.
-    own = models[kind].model_fields if kind in models else {}
-    others = {name for model in models.values() for name in model.model_fields if name not in own}
-    beside = {name: content for name, content in value.items() if name not in others and name not in models}
-    return {**beside, "kind": kind, **sections.get(kind, {})}
+    section_fields = models[kind].model_fields if kind in models else {}
+    other_fields = {name for model in models.values() for name in model.model_fields if name not in section_fields}
+    common_values = {
+        name: content for name, content in value.items() if name not in other_fields and name not in models
+    }
+    return {**common_values, "kind": kind, **sections.get(kind, {})}
 
 
 def make_choice_schema(models: Mapping[str, type[BaseModel]]) -> dict[str, Any]:

@@ -78,13 +78,13 @@ def read_ome_xml(text: str, file: str) -> OmeDocument:
 
 def _image(pixels: ElementTree.Element) -> OmeImage:
     channels = pixels.findall("{*}Channel")
-    sizes = {axis: _whole(pixels.attrib, f"Size{axis}", 1) for axis in "TCZ"}
+    sizes = {axis: _integer(pixels.attrib, f"Size{axis}", 1) for axis in "TCZ"}
     return OmeImage(
-        size=(_whole(pixels.attrib, "SizeX", 0), _whole(pixels.attrib, "SizeY", 0)),
+        size=(_integer(pixels.attrib, "SizeX", 0), _integer(pixels.attrib, "SizeY", 0)),
         mpp=(_physical_size(pixels.attrib, "Y"), _physical_size(pixels.attrib, "X")),
         channel_names=tuple(" ".join(channel.get("Name", "").split())[:80] for channel in channels),
         colours=tuple(_colour(channel.get("Color")) for channel in channels),
-        samples=tuple(_whole(channel.attrib, "SamplesPerPixel", 1) for channel in channels),
+        samples=tuple(_integer(channel.attrib, "SamplesPerPixel", 1) for channel in channels),
         planes=math.prod(sizes.values()),
     )
 
@@ -102,7 +102,7 @@ def _physical_size(attributes: Mapping[str, str], axis: str) -> float | None:
     return micrometres(attributes.get(f"PhysicalSize{axis}"), attributes.get(f"PhysicalSize{axis}Unit", "µm"))
 
 
-def _whole(attributes: Mapping[str, str], name: str, default: int) -> int:
+def _integer(attributes: Mapping[str, str], name: str, default: int) -> int:
     try:
         return int(attributes.get(name, default))
     except ValueError:
@@ -113,8 +113,8 @@ def _span(element: ElementTree.Element) -> int:
     """Count the planes that an element declares: readers allocate a list of this length."""
     name = element.tag.rpartition("}")[2]
     if name == "TiffData":
-        counts = [_whole(element.attrib, attribute, 0) for attribute in ("PlaneCount", "NumPlanes", "IFD")]
-        return max(counts + [_whole(element.attrib, f"First{axis}", 0) for axis in "TCZ"])
+        counts = [_integer(element.attrib, attribute, 0) for attribute in ("PlaneCount", "NumPlanes", "IFD")]
+        return max(counts + [_integer(element.attrib, f"First{axis}", 0) for axis in "TCZ"])
     if name.startswith("ModuloAlong"):
         try:
             start, end = float(element.get("Start", 0)), float(element.get("End", 0))

@@ -297,7 +297,7 @@ def downsample(shape: tuple[int, int], finest: tuple[int, int]) -> tuple[float, 
 
     def factor(small: int, large: int) -> float:
         ratio = large / small
-        whole = round(ratio)
-        return float(whole) if small in (large // whole, -(-large // whole)) else ratio
+        rounded = round(ratio)
+        return float(rounded) if small in (large // rounded, -(-large // rounded)) else ratio
 
     return factor(shape[0], finest[0]), factor(shape[1], finest[1])

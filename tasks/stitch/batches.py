@@ -69,8 +69,8 @@ def compare_batch(run: Run, batch: Batch) -> int:
     tables = {block_id: _load_objects(run, block_id) for block_id in batch if block_id in segmented}
     counts = {block_id: table.area.size for block_id, table in tables.items()}
     # Also of the neighbours outside the batch, which a seam may lead to.
-    around = {seam.second for block_id in batch for seam in run.grid.seams(block_id)} & segmented
-    counts |= {block_id: _count_objects(run, block_id) for block_id in around - counts.keys()}
+    neighbours = {seam.second for block_id in batch for seam in run.grid.seams(block_id)} & segmented
+    counts |= {block_id: _count_objects(run, block_id) for block_id in neighbours - counts.keys()}
     strips = HaloStrips(run)
     overlaps = compare_blocks(run.grid, batch, tables, counts, strips.view, run.settings.stitch.twin_border)
     save_arrays(_overlaps_path(run, batch), overlaps._asdict())

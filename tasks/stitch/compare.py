@@ -43,11 +43,11 @@ def compare_views(
         >>> overlaps.pairs.tolist(), overlaps.reach.tolist()
         ([[1, 5, 2, 2, 0, 2, 3]], [[1, 5, 2, 0]])
     """
-    one, two, counts = count_overlaps(first, second, shape, first_owns, second_owns)
-    area_one, area_two = _sums(one, counts[:, 0]), _sums(two, counts[:, 0])
-    both = (one > 0) & (two > 0)
-    pairs = np.column_stack([one[both], two[both], counts[both], area_one[one[both]], area_two[two[both]]])
-    reach = [_reach(0, one, two, counts[:, 2]), _reach(1, two, one, counts[:, 1])]
+    id_one, id_two, counts = count_overlaps(first, second, shape, first_owns, second_owns)
+    area_one, area_two = _sums(id_one, counts[:, 0]), _sums(id_two, counts[:, 0])
+    pair = (id_one > 0) & (id_two > 0)
+    pairs = np.column_stack([id_one[pair], id_two[pair], counts[pair], area_one[id_one[pair]], area_two[id_two[pair]]])
+    reach = [_reach(0, id_one, id_two, counts[:, 2]), _reach(1, id_two, id_one, counts[:, 1])]
     return SeamOverlaps(pairs.astype(np.int32), np.concatenate(reach).astype(np.int32))
 
 
@@ -57,8 +57,8 @@ def _sums(labels: NDArray[np.int64], pixels: NDArray[np.int64]) -> NDArray[np.in
 
 
 def _reach(
-    side: int, labels: NDArray[np.int64], others: NDArray[np.int64], pixels: NDArray[np.int64]
+    side: int, labels: NDArray[np.int64], other_labels: NDArray[np.int64], pixels: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    inside, free = _sums(labels, pixels), _sums(labels, np.where(others == 0, pixels, 0))
+    inside, free = _sums(labels, pixels), _sums(labels, np.where(other_labels == 0, pixels, 0))
     reaching = np.flatnonzero(inside[1:]) + 1
     return np.column_stack([np.full(reaching.size, side), reaching, inside[reaching], free[reaching]])

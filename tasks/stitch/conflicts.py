@@ -36,18 +36,18 @@ def resolve_conflicts(
         (components,) whether the object is painted.
     """
     size = _claimed_sizes(labels, component, outlines)
-    one, two, pixels = _find_conflicts(pairs, component, outlines)
+    rival_one, rival_two, pixels = _find_conflicts(pairs, component, outlines)
     is_painted = np.ones(size.size, bool)
-    if not one.size:
+    if not rival_one.size:
         return is_painted
-    involved, rows = np.unique(np.concatenate([one, two]), return_inverse=True)
-    one, two = rows[: one.size], rows[one.size :]
+    involved, rows = np.unique(np.concatenate([rival_one, rival_two]), return_inverse=True)
+    rival_one, rival_two = rows[: rival_one.size], rows[rival_one.size :]
     by_quality = _ranks(involved, *_qualities(labels, component, outlines, matches.missed, involved))
     limit = rules.max_conflict * size[involved]
-    stays = _suppress(one, two, pixels, by_quality, limit, np.ones(involved.size, bool))
+    stays = _suppress(rival_one, rival_two, pixels, by_quality, limit, np.ones(involved.size, bool))
     # As pixels are given away: to the smaller, of equals to the lower id, which is the one whose first label comes first.
     by_size = _ranks(involved, size[involved], first_labels(component, outlines.painted)[involved])
-    is_painted[involved] = _suppress(one, two, pixels, by_size, _MAX_COVERED * size[involved], stays)
+    is_painted[involved] = _suppress(rival_one, rival_two, pixels, by_size, _MAX_COVERED * size[involved], stays)
     return is_painted
 
 
@@ -64,9 +64,9 @@ def _find_conflicts(pairs: LabelPairs, component: Ints, outlines: Outlines) -> t
     pixels = np.where(one_whole & two_whole, pairs.shared, 0)
     pixels += np.where(one_fragment & two_whole, pairs.shared_owned[:, 0], 0)
     pixels += np.where(one_whole & two_fragment, pairs.shared_owned[:, 1], 0)
-    one, two = component[pairs.first], component[pairs.second]
-    is_conflict = (pixels > 0) & (one != two)
-    return one[is_conflict], two[is_conflict], pixels[is_conflict]
+    object_one, object_two = component[pairs.first], component[pairs.second]
+    is_conflict = (pixels > 0) & (object_one != object_two)
+    return object_one[is_conflict], object_two[is_conflict], pixels[is_conflict]
 
 
 def _qualities(
@@ -89,13 +89,15 @@ def _ranks(components: Ints, *keys: Ints) -> Ints:
     return ranks
 
 
-def _suppress(one: Ints, two: Ints, pixels: Ints, rank: Ints, limit: NDArray[np.floating[Any]], stays: Flags) -> Flags:
+def _suppress(
+    rival_one: Ints, rival_two: Ints, pixels: Ints, rank: Ints, limit: NDArray[np.floating[Any]], stays: Flags
+) -> Flags:
     """Return which components stay if those of better rank that stay may claim at most `limit` pixels of each.
 
     As if they were treated in order of rank, but in rounds: what stays whatever happens to undecided ones is decided first.
     """
-    swap = rank[one] > rank[two]
-    worse, better = np.where(swap, one, two), np.where(swap, two, one)
+    swap = rank[rival_one] > rank[rival_two]
+    worse, better = np.where(swap, rival_one, rival_two), np.where(swap, rival_two, rival_one)
     alive = stays[worse] & stays[better]
     worse, better, pixels = worse[alive], better[alive], pixels[alive]
     # 0 suppressed, 1 undecided, 2 stays

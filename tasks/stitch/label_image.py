@@ -20,15 +20,15 @@ def prepare_label_image(run: Run, objects: int) -> None:
         run: The run.
         objects: Number of the slide's objects, which the dtype depends on.
     """
-    started = run.paint_folder.started
-    if read_json(started) is not None and (run.paths.label_image / "0").is_dir():
+    arrays_mark = run.paint_folder.arrays_mark
+    if read_json(arrays_mark) is not None and (run.paths.label_image / "0").is_dir():
         return
     run.paths.provenance.unlink(missing_ok=True)
     run.paths.overlay.unlink(missing_ok=True)
-    for old in run.paths.stage_folders("paint"):
-        remove_stage(old)
+    for old_folder in run.paths.stage_folders("paint"):
+        remove_stage(old_folder)
     create_label_image(run, objects)
-    write_json(started, {"objects": objects})
+    write_json(arrays_mark, {"objects": objects})
 
 
 def create_label_image(run: Run, objects: int) -> None:

@@ -60,13 +60,13 @@ def _match_by_iou(labels: BlockLabels, pairs: LabelPairs, rules: StitchSettings)
     if not labels.split_pairs.size:
         return matched
     lookup = _PairLookup.of(pairs, labels.split_pairs, iou >= _HALF_IOU * rules.min_iou)
-    one, two = lookup.rows_in_common(labels.split_pairs)
-    pixels = pairs.shared[lookup.pair[one]] + pairs.shared[lookup.pair[two]]
-    both = lookup.area[one] + lookup.area[two] + lookup.other_area[one]
-    together = pixels / (both - pixels) >= min(1.0, _TOGETHER_IOU * rules.min_iou)
-    joined = together & (matched[lookup.pair[one]] | matched[lookup.pair[two]])
-    matched[lookup.pair[one[joined]]] = True
-    matched[lookup.pair[two[joined]]] = True
+    row_one, row_two = lookup.rows_in_common(labels.split_pairs)
+    pixels = pairs.shared[lookup.pair[row_one]] + pairs.shared[lookup.pair[row_two]]
+    area_sum = lookup.area[row_one] + lookup.area[row_two] + lookup.other_area[row_one]
+    together = pixels / (area_sum - pixels) >= min(1.0, _TOGETHER_IOU * rules.min_iou)
+    joined = together & (matched[lookup.pair[row_one]] | matched[lookup.pair[row_two]])
+    matched[lookup.pair[row_one[joined]]] = True
+    matched[lookup.pair[row_two[joined]]] = True
     return matched
 
 
@@ -75,28 +75,28 @@ class _PairLookup(NamedTuple):
 
     Attributes:
         label: (n,) the one label.
-        other: (n,) the other.
+        other_label: (n,) the other label.
         pair: (n,) number of the pair.
         area: (n,) pixels of the one on the overlap.
-        other_area: (n,) of the other.
+        other_area: (n,) of the other label.
     """
 
     label: Ints
-    other: Ints
+    other_label: Ints
     pair: Ints
     area: Ints
     other_area: Ints
 
     @classmethod
-    def of(cls, pairs: LabelPairs, members: Ints, where: Flags) -> _PairLookup:
+    def of(cls, pairs: LabelPairs, members: Ints, mask: Flags) -> _PairLookup:
         """Make the rows of some labels, of the pairs that a mask picks."""
         top = max(pairs.first.max(initial=0), pairs.second.max(initial=0), members.max(initial=0))
         is_member = np.zeros(int(top) + 1, bool)
         is_member[members.ravel()] = True
         rows = []
-        for side, (one, two) in enumerate(pairs.sides):
-            at = np.flatnonzero(where & is_member[one])
-            rows.append((one[at], two[at], at, pairs.area[at, side], pairs.area[at, 1 - side]))
+        for side, (label_one, label_two) in enumerate(pairs.sides):
+            at = np.flatnonzero(mask & is_member[label_one])
+            rows.append((label_one[at], label_two[at], at, pairs.area[at, side], pairs.area[at, 1 - side]))
         columns = [np.concatenate(column) for column in zip(*rows, strict=True)]
         order = np.lexsort((columns[1], columns[0]))
         return cls(*(column[order] for column in columns))
@@ -104,47 +104,51 @@ class _PairLookup(NamedTuple):
     def rows_in_common(self, couples: Ints) -> tuple[Ints, Ints]:
         """Return the rows of the first and of the second of a couple that have the other label in common, for all couples."""
         start, stop = (np.searchsorted(self.label, couples[:, 0], side=side) for side in ("left", "right"))
-        one = _ranges(start, stop)
+        row_one = _ranges(start, stop)
         partner = np.repeat(couples[:, 1], stop - start)
-        two = _find_rows(self.label, self.other, partner, self.other[one])
-        return one[two >= 0], two[two >= 0]
+        row_two = _find_rows(self.label, self.other_label, partner, self.other_label[row_one])
+        return row_one[row_two >= 0], row_two[row_two >= 0]
 
 
-def _find_rows(label: Ints, other: Ints, wanted: Ints, wanted_other: Ints) -> Ints:
+def _find_rows(label: Ints, other_label: Ints, wanted_label: Ints, wanted_other_label: Ints) -> Ints:
     """Return where pairs of numbers are in two columns ordered by both, -1 where they aren't."""
     if not label.size:
-        return np.full(wanted.size, -1)
-    scale = int(max(other.max(), wanted_other.max(initial=0))) + 1
-    keys, wanted_keys = label * scale + other, wanted * scale + wanted_other
+        return np.full(wanted_label.size, -1)
+    scale = int(max(other_label.max(), wanted_other_label.max(initial=0))) + 1
+    keys, wanted_keys = label * scale + other_label, wanted_label * scale + wanted_other_label
     at = np.minimum(np.searchsorted(keys, wanted_keys), keys.size - 1)
     return np.where(keys[at] == wanted_keys, at, -1)
 
 
-def _halo_only_rows(pairs: LabelPairs, where: Flags, visible: Flags) -> tuple[Ints, Ints, Ints]:
+def _halo_only_rows(pairs: LabelPairs, mask: Flags, visible: Flags) -> tuple[Ints, Ints, Ints]:
     """Return the pairs from the side of a halo-only label: it, the other, and the pair's number."""
-    rows = [(one[at], two[at], at) for one, two in pairs.sides for at in [np.flatnonzero(where & ~visible[one])]]
-    one, two, pair = (np.concatenate(column) for column in zip(*rows, strict=True))
-    return one, two, pair
+    rows = [
+        (label_one[at], label_two[at], at)
+        for label_one, label_two in pairs.sides
+        for at in [np.flatnonzero(mask & ~visible[label_one])]
+    ]
+    label_one, label_two, pair = (np.concatenate(column) for column in zip(*rows, strict=True))
+    return label_one, label_two, pair
 
 
 def _find_ambiguous(labels: BlockLabels, pairs: LabelPairs, matched: Flags, visible: Flags) -> Flags:
     """Return (labels,) whether a halo-only label matches several labels of one block which aren't linked as split pairs."""
     ambiguous = np.zeros(len(labels), bool)
-    label, other, _ = _halo_only_rows(pairs, matched, visible)
-    cases = label * labels.offsets.size + labels.blocks_of(other)
+    label, other_label, _ = _halo_only_rows(pairs, matched, visible)
+    cases = label * labels.offsets.size + labels.blocks_of(other_label)
     _, case, counts = np.unique(cases, return_inverse=True, return_counts=True)
-    several = counts[case] > 1
-    label, other, case = label[several], other[several], case[several]
+    is_repeated = counts[case] > 1
+    label, other_label, case = label[is_repeated], other_label[is_repeated], case[is_repeated]
     if not label.size:
         return ambiguous
-    order = np.lexsort((other, label))
-    label, other, case = label[order], other[order], case[order]
+    order = np.lexsort((other_label, label))
+    label, other_label, case = label[order], other_label[order], case[order]
     both_ways = np.concatenate([labels.split_pairs, labels.split_pairs[:, ::-1]])
     both_ways = both_ways[np.argsort(both_ways[:, 0], kind="stable")]
-    start, stop = (np.searchsorted(both_ways[:, 0], other, side=side) for side in ("left", "right"))
+    start, stop = (np.searchsorted(both_ways[:, 0], other_label, side=side) for side in ("left", "right"))
     row = np.repeat(np.arange(label.size), stop - start)
     half = both_ways[_ranges(start, stop), 1]
-    at = _find_rows(label, other, label[row], half)
+    at = _find_rows(label, other_label, label[row], half)
     component = number_components(label.size, row[at >= 0], at[at >= 0])
     case_of_component = np.unique(np.column_stack([case, component]), axis=0)[:, 0]
     numbers, counts = np.unique(case_of_component, return_counts=True)
@@ -155,20 +159,20 @@ def _find_ambiguous(labels: BlockLabels, pairs: LabelPairs, matched: Flags, visi
 def _ranges(start: Ints, stop: Ints) -> Ints:
     """Return start[0]..stop[0], start[1]..stop[1], ... in one row, half open."""
     counts = stop - start
-    before = np.concatenate([[0], np.cumsum(counts)[:-1]]) if counts.size else counts
-    return np.repeat(start - before, counts) + np.arange(counts.sum())
+    n_before = np.concatenate([[0], np.cumsum(counts)[:-1]]) if counts.size else counts
+    return np.repeat(start - n_before, counts) + np.arange(counts.sum())
 
 
 def _best_of_ambiguous(pairs: LabelPairs, views: Flags, visible: Flags, ambiguous: Flags) -> Flags:
     """Return (pairs,) False for all but the best match of each ambiguous label."""
-    allowed = np.ones(views.size, bool)
-    label, other, pair = _halo_only_rows(pairs, views, visible)
+    is_allowed = np.ones(views.size, bool)
+    label, other_label, pair = _halo_only_rows(pairs, views, visible)
     rows = ambiguous[label]
-    label, other, pair = label[rows], other[rows], pair[rows]
-    allowed[pair] = False
-    order = np.lexsort((other, -pairs.iou[pair], label))
-    allowed[pair[order[run_starts(label[order])]]] = True
-    return allowed
+    label, other_label, pair = label[rows], other_label[rows], pair[rows]
+    is_allowed[pair] = False
+    order = np.lexsort((other_label, -pairs.iou[pair], label))
+    is_allowed[pair[order[run_starts(label[order])]]] = True
+    return is_allowed
 
 
 def _find_missed(
@@ -178,13 +182,13 @@ def _find_missed(
     missed = ~visible & ~attached & labels.uncut
     if rules.rescue is None or not missed.any():
         return np.zeros(len(labels), bool)
-    whole = labels.area[visible & labels.uncut]
-    typical = np.median(whole) if whole.size else 0
+    whole_area = labels.area[visible & labels.uncut]
+    typical = np.median(whole_area) if whole_area.size else 0
     missed &= labels.area >= rules.rescue * typical
     free = np.bincount(pairs.reaching, pairs.reach[:, 1], len(labels))
     missed &= 2 * free >= labels.area
     smaller = np.minimum(labels.area[pairs.first], labels.area[pairs.second])
     is_known = pairs.shared >= _KNOWN_SHARE * smaller
-    for one, two in pairs.sides:
-        missed[one[is_known & visible[two]]] = False
+    for label_one, label_two in pairs.sides:
+        missed[label_one[is_known & visible[label_two]]] = False
     return missed

@@ -45,17 +45,17 @@ def choose_outlines(
     members = counted.copy()
     for side in (pairs.first, pairs.second):
         members[side[matches.matched]] = True
-    several = np.bincount(component[members], minlength=total) > 1
-    whole = members & labels.uncut & ~several[component]
+    has_several = np.bincount(component[members], minlength=total) > 1
+    is_whole = members & labels.uncut & ~has_several[component]
     candidates = _find_candidates(
-        labels, pairs, matches.matched, component, members & several[component], counted, rules
+        labels, pairs, matches.matched, component, members & has_several[component], counted, rules
     )
-    whole[_choose_best(labels, pairs, matches.matched, component, candidates, counted)] = True
+    is_whole[_choose_best(labels, pairs, matches.matched, component, candidates, counted)] = True
     has_whole = np.zeros(total, bool)
-    has_whole[component[whole]] = True
+    has_whole[component[is_whole]] = True
     # What owners missed has no owner to paint its fragments.
-    whole |= matches.missed & ~has_whole[component]
-    return Outlines(whole, visible & ~has_whole[component])
+    is_whole |= matches.missed & ~has_whole[component]
+    return Outlines(is_whole, visible & ~has_whole[component])
 
 
 def _find_candidates(
@@ -68,16 +68,16 @@ def _find_candidates(
     rules: StitchSettings,
 ) -> Ints:
     """Return the labels that can stand for their object, among objects of several labels."""
-    shown = np.flatnonzero(members)
+    member = np.flatnonzero(members)
     _, case, counts = np.unique(
-        component[shown] * labels.offsets.size + labels.blocks_of(shown), return_inverse=True, return_counts=True
+        component[member] * labels.offsets.size + labels.blocks_of(member), return_inverse=True, return_counts=True
     )
-    only_one = shown[(counts[case] == 1) & labels.uncut[shown]]
+    only_one = member[(counts[case] == 1) & labels.uncut[member]]
     covers = np.zeros(len(labels), np.int64)
     needed = np.bincount(component[counted], minlength=count_components(component))
-    one, two, shared = pairs.first[matched], pairs.second[matched], pairs.shared[matched]
-    for covering, other in ((one, two), (two, one)):
-        is_covered = counted[other] & (shared >= rules.min_cover * labels.area[other])
+    label_one, label_two, shared = pairs.first[matched], pairs.second[matched], pairs.shared[matched]
+    for covering, covered in ((label_one, label_two), (label_two, label_one)):
+        is_covered = counted[covered] & (shared >= rules.min_cover * labels.area[covered])
         covers += np.bincount(covering[is_covered], minlength=len(labels))
     return np.asarray(only_one[covers[only_one] >= needed[component[only_one]] - counted[only_one]])
 
@@ -88,8 +88,10 @@ def _choose_best(
     """Return the one candidate per object with which the others agree best."""
     weight = np.minimum(labels.depth, labels.halo) + 1.0
     agreement = weight.copy()
-    one, two, iou = pairs.first[matched], pairs.second[matched], pairs.iou[matched]
-    agreement += np.bincount(one, iou * weight[two], len(labels)) + np.bincount(two, iou * weight[one], len(labels))
+    label_one, label_two, iou = pairs.first[matched], pairs.second[matched], pairs.iou[matched]
+    agreement += np.bincount(label_one, iou * weight[label_two], len(labels)) + np.bincount(
+        label_two, iou * weight[label_one], len(labels)
+    )
     order = np.lexsort((
         candidates, -labels.depth[candidates], -np.round(agreement[candidates], 6), ~counted[candidates],
         component[candidates]

@@ -72,14 +72,14 @@ def compare_blocks(
         if seam.first not in counts and seam.second not in counts:
             continue
         blocks = grid[seam.first], grid[seam.second]
-        one, two = (
+        view_one, view_two = (
             read_view(block, seam.overlap)
             if counts.get(block.block_id)
             else View(np.zeros(seam.overlap.shape, np.uint32))
             for block in blocks
         )
         first_owns, second_owns = ((block.inner & seam.overlap).relative_to(seam.overlap) for block in blocks)
-        overlaps = compare_views(one, two, seam.overlap.shape, first_owns, second_owns)
+        overlaps = compare_views(view_one, view_two, seam.overlap.shape, first_owns, second_owns)
         ids = np.array(seam[:2], np.int32)
         pairs.append(np.column_stack([np.broadcast_to(ids, (len(overlaps.pairs), 2)), overlaps.pairs]))
         side = overlaps.reach[:, 0]
@@ -108,22 +108,22 @@ def _with_block(block_id: int, rows: NDArray[np.uint32]) -> NDArray[np.int64]:
 
 def join_batches(grid: BlockGrid, batches: Sequence[BatchOverlaps]) -> tuple[BlockLabels, LabelPairs]:
     """Join the tables of all batches, at least one, into those of the slide."""
-    whole = BatchOverlaps(*(np.concatenate(columns) for columns in zip(*batches, strict=True)))
+    joined = BatchOverlaps(*(np.concatenate(columns) for columns in zip(*batches, strict=True)))
     per_block = np.zeros(len(grid), np.int64)
-    per_block[whole.blocks] = whole.counts
+    per_block[joined.blocks] = joined.counts
     offsets = np.concatenate([[0], np.cumsum(per_block)])
     # Batches aren't in block order.
-    rows = _rows_in_block_order(whole.blocks, whole.counts, offsets)
+    rows = _rows_in_block_order(joined.blocks, joined.counts, offsets)
     labels = BlockLabels(
         offsets=offsets,
-        area=_placed(whole.area, rows),
-        owned=_placed(whole.owned, rows),
-        depth=_placed(whole.depth, rows),
-        box=_placed(whole.box, rows),
-        split_pairs=offsets[whole.twins[:, :1]] + whole.twins[:, 1:] - 1,
+        area=_placed(joined.area, rows),
+        owned=_placed(joined.owned, rows),
+        depth=_placed(joined.depth, rows),
+        box=_placed(joined.box, rows),
+        split_pairs=offsets[joined.twins[:, :1]] + joined.twins[:, 1:] - 1,
         halo=grid.halo,
     )
-    pairs, reach = whole.pairs.astype(np.int64), whole.reach.astype(np.int64)
+    pairs, reach = joined.pairs.astype(np.int64), joined.reach.astype(np.int64)
     return labels, LabelPairs(
         first=offsets[pairs[:, 0]] + pairs[:, 2] - 1,
         second=offsets[pairs[:, 1]] + pairs[:, 3] - 1,
@@ -140,8 +140,8 @@ def _rows_in_block_order(
     blocks: NDArray[np.int64], counts: NDArray[np.int64], offsets: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """Return the row, in block order, of each label of columns that hold these blocks one after the other."""
-    before = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    return np.repeat(offsets[blocks] - before, counts) + np.arange(int(counts.sum()))
+    n_before = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    return np.repeat(offsets[blocks] - n_before, counts) + np.arange(int(counts.sum()))
 
 
 def _placed(column: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:

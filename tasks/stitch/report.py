@@ -64,7 +64,7 @@ def make_report(
         "rescued": sightings.of_reaching(decisions.recovered[pairs.reaching]),
         "dropped": sightings.of_suppressed(decisions),
     }
-    totals = {name: int(np.unique(sightings.components(seen)).size) for name, seen in counted.items()}
+    totals = {name: int(np.unique(sightings.components(sighting)).size) for name, sighting in counted.items()}
     totals["matched"] = totals["objects"] - int(np.unique(sightings.components(crossing[~is_agreed])).size)
     # They may lie wholly in their block, beside what covers them.
     totals["dropped"] = int(suppressed.sum())
@@ -97,23 +97,25 @@ class _Sightings:
         self._blocks, self._labels, self._pairs, self._component = len(grid), labels, pairs, component
         self._total = max(1, count_components(component))
 
-    def of_reaching(self, where: Flags) -> Ints:
+    def of_reaching(self, mask: Flags) -> Ints:
         """Return the sightings, ascending, of labels that reach into what another block owns, of the rows that a mask picks."""
-        reaching, into = self._pairs.reaching[where], self._pairs.into[where]
-        return np.unique(self._numbers(self._labels.blocks_of(reaching), into, reaching))
+        reaching, target = self._pairs.reaching[mask], self._pairs.into[mask]
+        return np.unique(self._numbers(self._labels.blocks_of(reaching), target, reaching))
 
-    def of_pairs(self, where: Flags) -> Ints:
+    def of_pairs(self, mask: Flags) -> Ints:
         """Return the sightings of both labels of the pairs that a mask picks."""
-        first, second = self._pairs.first[where], self._pairs.second[where]
+        first, second = self._pairs.first[mask], self._pairs.second[mask]
         blocks = self._labels.blocks_of(first), self._labels.blocks_of(second)
         return np.concatenate([self._numbers(*blocks, first), self._numbers(*blocks, second)])
 
     def of_suppressed(self, decisions: Decisions) -> Ints:
         """Return the sightings, ascending, of suppressed objects where they overlap others."""
         claims = decisions.whole | decisions.fragment | decisions.suppressed
-        one, two = self._pairs.first, self._pairs.second
-        are_rivals = claims[one] & claims[two] & (self._component[one] != self._component[two])
-        is_suppressed = np.concatenate([decisions.suppressed[one[are_rivals]], decisions.suppressed[two[are_rivals]]])
+        label_one, label_two = self._pairs.first, self._pairs.second
+        are_rivals = claims[label_one] & claims[label_two] & (self._component[label_one] != self._component[label_two])
+        is_suppressed = np.concatenate(
+            [decisions.suppressed[label_one[are_rivals]], decisions.suppressed[label_two[are_rivals]]]
+        )
         return np.unique(self.of_pairs(are_rivals)[is_suppressed])
 
     def _numbers(self, one_block: Ints, other_block: Ints, labels: Ints) -> Ints:
@@ -165,8 +167,8 @@ def _needed_halo(grid: BlockGrid, labels: BlockLabels, component: Ints, wide: In
 def _advise(grid: BlockGrid, objects: int, wide: int, needed: Ints, factor: float) -> tuple[int | None, str | None]:
     """Advise a wider halo, where enough objects need one, and word the warning."""
     if grid.halo == 0 and len(grid) > 1:
-        words = "with a halo of 0 px every object at a seam stays cut: set blocks.halo to the width of an object"
-        return None, words
+        warning = "with a halo of 0 px every object at a seam stays cut: set blocks.halo to the width of an object"
+        return None, warning
     if wide < _FEW or wide < _WORTH_A_WORD * objects:
         return None, None
     # Most of them, so that one freak doesn't set the halo for all.
@@ -176,8 +178,8 @@ def _advise(grid: BlockGrid, objects: int, wide: int, needed: Ints, factor: floa
         f"{grid.halo / factor:.0f} px"
     )
     if halo > min(grid.block_shape) / factor:
-        words = (
+        warning = (
             f"{finding}, and many longer than a block: they are put together from fragments; larger blocks would help"
         )
-        return None, words
+        return None, warning
     return halo, f"{finding}: raise it to {halo} (blocks.halo)"

@@ -42,14 +42,14 @@ def resolve_labels(labels: BlockLabels, pairs: LabelPairs, rules: StitchSettings
     component = join_matches(labels, pairs, matches)
     outlines = choose_outlines(labels, pairs, matches, component, rules)
     stays = resolve_conflicts(labels, pairs, matches, component, outlines, rules)[component]
-    whole, fragment = outlines.whole & stays, outlines.fragment & stays
-    relabelling, size = _number_objects(labels, component, whole, fragment)
+    is_whole, is_fragment = outlines.whole & stays, outlines.fragment & stays
+    relabelling, size = _number_objects(labels, component, is_whole, is_fragment)
     decisions = Decisions(
         component=component,
         matched=matches.matched,
-        whole=whole,
-        fragment=fragment,
-        recovered=matches.missed & (whole | fragment),
+        whole=is_whole,
+        fragment=is_fragment,
+        recovered=matches.missed & (is_whole | is_fragment),
         suppressed=outlines.painted & ~stays,
         ambiguous=matches.ambiguous,
     )
@@ -61,20 +61,20 @@ def join_matches(labels: BlockLabels, pairs: LabelPairs, matches: Matches) -> In
     halves = labels.split_pairs
     if halves.size:
         halves = halves[matches.missed[halves[:, 0]] & matches.missed[halves[:, 1]]]
-    one = np.concatenate([pairs.first[matches.matched], halves[:, 0]])
-    two = np.concatenate([pairs.second[matches.matched], halves[:, 1]])
-    return number_components(len(labels), one, two)
+    node_one = np.concatenate([pairs.first[matches.matched], halves[:, 0]])
+    node_two = np.concatenate([pairs.second[matches.matched], halves[:, 1]])
+    return number_components(len(labels), node_one, node_two)
 
 
-def _number_objects(labels: BlockLabels, component: Ints, whole: Flags, fragment: Flags) -> tuple[Ints, Ints]:
+def _number_objects(labels: BlockLabels, component: Ints, is_whole: Flags, is_fragment: Flags) -> tuple[Ints, Ints]:
     """Return relabelling and sizes: ids 1..N by the first painted label in block order."""
-    painted = np.flatnonzero(whole | fragment)
-    first = first_labels(component, whole | fragment)
+    painted = np.flatnonzero(is_whole | is_fragment)
+    first = first_labels(component, is_whole | is_fragment)
     starts = np.zeros(len(labels), bool)
     starts[first[component[painted]]] = True
     number = np.cumsum(starts)
     relabelling = np.zeros(len(labels), np.int64)
-    relabelling[painted] = np.where(whole[painted], 1, -1) * number[first[component[painted]]]
-    claimed = np.where(whole[painted], labels.area[painted], labels.owned[painted])
+    relabelling[painted] = np.where(is_whole[painted], 1, -1) * number[first[component[painted]]]
+    claimed = np.where(is_whole[painted], labels.area[painted], labels.owned[painted])
     size = np.bincount(np.abs(relabelling[painted]), claimed, int(starts.sum()) + 1).astype(np.int64)
     return relabelling, size

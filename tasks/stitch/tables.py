@@ -133,9 +133,9 @@ class Resolution(NamedTuple):
     decisions: Decisions
 
 
-def number_components(count: int, one: Ints, two: Ints) -> Ints:
-    """Return (count,) the number of each node's connected component; edges lead from `one` to `two`."""
-    graph = coo_array((np.ones(one.size, bool), (one, two)), shape=(count, count))
+def number_components(count: int, node_one: Ints, node_two: Ints) -> Ints:
+    """Return (count,) the number of each node's connected component; edges lead from `node_one` to `node_two`."""
+    graph = coo_array((np.ones(node_one.size, bool), (node_one, node_two)), shape=(count, count))
     return np.asarray(connected_components(graph, directed=False)[1], np.int64)
 
 

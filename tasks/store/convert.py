@@ -33,7 +33,7 @@ _BAND_ROWS = 256
 
 def is_ready(run: Run) -> bool:
     """Whether the store has its image, and the rechunked pixels exist if the plan needs them."""
-    rechunked = read_json(run.image_folder.done) is not None and run.image_folder.pixels.is_dir()
+    rechunked = read_json(run.image_folder.pixels_mark) is not None and run.image_folder.pixels.is_dir()
     return is_shown(run) and (run.image_plan.mode != "rechunk" or rechunked)
 
 
@@ -43,16 +43,16 @@ def ready_arrays(run: Run) -> None:
     Raises:
         OutputError: The store can't be written, isn't slidesam's, or holds labels of another slide or plane.
     """
-    started, plan = run.image_folder.started, run.image_plan
+    arrays_mark, plan = run.image_folder.arrays_mark, run.image_plan
     converting = plan.mode == "convert"
-    begun = read_json(started) is not None and (is_filling(run) or not converting)
-    if begun and all(_array_folder(run, level).is_dir() for level in range(len(plan.levels))):
+    is_begun = read_json(arrays_mark) is not None and (is_filling(run) or not converting)
+    if is_begun and all(_array_folder(run, level).is_dir() for level in range(len(plan.levels))):
         return
     # The store first: until its arrays are recorded as this conversion's, no mark of an earlier one counts.
     root = prepare_store(run) if converting else None
     folder = run.image_folder.path
-    for old in run.paths.image.stage_folders("convert") if converting else [folder] if folder.exists() else []:
-        remove_stage(old)
+    for old_folder in run.paths.image.stage_folders("convert") if converting else [folder] if folder.exists() else []:
+        remove_stage(old_folder)
     if root is None:
         root = zarr.create_group(run.image_folder.pixels, overwrite=True)
     for number, level in enumerate(plan.levels):
@@ -66,7 +66,7 @@ def ready_arrays(run: Run) -> None:
             run.settings.image,
         )
     write_json(run.image_folder.causes, run.causes["image"])
-    write_json(started, {"reason": plan.reason})
+    write_json(arrays_mark, {"reason": plan.reason})
     if converting:
         record_filling(run, root)
 
@@ -75,10 +75,14 @@ def missing_tiles(run: Run, level: int, tile_ids: Sequence[int] | None = None) -
     """List the tiles of a level, or among those given, that have no done-mark or whose first shard is gone."""
     marks, folder, grid = Marks(run.image_folder), _array_folder(run, level), run.image_plan.grid(level)
     if tile_ids is None:
-        done, tile_ids = marks.names(), range(len(grid))
+        finished_tiles, tile_ids = marks.names(), range(len(grid))
     else:
-        done = {name for name in (f"{level}-{tile}" for tile in tile_ids) if marks.has(name)}
-    return [tile for tile in tile_ids if f"{level}-{tile}" not in done or not _has_shard(run, folder, grid[tile].inner)]
+        finished_tiles = {name for name in (f"{level}-{tile}" for tile in tile_ids) if marks.has(name)}
+    return [
+        tile
+        for tile in tile_ids
+        if f"{level}-{tile}" not in finished_tiles or not _has_shard(run, folder, grid[tile].inner)
+    ]
 
 
 def _has_shard(run: Run, folder: Path, region: Region) -> bool:
@@ -105,11 +109,11 @@ def write_tile(run: Run, reader: SlideReader, level: int, tile_id: int) -> None:
                 pixels = halve(pixels)
             _write(run, number, shard_region(region, number), pixels)
     else:
-        own = plan.levels[level].source_level
-        if own is None:
+        source_level = plan.levels[level].source_level
+        if source_level is None:
             pixels = halve_region(_open_level(run, level - 1), region)
         else:
-            pixels = reader.read_planes(region, own, plan.channels)
+            pixels = reader.read_planes(region, source_level, plan.channels)
         _write(run, level, region, pixels)
     Marks(run.image_folder).put(Mark(block_id=f"{level}-{tile_id}"))
 
@@ -131,7 +135,7 @@ def complete_image(run: Run) -> None:
         downsamples = [(2.0**level, 2.0**level) for level in range(len(run.image_plan.levels))]
         show_image(run, zarr.open_group(run.store, mode="r+"), downsamples)
     else:
-        write_json(run.image_folder.done, {"reason": run.image_plan.reason})
+        write_json(run.image_folder.pixels_mark, {"reason": run.image_plan.reason})
 
 
 def _array_folder(run: Run, level: int) -> Path:

@@ -42,12 +42,12 @@ def is_shown(run: Run) -> bool:
         root = zarr.open_group(run.store, mode="r")
     except (OSError, ValueError):
         return False
-    shown = _read_shown(root)
-    if not shown.get("ready") or not _is_same(shown, run) or not (run.store / "0").is_dir():
+    facts = _read_shown(root)
+    if not facts.get("ready") or not _is_same(facts, run) or not (run.store / "0").is_dir():
         return False
     if root.metadata.zarr_format != FORMATS[run.settings.image.ome_zarr]:
         return False
-    return run.image_plan.mode != "convert" or shown["converted"] == run.fingerprints["image"]
+    return run.image_plan.mode != "convert" or facts["converted"] == run.fingerprints["image"]
 
 
 def is_filling(run: Run) -> bool:
@@ -71,23 +71,23 @@ def prepare_store(run: Run) -> zarr.Group:
             being used by the run of another label.
     """
     root = create_store(run.store, run.settings.image, run.slide.path)
-    before = _read_shown(root)
-    _refuse_to_mix(run, root, before)
-    if before.get("ready"):
+    old_facts = _read_shown(root)
+    _refuse_to_mix(run, root, old_facts)
+    if old_facts.get("ready"):
         _refuse_to_remove(run)
     # First what says that there is an image, then the image. What it showed stays noted while there are labels of it.
-    shown = before if listed_labels(root) and before else _describe_shown(run)
-    root.attrs[_SHOWN_KEY] = {**shown, "ready": False, "filling": None, "converted": None}
+    new_facts = old_facts if listed_labels(root) and old_facts else _describe_shown(run)
+    root.attrs[_SHOWN_KEY] = {**new_facts, "ready": False, "filling": None, "converted": None}
     remove_image(root)
     return root
 
 
 def _refuse_to_remove(run: Run) -> None:
     """Refuse to replace an image that the run of another label reads: it would continue with empty pixels."""
-    for other in list_runs(slide_folder(run.output, run.name)):
-        if other.label != run.label and (owner := holder(other.lock)) is not None:
+    for sibling in list_runs(slide_folder(run.output, run.name)):
+        if sibling.label != run.label and (owner := holder(sibling.lock)) is not None:
             raise OutputError(
-                f"{run.name} ({run.label}) needs the image in {run.store} written anew, and {other.label} reads it now, "
+                f"{run.name} ({run.label}) needs the image in {run.store} written anew, and {sibling.label} reads it now, "
                 f"run by {owner}: wait for that, or give both the same slide and image settings"
             )
 
@@ -155,23 +155,23 @@ def _describe_shown(run: Run) -> dict[str, Any]:
 
 def _read_shown(root: zarr.Group) -> dict[str, Any]:
     """Read what is recorded of the store's image: `slide`, `plane`, `ready`, `filling`, `converted`; empty if nothing is."""
-    shown: Any = root.attrs.get(_SHOWN_KEY)
-    return shown if isinstance(shown, dict) else {}
+    facts: Any = root.attrs.get(_SHOWN_KEY)
+    return facts if isinstance(facts, dict) else {}
 
 
-def _is_same(shown: dict[str, Any], run: Run) -> bool:
+def _is_same(facts: dict[str, Any], run: Run) -> bool:
     """Whether a store's image is of this slide and plane."""
-    return all(shown.get(key) == value for key, value in _describe_shown(run).items())
+    return all(facts.get(key) == value for key, value in _describe_shown(run).items())
 
 
-def _refuse_to_mix(run: Run, root: zarr.Group, before: dict[str, Any]) -> None:
+def _refuse_to_mix(run: Run, root: zarr.Group, old_facts: dict[str, Any]) -> None:
     """Refuse labels of another slide or plane than the store's image: their grid would be another."""
-    others = [label for label in listed_labels(root) if label != run.label]
-    if not before or not others or _is_same(before, run):
+    other_labels = [label for label in listed_labels(root) if label != run.label]
+    if not old_facts or not other_labels or _is_same(old_facts, run):
         return
     raise OutputError(
-        f"{run.store} holds labels ({', '.join(others)}) of {before['slide']['path']} as it was, or of another plane of it: "
-        "choose another output folder, or move this one away"
+        f"{run.store} holds labels ({', '.join(other_labels)}) of {old_facts['slide']['path']} as it was, or of another "
+        "plane of it: choose another output folder, or move this one away"
     )
 
 
@@ -224,12 +224,12 @@ def _omero(slide: Slide, windows: list[tuple[float, float]]) -> dict[str, Any]:
     low, high = (float(np.iinfo(dtype).min), float(np.iinfo(dtype).max)) if integer else (0.0, 1.0)
     channels = []
     for channel, (name, window) in enumerate(zip(slide.channel_names, windows, strict=True)):
-        own = slide.display[channel]
-        start, end = own.window or ((low, high) if slide.is_rgb and dtype == np.uint8 else window)
+        display = slide.display[channel]
+        start, end = display.window or ((low, high) if slide.is_rgb and dtype == np.uint8 else window)
         channels.append(
             {
                 "label": name,
-                "color": own.colour or colours[channel % len(colours)],
+                "color": display.colour or colours[channel % len(colours)],
                 "active": channel < len(colours),
                 "window": {"min": min(low, start), "max": max(high, end), "start": start, "end": end},
             }

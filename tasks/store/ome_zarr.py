@@ -49,14 +49,14 @@ _PATIENCE = 10.0
 Pixel = tuple[float, float]
 
 
-def chunk_side(shard: int, wanted: int) -> int:
-    """The largest divisor of a shard's side that is at most `wanted`.
+def chunk_side(shard: int, max_side: int) -> int:
+    """The largest divisor of a shard's side that is at most `max_side`.
 
     Example:
         >>> chunk_side(2048, 512), chunk_side(720, 512)
         (512, 360)
     """
-    return largest_divisor(shard, wanted)
+    return largest_divisor(shard, max_side)
 
 
 def create_store(path: Path, image: ImageSettings, slide_path: Path) -> zarr.Group:

@@ -80,8 +80,8 @@ def resolve(inputs: Sequence[str], stains: Mapping[str, Vector], slide: Slide) -
         SegmenterError: A name is unknown, a channel isn't chosen, stains meet a slide that isn't red, green and blue, or
             their vectors can't be told apart.
     """
-    own = {name.strip().lower(): vector for name, vector in stains.items()}
-    for name in own:
+    user_stains = {name.strip().lower(): vector for name, vector in stains.items()}
+    for name in user_stains:
         if _channel(name, slide) is not None:
             raise SegmenterError(
                 f"setting segmenter.stains: {slide.name} has a channel {name}; give the stain another name"
@@ -89,9 +89,9 @@ def resolve(inputs: Sequence[str], stains: Mapping[str, Vector], slide: Slide) -
     entries = [_split(entry, slide) for entry in inputs]
     stain_names = dict.fromkeys(name for entry in entries for name in entry if _channel(name, slide) is None)
     for name in stain_names:
-        if name not in own and name not in STAINS:
-            raise _make_unknown_error(name, own, slide)
-    stain_terms = unmix_stains(tuple(stain_names), own, slide) if stain_names else {}
+        if name not in user_stains and name not in STAINS:
+            raise _make_unknown_error(name, user_stains, slide)
+    stain_terms = unmix_stains(tuple(stain_names), user_stains, slide) if stain_names else {}
 
     def term(name: str) -> Term:
         channel = _channel(name, slide)
@@ -133,8 +133,8 @@ def ranges(sample: NDArray[Any], plan: Mapping[str, Any]) -> Plan:
             low, high = percentile_range(planes[..., term["channel"]], _PERCENTILES)
         return {**term, "low": low, "high": _above(low, high)}
 
-    made: Plan = {**plan, "inputs": [[ranged(term) for term in entry] for entry in plan["inputs"]]}
-    return made if white is None else made | {"white": white}
+    full_plan: Plan = {**plan, "inputs": [[ranged(term) for term in entry] for entry in plan["inputs"]]}
+    return full_plan if white is None else full_plan | {"white": white}
 
 
 def compose(image: NDArray[Any], params: Mapping[str, Any]) -> NDArray[np.uint8]:
@@ -239,8 +239,8 @@ def to_rgb8(image: NDArray[Any], params: Mapping[str, Any]) -> NDArray[np.uint8]
 
 
 def _split(entry: str, slide: Slide) -> list[str]:
-    whole = entry.strip().lower()
-    return [whole] if _channel(whole, slide) is not None else [part.strip() for part in whole.split("+")]
+    text = entry.strip().lower()
+    return [text] if _channel(text, slide) is not None else [part.strip() for part in text.split("+")]
 
 
 def _channel(name: str, slide: Slide) -> int | None:
@@ -252,13 +252,13 @@ def _channel(name: str, slide: Slide) -> int | None:
     return numbers.index(name) if name in numbers else None
 
 
-def _make_unknown_error(name: str, own: Mapping[str, Vector], slide: Slide) -> SegmenterError:
+def _make_unknown_error(name: str, user_stains: Mapping[str, Vector], slide: Slide) -> SegmenterError:
     channels = [f"{channel} {slide.channel_names[channel]}" for channel in slide.channels]
     available = "channels " + ", ".join(channels[:_MAX_LISTED]) + (", ..." if len(channels) > _MAX_LISTED else "")
     if slide.is_rgb:
-        available += ", and stains " + ", ".join({**STAINS, **own})
-    others = [other.strip().lower() for other in slide.channel_names]
-    if name in others or (name.isdecimal() and int(name) < len(others)):
+        available += ", and stains " + ", ".join({**STAINS, **user_stains})
+    channel_names = [channel_name.strip().lower() for channel_name in slide.channel_names]
+    if name in channel_names or (name.isdecimal() and int(name) < len(channel_names)):
         return SegmenterError(
             f"setting segmenter.inputs: channel {name!r} of {slide.name} isn't chosen: add it to slide.channels "
             f"(chosen are {available})"

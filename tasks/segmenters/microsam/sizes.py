@@ -64,13 +64,13 @@ def explain_sizes(segmenter: MicroSam, outer_shape: Pair) -> tuple[str, str | No
     """  # noqa: E501
     shape, halo = segmenter.tile_shape, segmenter.tile_halo
     if isinstance(shape, str) or isinstance(halo, str):
-        words, shown, unit = f"blocks of {_px(outer_shape)} as a whole", outer_shape, "blocks"
+        description, input_shape, unit = f"blocks of {_px(outer_shape)} as a whole", outer_shape, "blocks"
     else:
-        shown = (min(shape[0] + 2 * halo[0], outer_shape[0]), min(shape[1] + 2 * halo[1], outer_shape[1]))
-        words, unit = f"tiles of {_px(shape)}, {_px(shown)} with their overlap", "tiles"
-    scale = NATIVE / max(shown)
+        input_shape = (min(shape[0] + 2 * halo[0], outer_shape[0]), min(shape[1] + 2 * halo[1], outer_shape[1]))
+        description, unit = f"tiles of {_px(shape)}, {_px(input_shape)} with their overlap", "tiles"
+    scale = NATIVE / max(input_shape)
     if abs(scale - 1) < _WARN_FROM:
-        return f"SAM sees {words}", None
+        return f"SAM sees {description}", None
     verb = "shrunk" if scale < 1 else "enlarged"
     effect = "and small objects with them" if scale < 1 else "which costs time, not detail"
     cure = (
@@ -78,8 +78,11 @@ def explain_sizes(segmenter: MicroSam, outer_shape: Pair) -> tuple[str, str | No
         if scale < 1 or unit == "tiles"
         else f"blocks.block_shape and twice blocks.halo of {NATIVE} px avoid that"
     )
-    warning = f"SAM takes {NATIVE} px, so that {unit} of {max(shown)} px are {verb} to {scale:.2g} of their size {effect}: {cure}"
-    return f"SAM sees {words}, scaled by {scale:.2g}", warning
+    warning = (
+        f"SAM takes {NATIVE} px, so that {unit} of {max(input_shape)} px are {verb} to {scale:.2g} of their size "
+        f"{effect}: {cure}"
+    )
+    return f"SAM sees {description}, scaled by {scale:.2g}", warning
 
 
 def _px(shape: Pair) -> str:

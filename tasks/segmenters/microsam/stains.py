@@ -39,12 +39,12 @@ _MIN_LIGHT = 1 / 255
 _MIN_VOLUME = 0.05
 
 
-def unmix_stains(names: Sequence[str], own: Mapping[str, Vector], slide: Slide) -> dict[str, Term]:
+def unmix_stains(names: Sequence[str], user_stains: Mapping[str, Vector], slide: Slide) -> dict[str, Term]:
     """Find the weights of red, green and blue in each stain of the matrix.
 
     Args:
         names: The stains that `segmenter.inputs` names.
-        own: The user's stain vectors, by lower-case names.
+        user_stains: The user's stain vectors, by lower-case names.
         slide: Its name, channels and whether it is red, green and blue.
 
     Returns:
@@ -59,7 +59,11 @@ def unmix_stains(names: Sequence[str], own: Mapping[str, Vector], slide: Slide) 
             f"setting segmenter.inputs: {names[0]} is a stain, which is made of red, green and blue, and {slide.name} "
             f"doesn't have these, or not all are chosen: {cure}"
         )
-    vectors = {**{name: STAINS[name] for name in names if name not in own}, **own} if own else dict(STAINS)
+    vectors = (
+        {**{name: STAINS[name] for name in names if name not in user_stains}, **user_stains}
+        if user_stains
+        else dict(STAINS)
+    )
     if len(vectors) > 3:
         raise SegmenterError(
             f"setting segmenter.stains: three colours tell three stains apart, and these are {', '.join(vectors)}"

@@ -90,10 +90,10 @@ def identify_model(settings: MicroSam, is_rgb: bool) -> str:
 def _check_hash(path: Path, entry: Registered | None) -> bytes:
     """Compute the file's sha256, and check the registry's hash in the same reading."""
     try:
-        sha256, *others = hash_file(path, "sha256", *([entry.algorithm] if entry else []))
+        sha256, *other_digests = hash_file(path, "sha256", *([entry.algorithm] if entry else []))
     except OSError as error:
         raise make_read_error(path, error) from error
-    for digest in others:
+    for digest in other_digests:
         if entry is not None and digest.hex() != entry.digest:
             raise SegmenterError(
                 f"{path} is not the file of micro-sam's registry ({entry.algorithm}:{digest.hex()}, not {entry.hash}), "

@@ -136,9 +136,9 @@ def _read_ome(tiff: tifffile.TiffFile, file: str, name: str) -> OmeDocument | No
     except ValueError:
         return None
     if ome.other_files:
-        shown = in_one_line(", ".join(ome.other_files[:3])) + (", ..." if len(ome.other_files) > 3 else "")
+        other_files = in_one_line(", ".join(ome.other_files[:3])) + (", ..." if len(ome.other_files) > 3 else "")
         raise SlideError(
-            f"{file}: is one of several files of a stack (others: {shown}), whose planes would be lost; "
+            f"{file}: is one of several files of a stack (others: {other_files}), whose planes would be lost; "
             "join them first with bfconvert, or convert them to OME-Zarr with bioformats2raw"
         )
     if ome.span > MAX_PLANES:

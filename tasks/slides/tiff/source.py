@@ -123,15 +123,15 @@ class TiffSource:
         height, width = part.shape
         out = np.empty((height, width, layout.samples), np.dtype(layout.dtype).newbyteorder(layout.codec.byteorder))
         whole_rows = 2 * width >= strip_width
-        at_once = max(1, _ROWS_BYTES // (strip_width * pixel)) if whole_rows else 1
+        n_rows = max(1, _ROWS_BYTES // (strip_width * pixel)) if whole_rows else 1
         x0 = 0 if whole_rows else part.x0
         row_pixels = strip_width if whole_rows else width
-        for y in range(0, height, at_once):
-            rows = min(at_once, height - y)
+        for y in range(0, height, n_rows):
+            batch_height = min(n_rows, height - y)
             offset = segment.offset + ((part.y0 - segment.region.y0 + y) * strip_width + x0) * pixel
-            data = self._read_bytes(offset, rows * row_pixels * pixel)
-            block = np.frombuffer(data, out.dtype).reshape(rows, row_pixels, layout.samples)
-            out[y : y + rows] = block[:, part.x0 - x0 : part.x1 - x0]
+            data = self._read_bytes(offset, batch_height * row_pixels * pixel)
+            block = np.frombuffer(data, out.dtype).reshape(batch_height, row_pixels, layout.samples)
+            out[y : y + batch_height] = block[:, part.x0 - x0 : part.x1 - x0]
         return out
 
     def _read_bytes(self, offset: int, size: int) -> bytes:

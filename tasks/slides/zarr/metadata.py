@@ -225,8 +225,8 @@ class Multiscales:
         axes = [{"name": axis} if isinstance(axis, str) else axis for axis in axes] if isinstance(axes, list) else []
         names = [str(axis.get("name")).lower() if isinstance(axis, dict) else "?" for axis in axes]
         if len(set(names)) != len(names) or not {"y", "x"} <= set(names) <= set("tczyx"):
-            shown = in_one_line(", ".join(names), 60) or "missing"
-            raise SlideError(f"{self._file}: its axes are {shown}, not some of t, c, z, y, x; write it again")
+            axis_names = in_one_line(", ".join(names), 60) or "missing"
+            raise SlideError(f"{self._file}: its axes are {axis_names}, not some of t, c, z, y, x; write it again")
         return axes
 
     def mpp(self, ome: OmeImage | None) -> tuple[tuple[float, float] | None, list[str]]:
@@ -254,7 +254,7 @@ class Multiscales:
                 if not all(
                     isinstance(factor, (int, float)) and math.isfinite(factor) and factor > 0 for factor in scale
                 ):
-                    shown = in_one_line(str(scale), 60)
-                    raise SlideError(f"{self._file}: its scale is {shown}, not positive numbers; write it again")
+                    scale_text = in_one_line(str(scale), 60)
+                    raise SlideError(f"{self._file}: its scale is {scale_text}, not positive numbers; write it again")
                 return [float(factor) for factor in scale]
         return [1.0] * len(self._axes)
