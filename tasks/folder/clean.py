@@ -1,14 +1,13 @@
-"""Removing what finished runs don't need any more: their intermediate results, from which another stitching could be made.
+"""Remove the intermediate results of finished runs; with them, a slide could be stitched again.
 
-    OUT/.slidesam/<name>/<label>/     paint-*, stitch-*, segment-* go; state.json stays, for `slidesam status`
-    OUT/.slidesam/<name>/.image/      convert-*, rechunk-* go once all runs of the slide may be cleaned
-    OUT/.slidesam/.jobs/              logs of jobs go when they are as old
+`tasks/run/layout.py` draws the folders. Clean removes the stage folders of a run, those of the slide's image once all runs of
+the slide may be cleaned, and old logs of jobs. `state.json` stays, for `slidesam status`; results are never touched.
 
-Results lie elsewhere and are never touched. Nothing is removed of a run that isn't finished, or whose lock somebody holds;
-clean holds it itself meanwhile, so that no run begins on what is about to go.
+Clean skips runs that aren't finished and runs whose lock another process holds. It holds the lock while it removes, so that
+no run starts to use results that are about to be removed.
 
-What goes is renamed first, so that it is there whole or not at all, and what is made of something goes before it: matches of
-blocks that are segmented anew, maybe on another device, must not be there for a later run to take for its own.
+A folder is renamed before it is removed, so that it exists whole or not at all. Later stages are removed before earlier ones:
+if blocks are segmented again, maybe on another device, no older matches may be there for a later run to use.
 """
 
 from __future__ import annotations
@@ -43,14 +42,14 @@ from slidesam.tasks.run.status import count_blocks
 from slidesam.tasks.settings.sections import RunSettings
 from slidesam.tasks.settings.types import seconds_of
 
-# What `write_atomic` and the lock leave where they are killed; files of that age are nobody's any more.
+# Files that `write_atomic` and the lock leave when their process is killed. No process uses files of that age any more.
 _HALF_WRITTEN = re.compile(r"\..+\.[0-9a-f]{32}\.partial")
 _CLAIM = re.compile(r"\.+lock\.json\..+\.claim")
-_LEFT_OVER_AFTER = 86400.0
+_LEFTOVER_AGE = 86400.0
 
 
 class Size(NamedTuple):
-    """How much there is.
+    """Count bytes and files.
 
     Attributes:
         bytes: Length of all files together.
@@ -62,14 +61,14 @@ class Size(NamedTuple):
 
 
 class Removed(NamedTuple):
-    """What was removed of one run.
+    """Tell what was removed of one run.
 
     Attributes:
         slide: The slide's name.
-        label: The label image's name, or `.image` for what was made of the slide's image.
+        label: The label image's name, or `.image` for the folders of the slide's image.
         bytes: Length of the removed files together.
         files: Their number.
-        error: Why not all of it could be removed; empty if it was.
+        error: Why a part of it could not be removed; empty if all was removed.
     """
 
     slide: str
@@ -82,59 +81,59 @@ class Removed(NamedTuple):
 def clean_folder(
     output: Path, *, keep: float | None, dry_run: bool = False, now: datetime | None = None
 ) -> list[Removed]:
-    """Removes intermediate results of finished runs, and what crashes left behind.
+    """Remove intermediate results of finished runs, and files that killed processes left.
 
     Args:
         output: An output folder.
-        keep: Seconds since a run finished for which its results stay; None = as its own `run.keep_work` says.
-        dry_run: Only tell what would be removed; writes nothing.
-        now: For tests.
+        keep: How long after a run finished its results stay, in seconds; None = the run's `run.keep_work`.
+        dry_run: Only tell what would be removed; write nothing.
+        now: The current time; for tests.
 
     Returns:
-        One entry per run of which something was removed, or should have been.
+        One entry per run of which something was removed, or could not be removed.
 
     Raises:
-        OutputError: The output folder isn't there.
+        OutputError: The output folder doesn't exist.
     """
     if not output.is_dir():
-        raise OutputError(f"{output} is no folder: give the one that was named with --output")
+        raise OutputError(f"{output} is not a folder: give the folder that was named with --output")
     cleaning = _Cleaning(output, keep, dry_run, now or datetime.now(UTC))
-    removals = [removed for slide in list_slide_folders(output) for removed in cleaning.slide(slide)]
-    removals.append(cleaning.job_logs())
+    removals = [removed for slide in list_slide_folders(output) for removed in cleaning.clean_slide(slide)]
+    removals.append(cleaning.clean_logs())
     return [removed for removed in removals if removed.files or removed.error]
 
 
 def size_of(output: Path) -> Size:
-    """How much the intermediate results of an output folder take, of all runs together."""
-    return _size(work_root(output))
+    """Measure the intermediate results of all runs of an output folder."""
+    return _measure(work_root(output))
 
 
 @dataclass(frozen=True)
 class _Cleaning:
-    """One call of `clean`."""
+    """Clean one output folder."""
 
     output: Path
     keep: float | None
     dry_run: bool
     now: datetime
 
-    def slide(self, folder: Path) -> Iterator[Removed]:
-        """Cleans all that belongs to one slide."""
+    def clean_slide(self, folder: Path) -> Iterator[Removed]:
+        """Clean the folders of one slide."""
         for run in list_runs(folder):
-            yield self.folder(run, RUN_STAGES, partial(list, [run]))
+            yield self.clean_run(run, RUN_STAGES, partial(list, [run]))
         image = RunPaths.of_work(folder / IMAGE)
         if image.work.is_dir():
-            yield self.folder(image, IMAGE_STAGES, partial(_runs, folder))
+            yield self.clean_run(image, IMAGE_STAGES, partial(_list_used_runs, folder))
 
-    def job_logs(self) -> Removed:
-        """Removes what jobs said long ago."""
+    def clean_logs(self) -> Removed:
+        """Remove old logs of jobs."""
         removed = Removed("logs of", "jobs", 0, 0)
         keep = seconds_of(RunSettings().keep_work) if self.keep is None else self.keep
         try:
             for path in list_job_logs(self.output):
                 status = path.stat()
-                # One that was just written may be of a job that runs.
-                if self.now.timestamp() - status.st_mtime > max(keep, _LEFT_OVER_AFTER):
+                # A log that was written recently may belong to a running job.
+                if self.now.timestamp() - status.st_mtime > max(keep, _LEFTOVER_AGE):
                     if not self.dry_run:
                         path.unlink(missing_ok=True)
                     removed = removed._replace(bytes=removed.bytes + status.st_size, files=removed.files + 1)
@@ -142,24 +141,24 @@ class _Cleaning:
             removed = removed._replace(error=in_one_line(error))
         return removed
 
-    def folder(self, paths: RunPaths, stages: tuple[str, ...], runs: Callable[[], list[RunPaths]]) -> Removed:
-        """Cleans one folder.
+    def clean_run(self, paths: RunPaths, stages: tuple[str, ...], runs: Callable[[], list[RunPaths]]) -> Removed:
+        """Clean the folder of a run or of a slide's image.
 
         Args:
-            paths: Of a run, or of a slide's image.
-            stages: What goes with it, in this order.
-            runs: Finds the runs that use it, all of which have to be finished for long.
+            paths: The paths of the run or image.
+            stages: The stages to remove, in this order.
+            runs: Lists the runs that use the folder. All must have finished long enough ago.
         """
         removed = Removed(paths.name, paths.label, 0, 0)
         try:
-            for path in list(self._left_over(paths)):
+            for path in list(self._find_leftovers(paths)):
                 removed = self._remove(path, removed)
-            if paths.stage_folders(*stages) and self._are_done(runs()):
+            if paths.stage_folders(*stages) and self._are_expired(runs()):
                 with ExitStack() as locks:
                     for user_paths in dict.fromkeys([*runs(), paths]):
                         self._lock(locks, user_paths)
-                    # Once more: from now on only a run under a new label can begin, and that waits for the image's lock.
-                    if self._are_done(runs()):
+                    # Check again under the locks: now only a run under a new label can start, and it waits for the image's lock.
+                    if self._are_expired(runs()):
                         for stage in stages:
                             removed = self._remove_stage(paths, stage, removed)
         except LockedError:
@@ -168,25 +167,26 @@ class _Cleaning:
             removed = removed._replace(error=in_one_line(error))
         return removed
 
-    def _are_done(self, runs: list[RunPaths]) -> bool:
-        """Whether all these runs, and at least one, finished long enough ago."""
-        return bool(runs) and all(self._is_done(run) for run in runs)
+    def _are_expired(self, runs: list[RunPaths]) -> bool:
+        """Tell whether there is a run, and all runs finished long enough ago."""
+        return bool(runs) and all(self._is_expired(run) for run in runs)
 
-    def _is_done(self, run: RunPaths) -> bool:
+    def _is_expired(self, run: RunPaths) -> bool:
+        """Tell whether a run finished long enough ago."""
         try:
             state, record = State.read(run.state), Provenance.read(run.provenance)
             if state is None or record is None or (state.status, record.status) != ("finished", "finished"):
                 return False
             finished = datetime.fromisoformat(record.finished)
         except (OutputError, ValueError):
-            # Of another version, or without a date: nobody can say since when it is finished.
+            # The file is of another version or has no date, so it is unknown when the run finished.
             return False
         finished = finished if finished.tzinfo else finished.replace(tzinfo=UTC)
-        keep = _keep_of(record) if self.keep is None else self.keep
+        keep = _read_keep(record) if self.keep is None else self.keep
         return (self.now - finished).total_seconds() >= keep
 
     def _lock(self, locks: ExitStack, paths: RunPaths) -> None:
-        """Keeps runs from beginning."""
+        """Hold the lock of a run, so that it can't start."""
         path, target = paths.lock, f"{paths.name} ({paths.label}) in {self.output}"
         if self.dry_run:
             _refuse_if_held(path)
@@ -197,31 +197,31 @@ class _Cleaning:
             cause = error.__cause__
             if not isinstance(cause, OSError) or cause.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            # To make room is what clean is for. Where it finds none for a lock, no run that would begin does.
+            # The disk is full, and clean has to make room on it. Without room for a lock no run can start either.
             _refuse_if_held(path)
 
     def _remove_stage(self, paths: RunPaths, stage: str, removed: Removed) -> Removed:
         if stage == "segment" and not self.dry_run:
-            _note_blocks(paths)
+            _save_block_counts(paths)
         for path in paths.stage_folders(stage):
             removed = self._remove(path, removed)
         return removed
 
     def _remove(self, path: Path, removed: Removed) -> Removed:
-        """Removes a file or folder, and adds it up."""
-        size = _size(path)
+        """Remove a file or folder, and add its size to the sum."""
+        size = _measure(path)
         if not self.dry_run:
             _remove(path)
         return removed._replace(bytes=removed.bytes + size.bytes, files=removed.files + size.files)
 
-    def _left_over(self, paths: RunPaths) -> Iterator[Path]:
-        """What an earlier clean, or a process that was killed in the middle of writing, left in a folder."""
+    def _find_leftovers(self, paths: RunPaths) -> Iterator[Path]:
+        """Find the files that an earlier clean, or a process killed while writing, left in a folder."""
         for place, folders, files in os.walk(paths.work):
             folder = Path(place)
             yield from (folder / name for name in folders if name.startswith(".trash-"))
-            # Zarr writes in its own ways.
+            # Zarr has its own way of writing: nothing is removed inside its arrays.
             folders[:] = [name for name in folders if not name.startswith(".trash-") and not name.endswith(".zarr")]
-            # While there is a lock its claims may matter; afterwards they mean nothing any more.
+            # Claims only matter while there is a lock.
             for name in files:
                 stray = _CLAIM.fullmatch(name) and paths.lock.name not in files
                 if (stray or _HALF_WRITTEN.fullmatch(name)) and self._is_old(folder / name):
@@ -229,7 +229,7 @@ class _Cleaning:
 
     def _is_old(self, path: Path) -> bool:
         try:
-            return self.now.timestamp() - path.lstat().st_mtime > _LEFT_OVER_AFTER
+            return self.now.timestamp() - path.lstat().st_mtime > _LEFTOVER_AGE
         except FileNotFoundError:
             return False
 
@@ -239,18 +239,18 @@ def _refuse_if_held(path: Path) -> None:
         raise LockedError(f"{path} is held by {owner}")
 
 
-def _keep_of(record: Provenance) -> float:
-    """How long a run wants its intermediate results kept, in seconds."""
+def _read_keep(record: Provenance) -> float:
+    """Read how long a run keeps its intermediate results, in seconds."""
     try:
         return seconds_of(record.settings["run"]["keep_work"])
     except (KeyError, TypeError, ValueError, IndexError):
-        # It was made before there was such a setting.
+        # The run is older than the setting.
         return seconds_of(RunSettings().keep_work)
 
 
-def _note_blocks(paths: RunPaths) -> None:
-    """Writes down how many blocks are done, which `slidesam status` can't count any more once their marks are gone."""
-    # On a full disk, or where the state is of another version, it shows none, which costs nothing but looks.
+def _save_block_counts(paths: RunPaths) -> None:
+    """Save how many blocks are done: without their marks, `slidesam status` can't count them."""
+    # On a full disk, or if the state is of another version, `slidesam status` shows no blocks; nothing else depends on it.
     with suppress(OutputError):
         state = State.read(paths.state)
         if state is None or not state.segment_folder or not (paths.work / state.segment_folder).is_dir():
@@ -259,23 +259,23 @@ def _note_blocks(paths: RunPaths) -> None:
         state.model_copy(update={"blocks_done": n_done, "blocks": n_blocks}).write(paths.state)
 
 
-def _runs(slide: Path) -> list[RunPaths]:
-    """A slide's runs, all labels; a folder without anything is none of a run."""
+def _list_used_runs(slide: Path) -> list[RunPaths]:
+    """List a slide's runs of all labels; an empty folder is not a run."""
     return [run for run in list_runs(slide) if any(run.work.iterdir())]
 
 
-def _size(path: Path) -> Size:
+def _measure(path: Path) -> Size:
     files = [path] if path.is_file() else [Path(place) / name for place, _, names in os.walk(path) for name in names]
     total = 0
     for file in files:
-        # Another clean, or the run itself, may have been quicker.
+        # Another clean, or the run itself, may have removed the file.
         with suppress(FileNotFoundError):
             total += file.lstat().st_size
     return Size(total, len(files))
 
 
 def _remove(path: Path) -> None:
-    """Removes a file, or a folder under a name by which nobody takes it for whole.
+    """Remove a file; or rename a folder, so that no process takes it for whole, and remove it.
 
     Raises:
         OutputError: It can't be removed.
@@ -286,11 +286,11 @@ def _remove(path: Path) -> None:
             return
         if not path.name.startswith(".trash-"):
             path = path.rename(path.with_name(f".trash-{uuid.uuid4().hex}"))
-        # Another clean may be removing the same; what is there after that can't be removed, and the second try says why.
+        # Another clean may be removing the same folder. If something remains, the second try raises the reason.
         shutil.rmtree(path, ignore_errors=True)
         with suppress(FileNotFoundError):
             shutil.rmtree(path)
     except OSError as error:
         raise OutputError(
-            f"{path} can't be removed ({os.strerror(error.errno or 0)}): mend its permissions, then clean again"
+            f"{path} can't be removed ({os.strerror(error.errno or 0)}): correct its permissions, then clean again"
         ) from error

@@ -1,4 +1,4 @@
-"""A slide to try things on: made from the histology picture that scikit-image ships, so that nothing has to be fetched."""
+"""Make a slide to try slidesam on, from the histology picture in scikit-image, so that no download is needed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BLOCK, _HALO = 1024, 64
 
 
 def demo_settings() -> Settings:
-    """Nuclei by watershed, in sixteen blocks of the made slide."""
+    """Make the settings of the demo: nuclei by watershed, in sixteen blocks."""
     return make_settings(
         overrides={
             "segmenter.kind": "watershed",
@@ -31,10 +31,10 @@ def demo_settings() -> Settings:
 
 
 def make_demo_slide(path: Path, side: int = _SIDE) -> None:
-    """Writes a pyramidal, tiled OME-TIFF with a pixel size.
+    """Write a pyramidal, tiled OME-TIFF with a pixel size.
 
     Args:
-        path: Where to.
+        path: The file to write.
         side: Height and width in pixels.
     """
     image = demo_image(side)
@@ -62,17 +62,17 @@ def make_demo_slide(path: Path, side: int = _SIDE) -> None:
 
 
 def demo_image(side: int) -> NDArray[np.uint8]:
-    """A (side, side, 3) mosaic of the picture, turned and reflected so that tissue goes on across every joint.
+    """Make a (side, side, 3) mosaic of the picture, rotated and reflected so that tissue continues across every joint.
 
-    The picture is reflected at its edges, which joins it to itself without a step, and a square of that is turned by 90°. No
-    joint falls on a seam of the demo's blocks, so that objects lie across every seam.
+    The picture is reflected at its edges, which joins its copies without a step, and a square of that is rotated by 90°. No
+    joint lies on a seam of the demo's blocks, so that objects lie across every seam.
     """
-    # Cropped, so that the pattern's period isn't a divisor of the blocks and every seam looks different.
+    # Crop the picture: the period of the pattern then doesn't divide the blocks, and every seam looks different.
     picture = data.immunohistochemistry()[:471, :493]
     unit = np.concatenate([picture, picture[:, ::-1]], axis=1)
     unit = np.concatenate([unit, unit[::-1]], axis=0)
     repeats = -(-side // unit.shape[0]) + 1
     plane = np.tile(unit, (repeats, repeats, 1))[149 : 149 + side, 211 : 211 + side]
-    turned = (slice(side // 14, side // 14 + side // 3), slice(side // 2 + 90, side // 2 + 90 + side // 3))
-    plane[turned] = np.rot90(plane[turned])
+    square = (slice(side // 14, side // 14 + side // 3), slice(side // 2 + 90, side // 2 + 90 + side // 3))
+    plane[square] = np.rot90(plane[square])
     return np.ascontiguousarray(plane)

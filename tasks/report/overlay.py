@@ -1,4 +1,4 @@
-"""The picture of a result: the whole slide with its blocks, and beside it details where blocks meet, at full resolution."""
+"""Draw the picture of a result: the whole slide with its blocks, and beside it details where blocks meet, at full resolution."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from slidesam.tasks.slides.facts import Slide
 from slidesam.tasks.store.image import read_published
 from slidesam.tasks.store.readers import open_display
 
-_DETAIL_SIDE = 384  # pixels of level 0 that a detail shows, drawn at twice their size where the slide is small
-_PLACES = 4
-_WHOLE_SIDE = 2 * _DETAIL_SIDE
+_DETAIL_SIDE = 384  # height and width of a detail in pixels of level 0; it is drawn at twice its size
+_MAX_DETAILS = 4
+_OVERVIEW_SIDE = 2 * _DETAIL_SIDE
 _MARGIN = 12
 _CAPTION = 26
 _INK, _PAPER = (30, 30, 30), (255, 255, 255)
 _OUTLINE_ON_BRIGHT, _OUTLINE_ON_DARK, _SEAM = (0, 255, 80), (255, 210, 0), (20, 20, 20)
-_TISSUE = (0, 190, 255)  # the outline of the mask: a colour that stains and seams don't have
-_LEFT_OUT = 128  # grey of the blocks that were left out, which shows on glass and on black
-_HATCH = 12  # pixels between their lines
+_TISSUE = (0, 190, 255)  # outline of the mask: a colour that neither stains nor seams have
+_SKIPPED = 128  # grey of the blocks that were not segmented; visible on glass and on black
+_HATCH = 12  # pixels between the lines of the hatching
 
 
 class Detail(NamedTuple):
@@ -42,13 +42,13 @@ class Detail(NamedTuple):
 def write_overlay(
     run: Run, n_objects: int, tissue_mask: NDArray[np.bool_] | None = None, block_ids: Collection[int] | None = None
 ) -> None:
-    """Writes the overlay PNG.
+    """Write the overlay PNG.
 
     Args:
         run: A run whose label arrays are painted.
         n_objects: Number of objects, for the caption.
-        tissue_mask: (y, x) bool over the whole slide at any resolution, outlined in the picture; None = nothing drawn.
-        block_ids: Which blocks were segmented, the others are hatched; None = all.
+        tissue_mask: (y, x) bool over the whole slide at any resolution, outlined in the picture; None = no outline.
+        block_ids: The segmented blocks; the others are hatched. None = all.
 
     Raises:
         SlideError: The slide's pixels can't be read.
@@ -59,8 +59,8 @@ def write_overlay(
     details = choose_details(run.grid, labels, is_segmented)
     channels = display_channels(run.slide)
     windows = _display_windows(read_published(run, channels)[0], is_rgb=run.slide.is_rgb)
-    overview = _whole(run, channels, windows, details, tissue_mask, is_segmented)
-    tiles = [(overview, _whole_caption(run, n_objects, int(is_segmented.sum())))]
+    overview = _draw_overview(run, channels, windows, details, tissue_mask, is_segmented)
+    tiles = [(overview, _make_caption(run, n_objects, int(is_segmented.sum())))]
     with closing(open_display(run, channels)) as reader:
         for number, detail in enumerate(details, 1):
             image = to_rgb(reader.read(detail.region), windows)
@@ -68,19 +68,19 @@ def write_overlay(
             caption = f"{number}  row {detail.region.y0}, column {detail.region.x0} px"
             tiles.append((drawn, caption))
     buffer = io.BytesIO()
-    _composed(tiles).save(buffer, "PNG")
+    _compose(tiles).save(buffer, "PNG")
     write_atomic(run.paths.overlay, buffer.getvalue())
 
 
 def choose_details(
     grid: BlockGrid, labels: zarr.Array[Any], is_segmented: NDArray[np.bool_] | None = None
 ) -> list[Detail]:
-    """Where most objects lie across seams: points where four blocks meet, else where two do, else the slide's middle.
+    """Choose the details with most objects across seams: where four blocks meet, else where two meet, else the slide's middle.
 
     Args:
         grid: The blocks.
         labels: TCZYX label image.
-        is_segmented: (row, column) bool, which blocks were segmented: at least two of those that meet, if there are such points.
+        is_segmented: (row, column) bool per block. Points where at least two segmented blocks meet are preferred.
 
     Returns:
         At most four details, the busiest first.
@@ -90,22 +90,23 @@ def choose_details(
     middle_y, middle_x = grid.shape[0] // 2, grid.shape[1] // 2
     points = [(y, x) for y in rows or [middle_y] for x in columns or [middle_x]]
     if is_segmented is not None:
-        points = [point for point in points if _meeting(grid, is_segmented, point) >= 2] or points
-    # Of very many points an even sample, so that looking costs little beside segmenting.
+        points = [point for point in points if _count_segmented(grid, is_segmented, point) >= 2] or points
+    # An even sample of the points, so that counting costs little compared with segmenting.
     points = points[:: max(1, len(points) // 64)]
     details = [
-        Detail(region, _crossing(grid, labels, region)) for region in (_around(point, grid.shape) for point in points)
+        Detail(region, _count_crossing(grid, labels, region))
+        for region in (_make_detail_region(point, grid.shape) for point in points)
     ]
-    return sorted(details, key=lambda detail: -detail.objects_at_seam)[:_PLACES]
+    return sorted(details, key=lambda detail: -detail.objects_at_seam)[:_MAX_DETAILS]
 
 
 def display_channels(slide: Slide) -> tuple[int, ...]:
-    """Channels to look at: red, green, blue, or those that were segmented, at most three."""
+    """Choose the channels to show: red, green and blue, or the segmented ones, at most three."""
     return (0, 1, 2) if slide.is_rgb else slide.channels[:3]
 
 
 def to_rgb(image: NDArray[Any], windows: list[tuple[float, float]]) -> NDArray[np.uint8]:
-    """(y, x, c) of any dtype → (y, x, 3) uint8, each channel stretched over its window; one channel shows as grey."""
+    """Convert (y, x, c) of any dtype to (y, x, 3) uint8: stretch each channel over its window; one channel becomes grey."""
     low, high = np.asarray(windows, np.float32).T
     numbers = np.nan_to_num(image.astype(np.float32))
     scaled = np.clip((numbers - low) / np.maximum(high - low, 1e-6), 0, 1) * 255
@@ -117,34 +118,35 @@ def to_rgb(image: NDArray[Any], windows: list[tuple[float, float]]) -> NDArray[n
     return rgb
 
 
-def _meeting(grid: BlockGrid, is_segmented: NDArray[np.bool_], point: tuple[int, int]) -> int:
-    """How many of the blocks around a point were segmented."""
+def _count_segmented(grid: BlockGrid, is_segmented: NDArray[np.bool_], point: tuple[int, int]) -> int:
+    """Count the segmented blocks around a point."""
     (y0, y1), (x0, x1) = (
         ((at - 1) // block, at // block + 1) for at, block in zip(point, grid.block_shape, strict=True)
     )
     return int(is_segmented[max(0, y0) : y1, max(0, x0) : x1].sum())
 
 
-def _around(point: tuple[int, int], shape: tuple[int, int]) -> Region:
+def _make_detail_region(point: tuple[int, int], shape: tuple[int, int]) -> Region:
+    """Make the region of the detail around a point, inside the slide."""
     y0, x0 = (max(0, min(at - _DETAIL_SIDE // 2, size - _DETAIL_SIDE)) for at, size in zip(point, shape, strict=True))
     return Region(y0, x0, min(y0 + _DETAIL_SIDE, shape[0]), min(x0 + _DETAIL_SIDE, shape[1]))
 
 
-def _crossing(grid: BlockGrid, labels: zarr.Array[Any], region: Region) -> int:
-    """How many objects of a window lie on both sides of a seam."""
+def _count_crossing(grid: BlockGrid, labels: zarr.Array[Any], region: Region) -> int:
+    """Count the objects of a window that lie on both sides of a seam."""
     window = np.asarray(labels[(0, 0, 0, *region.slices)])
     crossing: set[int] = set()
-    for y in _seams_within(region.y0, region.y1, grid.block_shape[0]):
+    for y in _find_seams(region.y0, region.y1, grid.block_shape[0]):
         is_same = window[y - 1] == window[y]
         crossing.update(np.unique(window[y][is_same]).tolist())
-    for x in _seams_within(region.x0, region.x1, grid.block_shape[1]):
+    for x in _find_seams(region.x0, region.x1, grid.block_shape[1]):
         is_same = window[:, x - 1] == window[:, x]
         crossing.update(np.unique(window[:, x][is_same]).tolist())
     return len(crossing - {0})
 
 
-def _seams_within(start: int, stop: int, block: int) -> list[int]:
-    """Positions of seams in a window, counted from its start."""
+def _find_seams(start: int, stop: int, block: int) -> list[int]:
+    """Find the positions of seams in a window, counted from its start."""
     return [at - start for at in range(-(-(start + 1) // block) * block, stop, block)]
 
 
@@ -156,22 +158,22 @@ def _display_windows(image: NDArray[Any], *, is_rgb: bool) -> list[tuple[float, 
 
 
 def _draw_detail(image: NDArray[np.uint8], labels: NDArray[Any], region: Region, grid: BlockGrid) -> Image.Image:
-    """Outlines over a detail, at twice its size so that an outline is half a pixel wide, and dashes along the seams."""
+    """Draw a detail at twice its size, so that outlines are half a pixel wide, with dashes along the seams."""
     colour = _OUTLINE_ON_BRIGHT if image.mean() > 110 else _OUTLINE_ON_DARK
     image, labels = image.repeat(2, axis=0).repeat(2, axis=1), labels.repeat(2, axis=0).repeat(2, axis=1)
-    image[_boundaries(labels)] = colour
+    image[_find_outlines(labels)] = colour
     picture = Image.fromarray(image)
     draw = ImageDraw.Draw(picture)
-    for y in _seams_within(region.y0, region.y1, grid.block_shape[0]):
+    for y in _find_seams(region.y0, region.y1, grid.block_shape[0]):
         for x in range(0, picture.width, 16):
             draw.line([(x, 2 * y), (x + 7, 2 * y)], fill=_SEAM, width=1)
-    for x in _seams_within(region.x0, region.x1, grid.block_shape[1]):
+    for x in _find_seams(region.x0, region.x1, grid.block_shape[1]):
         for y in range(0, picture.height, 16):
             draw.line([(2 * x, y), (2 * x, y + 7)], fill=_SEAM, width=1)
     return picture
 
 
-def _whole(
+def _draw_overview(
     run: Run,
     channels: tuple[int, ...],
     windows: list[tuple[float, float]],
@@ -179,14 +181,14 @@ def _whole(
     mask: NDArray[np.bool_] | None,
     is_segmented: NDArray[np.bool_],
 ) -> Image.Image:
-    """The slide with its grid of blocks, those that were left out, the mask and the details that are shown."""
+    """Draw the slide with its grid of blocks, the skipped blocks, the mask and the frames of the details."""
     pixels, (scale_y, scale_x) = read_published(run, channels)
     picture = Image.fromarray(to_rgb(pixels, windows))
-    shrink = min(1.0, 2 * _WHOLE_SIDE / max(picture.size))
+    shrink = min(1.0, 2 * _OVERVIEW_SIDE / max(picture.size))
     picture = picture.resize(
         (max(1, round(picture.width * shrink)), max(1, round(picture.height * shrink))), Image.Resampling.BOX
     )
-    picture = Image.fromarray(_with_tissue(np.array(picture), mask, is_segmented, run.grid))
+    picture = Image.fromarray(_draw_blocks_and_mask(np.array(picture), mask, is_segmented, run.grid))
     draw = ImageDraw.Draw(picture)
     for x in range(run.grid.block_shape[1], run.slide.shape[1], run.grid.block_shape[1]):
         draw.line([(x / scale_x * shrink, 0), (x / scale_x * shrink, picture.height)], fill=_SEAM)
@@ -200,43 +202,47 @@ def _whole(
     return picture
 
 
-def _with_tissue(
+def _draw_blocks_and_mask(
     picture: NDArray[np.uint8], mask: NDArray[np.bool_] | None, is_segmented: NDArray[np.bool_], grid: BlockGrid
 ) -> NDArray[np.uint8]:
-    """Hatches the blocks that were left out, and outlines the mask."""
-    # Rows and columns of level 0 in the middle of each pixel of the picture.
+    """Hatch the skipped blocks and outline the mask."""
+    # Row and column of level 0 at the centre of each pixel of the picture.
     y, x = (
         (np.arange(n_pixels) + 0.5) * size / n_pixels
         for n_pixels, size in zip(picture.shape[:2], grid.shape, strict=True)
     )
-    left_out = ~is_segmented[np.ix_((y // grid.block_shape[0]).astype(int), (x // grid.block_shape[1]).astype(int))]
-    picture[left_out] = picture[left_out] // 4 * 3 + _LEFT_OUT // 4
-    across = np.add.outer(np.arange(picture.shape[0]), np.arange(picture.shape[1]))
-    picture[left_out & (across % _HATCH == 0)] = _LEFT_OUT
+    is_skipped = ~is_segmented[np.ix_((y // grid.block_shape[0]).astype(int), (x // grid.block_shape[1]).astype(int))]
+    picture[is_skipped] = picture[is_skipped] // 4 * 3 + _SKIPPED // 4
+    diagonal = np.add.outer(np.arange(picture.shape[0]), np.arange(picture.shape[1]))
+    picture[is_skipped & (diagonal % _HATCH == 0)] = _SKIPPED
     if mask is not None:
         rows, columns = (y * mask.shape[0] / grid.shape[0]).astype(int), (x * mask.shape[1] / grid.shape[1]).astype(int)
-        picture[_boundaries(mask[np.ix_(rows, columns)])] = _TISSUE
+        picture[_find_outlines(mask[np.ix_(rows, columns)])] = _TISSUE
     return picture
 
 
-def _boundaries(labels: NDArray[Any]) -> NDArray[np.bool_]:
+def _find_outlines(labels: NDArray[Any]) -> NDArray[np.bool_]:
     """Find the pixels of objects that touch other objects or background."""
-    # Here, as it takes 0.25 s to load and most processes draw no picture.
+    # Imported here: it takes 0.25 s to load, and most processes draw no picture.
     from skimage.segmentation import find_boundaries
 
     return np.asarray(find_boundaries(labels, mode="inner"))
 
 
-def _whole_caption(run: Run, n_objects: int, n_kept: int) -> str:
+def _make_caption(run: Run, n_objects: int, n_segmented: int) -> str:
     height, width = run.slide.shape
     pixel = f", {run.slide.mpp[1]:.3g} um per pixel" if run.slide.mpp else ""
     n_blocks = len(run.grid)
-    blocks = f"{n_blocks} blocks" if n_kept == n_blocks else f"{n_kept} of {n_blocks} blocks; the rest is background"
+    blocks = (
+        f"{n_blocks} blocks"
+        if n_segmented == n_blocks
+        else f"{n_segmented} of {n_blocks} blocks; the rest is background"
+    )
     return f"{run.name}: {n_objects:,} {run.label} on {width} x {height} px{pixel}, {blocks}"
 
 
-def _composed(tiles: list[tuple[Image.Image, str]]) -> Image.Image:
-    """The whole on the left, the details beside it two by two, each under its caption."""
+def _compose(tiles: list[tuple[Image.Image, str]]) -> Image.Image:
+    """Compose the overview on the left and the details beside it, two in a row, each under its caption."""
     (overview, caption), details = tiles[0], tiles[1:]
     cell = max((max(picture.size) for picture, _ in details), default=0)
     columns = 2 if len(details) > 1 else 1
@@ -245,15 +251,15 @@ def _composed(tiles: list[tuple[Image.Image, str]]) -> Image.Image:
     height = max(overview.height + _CAPTION, rows * (cell + _CAPTION + _MARGIN)) + 2 * _MARGIN
     sheet = Image.new("RGB", (width, height), _PAPER)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=18)
-    _put(sheet, draw, font, (_MARGIN, _MARGIN), overview, caption)
+    _paste(sheet, draw, font, (_MARGIN, _MARGIN), overview, caption)
     for number, (picture, text) in enumerate(details):
         x = 2 * _MARGIN + overview.width + (number % columns) * (cell + _MARGIN)
         y = _MARGIN + (number // columns) * (cell + _CAPTION + _MARGIN)
-        _put(sheet, draw, font, (x, y), picture, text)
+        _paste(sheet, draw, font, (x, y), picture, text)
     return sheet
 
 
-def _put(
+def _paste(
     sheet: Image.Image,
     draw: ImageDraw.ImageDraw,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,

@@ -1,9 +1,9 @@
-"""The output store: an OME-Zarr image pyramid with label pyramids, written so that a half-finished one never looks finished.
+"""Write the output store, an OME-Zarr image pyramid with label pyramids; an unfinished one never looks finished.
 
 1. `create_store`     root group and image levels; the metadata that makes it an image
-2. `create_label`     empty arrays of a label pyramid, no metadata: nobody takes them for a label image yet
+2. `create_label`     empty arrays of a label pyramid, without metadata: no reader takes them for a label image yet
 3. `write_shards`     one region of one level, a whole number of shards, by one task
-4. `finish_label`     the label image's metadata, then its name in the list of labels
+4. `finish_label`     metadata of the label image, then its name in the list of labels
 
 Arrays are TCZYX. OME-Zarr 0.5 keeps its metadata under `ome` in Zarr v3 groups and shards its arrays; 0.4 is Zarr v2, where a
 chunk is a file.
@@ -35,22 +35,22 @@ from slidesam.tasks.slides.zarr.metadata import GROUP_FILES
 
 AXES = ("t", "c", "z", "y", "x")
 _TYPES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
-# The root attribute by which slidesam knows a store as its own, and so as one that it may write to.
+# The root attribute of stores that slidesam made, and so may write to.
 _OWNER = "slidesam"
 # Compression levels. With bits shuffled zstd's level 3 takes 1.4 times as long and saves 1 % (benchmarks/raw_limit.py --clevel).
 CODECS: dict[Any, int] = {"zstd": 1, "lz4": 5}
 FORMATS = {"0.5": 3, "0.4": 2}
-# zarr's codecs in Rust; one thread, as a worker computes one task at a time, and with several the bytes of shards differ.
+# zarr's codecs in Rust. One thread: a worker computes one task at a time, and with more threads the bytes of shards differ.
 FAST = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": 1}
-# How they tell of the system's errors.
+# How these codecs report errors of the operating system.
 _SYSTEM_ERROR = re.compile(r"os error (\d+)")
-# How long zarr's thread may take to end, in seconds.
-_PATIENCE = 10.0
+# How long to wait for the end of zarr's thread, in seconds.
+_THREAD_TIMEOUT = 10.0
 Pixel = tuple[float, float]
 
 
 def chunk_side(shard: int, max_side: int) -> int:
-    """The largest divisor of a shard's side that is at most `max_side`.
+    """Return the largest divisor of a shard's side that is at most `max_side`.
 
     Example:
         >>> chunk_side(2048, 512), chunk_side(720, 512)
@@ -60,10 +60,10 @@ def chunk_side(shard: int, max_side: int) -> int:
 
 
 def create_store(path: Path, image: ImageSettings, slide_path: Path) -> zarr.Group:
-    """Opens the output store, or makes it.
+    """Open the output store, or create it.
 
     Raises:
-        OutputError: There is something else at this place, or a store of another OME-Zarr version.
+        OutputError: The path holds something else, or a store of another OME-Zarr version.
     """
     if path.resolve() == slide_path.resolve():
         raise OutputError(f"{path.name} in the output folder is the slide itself: choose another output folder")
@@ -100,17 +100,17 @@ def create_plane_array(
     channels_per_shard: int | None = None,
     shuffle: Literal["shuffle", "bitshuffle"] = "bitshuffle",
 ) -> zarr.Array[Any]:
-    """An empty TCZYX array whose shards have the given height and width and hold all channels; in Zarr v2, chunks are files.
+    """Create an empty TCZYX array; its shards have the given height and width and hold all channels. In v2, chunks are files.
 
     Args:
-        group: Where.
+        group: The group to create it in.
         name: Its name, the level's number.
         shape: TCZYX.
-        dtype: Of the pixels.
-        shard: Height and width of what one task writes.
+        dtype: Type of the pixels.
+        shard: Height and width of the region that one task writes.
         image: Codec and size of the chunks.
         channels_per_shard: How many channels one task writes; all by default.
-        shuffle: How Blosc orders what it compresses: by bits suits pixels; ids take less time and room by bytes.
+        shuffle: How Blosc orders values: by bits for pixels; by bytes for ids, which is faster and smaller for them.
     """
     chunks = (1, 1, 1, chunk_side(shard[0], image.chunk_shape), chunk_side(shard[1], image.chunk_shape))
     channels = channels_per_shard or shape[1]
@@ -134,12 +134,12 @@ def create_plane_array(
 
 
 def write_planes(array: zarr.Array[Any], region: Region, pixels: NDArray[Any], first: int = 0) -> None:
-    """Writes (c, y, x) pixels, from channel `first` on, to a region of a TCZYX array's first time point and focal plane."""
+    """Write (c, y, x) pixels, from channel `first` on, to a region of a TCZYX array's first time point and focal plane."""
     array[(0, slice(first, first + pixels.shape[0]), 0, *region.slices)] = pixels
 
 
 def open_levels(group: Path, ome_zarr: str) -> list[zarr.Array[Any]]:
-    """The levels 0..n of an image or label image, to be written whole shard by whole shard, and read.
+    """Open the levels 0..n of an image or label image, to read them and to write whole shards.
 
     Reading and writing labels by zarrs takes half of zarr's time (`make stitching-speed`, rows "raw").
     """
@@ -148,20 +148,20 @@ def open_levels(group: Path, ome_zarr: str) -> list[zarr.Array[Any]]:
 
 
 def open_level(path: Path, ome_zarr: str) -> zarr.Array[Any]:
-    """One level of an image or label image, as `open_levels` opens it."""
+    """Open one level of an image or label image, as `open_levels` does."""
     with zarr.config.set(FAST if ome_zarr == "0.5" else {}):
         return zarr.open_array(path, mode="r+")
 
 
 def write_shards(array: zarr.Array[Any], region: Region, pixels: NDArray[Any]) -> None:
-    """Writes pixels as whole shards of the first plane: (c, y, x), all channels, or (y, x) of the only one.
+    """Write pixels as whole shards of the first plane: (c, y, x), all channels, or (y, x) of the only one.
 
     Raises:
-        OSError: There is no room, or no permission.
+        OSError: The disk is full, or permission is missing.
     """
     if array.shards is not None:
-        # zarrs writes in place. What a killed process began to write can't be read, and the far edge's shards are read
-        # before they are written.
+        # zarrs writes in place. Shards that a killed process left half-written can't be read, and zarrs reads the shards
+        # at the far edge before it writes them.
         folder = Path(str(array.store_path.store).removeprefix("file://")) / array.path
         for y in range(region.y0 // array.shards[3], -(-region.y1 // array.shards[3])):
             for x in range(region.x0 // array.shards[4], -(-region.x1 // array.shards[4])):
@@ -178,7 +178,7 @@ def write_shards(array: zarr.Array[Any], region: Region, pixels: NDArray[Any]) -
 def write_image_metadata(
     group: zarr.Group, name: str, downsamples: Sequence[Pixel], mpp: Pixel | None, omero: dict[str, Any] | None
 ) -> None:
-    """Writes the metadata that makes a group's arrays 0..n an image pyramid.
+    """Write the metadata that makes a group's arrays 0..n an image pyramid.
 
     Args:
         group: The image group.
@@ -190,13 +190,13 @@ def write_image_metadata(
     attributes: dict[str, Any] = {"multiscales": [_multiscale(group, name, downsamples, mpp)]}
     if omero is not None:
         attributes["omero"] = omero
-    _update(group, attributes)
+    _set_attributes(group, attributes)
 
 
 def remove_image(root: zarr.Group) -> None:
-    """Takes away what makes the store an image, then its levels."""
+    """Remove the metadata that makes the store an image, then its levels."""
     for level in [name for name in root.array_keys() if name.isdigit()]:
-        _forget(root, ("multiscales", "omero"))
+        _remove_attributes(root, ("multiscales", "omero"))
         shutil.rmtree(_folder(root) / level, ignore_errors=True)
 
 
@@ -208,15 +208,15 @@ def create_label(
     dtype: np.dtype[Any],
     image: ImageSettings,
 ) -> zarr.Group:
-    """Makes the empty arrays of a label pyramid; an older label image of that name stops being one, then goes.
+    """Create the empty arrays of a label pyramid; first remove an older label image of that name.
 
     Args:
         root: The store.
         label: Name of the label image.
         shape: Height and width of the slide.
-        block_shape: Height and width of a block, the shard of level 0; it halves with the levels that a block's task
-            writes, and is whole again for those that come after.
-        dtype: Of the ids.
+        block_shape: Height and width of a block, the shard of level 0. Shards halve with each level that a block's task
+            writes; the levels after those have shards of full size again.
+        dtype: Type of the ids.
         image: Codec and chunks.
     """
     remove_label(root, label)
@@ -231,12 +231,12 @@ def create_label(
 
 
 def remove_label(root: zarr.Group, label: str) -> None:
-    """Takes a label image off the list first, then removes its metadata and arrays."""
+    """Remove a label image from the list, then its metadata and arrays."""
     names = listed_labels(root)
     if label in names:
         labels = root["labels"]
         assert isinstance(labels, zarr.Group)
-        _update(labels, {"labels": [name for name in names if name != label]})
+        _set_attributes(labels, {"labels": [name for name in names if name != label]})
     folder = _folder(root) / "labels" / label
     for name in GROUP_FILES:
         (folder / name).unlink(missing_ok=True)
@@ -244,7 +244,7 @@ def remove_label(root: zarr.Group, label: str) -> None:
 
 
 def finish_label(root: zarr.Group, label: str, mpp: Pixel | None) -> None:
-    """Writes what makes the arrays a label image, last of all its name in the store's list of labels."""
+    """Write the metadata that makes the arrays a label image, and last its name in the store's list of labels."""
     from ome_zarr_models.common.image_label_types import Color, Source
 
     labels, group = root["labels"], root[f"labels/{label}"]
@@ -259,12 +259,12 @@ def finish_label(root: zarr.Group, label: str, mpp: Pixel | None) -> None:
     }
     if version == "0.4":
         image_label["version"] = version
-    _update(group, {"multiscales": [_multiscale(group, label, downsamples, mpp)], "image-label": image_label})
-    _update(labels, {"labels": sorted({*listed_labels(root), label})})
+    _set_attributes(group, {"multiscales": [_multiscale(group, label, downsamples, mpp)], "image-label": image_label})
+    _set_attributes(labels, {"labels": sorted({*listed_labels(root), label})})
 
 
 def is_finished(root_path: Path, label: str) -> bool:
-    """Whether the store lists this label image."""
+    """Tell whether the store lists this label image."""
     try:
         return label in listed_labels(zarr.open_group(root_path, mode="r"))
     except (OSError, ValueError):
@@ -272,7 +272,7 @@ def is_finished(root_path: Path, label: str) -> bool:
 
 
 def listed_labels(root: zarr.Group) -> list[str]:
-    """Names of the store's finished label images."""
+    """List the names of the store's finished label images."""
     if "labels" not in root:
         return []
     attributes: dict[str, Any] = root["labels"].attrs.asdict()
@@ -280,7 +280,7 @@ def listed_labels(root: zarr.Group) -> list[str]:
 
 
 def _multiscale(group: zarr.Group, name: str, downsamples: Sequence[Pixel], mpp: Pixel | None) -> dict[str, Any]:
-    # Here, as these modules take 0.15 s to load and most processes write no metadata.
+    # Imported here: these modules take 0.15 s to load, and most processes write no metadata.
     from ome_zarr_models.v04 import axes as axes04
     from ome_zarr_models.v04 import multiscales as v04
     from ome_zarr_models.v05 import axes as axes05
@@ -303,8 +303,8 @@ def _multiscale(group: zarr.Group, name: str, downsamples: Sequence[Pixel], mpp:
     return values
 
 
-def _update(group: zarr.Group, values: dict[str, Any]) -> None:
-    """Sets OME attributes: at the top in Zarr v2, under `ome` in v3."""
+def _set_attributes(group: zarr.Group, values: dict[str, Any]) -> None:
+    """Set OME attributes: at the top in Zarr v2, under `ome` in v3."""
     if group.metadata.zarr_format == 2:
         group.attrs.update(values)
         return
@@ -312,8 +312,8 @@ def _update(group: zarr.Group, values: dict[str, Any]) -> None:
     group.attrs["ome"] = {**attributes.get("ome", {}), "version": "0.5", **values}
 
 
-def _forget(group: zarr.Group, names: Sequence[str]) -> None:
-    """Removes OME attributes."""
+def _remove_attributes(group: zarr.Group, names: Sequence[str]) -> None:
+    """Remove OME attributes."""
     attributes: dict[str, Any] = group.attrs.asdict()
     if group.metadata.zarr_format == 2:
         group.attrs.put({key: value for key, value in attributes.items() if key not in names})
@@ -322,22 +322,22 @@ def _forget(group: zarr.Group, names: Sequence[str]) -> None:
 
 
 def _folder(group: zarr.Group) -> Path:
-    """Where a group of a local store lies."""
+    """Return the folder of a group of a local store."""
     return Path(str(group.store_path.store).removeprefix("file://")) / group.path
 
 
 def _end_zarrs_thread() -> None:
-    """Stops zarr's event loop and waits for its thread; zarr closes the loop afterwards.
+    """Stop zarr's event loop and wait for its thread; zarr closes the loop afterwards.
 
-    At a process's end zarr gives its thread 0.2 s, which a busy machine may not, and then closes the loop under it: a traceback
-    where somebody only pressed Ctrl-C.
+    At the end of a process zarr waits 0.2 s for its thread, too short on a busy machine, and then closes the loop that the
+    thread still uses: a traceback appears when a user only pressed Ctrl-C.
     """
     loop, thread = sync.loop[0], sync.iothread[0]
     if loop is None or thread is None or not thread.is_alive():
         return
     loop.call_soon_threadsafe(loop.stop)
-    thread.join(_PATIENCE)
+    thread.join(_THREAD_TIMEOUT)
 
 
-# What is registered last is called first: zarr registered its own as it was imported above.
+# The function registered last is called first: zarr registered its own when it was imported above.
 atexit.register(_end_zarrs_thread)

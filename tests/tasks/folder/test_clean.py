@@ -293,7 +293,7 @@ def test_one_run_that_cannot_be_removed_costs_no_other(tmp_path: Path, monkeypat
     monkeypatch.setattr(Path, "rename", fail)
     first, second = clean_folder(tmp_path, keep=0, now=NOW)
     assert first[:4] == ("a", "cells", 20, 2)
-    assert "stitch-2 can't be removed (Permission denied): mend its permissions" in first.error
+    assert "stitch-2 can't be removed (Permission denied): correct its permissions" in first.error
     assert second == ("b", "cells", 60, 6, "")
     assert stages(bad) == ["segment-1", "stitch-2"]
     assert stages(good) == []
@@ -329,7 +329,7 @@ def test_links_are_left_alone(tmp_path: Path) -> None:
 def test_folders_without_anything(tmp_path: Path) -> None:
     assert clean_folder(tmp_path, keep=0) == []
     assert size_of(tmp_path) == (0, 0)
-    with pytest.raises(OutputError, match="none is no folder: give the one"):
+    with pytest.raises(OutputError, match="none is not a folder: give the folder"):
         clean_folder(tmp_path / "none", keep=0)
 
 

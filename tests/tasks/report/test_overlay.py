@@ -14,7 +14,7 @@ class TestPicture:
 
     def test_only_blocks_that_were_left_out_are_hatched(self) -> None:
         kept = np.random.default_rng(0).random(self.grid.grid_shape) > 0.5
-        drawn = overlay._with_tissue(np.full((200, 300, 3), 250, np.uint8), None, kept, self.grid)
+        drawn = overlay._draw_blocks_and_mask(np.full((200, 300, 3), 250, np.uint8), None, kept, self.grid)
         changed = (drawn != 250).any(axis=2)
         assert (changed == ~kept.repeat(50, 0).repeat(50, 1)).all()
 
@@ -22,7 +22,7 @@ class TestPicture:
         mask = np.zeros((40, 60), bool)
         mask[10:20, 10:30] = True
         kept = np.ones(self.grid.grid_shape, bool)
-        drawn = overlay._with_tissue(np.zeros((200, 300, 3), np.uint8), mask, kept, self.grid)
+        drawn = overlay._draw_blocks_and_mask(np.zeros((200, 300, 3), np.uint8), mask, kept, self.grid)
         outline = (drawn == overlay._TISSUE).all(axis=2)
         inside = mask.repeat(5, 0).repeat(5, 1)
         assert (outline == (inside & ~ndimage.binary_erosion(inside, np.ones((3, 3))))).all()
