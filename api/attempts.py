@@ -104,10 +104,10 @@ class Attempt:
         with locked(run.paths.lock, _OWNER, target=target, on_wait=self.reporter.inform) as lock:
             executor = StepExecutor(self.reporter, check=lock.check)
             prepare_image(run, executor)
-            executor.one(steps.prepare_slide, run)
+            executor.run_one(steps.prepare_slide, run)
             with_tissue = list_blocks(run)
             block = run.grid[with_tissue[len(with_tissue) // 2] if block_id is None else block_id]
-            executor.one(steps.segment_blocks, run, (block.block_id,))
+            executor.run_one(steps.segment_blocks, run, (block.block_id,))
             labels = BlockResults.of(run).read(block, block.outer)
         with SlideReader(run.slide) as reader:
             return SegmentedBlock(block, len(run.grid), reader.read(block.outer), labels, read_params(run).params)

@@ -1,6 +1,6 @@
 """Who executes a slide's steps: this process, or the workers of a Dask client. Prefect's engine is not involved.
 
-Both go through `Executor.many`: a bounded number of tasks at once, `run.retries` further attempts at each that fails, and
+Both go through `Executor.run_many`: a bounded number of tasks at once, `run.retries` further attempts at each that fails, and
 `slidesam.flows.slide.order` decides what a failure means for its stage.
 """
 
@@ -65,7 +65,7 @@ class _Pool(Protocol):
         """Begin a task."""
 
     def finish_one(self, timeout: float | None) -> tuple[_Attempt, Facts, Exception | None] | None:
-        """Wait for a task to end; None where none does within `timeout` seconds."""
+        """Wait for a task to end; None if none ends within `timeout` seconds."""
 
     def close(self) -> None:
         """Drop what is unfinished."""
@@ -137,8 +137,8 @@ class _DaskWorkers:
                 "the Dask scheduler is gone, or its client was closed: what is finished is kept, call segment again"
             ) from error
         except KilledWorker as error:
-            words = f"a task ended its workers, the last at {error.last_worker.address}; usually out of memory: "
-            return attempt, {}, ClusterError(f"{words}give workers more of it, or take smaller blocks")
+            message = f"a task ended its workers, the last at {error.last_worker.address}; usually out of memory: "
+            return attempt, {}, ClusterError(f"{message}give workers more of it, or take smaller blocks")
         except Exception as error:  # noqa: BLE001 (the stage decides)
             return attempt, {}, error
 
@@ -174,38 +174,38 @@ class StepExecutor:
 
     @property
     def most_workers(self) -> int | None:
-        """The largest number of workers that share the steps; None where that isn't known."""
+        """The largest number of workers that share the steps; None if that isn't known."""
         return 1 if self._client is None else None
 
     def inform(self, message: str) -> None:
         """Show an informational message."""
         self._reporter.inform(message)
 
-    def warn(self, words: str) -> None:
+    def warn(self, message: str) -> None:
         """Log a warning."""
-        _log.warning("%s", words)
+        _log.warning("%s", message)
 
     @contextmanager
-    def stage(self, name: str, total: int, done: int) -> Iterator[Reporter]:
+    def stage(self, name: str, total: int, n_done: int) -> Iterator[Reporter]:
         """Show one stage."""
-        self._reporter.begin(name, total, done)
+        self._reporter.begin(name, total, n_done)
         try:
             yield self._reporter
         finally:
             self._reporter.end()
 
-    def one(self, step: Step, run: Run, *arguments: Any) -> Any:
+    def run_one(self, step: Step, run: Run, *arguments: Any) -> Any:
         """Execute a step that is one task.
 
         Raises:
             Exception: What the step raised after its retries.
         """
-        ((_, facts, error),) = self.many(step, run, [()], lambda _: arguments)
+        ((_, facts, error),) = self.run_many(step, run, [()], lambda _: arguments)
         if error is not None:
             raise error
         return facts
 
-    def many(
+    def run_many(
         self, step: Step, run: Run, jobs: Iterable[Batch], arguments: Callable[[Batch], tuple[Any, ...]]
     ) -> Generator[tuple[Batch, Facts, Exception | None], None, None]:
         """Execute a step on each job; yield each job with its result or its last error as it ends.
@@ -230,8 +230,8 @@ class StepExecutor:
                     if retries.seconds is None:
                         return
                     time.sleep(min(retries.seconds, _CHECK_SECONDS))
-                elif (ended := pool.finish_one(retries.seconds)) is not None:
-                    attempt, facts, error = ended
+                elif (outcome := pool.finish_one(retries.seconds)) is not None:
+                    attempt, facts, error = outcome
                     if error is None or not retries.add(attempt, error):
                         yield attempt.batch, facts, error
         finally:
@@ -261,11 +261,11 @@ class _Retries:
 
     @property
     def seconds(self) -> float | None:
-        """Seconds until the next attempt is due; None where none waits."""
+        """Seconds until the next attempt is due; None if none waits."""
         return max(0.0, self._waiting[0][0] - time.monotonic()) if self._waiting else None
 
     def add(self, attempt: _Attempt, error: Exception) -> bool:
-        """Plan another attempt; False where none is allowed, or it couldn't help."""
+        """Plan another attempt; False if none is allowed, or it couldn't help."""
         if decide(error, attempts_left=self._settings.retries + 1 - attempt.number) is not Action.RETRY:
             return False
         delay = self._settings.retry_delay * (1 + random.uniform(0, self._settings.retry_jitter))  # noqa: S311

@@ -65,10 +65,10 @@ class LazyArray:
         Raises:
             IndexError: It is another kind of index, or outside.
         """
-        y, x, *rest = self._per_axis(index)
+        y, x, *other_axes = self._per_axis(index)
         (y0, y1, own_y), (x0, x1, own_x) = (_bounds(at, size) for at, size in zip((y, x), self.shape, strict=False))
         pixels = self._read(Region(y0, x0, y1, x1)) if y1 > y0 and x1 > x0 else self._empty(y1 - y0, x1 - x0)
-        return pixels[(own_y, own_x, *rest)]
+        return pixels[(own_y, own_x, *other_axes)]
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         if copy is False:
@@ -79,21 +79,21 @@ class LazyArray:
         return np.zeros((height, width, *self.shape[2:]), self.dtype)
 
     def _per_axis(self, index: Index | tuple[Index, ...]) -> list[int | slice]:
-        """One integer or slice for each axis."""
-        given = index if isinstance(index, tuple) else (index,)
-        if any(not isinstance(at, int | np.integer | slice | EllipsisType) or isinstance(at, bool) for at in given):
+        """Return one integer or slice for each axis."""
+        indices = index if isinstance(index, tuple) else (index,)
+        if any(not isinstance(at, int | np.integer | slice | EllipsisType) or isinstance(at, bool) for at in indices):
             raise IndexError(
                 f"index {index!r}: only integers, slices and ... can be used; read first, then index further"
             )
-        if given.count(...) > 1 or len(given) - given.count(...) > self.ndim:
+        if indices.count(...) > 1 or len(indices) - indices.count(...) > self.ndim:
             raise IndexError(f"index {index!r} has too many axes for {self.ndim}")
-        at = given.index(...) if ... in given else len(given)
-        missing = (slice(None),) * (self.ndim - len(given) + given.count(...))
-        return [*given[:at], *missing, *given[at + 1 :]]  # type: ignore[list-item]
+        at = indices.index(...) if ... in indices else len(indices)
+        missing = (slice(None),) * (self.ndim - len(indices) + indices.count(...))
+        return [*indices[:at], *missing, *indices[at + 1 :]]  # type: ignore[list-item]
 
 
 def _bounds(at: int | slice, size: int) -> tuple[int, int, int | slice]:
-    """First and last pixel to read along an axis, and what to take of these.
+    """Return the first and last pixel to read along an axis, and what to take of these.
 
     Raises:
         IndexError: The index is outside.

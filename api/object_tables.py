@@ -33,7 +33,7 @@ COLUMNS = np.dtype(
 
 
 def read_objects(run: Run, labels: LazyArray, paint_folder: PaintFolder) -> NDArray[Any]:
-    """The table of a slide's objects.
+    """Read the table of a slide's objects.
 
     Args:
         run: The run.
@@ -51,7 +51,7 @@ def read_objects(run: Run, labels: LazyArray, paint_folder: PaintFolder) -> NDAr
 
 
 def _measure(labels: LazyArray, region: Region) -> NDArray[np.int64]:
-    """(n, 8) id, area, sums of y and x, and box, in the slide's coordinates, of the objects in a region."""
+    """Measure the objects in a region: (n, 8) id, area, sums of y and x, and box, in the slide's coordinates."""
     ids, parts = measure_labels(labels[region.slices])
     origin = np.array(region[:2], np.int64)
     parts[:, 1:3] += parts[:, :1] * origin
@@ -60,7 +60,7 @@ def _measure(labels: LazyArray, region: Region) -> NDArray[np.int64]:
 
 
 def _add_up(rows: NDArray[np.int64]) -> NDArray[Any]:
-    """One row per object from the rows of its parts: id, area, sums of y and x, box."""
+    """Make one row per object from the rows of its parts: id, area, sums of y and x, box."""
     rows = rows[np.argsort(rows[:, 0], kind="stable")]
     ids, first = np.unique(rows[:, 0], return_index=True)
     table = np.zeros(ids.size, COLUMNS)

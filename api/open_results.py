@@ -126,24 +126,24 @@ def open_result(path: str | os.PathLike[str], label: str | None = None) -> Resul
     Raises:
         OutputError: There is no finished result, or more than one.
     """
-    given = Path(path)
-    if not given.exists():
-        raise OutputError(f"{given} isn't there: correct the path")
-    is_store = given.name.endswith(STORE_SUFFIX)
-    output = given.parent if is_store or given.is_file() else given
-    files = [given] if given.is_file() else list_provenance(output)
+    place = Path(path)
+    if not place.exists():
+        raise OutputError(f"{place} isn't there: correct the path")
+    is_store = place.name.endswith(STORE_SUFFIX)
+    output = place.parent if is_store or place.is_file() else place
+    files = [place] if place.is_file() else list_provenance(output)
     records = [record for file in files if (record := Provenance.read(file)) is not None]
     results = [Result(output.resolve(), record) for record in records if record.status == "finished"]
     if is_store:
-        results = [result for result in results if result.store.name == given.name]
+        results = [result for result in results if result.store.name == place.name]
     if label is not None:
         results = [result for result in results if result.label == label]
     if not results:
-        raise OutputError(_nothing_finished(given, output, label))
+        raise OutputError(_nothing_finished(place, output, label))
     if len(results) > 1:
         names = ", ".join(f"{result.store.name} ({result.label})" for result in results[:5])
         raise OutputError(
-            f"{given} has {len(results)} results ({names}): open one store, with label= where it has several"
+            f"{place} has {len(results)} results ({names}): open one store, with label= where it has several"
         )
     if not ome_zarr.is_finished(results[0].store, results[0].label):
         raise OutputError(
@@ -152,26 +152,26 @@ def open_result(path: str | os.PathLike[str], label: str | None = None) -> Resul
     return results[0]
 
 
-def _nothing_finished(given: Path, output: Path, label: str | None) -> str:
-    """Words for a path without a finished result: what stands there instead, and what to do."""
-    wanted = f"{given}" + (f" (label {label})" if label else "")
+def _nothing_finished(place: Path, output: Path, label: str | None) -> str:
+    """Describe a path without a finished result: what is there instead, and what to do."""
+    result_name = f"{place}" + (f" (label {label})" if label else "")
     states = [state for state in read_states(output) if label in (None, state.label)]
-    if given.name.endswith(STORE_SUFFIX):
-        states = [state for state in states if f"{state.slide}{STORE_SUFFIX}" == given.name]
+    if place.name.endswith(STORE_SUFFIX):
+        states = [state for state in states if f"{state.slide}{STORE_SUFFIX}" == place.name]
     if not states:
-        return f"{wanted} has no finished result of slidesam: segment a slide into this folder first"
+        return f"{result_name} has no finished result of slidesam: segment a slide into this folder first"
     standing = "; ".join(f"{state.slide} ({state.label}) is {state.state.status}" for state in states[:5])
-    return f"{wanted} has no finished result: {standing}. Call segment with the same settings again to finish it"
+    return f"{result_name} has no finished result: {standing}. Call segment with the same settings again to finish it"
 
 
 def _arrays(group: zarr.Group) -> list[zarr.Array[Any]]:
-    """The group's levels, finest first."""
+    """Open the group's levels, finest first."""
     names = sorted((name for name in group.array_keys() if name.isdigit()), key=int)
     return [zarr.open_array(group.store_path / name, mode="r") for name in names]
 
 
 def _pyramid(levels: Sequence[tuple[tuple[int, ...], DTypeLike, Callable[[Region], NDArray[Any]]]]) -> LazyArray:
-    """The first of several levels (shape, type, function that reads a region), which knows the coarser ones."""
+    """Return the first of several levels (shape, type, function that reads a region), which knows the coarser ones."""
     return LazyArray(*levels[0], tuple(LazyArray(*level) for level in levels[1:]))
 
 

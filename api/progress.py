@@ -30,9 +30,9 @@ class StageReporter:
     def inform(self, message: str) -> None:
         """Drop a message."""
 
-    def begin(self, stage: str, total: int, done: int) -> None:
-        """Start a stage of `total` units, `done` of which exist already."""
-        self.name, self.done, self.total = stage, done, total
+    def begin(self, stage: str, total: int, n_done: int) -> None:
+        """Start a stage of `total` units, `n_done` of which exist already."""
+        self.name, self.done, self.total = stage, n_done, total
         self.show()
 
     def advance(self, count: int = 1) -> None:
@@ -56,10 +56,10 @@ class NotebookReporter(StageReporter):
         """Print a message."""
         print(message)
 
-    def begin(self, stage: str, total: int, done: int) -> None:
+    def begin(self, stage: str, total: int, n_done: int) -> None:
         """Start a line."""
         self._line: Any = None
-        super().begin(stage, total, done)
+        super().begin(stage, total, n_done)
 
     def show(self) -> None:
         """Rewrite the line."""

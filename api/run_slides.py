@@ -83,9 +83,9 @@ def segment(
     from slidesam.open_results import open_result
     from slidesam.progress import open_reporter
 
-    chosen = as_settings(settings)
-    with open_reporter(progress, slide_name(slide, chosen.slide.name)) as reporter:
-        run = Attempt(Path(slide), Path(output), chosen, client, reporter).finish()
+    run_settings = as_settings(settings)
+    with open_reporter(progress, slide_name(slide, run_settings.slide.name)) as reporter:
+        run = Attempt(Path(slide), Path(output), run_settings, client, reporter).finish()
     return open_result(run.paths.provenance)
 
 
@@ -111,9 +111,9 @@ def segment_block(
     from slidesam.progress import StageReporter
 
     in_place = {"convert": "never", "rechunk": "never"}
-    chosen = as_settings(settings)
-    chosen = chosen.model_copy(update={"image": chosen.image.model_copy(update=in_place)})
-    return Attempt(Path(slide), Path(output), chosen, None, StageReporter()).segment_block(block_id)
+    run_settings = as_settings(settings)
+    run_settings = run_settings.model_copy(update={"image": run_settings.image.model_copy(update=in_place)})
+    return Attempt(Path(slide), Path(output), run_settings, None, StageReporter()).segment_block(block_id)
 
 
 def stitch(blocks: Sequence[NDArray[Any]], grid: BlockGrid, settings: SettingsLike = None) -> NDArray[np.uint32]:
@@ -147,7 +147,7 @@ def stitch(blocks: Sequence[NDArray[Any]], grid: BlockGrid, settings: SettingsLi
 
 
 def as_settings(settings: SettingsLike) -> Settings:
-    """Settings from whichever form they are given in; see `segment`.
+    """Make settings from any form that `segment` takes.
 
     Raises:
         SettingsError: A name is unknown, a value can't be used, or the file can't be read.

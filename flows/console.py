@@ -13,9 +13,9 @@ from slidesam.tasks.errors import SlidesamError, in_one_line
 out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def say(sign: str, words: str) -> None:
+def say(sign: str, message: str) -> None:
     """Print a line as it is: names of slides may contain what rich would take for markup."""
-    out.print(sign, Text(words))
+    out.print(sign, Text(message))
 
 
 def say_failed(error: BaseException) -> None:

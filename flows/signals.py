@@ -30,7 +30,7 @@ class Stops:
         self._arrived: set[int] = set()
 
     def is_set(self) -> bool:
-        """Whether one of the signals that end a run has arrived."""
+        """Tell whether one of the signals that end a run has arrived."""
         with suppress(BlockingIOError):
             self._arrived.update(self._reader.recv(4096))
         return not self._arrived.isdisjoint(_ENDINGS)
@@ -53,7 +53,7 @@ def interrupts() -> Iterator[Stops]:
         raise KeyboardInterrupt
 
     stops = Stops()
-    before = {number: signal.signal(number, stop) for number in _ENDINGS}
+    handlers = {number: signal.signal(number, stop) for number in _ENDINGS}
     try:
         yield stops
     # Any error can be such a signal in a library's words.
@@ -62,6 +62,6 @@ def interrupts() -> Iterator[Stops]:
             raise KeyboardInterrupt from None
         raise
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
         stops.close()

@@ -100,11 +100,11 @@ def segment_command(
     scheduler: Scheduler = None,
 ) -> None:
     """Segment slides, here or on a cluster. Run the same command again to resume."""
-    chosen = load_settings(settings, segmenter, overrides)
+    run_settings = load_settings(settings, segmenter, overrides)
     profile = choose_profile(cluster, cluster_changes, workers, scheduler)
     from slidesam.flows.cli.command import run_or_stop
 
-    raise typer.Exit(run_or_stop(slides, output, chosen, profile))
+    raise typer.Exit(run_or_stop(slides, output, run_settings, profile))
 
 
 @app.command("retry")
@@ -122,8 +122,8 @@ def retry_command(
     """
     if not output.is_dir():
         raise SettingsError(f"{output} is not a folder: give the folder that was named with --output")
-    named = any(option is not None for option in (cluster, cluster_changes, workers, scheduler))
-    profile = choose_profile(cluster, cluster_changes, workers, scheduler) if named else None
+    is_profile_given = any(option is not None for option in (cluster, cluster_changes, workers, scheduler))
+    profile = choose_profile(cluster, cluster_changes, workers, scheduler) if is_profile_given else None
     from slidesam.flows.cli.command import retry_or_stop
 
     raise typer.Exit(retry_or_stop(output, profile))
@@ -143,8 +143,8 @@ def inspect_command(
     from slidesam.flows.cli.tables import slide_table
     from slidesam.tasks.slides.inspect import inspect_slide
 
-    chosen = load_settings(settings, segmenter, overrides)
-    out.print(slide_table(inspect_slide(slide, chosen.slide), chosen, output))
+    run_settings = load_settings(settings, segmenter, overrides)
+    out.print(slide_table(inspect_slide(slide, run_settings.slide), run_settings, output))
 
 
 @app.command("status")
@@ -202,11 +202,11 @@ def doctor_command(
     timeout: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="Longest time to wait for workers.")] = 120.0,
 ) -> None:
     """Check what a run needs, here and on the nodes (by one small job of each kind), and show how to repair it."""
-    chosen = load_settings(settings, segmenter, overrides)
+    run_settings = load_settings(settings, segmenter, overrides)
     profile = choose_profile(cluster, cluster_changes, scheduler=scheduler)
     from slidesam.flows.doctor.doctor import doctor as examine
 
-    raise typer.Exit(examine(profile, chosen, output, timeout))
+    raise typer.Exit(examine(profile, run_settings, output, timeout))
 
 
 @app.command("clean")
@@ -235,9 +235,9 @@ def clean_command(
     )
     for run in removed:
         say("[red]✗[/]" if run.error else " ", f"{run.slide} {run.label}: {_amount(run)} {run.error}")
-    done, rest = ("would be removed", "there are") if dry_run else ("removed", "left")
+    verb, remainder = ("would be removed", "there are") if dry_run else ("removed", "left")
     total = sum(run.bytes for run in removed if not run.error) / 2**20
-    out.print(f"{total:,.1f} MiB of intermediate results {done}; {rest}: {_amount(size_of(output))}")
+    out.print(f"{total:,.1f} MiB of intermediate results {verb}; {remainder}: {_amount(size_of(output))}")
     if any(run.error for run in removed):
         raise typer.Exit(1)
 
@@ -289,9 +289,9 @@ def load_settings(path: Path | None, segmenter: str | None, overrides: Sequence[
         SettingsError: The file can't be read, a name is unknown or a value can't be used.
     """
     values = {} if path is None else read_settings_file(path)
-    changed: dict[str, Any] = {} if segmenter is None else {"segmenter.kind": segmenter}
-    changed |= read_overrides(overrides or (), "--set", "setting")
-    return make_settings(values, changed)
+    changes: dict[str, Any] = {} if segmenter is None else {"segmenter.kind": segmenter}
+    changes |= read_overrides(overrides or (), "--set", "setting")
+    return make_settings(values, changes)
 
 
 def finished_runs(store: Path, label: str | None = None) -> dict[str, Provenance]:

@@ -52,18 +52,18 @@ def run_slides(slides: Sequence[str], output: Path, settings: Settings, profile:
     Returns:
         Exit code: 0, or 1 if a slide failed.
     """
-    listed = list_slides(slides, settings)
+    listed_slides = list_slides(slides, settings)
     logs = jobs_folder(output)
     with interrupts() as stops, prefect_api(api_host(profile)), open_cluster(profile, logs) as cluster:
         runner = _SlideRunner(output, cluster, stops)
-        if len(listed) == 1:
-            runner.run_and_continue(listed[0])
+        if len(listed_slides) == 1:
+            runner.run_and_continue(listed_slides[0])
         else:
             from slidesam.flows.many.cohort import make_cohort_flow
 
             with suppress(CohortFailures):
                 make_cohort_flow(runner.run)(list(slides), output, settings)
-            out.print(f"{len(listed) - runner.n_failed} of {len(listed)} slides finished")
+            out.print(f"{len(listed_slides) - runner.n_failed} of {len(listed_slides)} slides finished")
     return 1 if runner.n_failed else 0
 
 

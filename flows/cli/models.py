@@ -57,12 +57,12 @@ def list_models(cache: Cache = None) -> None:
     from slidesam.tasks.segmenters.microsam.weights import choose_model
 
     folder = find_cache_folder(cache)
-    bright, other = (choose_model(MicroSam(), is_rgb=is_rgb) for is_rgb in (True, False))
+    bright_field_model, other_model = (choose_model(MicroSam(), is_rgb=is_rgb) for is_rgb in (True, False))
     table = Table(box=None, pad_edge=False)
     for title in ("model", "ViT", "decoder", "for", "here", "size"):
         table.add_column(title, justify="right" if title == "size" else "left", no_wrap=title != "here")
     for model, has_decoder in MODELS.items():
-        name = Text(model, "bold" if model in (bright, other) else "")
+        name = Text(model, "bold" if model in (bright_field_model, other_model) else "")
         table.add_row(
             name, model[4].upper(), "yes" if has_decoder else "no", _PURPOSES[model[5:]], *_on_disk(model, folder)
         )
@@ -70,7 +70,9 @@ def list_models(cache: Cache = None) -> None:
     out.print(
         Text("\nmodes: ais, apg and amg with a decoder, amg without one; ≈: size of files that aren't in the cache yet")
     )
-    out.print(Text(f"segmenter.model auto: {bright} for bright-field RGB slides, {other} for all others"))
+    out.print(
+        Text(f"segmenter.model auto: {bright_field_model} for bright-field RGB slides, {other_model} for all others")
+    )
     out.print(Text(f"cache: {folder} (`slidesam models verify` checks its files)"))
 
 
@@ -82,8 +84,8 @@ def _on_disk(model: str, folder: Path) -> tuple[str, str]:
     existing = [file for file in files if (folder / file).is_file()]
     if len(existing) == len(files):
         return "yes", f"{sum((folder / file).stat().st_size for file in files) / 1e6:,.0f} MB"
-    about = _ENCODER_SIZES[model[:5]] + _DECODER_SIZE * (len(files) - 1)
-    return f"no {'encoder' if files[1] in existing else 'decoder'}" if existing else "no", f"≈ {about:,} MB"
+    megabytes = _ENCODER_SIZES[model[:5]] + _DECODER_SIZE * (len(files) - 1)
+    return f"no {'encoder' if files[1] in existing else 'decoder'}" if existing else "no", f"≈ {megabytes:,} MB"
 
 
 @models_app.command("fetch")
@@ -104,11 +106,11 @@ def fetch_models(
     )
 
     files = [file for name in dict.fromkeys(names) for file in list_files(name)]
-    folder, known = find_cache_folder(cache), read_registry()
+    folder, hashes = find_cache_folder(cache), read_registry()
     # On SIGTERM remove the incomplete file, as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     for file in files:
-        state = check_file(folder / file, known.get(file))
+        state = check_file(folder / file, hashes.get(file))
         if state in ("whole", "unchecked"):
             say(_SIGNS[state], f"{file}: {_WORDS[state]}")
             continue
@@ -139,10 +141,10 @@ def verify(
         read_registry,
     )
 
-    folder, known = find_cache_folder(cache), read_registry()
+    folder, hashes = find_cache_folder(cache), read_registry()
     found_states: set[State] = set()
     for name in dict.fromkeys(names or MODELS):
-        states = {file: check_file(folder / file, known.get(file)) for file in list_files(name)}
+        states = {file: check_file(folder / file, hashes.get(file)) for file in list_files(name)}
         # Models that are neither in the cache nor named would fill the screen.
         if names or set(states.values()) != {"missing"}:
             found_states.update(states.values())

@@ -42,8 +42,8 @@ def slide_table(slide: Slide, settings: Settings, output: Path | None) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column()
-    for name, words in [*_slide_rows(slide), *_plan_rows(slide, settings, output)]:
-        table.add_row(name, Text(words))
+    for name, value in [*_slide_rows(slide), *_plan_rows(slide, settings, output)]:
+        table.add_row(name, Text(value))
     return table
 
 
@@ -108,8 +108,8 @@ def status_table(states: list[RunState]) -> Group:
         blocks = "" if run.blocks is None else f"{run.blocks_done} of {run.blocks}"
         objects = "" if state.objects is None else f"{state.objects:,}"
         updated = state.updated[:16].replace("T", " ")
-        shown = Text(state.status, _COLOURS.get(state.status, ""))
-        table.add_row(Text(run.slide), Text(run.label), shown, blocks, objects, updated)
+        status = Text(state.status, _COLOURS.get(state.status, ""))
+        table.add_row(Text(run.slide), Text(run.label), status, blocks, objects, updated)
     pages = {page for run in states if run.state.status == "running" for page in run.state.dashboards.values()}
     dashboards = (Text(f"\nDask dashboard: {page} (from elsewhere: {ssh_line(page)})") for page in sorted(pages))
     return Group(table, *dashboards, *(Text(f"\n{run.state.error}") for run in states if run.state.error is not None))
@@ -146,9 +146,9 @@ def _totals_table(totals: dict[str, int]) -> Table:
     table.add_column(justify="right")
     table.add_column(justify="right")
     table.add_column()
-    for name, words in COLUMNS.items():
+    for name, meaning in COLUMNS.items():
         share = f"{100 * totals[name] / max(totals['objects'], 1):.3g} %" if name in _AMONG_OBJECTS else ""
-        table.add_row(_hyphenate(name), f"{totals[name]:,}", share, words)
+        table.add_row(_hyphenate(name), f"{totals[name]:,}", share, meaning)
     return table
 
 
@@ -159,14 +159,14 @@ def _seam_parts(report: SeamReport, grid: BlockGrid, *, everything: bool) -> lis
         return []
     seams.sort(key=_disagreements, reverse=True)
     disagreeing = [seam for seam in seams if _disagreements(seam)]
-    shown = seams if everything else disagreeing[:_WORST]
+    seam_rows = seams if everything else disagreeing[:_WORST]
     sentence = f"\nobjects lie at {len(seams):,} of {sum(1 for _ in grid.seams()):,} seams"
-    if not shown:
+    if not seam_rows:
         return [Text(f"{sentence}, and blocks agree at all of them (--all lists them)")]
-    most = f", most at these {_WORST}" if len(disagreeing) > _WORST else ""
+    limit_note = f", most at these {_WORST}" if len(disagreeing) > _WORST else ""
     if not everything:
-        sentence += f"; at {len(disagreeing):,} blocks disagree or see only fragments{most} (--all lists all)"
-    return [Text(f"{sentence}:"), _seams_table(shown, grid)]
+        sentence += f"; at {len(disagreeing):,} blocks disagree or see only fragments{limit_note} (--all lists all)"
+    return [Text(f"{sentence}:"), _seams_table(seam_rows, grid)]
 
 
 def _disagreements(seam: dict[str, int]) -> int:

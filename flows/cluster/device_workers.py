@@ -54,21 +54,21 @@ class DeviceWorker:
             address: The scheduler's address.
             handed_on: More options of `dask worker`; those that slidesam depends on override them.
         """
-        own = ["--name", self.name, "--memory-limit", self.memory, "--nthreads", "1", "--nworkers", "1"]
+        own_options = ["--name", self.name, "--memory-limit", self.memory, "--nthreads", "1", "--nworkers", "1"]
         fixed = ["--nanny", "--no-dashboard", "--preload", "slidesam.flows.cluster.on_worker"]
-        return [sys.executable, "-m", "distributed.cli.dask_worker", address, *handed_on, *own, *fixed]
+        return [sys.executable, "-m", "distributed.cli.dask_worker", address, *handed_on, *own_options, *fixed]
 
-    def environment(self, around: Mapping[str, str]) -> dict[str, str]:
+    def environment(self, launcher_variables: Mapping[str, str]) -> dict[str, str]:
         """Return the environment variables that it starts with.
 
         Args:
-            around: Those of the launcher; what they set for threads and memory is kept.
+            launcher_variables: Those of the launcher; what they set for threads and memory is kept.
         """
         on_cpu = self.device == CPU
         # Indices are nvidia-smi's; CUDA itself would give 0 to the fastest GPU.
         order = {} if on_cpu else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         pinned = {"CUDA_VISIBLE_DEVICES": "" if on_cpu else self.device, GIVEN: self.device}
-        return {**dict.fromkeys(_THREADS, str(self.threads)), **KEEP_MEMORY, **order, **around, **pinned}
+        return {**dict.fromkeys(_THREADS, str(self.threads)), **KEEP_MEMORY, **order, **launcher_variables, **pinned}
 
 
 def launch_workers(arguments: Sequence[str] | None = None) -> int:
@@ -110,13 +110,13 @@ def divided(memory: str, workers: int) -> str:
     """
     if memory == "auto":
         return memory
-    found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)", memory.strip())
-    if found is None:
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)", memory.strip())
+    if match is None:
         raise ValueError(f"{memory!r} is no amount of memory: write 16GiB, or 0 for no limit")
-    number, unit = float(found[1]), found[2]
+    number, unit = float(match[1]), match[2]
     # A bare number up to 1 is a fraction of the machine's memory.
-    each = number / workers if unit or number <= 1 else number // workers
-    return f"{each:.12g}{unit}"
+    amount = number / workers if unit or number <= 1 else number // workers
+    return f"{amount:.12g}{unit}"
 
 
 def _options(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
@@ -170,46 +170,46 @@ def _natural(text: str) -> int:
 
 
 def _workers(options: argparse.Namespace, devices: Sequence[str]) -> list[DeviceWorker]:
-    given = share(devices, options.workers or max(1, len(devices)))
-    threads = max(1, _cpus(os.environ) // len(given))
-    memory = divided(options.memory_limit, len(given))
-    names = [options.name] if len(given) == 1 else [f"{options.name}-{i}" for i in range(len(given))]
-    return [DeviceWorker(name, device, threads, memory) for name, device in zip(names, given, strict=True)]
+    shares = share(devices, options.workers or max(1, len(devices)))
+    threads = max(1, _cpus(os.environ) // len(shares))
+    memory = divided(options.memory_limit, len(shares))
+    names = [options.name] if len(shares) == 1 else [f"{options.name}-{i}" for i in range(len(shares))]
+    return [DeviceWorker(name, device, threads, memory) for name, device in zip(names, shares, strict=True)]
 
 
 def _cpus(environment: Mapping[str, str]) -> int:
     """Count the CPUs that this process may use; without cgroups a Slurm job sees all CPUs of its node."""
-    seen = len(os.sched_getaffinity(0))
+    n_usable = len(os.sched_getaffinity(0))
     granted = environment.get("SLURM_CPUS_PER_TASK", "")
-    return min(seen, int(granted)) if granted.isdigit() and int(granted) else seen
+    return min(n_usable, int(granted)) if granted.isdigit() and int(granted) else n_usable
 
 
 def _refusal(expected: int, devices: Sequence[str]) -> str:
-    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    found = ", ".join(devices) or "none"
+    visible_devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+    device_list = ", ".join(devices) or "none"
     return (
-        f"{socket.gethostname()}: {expected} GPUs (or MIG instances) are expected and {len(devices)} are there ({found}; "
-        f"CUDA_VISIBLE_DEVICES is {'unset' if seen is None else repr(seen)}): request as many (such as --gres=gpu:{expected}), "
-        "start a container with --nv, or correct --gpus"
+        f"{socket.gethostname()}: {expected} GPUs (or MIG instances) are expected and {len(devices)} are there ({device_list}; "
+        f"CUDA_VISIBLE_DEVICES is {'unset' if visible_devices is None else repr(visible_devices)}): request as many "
+        f"(such as --gres=gpu:{expected}), start a container with --nv, or correct --gpus"
     )
 
 
 def _in_words(workers: Sequence[DeviceWorker]) -> str:
     """Describe workers in one line for the log; infra/interactive/cluster counts the workers by it."""
-    each = ", ".join(f"{worker.name} on {worker.device}" for worker in workers)
-    return f"slidesam workers on {socket.gethostname()}: {len(workers)} ({each}), threads each: {workers[0].threads}"
+    worker_list = ", ".join(f"{worker.name} on {worker.device}" for worker in workers)
+    return f"slidesam workers on {socket.gethostname()}: {len(workers)} ({worker_list}), threads each: {workers[0].threads}"
 
 
 def _run_all(workers: Sequence[DeviceWorker], address: str, handed_on: Sequence[str]) -> int:
     """Start several workers, pass signals on to them, and wait until the last has ended."""
     # Blocked and waited for, signals come one after another, and none is lost between two lines of code.
     waited_for = {*_SIGNALS, signal.SIGCHLD}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
+    signal_mask = signal.pthread_sigmask(signal.SIG_BLOCK, waited_for)
     launcher = os.getpid()
 
     def in_child() -> None:
         _die_with(launcher)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, signal_mask)
 
     processes = [
         subprocess.Popen(  # noqa: S603

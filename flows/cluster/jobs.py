@@ -27,11 +27,11 @@ _CLASSES = {
 def cluster_class(profile: JobProfile) -> Any:
     """Return dask-jobqueue's class of cluster for a profile."""
     # Its import makes Ctrl-C end the process silently (dask_jobqueue/runner.py).
-    before = signal.getsignal(signal.SIGINT)
+    handler = signal.getsignal(signal.SIGINT)
     import dask_jobqueue
 
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, handler)
     return getattr(dask_jobqueue, _CLASSES[profile.kind])
 
 
@@ -146,9 +146,9 @@ def scheduler_options(profile: JobProfile, stage: Stage = "cpu") -> dict[str, An
 
     It and its dashboard listen on one address: on 0.0.0.0 whoever reaches any of this host's could run code with them.
     """
-    wanted, host = profile.scheduler, scheduler_host(profile)
+    scheduler, host = profile.scheduler, scheduler_host(profile)
     # The schedulers of both pools run side by side.
-    port, page = (number + (stage == "gpu") if number else 0 for number in (wanted.port, wanted.dashboard_port))
+    port, page = (number + (stage == "gpu") if number else 0 for number in (scheduler.port, scheduler.dashboard_port))
     return {"host": host, "port": port, "dashboard_address": f"{host}:{page}"}
 
 
@@ -156,8 +156,8 @@ def scheduler_host(profile: JobProfile) -> str:
     """Return the address of this host as the jobs' nodes see it."""
     from distributed.utils import get_ip, get_ip_interface
 
-    wanted = profile.scheduler
-    if wanted.host:
-        return wanted.host
-    interface = wanted.interface or profile.interface
+    scheduler = profile.scheduler
+    if scheduler.host:
+        return scheduler.host
+    interface = scheduler.interface or profile.interface
     return str(get_ip_interface(interface) if interface else get_ip())

@@ -115,15 +115,15 @@ class JobKeeper(Adaptive):
             return 0
         tasks = self.cluster.scheduler.tasks.values()
         unfinished = sum(task.state not in _DONE_STATES for task in tasks)
-        wanted = math.ceil(unfinished / self.workers_per_job)
-        return wanted if time.monotonic() >= self._hold_until else min(wanted, len(self.plan))
+        n_jobs = math.ceil(unfinished / self.workers_per_job)
+        return n_jobs if time.monotonic() >= self._hold_until else min(n_jobs, len(self.plan))
 
     async def safe_target(self) -> int:
         """Limit the target as Dask does, but don't request a minimum from a queue that refuses, or jobs that can't work."""
         if self.trouble is not None:
             return 0
-        wanted = await super().safe_target()
-        return wanted if time.monotonic() >= self._hold_until else min(wanted, len(self.plan))
+        n_jobs = await super().safe_target()
+        return n_jobs if time.monotonic() >= self._hold_until else min(n_jobs, len(self.plan))
 
     async def workers_to_close(self, target: int) -> list[Any]:
         """Choose the surplus jobs none of whose workers has a task."""
@@ -133,13 +133,15 @@ class JobKeeper(Adaptive):
 
     async def scale_down(self, workers: Any) -> None:
         """End jobs, their workers first."""
-        gone = set(workers)
+        job_names = set(workers)
         addresses = [
-            worker.address for worker in self.cluster.scheduler.workers.values() if self._job_of(worker.name) in gone
+            worker.address
+            for worker in self.cluster.scheduler.workers.values()
+            if self._job_of(worker.name) in job_names
         ]
         if addresses:
             await self.scheduler.retire_workers(workers=addresses, remove=True, close_workers=True)
-        for name in gone:
+        for name in job_names:
             self._known_since.pop(name, None)
             self._last_seen.pop(name, None)
         await self.cluster.scale_down(workers)
@@ -153,8 +155,8 @@ class JobKeeper(Adaptive):
         states: dict[str, int] = {}
         for state in self.states.values():
             states[state] = states.get(state, 0) + 1
-        words = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
-        return f"{len(self.plan)} jobs requested{f' ({words})' if words else ''}"
+        counts = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
+        return f"{len(self.plan)} jobs requested{f' ({counts})' if counts else ''}"
 
     def _job_of(self, worker: Any) -> Any:
         """Return the job of a worker; with several workers per job, a number follows the job's name in theirs."""
@@ -199,8 +201,8 @@ class JobKeeper(Adaptive):
     def _forget_lost(self, jobs: dict[Any, Any], now: float) -> None:
         """Forget jobs whose workers have been gone for long; without asking the queue nothing else can be known."""
         for name in jobs:
-            seen = self._last_seen.get(name)
-            if seen is not None and now - seen > _LOST_SECONDS:
+            last_seen = self._last_seen.get(name)
+            if last_seen is not None and now - last_seen > _LOST_SECONDS:
                 self._forget(name)
 
     async def _forget_unlisted(self, jobs: dict[Any, Any]) -> None:

@@ -30,7 +30,7 @@ class Job(NamedTuple):
 
 
 def has_slurm() -> bool:
-    """Say whether Slurm's commands are on this machine."""
+    """Tell whether Slurm's commands are on this machine."""
     return shutil.which("sbatch") is not None and shutil.which("squeue") is not None
 
 
@@ -75,11 +75,11 @@ def cancel_jobs(names: Sequence[str], wait: float = 60.0) -> list[Job]:
 
 def _run(*command: str) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=True)  # noqa: S603
+        process = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT, check=True)  # noqa: S603
     except FileNotFoundError as error:
         raise ClusterError(f"{command[0]} isn't here", "run this where Slurm's commands are") from error
     except subprocess.TimeoutExpired as error:
         raise ClusterError(f"{command[0]} doesn't answer within {_TIMEOUT:.0f} s", "is slurmctld up?") from error
     except subprocess.CalledProcessError as error:
         raise ClusterError(f"{command[0]} failed: {in_one_line(error.stderr or error.stdout)}") from error
-    return done.stdout
+    return process.stdout

@@ -71,15 +71,18 @@ def doctor(profile: ClusterProfile, settings: Settings, output: Path | None, tim
         importlib.import_module("dask_jobqueue")
     try:
         with interrupts():
-            here = examine_here(profile, settings, output)
-            _show(f"here, on {socket.gethostname()}", here)
+            local_findings = examine_here(profile, settings, output)
+            _show(f"here, on {socket.gethostname()}", local_findings)
             with err.status(f"waiting for workers of {profile.kind}, {timeout:g} s at most"):
-                there = examine_there(profile, settings, output, here, timeout)
-            _show("where workers run", there)
+                worker_findings = examine_there(profile, settings, output, local_findings, timeout)
+            _show("where workers run", worker_findings)
     except KeyboardInterrupt:
         err.print("\nstopped; no job is left")
         return 130
-    failed, warnings = (sum(finding.state == state for finding in [*here, *there]) for state in ("failed", "warning"))
+    failed, warnings = (
+        sum(finding.state == state for finding in [*local_findings, *worker_findings])
+        for state in ("failed", "warning")
+    )
     if failed:
         out.print(Text(f"{_count(failed, 'check')} failed: a run would fail too", "red"))
     else:
@@ -99,8 +102,8 @@ def _show(heading: str, findings: Sequence[Finding]) -> None:
     table.add_column(overflow="fold")
     for finding in findings:
         sign, colour = _SIGNS[finding.state]
-        what = Text(finding.what, "dim" if finding.state == "skipped" else "")
-        table.add_row(Text(sign, colour), Text(finding.name), what)
+        text = Text(finding.what, "dim" if finding.state == "skipped" else "")
+        table.add_row(Text(sign, colour), Text(finding.name), text)
         if finding.cure:
             table.add_row("", "", Text(f"→ {finding.cure}", colour))
     out.print(table, soft_wrap=False)
@@ -128,8 +131,10 @@ def examine_here(profile: ClusterProfile, settings: Settings, output: Path | Non
 def _check_versions() -> Finding:
     versions = examine.versions()
     missing = ", ".join(name for name in examine.PACKAGES if versions[name] is None)
-    listed = ", ".join(f"{name} {version}" for name, version in versions.items() if version is not None)
-    return check("versions", (missing, "failed", f"{missing} missing ({listed})", "pip install slidesam"), ok=listed)
+    version_list = ", ".join(f"{name} {version}" for name, version in versions.items() if version is not None)
+    return check(
+        "versions", (missing, "failed", f"{missing} missing ({version_list})", "pip install slidesam"), ok=version_list
+    )
 
 
 def _check_segmenter(settings: Settings) -> Finding:
@@ -143,23 +148,25 @@ def _check_folder(output: Path | None) -> Finding:
     if output is None:
         return Finding(name, "skipped", "not named", "give --output, the folder of a run, to have it checked")
     try:
-        with _noted(output):
+        with _leave_note(output):
             free = shutil.disk_usage(output).free
     except OSError as error:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        what = f"{error.filename or output} can't be written to here ({error.strerror})"
-        return Finding(name, "failed", what, "make room there" if is_full else "give an --output that you may write to")
-    what = f"{output} can be written to, {free / _GIB:,.1f} GiB free"
+        message = f"{error.filename or output} can't be written to here ({error.strerror})"
+        return Finding(
+            name, "failed", message, "make room there" if is_full else "give an --output that you may write to"
+        )
+    message = f"{output} can be written to, {free / _GIB:,.1f} GiB free"
     cure = "make room: a large slide and its intermediate results take more"
-    return check(name, (free < _LITTLE_ROOM, "warning", what, cure), ok=what)
+    return check(name, (free < _LITTLE_ROOM, "warning", message, cure), ok=message)
 
 
 def _check_dashboard() -> Finding:
-    what, cure = (
+    message, cure = (
         "bokeh isn't installed: there will be no Dask dashboard",
         'pip install "slidesam[dashboard]", if you want one',
     )
-    return check("dashboard", (find_spec("bokeh") is None, "warning", what, cure), ok="bokeh is here")
+    return check("dashboard", (find_spec("bokeh") is None, "warning", message, cure), ok="bokeh is here")
 
 
 def _check_api(host: str) -> Finding:
@@ -205,7 +212,7 @@ def examine_there(
     profile: ClusterProfile,
     settings: Settings,
     output: Path | None,
-    here: Sequence[Finding],
+    local_findings: Sequence[Finding],
     timeout: float = TIMEOUT,
 ) -> list[Finding]:
     """Ask workers: of one small job of each worker pool of the profile, or those that run already. No job is left.
@@ -214,12 +221,12 @@ def examine_there(
         profile: Where a run would compute.
         settings: What it would compute.
         output: Where it would write to; None = that isn't checked.
-        here: What `examine_here` returned; what that rules out isn't tried.
+        local_findings: What `examine_here` returned; what that rules out isn't tried.
         timeout: Seconds to wait for workers.
     """
     from prefect.settings import PREFECT_API_URL
 
-    failed = {finding.name.partition(":")[0] for finding in here if finding.state == "failed"}
+    failed = {finding.name.partition(":")[0] for finding in local_findings if finding.state == "failed"}
     pools = pools_of(profile)
     usable = [] if failed & {"scheduler", "container", profile.kind} else [pool for pool in pools if pool not in failed]
     findings = [Finding(f"{pool}: job", "skipped", "not tried: see above") for pool in pools if pool not in usable]
@@ -234,7 +241,7 @@ def examine_there(
         folder = None if "output folder" in failed else output
         if folder is not None:
             for pool in usable:
-                notes, token = ends.enter_context(_noted(folder))
+                notes, token = ends.enter_context(_leave_note(folder))
                 expected[pool] = replace(expected[pool], folder=str(notes), token=token)
         return findings + _visit_all(_smallest(profile), expected, folder, timeout)
 
@@ -243,12 +250,12 @@ def _serve(profile: ClusterProfile, ends: ExitStack) -> tuple[str | None, Findin
     """Return the URL of a run's Prefect API; if none is configured, start a server, which ends with `ends`."""
     from slidesam.flows.prefect_api.server import prefect_api
 
-    name, started = "Prefect server", time.monotonic()
+    name, start_time = "Prefect server", time.monotonic()
     try:
         url = ends.enter_context(prefect_api(api_host(profile)))
     except ServerError as error:
         return None, failure(name, error, "see its log")
-    return url, Finding(name, "ok", f"one of slidesam's own started in {time.monotonic() - started:.0f} s")
+    return url, Finding(name, "ok", f"one of slidesam's own started in {time.monotonic() - start_time:.0f} s")
 
 
 def _expected(profile: ClusterProfile, settings: Settings, pool: Stage, api: str | None, is_own_api: bool) -> Expected:
@@ -281,7 +288,7 @@ def _change_jobs(profile: JobProfile, changes: Callable[[Jobs], dict[str, object
 
 
 @contextmanager
-def _noted(output: Path) -> Iterator[tuple[Path, str]]:
+def _leave_note(output: Path) -> Iterator[tuple[Path, str]]:
     """Leave a note for the other side; yield its folder and its text. Afterwards nothing is there that wasn't before.
 
     Raises:
@@ -313,8 +320,8 @@ def _visit_all(
     }
     if mute and isinstance(profile, SlurmProfile):
         no_log = _change_jobs(profile, lambda jobs: {"directives": (*jobs.directives, "--output=/dev/null")})
-        again = visit(no_log, mute, None, timeout)
-        results |= {f"{pool}, again": findings for pool, findings in again.items()}
+        second_results = visit(no_log, mute, None, timeout)
+        results |= {f"{pool}, again": findings for pool, findings in second_results.items()}
     return [finding for name in sorted(results) for finding in results[name]]
 
 

@@ -40,9 +40,9 @@ def check(name: str, *problems: Problem, ok: str) -> Finding:
         >>> check("disk", (True, "failed", "it is full", "make room"), ok="100 GiB free").cure
         'make room'
     """
-    for is_so, state, what, cure in problems:
+    for is_so, state, message, cure in problems:
         if is_so:
-            return Finding(name, state, what, cure)
+            return Finding(name, state, message, cure)
     return Finding(name, "ok", ok)
 
 
@@ -54,5 +54,5 @@ def failure(name: str, error: BaseException, otherwise: str) -> Finding:
         error: The error.
         otherwise: What to do if the error doesn't say so.
     """
-    what, cure = explain_failure(error)
-    return Finding(name, "failed", what, cure or otherwise)
+    message, cure = explain_failure(error)
+    return Finding(name, "failed", message, cure or otherwise)

@@ -33,19 +33,25 @@ def judge(expected: Expected, facts: Mapping[str, Any]) -> list[Finding]:
     return [versions, *(finding for finding in findings if finding is not None)]
 
 
-def compare_versions(name: str, here: Mapping[str, str | None], there: Mapping[str, str | None], host: str) -> Finding:
+def compare_versions(
+    name: str, local_versions: Mapping[str, str | None], worker_versions: Mapping[str, str | None], host: str
+) -> Finding:
     """Compare a worker's versions with those on this machine.
 
     Another slidesam makes other results, and processes of other minor versions may not understand each other.
 
     Args:
         name: The finding's name.
-        here: Versions on this machine.
-        there: Versions where the worker runs.
+        local_versions: Versions on this machine.
+        worker_versions: Versions where the worker runs.
         host: Where that is.
     """
-    unlike = {key: (version, there.get(key)) for key, version in here.items() if version != there.get(key)}
-    listed = ", ".join(
+    unlike = {
+        key: (version, worker_versions.get(key))
+        for key, version in local_versions.items()
+        if version != worker_versions.get(key)
+    }
+    differences = ", ".join(
         f"{key} {theirs or 'missing'} (here {ours or 'missing'})" for key, (ours, theirs) in unlike.items()
     )
     is_serious = any(
@@ -55,9 +61,9 @@ def compare_versions(name: str, here: Mapping[str, str | None], there: Mapping[s
     cure = "let workers run this same environment (`python` in the profile), or install the same versions there"
     return check(
         name,
-        (is_serious, "failed", f"{host} has {listed}", cure),
-        (unlike, "warning", f"{host} has {listed}", cure),
-        ok=f"Python {here['python']}, slidesam {here['slidesam']} and all packages as here",
+        (is_serious, "failed", f"{host} has {differences}", cure),
+        (unlike, "warning", f"{host} has {differences}", cure),
+        ok=f"Python {local_versions['python']}, slidesam {local_versions['slidesam']} and all packages as here",
     )
 
 
@@ -111,7 +117,7 @@ def _judge_notes(expected: Expected, facts: Mapping[str, Any]) -> Finding | None
 
 
 def _reads(path: Path, token: str) -> bool:
-    """Say whether a note arrives; a network's file system may take some time to show it."""
+    """Tell whether a note arrives; a network's file system may take some time to show it."""
     deadline = time.monotonic() + _PATIENCE
     while True:
         with suppress(OSError):
@@ -126,31 +132,33 @@ def _judge_segmenter(expected: Expected, facts: Mapping[str, Any]) -> Finding | 
     if expected.segmenter is None:
         return None
     (identity, problem, cure), host, ours = facts["segmenter"], facts["host"], expected.identity
-    same = "give workers the same files and versions: the same environment, and MICROSAM_CACHEDIR at one shared folder"
+    cure_unlike = (
+        "give workers the same files and versions: the same environment, and MICROSAM_CACHEDIR at one shared folder"
+    )
     return check(
         f"{expected.pool}: segmenter",
         (identity is None, "failed", problem, cure or "make it available where the workers run"),
-        (ours not in (None, identity), "failed", f"{host} has {identity}; here is {ours}", same),
+        (ours not in (None, identity), "failed", f"{host} has {identity}; here is {ours}", cure_unlike),
         ok=f"{host} has {identity}" if ours is None else "the same as here",
     )
 
 
 def _judge_device(expected: Expected, facts: Mapping[str, Any]) -> Finding | None:
     device, kind = facts["device"], None if expected.segmenter is None else json.loads(expected.segmenter)["kind"]
-    given, (problem, cure), is_on_cpu = device["given"], device["problem"], device["given"] in (None, devices.CPU)
+    device_name, (problem, cure), is_on_cpu = device["given"], device["problem"], device["given"] in (None, devices.CPU)
     if is_on_cpu and not problem and kind not in _NETWORKS:
         return None
     torch = f", torch {device['torch']} computes on it" if device["torch"] else ""
     slow = f"no GPU was given to this worker: {kind} computes on the CPU, minutes per block"
     choose = "choose a profile with GPUs, such as --cluster slurm-gpu or local-gpu, or leave it so and wait"
     driver = "see that the node has its driver and nvidia-smi; in a container, that it is started with --nv"
-    unseen = f"the job was given device {given}{torch}, but nvidia-smi doesn't show it"
+    unseen = f"the job was given device {device_name}{torch}, but nvidia-smi doesn't show it"
     return check(
         f"{expected.pool}: device",
         (problem, "failed", problem, cure or "see the job script"),
         (is_on_cpu, "warning", slow, choose),
         (not device["gpus"], "warning", unseen, driver),
-        ok=f"{', '.join(device['gpus'])} (device {given}{torch})",
+        ok=f"{', '.join(device['gpus'])} (device {device_name}{torch})",
     )
 
 

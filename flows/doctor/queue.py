@@ -109,9 +109,9 @@ class Partition(NamedTuple):
         return self.is_up and self.nodes > 0 and not self.state.startswith(_DOWN)
 
     def offers(self, jobs: SlurmJobs) -> bool:
-        """Say whether a node has the GPUs of a job."""
-        wanted = f"gpu:{jobs.gpu_type}" if jobs.gpu_type else "gpu"
-        return sum(n for name, n in self.gres if name == wanted or name.startswith(f"{wanted}:")) >= jobs.gpus
+        """Tell whether a node has the GPUs of a job."""
+        resource = f"gpu:{jobs.gpu_type}" if jobs.gpu_type else "gpu"
+        return sum(n for name, n in self.gres if name == resource or name.startswith(f"{resource}:")) >= jobs.gpus
 
 
 def parse_sinfo(text: str) -> list[Partition]:
@@ -167,7 +167,7 @@ def judge_partition(pool: Stage, jobs: SlurmJobs, everything: Sequence[Partition
         jobs: Its jobs.
         everything: All that sinfo shows.
     """
-    key, others = f"{pool}.partition", ", ".join(sorted({row.name for row in everything})) or "none"
+    key, partition_names = f"{pool}.partition", ", ".join(sorted({row.name for row in everything})) or "none"
     rows = [row for row in everything if (row.name == jobs.partition if jobs.partition else row.is_default)]
     title = rows[0].name if rows else jobs.partition
     missing = f"there is no partition {title}" if title else "Slurm has no default partition"
@@ -178,10 +178,10 @@ def judge_partition(pool: Stage, jobs: SlurmJobs, everything: Sequence[Partition
     lacks_gpus = jobs.gpus and not any(row.offers(jobs) for row in usable)
     return check(
         f"{pool}: partition",
-        (not rows, "failed", f"{missing}; there are: {others}", f"set {key} in the profile to one of these"),
+        (not rows, "failed", f"{missing}; there are: {partition_names}", f"set {key} in the profile to one of these"),
         (
             not nodes, "failed", f"{title} has no node that takes jobs ({states})",
-            f"wait for it, or set {key} to another of {others}; `sinfo -R -p {title}` says why",
+            f"wait for it, or set {key} to another of {partition_names}; `sinfo -R -p {title}` says why",
         ),
         (
             jobs.walltime_seconds > limit, "failed",
@@ -202,7 +202,7 @@ def _walltime(seconds: float) -> str:
 
 def _script(profile: SlurmProfile, pool: Stage) -> Finding:
     """Ask Slurm what it would do with the job script, without submitting it."""
-    code, answer = _ask("sbatch", "--test-only", given=job_script(profile, pool, f"slidesam-doctor-{pool}"))
+    code, answer = _ask("sbatch", "--test-only", stdin=job_script(profile, pool, f"slidesam-doctor-{pool}"))
     keys = "partition, account, qos, cores, memory, walltime, gpus, gpu_type, directives"
     start = re.search(r"to start at (\S+)", answer)
     return check(
@@ -215,14 +215,14 @@ def _script(profile: SlurmProfile, pool: Stage) -> Finding:
     )  # fmt: skip
 
 
-def _ask(*command: str, given: str | None = None) -> tuple[int, str]:
+def _ask(*command: str, stdin: str | None = None) -> tuple[int, str]:
     """Run a command, and return its exit code and what it prints."""
     try:
-        done = subprocess.run(  # noqa: S603
-            command, input=given, capture_output=True, text=True, timeout=_SECONDS, check=False
+        process = subprocess.run(  # noqa: S603
+            command, input=stdin, capture_output=True, text=True, timeout=_SECONDS, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return 1, in_one_line(error)
-    if done.returncode or not done.stdout:
-        return done.returncode, in_one_line(done.stderr or done.stdout)
-    return 0, done.stdout
+    if process.returncode or not process.stdout:
+        return process.returncode, in_one_line(process.stderr or process.stdout)
+    return 0, process.stdout

@@ -135,10 +135,10 @@ class _Visit:
     """Name of the Slurm job; empty = there is none."""
     logs: Path | None
     threads: int = 1
-    started: float = field(default_factory=time.monotonic)
+    start_time: float = field(default_factory=time.monotonic)
     looked: float = 0.0
     submitted: dict[str, float] = field(default_factory=dict)
-    listed: dict[str, slurm.Job] = field(default_factory=dict)
+    listed_jobs: dict[str, slurm.Job] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -159,9 +159,9 @@ class _Visit:
     def _judge_answer(self) -> list[Finding]:
         error = self.future.exception()
         if error is not None:
-            what = f"the worker there can't answer: {in_one_line(error, 300)}"
+            message = f"the worker there can't answer: {in_one_line(error, 300)}"
             cure = "install the same slidesam there as here, or let jobs run the same Python (`python` in the profile)"
-            return [Finding(self.name, "failed", what, cure)]
+            return [Finding(self.name, "failed", message, cure)]
         facts = self.future.result()
         job = f"job {' '.join(self.submitted)} on {facts['host']}" if self.submitted else facts["host"]
         preload = "" if facts["is_worker"] else f" and without {_PRELOAD}"
@@ -172,7 +172,7 @@ class _Visit:
                 f"{facts['host']}: started with {self.threads} threads{preload}",
                 f"start workers with `--preload {_PRELOAD} --nthreads 1`: one block at a time in each",
             ),
-            ok=f"{job} after {time.monotonic() - self.started:.0f} s, {facts['python']}",
+            ok=f"{job} after {time.monotonic() - self.start_time:.0f} s, {facts['python']}",
         )  # fmt: skip
         return [worker, *judge(self.expected, facts)]
 
@@ -186,41 +186,41 @@ class _Visit:
             if job.job_id:
                 self.submitted.setdefault(str(job.job_id), now)
         try:
-            self.listed = {job.id: job for job in slurm.list_jobs_named([self.job_name])}
+            self.listed_jobs = {job.id: job for job in slurm.list_jobs_named([self.job_name])}
         except ClusterError:
             return None
         due = [job for job, since in self.submitted.items() if now - since > _GRACE]
-        return next((job for job in due if job not in self.listed), None)
+        return next((job for job in due if job not in self.listed_jobs), None)
 
-    def _log_end(self, job: str, words: str) -> str:
+    def _log_end(self, job: str, introduction: str) -> str:
         """Return the last lines of a job's log behind these words; nothing if there are none."""
         lines = last_lines(self.logs / f"{self.job_name}-{job}.log") if self.logs is not None else ""
-        return f"{words}{lines}" if lines else ""
+        return f"{introduction}{lines}" if lines else ""
 
     def _report_dead(self, job: str) -> Finding:
         if self.logs is not None and not (self.logs / f"{self.job_name}-{job}.log").exists():
-            what = f"job {job} ended at once, and left no log in {self.logs}"
+            message = f"job {job} ended at once, and left no log in {self.logs}"
             cure = "give an --output that is on the nodes too and that jobs may write to: Slurm puts their logs there"
-            return Finding(f"{self.expected.pool}: {NO_LOG}", "failed", what, cure)
+            return Finding(f"{self.expected.pool}: {NO_LOG}", "failed", message, cure)
         log = self._log_end(job, "; its log ends with: ")
         return Finding(self.name, "failed", f"job {job} ended before its worker came{log}", _SCRIPT)
 
     def _report_late(self, timeout: float) -> Finding:
         keeper, address = self.workers.keeper, self.workers.address
-        jobs = {job.state: job for job in reversed(self.listed.values())}
-        what, cure = "", "its workers are busy or hang: see the Dask dashboard, or wait longer with --timeout"
+        jobs = {job.state: job for job in reversed(self.listed_jobs.values())}
+        state, cure = "", "its workers are busy or hang: see the Dask dashboard, or wait longer with --timeout"
         if (job := jobs.get("PENDING")) is not None:
-            what = f": job {job.id} is pending ({job.reason})"
+            state = f": job {job.id} is pending ({job.reason})"
             cure = (
                 "nothing may be wrong: wait longer with --timeout; else choose another partition, a shorter walltime or "
                 f"smaller jobs. `scontrol show job` explains {job.reason}"
             )
         elif (job := jobs.get("RUNNING")) is not None:
-            what = f", though job {job.id} runs on {job.reason}{self._log_end(job.id, '; its log ends with: ')}"
+            state = f", though job {job.id} runs on {job.reason}{self._log_end(job.id, '; its log ends with: ')}"
             cure = (
                 f"see that {job.reason} reaches the Dask scheduler at {address}: set scheduler.host or scheduler.interface "
                 "in the profile, and open the firewall between them"
             )
         elif keeper is not None:
-            what, cure = f": {keeper.standing()}", "see what the queue says of the jobs"
-        return Finding(self.name, "failed", f"no worker within {timeout:g} s{what}", cure)
+            state, cure = f": {keeper.standing()}", "see what the queue says of the jobs"
+        return Finding(self.name, "failed", f"no worker within {timeout:g} s{state}", cure)

@@ -58,8 +58,8 @@ ENDED = [StateType.COMPLETED, StateType.FAILED, StateType.CRASHED, StateType.CAN
 
 def _run_name() -> str:
     slides = flow_run.parameters["slides"]
-    more = f" and {len(slides) - 1} more" if len(slides) > 1 else ""
-    return f"cohort · {Path(slides[0]).name if slides else 'nothing'}{more}"
+    suffix = f" and {len(slides) - 1} more" if len(slides) > 1 else ""
+    return f"cohort · {Path(slides[0]).name if slides else 'nothing'}{suffix}"
 
 
 @flow(name="segment cohort", flow_run_name=_run_name, persist_result=False)
@@ -83,12 +83,12 @@ def segment_cohort(
         SettingsError: No slide is named.
     """
     refuse_relative(settings, output=output, **{f"slides[{number}]": slide for number, slide in enumerate(slides)})
-    listed = _list(slides, settings)
+    listed_slides = _list(slides, settings)
     if own_deployment.id:
-        return _conclude(_run_as_deployed(listed, output))
+        return _conclude(_run_as_deployed(listed_slides, output))
     with open_cluster(cluster, jobs_folder(output)) as workers:
         session = Session(cluster=workers, is_cluster_shared=True)
-        return _conclude(_run_here(listed, output, lambda slide: segment_listed(session, slide, output)))
+        return _conclude(_run_here(listed_slides, output, lambda slide: segment_listed(session, slide, output)))
 
 
 def make_cohort_flow(run_slide: Callable[[Listed], object]) -> Flow[..., list[dict[str, Any]]]:
@@ -107,9 +107,9 @@ def make_cohort_flow(run_slide: Callable[[Listed], object]) -> Flow[..., list[di
 
 
 def _list(slides: list[str], settings: Settings) -> list[Listed]:
-    listed = list_slides(slides, settings)
-    get_run_logger().info("%d slides", len(listed))
-    return listed
+    listed_slides = list_slides(slides, settings)
+    get_run_logger().info("%d slides", len(listed_slides))
+    return listed_slides
 
 
 def _conclude(rows: list[Row]) -> list[dict[str, Any]]:
@@ -133,11 +133,11 @@ def _conclude(rows: list[Row]) -> list[dict[str, Any]]:
 # --- in this process ---------------------------------------------------------------------------------------------------
 
 
-def _run_here(listed: Sequence[Listed], output: Path, run_slide: Callable[[Listed], object]) -> list[Row]:
+def _run_here(slides: Sequence[Listed], output: Path, run_slide: Callable[[Listed], object]) -> list[Row]:
     """Run slides one after the other; an error of one doesn't stop the others."""
     rows: list[Row] = []
-    with cohort_progress(len(listed)) as report:
-        for slide in listed:
+    with cohort_progress(len(slides)) as report:
+        for slide in slides:
             start, error = time.monotonic(), None
             try:
                 run_slide(slide)
@@ -151,7 +151,7 @@ def _run_here(listed: Sequence[Listed], output: Path, run_slide: Callable[[Liste
 # --- as runs of a deployment -------------------------------------------------------------------------------------------
 
 
-def _run_as_deployed(listed: Sequence[Listed], output: Path) -> list[Row]:
+def _run_as_deployed(slides: Sequence[Listed], output: Path) -> list[Row]:
     """Start each slide as a run of `slide`, and wait for all.
 
     If the cohort ran before, its finished slides are used again, and its failed slides are put back in the queue.
@@ -161,9 +161,9 @@ def _run_as_deployed(listed: Sequence[Listed], output: Path) -> list[Row]:
     with get_client(sync_client=True) as client:
         deployed, cluster = deployment(client, SLIDE_DEPLOYMENT).id, read_cluster_name(client, own_id)
         is_retry = _is_retry(client.read_flow_run_states(UUID(own_id)))
-        started: dict[UUID, Listed] = {}
+        slides_by_run: dict[UUID, Listed] = {}
         refused: list[Row] = []
-        for slide in listed:
+        for slide in slides:
             try:
                 if slide.error is not None:
                     raise SettingsError(slide.error)
@@ -176,20 +176,20 @@ def _run_as_deployed(listed: Sequence[Listed], output: Path) -> list[Row]:
             except Exception as error:  # noqa: BLE001 (a slide that can't be started doesn't stop the others)
                 refused.append(Row(slide.name, "Failed", error=in_one_line(error)))
                 continue
-            started[run.id] = slide
+            slides_by_run[run.id] = slide
             if is_retry and run.state is not None and run.state.type in [*RED, StateType.CANCELLED]:
                 if (reason := reason_to_skip(run)) is None:
                     put_back(client, run, "its cohort is tried again")
                 else:
                     skipped[run.id] = reason
     for run_id, reason in skipped.items():
-        get_run_logger().warning("%s: not tried again, %s", started[run_id].name, reason)
-    with cohort_progress(len(listed)) as report:
-        return _wait_for_all(started, output, refused, report)
+        get_run_logger().warning("%s: not tried again, %s", slides_by_run[run_id].name, reason)
+    with cohort_progress(len(slides)) as report:
+        return _wait_for_all(slides_by_run, output, refused, report)
 
 
 def _is_retry(states: Sequence[Any]) -> bool:
-    """Whether a person retries this cohort; False if an automation restarted it after its process had died."""
+    """Tell whether a person retries this cohort; False if an automation restarted it after its process had died."""
     ends = [number for number, state in enumerate(states) if state.type in ENDED]
     if not ends:
         return False
@@ -211,7 +211,7 @@ def cohort_tag(flow_run_id: str) -> str:
 
 
 def _wait_for_all(
-    started: dict[UUID, Listed], output: Path, refused: list[Row], report: Callable[[list[Row]], None]
+    slides_by_run: dict[UUID, Listed], output: Path, refused: list[Row], report: Callable[[list[Row]], None]
 ) -> list[Row]:
     """Wait until all runs have ended."""
     rows: dict[UUID, Row] = {}
@@ -219,22 +219,22 @@ def _wait_for_all(
     report(refused)
     while True:
         with get_client(sync_client=True) as client:
-            runs = read_runs(client, started.keys() - rows.keys())
-        for run_id in started.keys() - rows.keys():
+            runs = read_runs(client, slides_by_run.keys() - rows.keys())
+        for run_id in slides_by_run.keys() - rows.keys():
             run = runs.get(run_id)
             if run is None:
-                rows[run_id] = Row(started[run_id].name, "Deleted", error="its run was deleted")
+                rows[run_id] = Row(slides_by_run[run_id].name, "Deleted", error="its run was deleted")
             elif _has_ended(run, crashed):
-                rows[run_id] = row_of_run(run, started[run_id], output)
+                rows[run_id] = row_of_run(run, slides_by_run[run_id], output)
             else:
                 continue
             report([*refused, *rows.values()])
-        if len(rows) == len(started):
+        if len(rows) == len(slides_by_run):
             # Meanwhile somebody may have retried a failed run on its own page.
             for run_id in _find_restarted(rows):
                 del rows[run_id]
-        if len(rows) == len(started):
-            return [*refused, *(rows[run_id] for run_id in started)]
+        if len(rows) == len(slides_by_run):
+            return [*refused, *(rows[run_id] for run_id in slides_by_run)]
         time.sleep(_POLL_SECONDS)
 
 
@@ -246,7 +246,7 @@ def _find_restarted(rows: dict[UUID, Row]) -> list[UUID]:
 
 
 def _has_ended(run: FlowRun, crashed: dict[UUID, float]) -> bool:
-    """Whether a run will do nothing more; keep in `crashed` since when it is crashed."""
+    """Tell whether a run will do nothing more; note in `crashed` when it was first seen to be crashed."""
     if run.state is None or run.state.type not in ENDED:
         crashed.pop(run.id, None)
         return False

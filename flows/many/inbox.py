@@ -67,25 +67,25 @@ def inbox(
     prepare_output(output)
     memory = inbox_memory(output, folder)
     failed: list[str] = []
-    started: list[str] = []
+    started_slides: list[str] = []
     # Two flow runs at once would overwrite each other's memory.
     with locked(inbox_lock(memory), f'flow run "{flow_run.name}"', target=f"inbox {folder}"):
-        whole, growing = look(folder, memory, seconds_of(quiet), time.time())
-        for slide in whole:
+        complete, growing = look(folder, memory, seconds_of(quiet), time.time())
+        for slide in complete:
             try:
-                if _is_wanted(slide, whole, output, settings):
+                if _is_wanted(slide, complete, output, settings):
                     _start(slide, output, settings)
                     record_started(memory, slide)
-                    started.append(slide.path.name)
+                    started_slides.append(slide.path.name)
             except Exception as error:  # noqa: BLE001 (one bad slide doesn't stop the others)
                 failed.append(f"{slide.path.name}: {in_one_line(error)}")
     log.info(
         "%s: %d slides, %d of them still arriving; started now: %s",
-        folder, len(whole) + len(growing), len(growing), in_one_line(", ".join(started)) or "none",
+        folder, len(complete) + len(growing), len(growing), in_one_line(", ".join(started_slides)) or "none",
     )  # fmt: skip
     if failed:
         raise SettingsError(f"{len(failed)} slides can't be started: {'; '.join(failed[:5])}")
-    return started
+    return started_slides
 
 
 def _is_wanted(slide: Arrival, arrived: Sequence[Arrival], output: Path, settings: Settings) -> bool:
@@ -97,7 +97,7 @@ def _is_wanted(slide: Arrival, arrived: Sequence[Arrival], output: Path, setting
     if slide.is_started or has_result(slide.path, output, settings):
         return False
     name, label = slide_name(slide.path), settings.output.label
-    same_name = [other.path.name for other in arrived if slide_name(other.path) == name]
+    same_name = [arrival.path.name for arrival in arrived if slide_name(arrival.path) == name]
     if len(same_name) > 1:
         raise SettingsError(f"{' and '.join(same_name)} would write the same results: rename all but one")
     # If a run computes the file's earlier content, the next flow run starts the new one.

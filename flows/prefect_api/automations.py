@@ -67,20 +67,20 @@ def _read(file: Path) -> list[dict[str, Any]]:
 def _apply(client: SyncPrefectClient, file: Path, entry: dict[str, Any], block: UUID | None) -> str:
     existing = client.read_automations_by_name(entry["name"])
     if block is None and _notifies(entry):
-        for old in existing:
-            client.delete_automation(old.id)
+        for automation in existing:
+            client.delete_automation(automation.id)
         return "removed: nobody to notify" if existing else "left out: nobody to notify"
-    wanted = _automation(client, file, entry, block)
+    new_automation = _automation(client, file, entry, block)
     # Someone may have created a second one by hand: both would act.
     for surplus in existing[1:]:
         client.delete_automation(surplus.id)
     if not existing:
-        client.create_automation(wanted)
+        client.create_automation(new_automation)
         return "created"
-    wanted.enabled = existing[0].enabled
-    if _same(existing[0], wanted):
+    new_automation.enabled = existing[0].enabled
+    if _is_same(existing[0], new_automation):
         return "unchanged"
-    client.update_automation(existing[0].id, wanted)
+    client.update_automation(existing[0].id, new_automation)
     return "replaced"
 
 
@@ -103,8 +103,8 @@ def _automation(client: SyncPrefectClient, file: Path, entry: dict[str, Any], bl
         return AutomationCore.model_validate(entry)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise SettingsError(f"{file}: automation {entry['name']!r}: {where}: {first['msg']}") from error
+        field = ".".join(map(str, first["loc"]))
+        raise SettingsError(f"{file}: automation {entry['name']!r}: {field}: {first['msg']}") from error
 
 
 def _narrowed(trigger: dict[str, Any], deployments: list[str]) -> dict[str, Any]:
@@ -115,13 +115,13 @@ def _narrowed(trigger: dict[str, Any], deployments: list[str]) -> dict[str, Any]
 
 
 def _deployments(client: SyncPrefectClient, file: Path, automation: str, names: list[str]) -> list[str]:
-    found = client.read_deployments(deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=names)))
-    if missing := set(names) - {deployment.name for deployment in found}:
+    deployments = client.read_deployments(deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=names)))
+    if missing := set(names) - {deployment.name for deployment in deployments}:
         raise SettingsError(
             f"{file}: automation {automation!r}: the server has no deployment named {', '.join(sorted(missing))}: "
             "deploy first (`prefect deploy --all --prefect-file deployments/prefect.yaml`)"
         )
-    return sorted(f"prefect.deployment.{deployment.id}" for deployment in found)
+    return sorted(f"prefect.deployment.{deployment.id}" for deployment in deployments)
 
 
 def _block(client: SyncPrefectClient, notify: str) -> UUID:
@@ -147,8 +147,8 @@ def _webhook(url: str) -> UUID:
     return saved
 
 
-def _same(old: Automation, new: AutomationCore) -> bool:
-    return _plain(AutomationCore.model_validate(old.model_dump())) == _plain(new)
+def _is_same(existing: Automation, new: AutomationCore) -> bool:
+    return _plain(AutomationCore.model_validate(existing.model_dump())) == _plain(new)
 
 
 def _plain(automation: AutomationCore) -> dict[str, Any]:
@@ -181,8 +181,8 @@ def _readably() -> Iterator[None]:
         yield
     except PrefectHTTPStatusError as error:
         code = error.response.status_code
-        why = "it wants PREFECT_API_AUTH_STRING" if code == 401 else f"it answered {code}: {error.response.text}"
-        raise ServerError(f"the Prefect API at {PREFECT_API_URL.value()} refused: {why}") from error
+        reason = "it wants PREFECT_API_AUTH_STRING" if code == 401 else f"it answered {code}: {error.response.text}"
+        raise ServerError(f"the Prefect API at {PREFECT_API_URL.value()} refused: {reason}") from error
     except httpx.HTTPError as error:
         raise ServerError(f"the Prefect API at {PREFECT_API_URL.value()} doesn't answer: {error}") from error
 
@@ -208,8 +208,8 @@ def apply_from_command_line(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         _need_server()
-        for name, done in apply_automations(options.file, options.notify).items():
-            say("automation", f"{name}: {done}")
+        for name, outcome in apply_automations(options.file, options.notify).items():
+            say("automation", f"{name}: {outcome}")
     except SlidesamError as error:
         say_failed(error)
         return 1

@@ -115,28 +115,28 @@ def refuse_relative(settings: Settings, **paths: str | Path) -> None:
     if not own_deployment.id:
         return
     tissue, segmenter = settings.blocks.tissue, settings.segmenter
-    named = {
+    paths_by_setting = {
         **paths,
         "segmenter.checkpoint": getattr(segmenter, "checkpoint", None),
         "segmenter.model": segmenter.model if isinstance(segmenter, Cellpose | StarDist) else None,
         "blocks.tissue": None if tissue in ("auto", "off") else tissue,
     }
-    for name, path in named.items():
+    for name, path in paths_by_setting.items():
         if path is not None and not Path(path).is_absolute():
             raise SettingsError(f"{name}: give the whole path, beginning with /, not {str(path)!r}")
 
 
-def put_back(client: SyncPrefectClient, run: FlowRun, why: str) -> bool:
+def put_back(client: SyncPrefectClient, run: FlowRun, reason: str) -> bool:
     """Schedule a run that has ended once more, for the workers of its deployment.
 
     Returns:
         Whether it is scheduled: not if it is running by now, or its deployment is gone.
     """
-    now = client.read_flow_run(run.id).state
-    if now is None or not now.is_final():
+    state = client.read_flow_run(run.id).state
+    if state is None or not state.is_final():
         return False
     result: OrchestrationResult[Any] = client.set_flow_run_state(
-        run.id, AwaitingRetry(scheduled_time=datetime.now(UTC), message=why)
+        run.id, AwaitingRetry(scheduled_time=datetime.now(UTC), message=reason)
     )
     return result.status == SetStateStatus.ACCEPT
 
@@ -156,8 +156,8 @@ def reason_to_skip(run: FlowRun) -> str | None:
     state = read_state(output, slide_name(slide, settings.slide.name), settings.output.label)
     if state.status == "finished" or state.flow_run_id not in (None, str(run.id)):
         return "a later run took this slide over"
-    why = find_refusal(state, slide)
-    return None if why is None else f"its file hasn't changed: {why}"
+    refusal = find_refusal(state, slide)
+    return None if refusal is None else f"its file hasn't changed: {refusal}"
 
 
 def read_runs(client: SyncPrefectClient, ids: Iterable[UUID]) -> dict[UUID, FlowRun]:
@@ -171,7 +171,7 @@ def read_runs(client: SyncPrefectClient, ids: Iterable[UUID]) -> dict[UUID, Flow
 
 def tagged(client: SyncPrefectClient, tag: str) -> list[FlowRun]:
     """Read all runs with a tag."""
-    return _all(client, FlowRunFilter(tags=FlowRunFilterTags(all_=[tag])))
+    return _read_all_pages(client, FlowRunFilter(tags=FlowRunFilterTags(all_=[tag])))
 
 
 def read_failed_runs(client: SyncPrefectClient, name: str, days: float) -> list[FlowRun]:
@@ -183,7 +183,7 @@ def read_failed_runs(client: SyncPrefectClient, name: str, days: float) -> list[
         # Not when it began: some never do.
         expected_start_time=FlowRunFilterExpectedStartTime(after_=since),
     )
-    return _all(client, run_filter)
+    return _read_all_pages(client, run_filter)
 
 
 def latest(client: SyncPrefectClient, name: str) -> FlowRun | None:
@@ -199,7 +199,7 @@ def latest(client: SyncPrefectClient, name: str) -> FlowRun | None:
     return runs[0] if runs else None
 
 
-def _all(client: SyncPrefectClient, run_filter: FlowRunFilter) -> list[FlowRun]:
+def _read_all_pages(client: SyncPrefectClient, run_filter: FlowRunFilter) -> list[FlowRun]:
     runs: list[FlowRun] = []
     while True:
         page = client.read_flow_runs(
@@ -210,12 +210,12 @@ def _all(client: SyncPrefectClient, run_filter: FlowRunFilter) -> list[FlowRun]:
             return runs
 
 
-def put_back_deployed(flow_run_id: str | None, why: str) -> tuple[str, bool] | None:
+def put_back_deployed(flow_run_id: str | None, reason: str) -> tuple[str, bool] | None:
     """Put a run back if the server knows it and a deployment made it.
 
     Args:
         flow_run_id: The run's id.
-        why: What is shown with its state.
+        reason: What is shown with its state.
 
     Returns:
         Its page in the UI, and whether it is put back: not if the server considers it unfinished. None if no deployment can run
@@ -230,4 +230,4 @@ def put_back_deployed(flow_run_id: str | None, why: str) -> tuple[str, bool] | N
             return None
         if run.deployment_id is None:
             return None
-        return url_for("flow-run", obj_id=run.id) or str(run.id), put_back(client, run, why)
+        return url_for("flow-run", obj_id=run.id) or str(run.id), put_back(client, run, reason)

@@ -35,18 +35,18 @@ _PATIENCE = 5.0
 _PREFECT_LIMIT = 2000
 
 
-def crash_task_run(task_run_id: UUID, why: str) -> None:
+def crash_task_run(task_run_id: UUID, reason: str) -> None:
     """Report that a task has crashed, and why, because its worker can't any more.
 
     Args:
         task_run_id: The task run.
-        why: What is shown with the state.
+        reason: What is shown with the state.
     """
     deadline = time.monotonic() + _PATIENCE
     with _quietly(), get_client(sync_client=True) as client:
         while True:
             try:
-                client.set_task_run_state(task_run_id, Crashed(message=why[:_PREFECT_LIMIT]), force=True)
+                client.set_task_run_state(task_run_id, Crashed(message=reason[:_PREFECT_LIMIT]), force=True)
                 return
             except ObjectNotFound:
                 if time.monotonic() > deadline:
@@ -54,30 +54,30 @@ def crash_task_run(task_run_id: UUID, why: str) -> None:
                 time.sleep(0.2)
 
 
-def end_children(flow_run_id: UUID, why: str) -> None:
+def end_children(flow_run_id: UUID, reason: str) -> None:
     """End what a flow run leaves unfinished: its tasks, its child flows, and theirs.
 
     Args:
         flow_run_id: A flow run that has ended, or is ending.
-        why: What is shown with the states.
+        reason: What is shown with the states.
     """
     with _quietly(), get_client(sync_client=True) as client:
-        _end_children(client, flow_run_id, why)
+        _end_children(client, flow_run_id, reason)
 
 
-def end_flow_run(flow_run_id: UUID, why: str) -> None:
+def end_flow_run(flow_run_id: UUID, reason: str) -> None:
     """End a flow run whose process was killed, with all below it; a run that has ended is left alone.
 
     Args:
         flow_run_id: The flow run; nothing happens if this server doesn't know it.
-        why: What is shown with the states.
+        reason: What is shown with the states.
     """
     with _quietly(), suppress(ObjectNotFound), get_client(sync_client=True) as client:
         state = client.read_flow_run(flow_run_id).state
-        _end_children(client, flow_run_id, why)
+        _end_children(client, flow_run_id, reason)
         # A run that is scheduled again has been put back: leave it.
         if state is None or not (state.is_final() or state.is_scheduled()):
-            client.set_flow_run_state(flow_run_id, Crashed(message=why), force=True)
+            client.set_flow_run_state(flow_run_id, Crashed(message=reason), force=True)
 
 
 def add_tags(flow_run_id: str, tags: Iterable[str]) -> None:
@@ -92,13 +92,13 @@ def add_tags(flow_run_id: str, tags: Iterable[str]) -> None:
         client.update_flow_run(UUID(flow_run_id), tags=sorted({*existing, *tags}))
 
 
-def _end_children(client: SyncPrefectClient, flow_run_id: UUID, why: str) -> None:
+def _end_children(client: SyncPrefectClient, flow_run_id: UUID, reason: str) -> None:
     for child in _unfinished_flows(client, flow_run_id):
-        _end_children(client, child.id, why)
-        client.set_flow_run_state(child.id, Crashed(message=why), force=True)
+        _end_children(client, child.id, reason)
+        client.set_flow_run_state(child.id, Crashed(message=reason), force=True)
     for task in _unfinished_tasks(client, flow_run_id):
         has_begun = task.state is not None and task.state.type == StateType.RUNNING
-        state: State[Any] = Crashed(message=why) if has_begun else Cancelled(message=f"not begun: {why}")
+        state: State[Any] = Crashed(message=reason) if has_begun else Cancelled(message=f"not begun: {reason}")
         with suppress(ObjectNotFound):
             client.set_task_run_state(task.id, state, force=True)
 

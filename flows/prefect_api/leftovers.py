@@ -40,7 +40,7 @@ def end_leftovers(state: State, note: Callable[[str], None], own_id: UUID | None
 
         if PREFECT_API_URL.value():
             end = end_children if flow_run_id == own_id else end_flow_run
-            end(flow_run_id, "its process was killed; the same command goes on from where it was")
+            end(flow_run_id, "its process was killed; run the same command again to resume")
 
 
 def end_all_leftovers(output: Path, note: Callable[[str], None]) -> None:

@@ -80,8 +80,8 @@ def refuse_loopback(url: str, host: str) -> None:
     Raises:
         ServerError: Workers on other machines can't reach the API.
     """
-    named = urlsplit(url).hostname or ""
-    if host != _LOOPBACK and (named == "localhost" or named.startswith("127.") or named == "::1"):
+    api_host = urlsplit(url).hostname or ""
+    if host != _LOOPBACK and (api_host == "localhost" or api_host.startswith("127.") or api_host == "::1"):
         raise ServerError(
             f"jobs on other nodes can't reach the Prefect API at {url}",
             f"start the server with `--host {host}` and set "

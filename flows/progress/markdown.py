@@ -6,28 +6,28 @@ import re
 from collections.abc import Sequence
 
 
-def text(words: str) -> str:
+def text(raw_text: str) -> str:
     r"""Escape words, on one line: nothing in them is taken for markdown, HTML or the end of a cell.
 
     Example:
         >>> print(text("a|b <c> *d*"))
         a\|b \<c\> \*d\*
     """
-    return re.sub(r"([\\`*_{}\[\]<>|~#&$!])", r"\\\1", " ".join(words.split()))
+    return re.sub(r"([\\`*_{}\[\]<>|~#&$!])", r"\\\1", " ".join(raw_text.split()))
 
 
-def code(words: str) -> str:
+def code(raw_text: str) -> str:
     """Format words as code on one line, outside a table, whatever backticks they contain."""
-    words = " ".join(words.split())
-    fence = "`" * (max(map(len, re.findall("`+", words)), default=0) + 1)
-    pad = " " if words.startswith("`") or words.endswith("`") else ""
-    return f"{fence}{pad}{words}{pad}{fence}"
+    raw_text = " ".join(raw_text.split())
+    fence = "`" * (max(map(len, re.findall("`+", raw_text)), default=0) + 1)
+    pad = " " if raw_text.startswith("`") or raw_text.endswith("`") else ""
+    return f"{fence}{pad}{raw_text}{pad}{fence}"
 
 
-def block(words: str) -> str:
+def block(raw_text: str) -> str:
     """Format lines as a code block."""
-    fence = "`" * max(3, max(map(len, re.findall("`+", words)), default=0) + 1)
-    return f"{fence}\n{words}\n{fence}"
+    fence = "`" * max(3, max(map(len, re.findall("`+", raw_text)), default=0) + 1)
+    return f"{fence}\n{raw_text}\n{fence}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], align: str = "") -> str:

@@ -18,9 +18,9 @@ class Pace:
         now: Seconds on some clock.
     """
 
-    def __init__(self, stage: str, total: int, done: int, now: float) -> None:
-        self.stage, self.total, self.done, self.n_reused, self.start = stage, total, done, done, now
-        self._samples = deque([(now, done)])
+    def __init__(self, stage: str, total: int, n_done: int, now: float) -> None:
+        self.stage, self.total, self.done, self.n_reused, self.start = stage, total, n_done, n_done, now
+        self._samples = deque([(now, n_done)])
 
     def advance(self, count: int, now: float) -> None:
         """Add finished items."""
@@ -41,7 +41,7 @@ class Pace:
         """The stage and how many of its items are done."""
         return f"{self.stage}: {self.done:,} of {self.total:,}"
 
-    def words(self, now: float) -> str:
+    def describe(self, now: float) -> str:
         """Return the stage and how many of its items are done; on a second line the rate and the time left."""
         start, done_at_start = self._samples[0]
         rate = (self.done - done_at_start) / max(now - start, 1e-9)
@@ -53,11 +53,11 @@ class Pace:
 
     def line(self, now: float) -> str:
         """Return the log's line on the stage at its end."""
-        done, seconds = self.done - self.n_reused, now - self.start
-        if done == 0:
+        n_new, seconds = self.done - self.n_reused, now - self.start
+        if n_new == 0:
             return f"{self.counted}, all done before" if self.done and self.done == self.total else self.counted
         reused = f", {self.n_reused:,} of them done before" if self.n_reused else ""
-        return f"{self.counted}{reused}; {duration_words(seconds)}, {rate_words(done / max(seconds, 1e-9))}"
+        return f"{self.counted}{reused}; {duration_words(seconds)}, {rate_words(n_new / max(seconds, 1e-9))}"
 
 
 def rate_words(rate: float) -> str:

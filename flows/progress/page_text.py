@@ -35,37 +35,37 @@ _MOST_BLOCKS, _ERROR_LENGTH = 50, 400
 _AMONG_OBJECTS = ("matched", "contested", "one_sided", "united")
 
 
-def result_markdown(run: Run, facts: Provenance, picture: str | None = None) -> str:
+def result_markdown(run: Run, provenance: Provenance, picture: str | None = None) -> str:
     """Make the page of a finished run.
 
     Args:
         run: The run.
-        facts: Its provenance.
+        provenance: Its provenance.
         picture: URI of the overlay; None = no picture.
     """
-    seams: SeamReport = facts.seams or SeamReport()
+    seams: SeamReport = provenance.seams or SeamReport()
     warnings = [*run.slide.warnings, *seams.warnings]
-    parts = [f"# {text(run.name)}: {facts.objects:,} {text(run.label)}"]
+    parts = [f"# {text(run.name)}: {provenance.objects:,} {text(run.label)}"]
     parts += [f"**Note:** {text(warning)}" for warning in warnings]
-    parts.append(table(("", ""), [(f"**{name}**", words) for name, words in _overview(run, facts, len(warnings))]))
+    parts.append(table(("", ""), [(f"**{name}**", value) for name, value in _overview(run, provenance, len(warnings))]))
     if picture is not None:
         parts.append(f"![The slide with its blocks, and places where blocks meet]({picture})")
     parts += _seams_part(run, seams)
-    parts += _provenance_part(run, facts)
+    parts += _provenance_part(run, provenance)
     return "\n\n".join([*parts, _where_part(run)])
 
 
-def _overview(run: Run, facts: Provenance, n_warnings: int) -> list[tuple[str, str]]:
+def _overview(run: Run, provenance: Provenance, n_warnings: int) -> list[tuple[str, str]]:
     height, width = run.slide.shape
     block_height, block_width = run.grid.block_shape
-    n_empty = len(facts.blocks_without_tissue)
+    n_empty = len(provenance.blocks_without_tissue)
     blocks = f"{len(run.grid) - n_empty:,} of {block_width} × {block_height} px, with a halo of {run.grid.halo} px"
     mpp = run.slide.mpp
     pixel = "unknown: sizes in µm were taken as pixels" if mpp is None else f"{mpp[1]:.4g} × {mpp[0]:.4g} µm"
     return [
-        ("objects", f"{facts.objects:,} {text(run.label)}"),
+        ("objects", f"{provenance.objects:,} {text(run.label)}"),
         ("blocks", f"{blocks}; {n_empty:,} more without tissue" if n_empty else blocks),
-        ("computing", _computing(facts.task_seconds)),
+        ("computing", _computing(provenance.task_seconds)),
         ("segmenter", _segmenter(run)),
         ("slide", f"{width:,} × {height:,} px ({text(run.slide.format)})"),
         ("pixel size", pixel),
@@ -95,35 +95,35 @@ def _seams_part(run: Run, seams: SeamReport) -> list[str]:
     if not totals["objects"]:
         return ["## Seams", "No object lies at a seam."]
     rows = []
-    for name, words in COLUMNS.items():
+    for name, meaning in COLUMNS.items():
         share = f"{100 * totals[name] / totals['objects']:.3g}&nbsp;%" if name in _AMONG_OBJECTS else ""
-        rows.append((f"**{name.replace('_', '-')}**", f"{totals[name]:,}", share, text(words)))
-    look = f"slidesam seams {shlex.quote(str(run.store))} --label {run.label}"
+        rows.append((f"**{name.replace('_', '-')}**", f"{totals[name]:,}", share, text(meaning)))
+    command = f"slidesam seams {shlex.quote(str(run.store))} --label {run.label}"
     return [
         "## Seams",
         table(("at seams", "objects", "share", "what it means"), rows, "lrrl"),
-        f"Seam by seam:\n\n{block(look)}",
+        f"Seam by seam:\n\n{block(command)}",
     ]
 
 
-def _provenance_part(run: Run, facts: Provenance) -> list[str]:
+def _provenance_part(run: Run, provenance: Provenance) -> list[str]:
     """Make the part on what made the result: it shows how two runs of a slide differ."""
-    devices, threads = ", ".join(facts.segmenter.devices), ", ".join(facts.segmenter.threads)
-    versions = " · ".join(f"{name} {version}" for name, version in facts.versions.items())
+    devices, threads = ", ".join(provenance.segmenter.devices), ", ".join(provenance.segmenter.threads)
+    versions = " · ".join(f"{name} {version}" for name, version in provenance.versions.items())
     prints = " · ".join(f"{stage} {code(digest)}" for stage, digest in run.fingerprints.items())
-    changed = changed_settings(run.settings)
+    changes = changed_settings(run.settings)
     rows = [
-        ("finished", text(facts.finished)),
+        ("finished", text(provenance.finished)),
         ("device", text(f"{devices or 'unknown'}; threads: {threads or 'unknown'}")),
         ("identity", text(run.segmenter_identity)),
         ("image", text(f"{run.image_plan.mode}: {run.image_plan.reason}")),
         ("versions", text(versions)),
         ("fingerprints", prints),
     ]
-    settings = block("\n".join(f"{name}: {value}" for name, value in changed.items())) if changed else "None."
+    settings = block("\n".join(f"{name}: {value}" for name, value in changes.items())) if changes else "None."
     return [
         "## How it was made",
-        table(("", ""), [(f"**{name}**", words) for name, words in rows]),
+        table(("", ""), [(f"**{name}**", value) for name, value in rows]),
         "Settings that differ from the defaults:",
         settings,
     ]
@@ -141,7 +141,7 @@ def _where_part(run: Run) -> str:
 
 def changed_settings(settings: Settings) -> dict[str, str]:
     """Return the settings that differ from the defaults, by their dotted names."""
-    changed = {}
+    changes = {}
     for section in Settings.model_fields:
         model = getattr(settings, section)
         assert isinstance(model, BaseModel)
@@ -151,8 +151,8 @@ def changed_settings(settings: Settings) -> dict[str, str]:
                 value = values[name]
                 if isinstance(value, list) and len(set(map(str, value))) == 1 and name.endswith("shape"):
                     value = value[0]
-                changed[f"{section}.{name}"] = in_one_line(str(value), 200)
-    return changed
+                changes[f"{section}.{name}"] = in_one_line(str(value), 200)
+    return changes
 
 
 def failure_markdown(
@@ -201,28 +201,28 @@ def count(error: BlockFailures) -> str:
 def _blocks_failed(run: Run | None, error: BlockFailures) -> list[str]:
     """Make the part on failed blocks: how many are done, and a row for each of the first failures."""
     n_done = error.n_blocks - len(error.failures) - error.untried
-    words = f"{n_done:,} blocks are done and kept."
+    summary = f"{n_done:,} blocks are done and kept."
     if error.untried:
-        words += f" {error.untried:,} weren't tried after so many failures in a row."
-    shown = list(error.failures.items())[:_MOST_BLOCKS]
-    rows = [_block_row(run, block_id, failure) for block_id, failure in shown]
-    parts = [words, table(("block", "row", "column", "pixel (x,&nbsp;y)", "what happened"), rows, "rrrrl")]
-    if (more := len(error.failures) - len(shown)) > 0:
-        parts.append(f"… and {more:,} more.")
+        summary += f" {error.untried:,} weren't tried after so many failures in a row."
+    failures = list(error.failures.items())[:_MOST_BLOCKS]
+    rows = [_block_row(run, block_id, failure) for block_id, failure in failures]
+    parts = [summary, table(("block", "row", "column", "pixel (x,&nbsp;y)", "what happened"), rows, "rrrrl")]
+    if (n_omitted := len(error.failures) - len(failures)) > 0:
+        parts.append(f"… and {n_omitted:,} more.")
     return parts
 
 
 def _block_row(run: Run | None, block_id: int, failure: BlockFailure) -> tuple[str, ...]:
-    words = text(in_one_line(failure.message, _ERROR_LENGTH))
+    message = text(in_one_line(failure.message, _ERROR_LENGTH))
     if failure.log_tail:
         # The last lines say how it ended.
         lines = [line.strip() for line in failure.log_tail.split(" | ")][-5:]
-        words += "<br>its log ends with:<br>" + "<br>".join(text(in_one_line(line, _ERROR_LENGTH)) for line in lines)
+        message += "<br>its log ends with:<br>" + "<br>".join(text(in_one_line(line, _ERROR_LENGTH)) for line in lines)
     if run is None or not 0 <= block_id < len(run.grid):
-        return str(block_id), "", "", "", words
+        return str(block_id), "", "", "", message
     block = run.grid[block_id]
     row, column = block.block_index
-    return str(block_id), str(row), str(column), f"{block.inner.x0},&nbsp;{block.inner.y0}", words
+    return str(block_id), str(row), str(column), f"{block.inner.x0},&nbsp;{block.inner.y0}", message
 
 
 def _next_part(output: Path | None, error: Exception, *, can_retry: bool) -> list[str]:
@@ -230,14 +230,14 @@ def _next_part(output: Path | None, error: Exception, *, can_retry: bool) -> lis
     if isinstance(error, SettingsError):
         return ["## What to do", "Start a new run with other settings: a retry would use the same settings."]
     if isinstance(error, BlockFailures):
-        words = "Once the cause is removed, a retry computes only the missing blocks:"
+        advice = "Once the cause is removed, a retry computes only the missing blocks:"
     elif isinstance(error, SlideError) and not isinstance(error, SlideGoneError):
-        words = "Repair or replace the file. A retry skips the slide until the file changes:"
+        advice = "Repair or replace the file. A retry skips the slide until the file changes:"
     else:
-        words = "Once the cause is removed, a retry continues from what is finished:"
+        advice = "Once the cause is removed, a retry continues from what is finished:"
     ways = ["**Retry** in this run's menu"] if can_retry else []
     ways.append("the same command again" if output is None else code(f"slidesam retry {shlex.quote(str(output))}"))
-    return ["## What to do", words, "\n".join(f"- {way}" for way in ways)]
+    return ["## What to do", advice, "\n".join(f"- {way}" for way in ways)]
 
 
 def _logs_part(run: Run | None, slide: Path) -> list[str]:

@@ -31,8 +31,8 @@ class Reporter(Protocol):
     def inform(self, message: str) -> None:
         """Show an informational message."""
 
-    def begin(self, stage: str, total: int, done: int) -> None:
-        """Start a stage of `total` items, `done` of which are finished already."""
+    def begin(self, stage: str, total: int, n_done: int) -> None:
+        """Start a stage of `total` items, `n_done` of which are finished already."""
 
     def advance(self, count: int = 1) -> None:
         """Add finished items."""
@@ -47,7 +47,7 @@ class SilentReporter:
     def inform(self, message: str) -> None:
         """Do nothing."""
 
-    def begin(self, stage: str, total: int, done: int) -> None:
+    def begin(self, stage: str, total: int, n_done: int) -> None:
         """Do nothing."""
 
     def advance(self, count: int = 1) -> None:
@@ -92,10 +92,10 @@ class BarReporter:
         """Print a message above the bars."""
         self.bars.console.print(Text(message, style="dim"))
 
-    def begin(self, stage: str, total: int, done: int) -> None:
+    def begin(self, stage: str, total: int, n_done: int) -> None:
         """Start a bar."""
         self.bars.start()
-        self._task = self.bars.add_task(f"{self.slide}  {stage}", total=total, completed=done)
+        self._task = self.bars.add_task(f"{self.slide}  {stage}", total=total, completed=n_done)
 
     def advance(self, count: int = 1) -> None:
         """Move the bar."""
@@ -110,9 +110,9 @@ class BarReporter:
 
 
 @contextmanager
-def stage(reporter: Reporter, name: str, total: int, done: int = 0) -> Iterator[Reporter]:
+def stage(reporter: Reporter, name: str, total: int, n_done: int = 0) -> Iterator[Reporter]:
     """Report the start of a stage, and its end however it ends."""
-    reporter.begin(name, total, done)
+    reporter.begin(name, total, n_done)
     try:
         yield reporter
     finally:

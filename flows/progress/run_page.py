@@ -69,12 +69,12 @@ def artifact_key(name: str, label: str, kind: Kind) -> str:
     return "--".join((_slug(name), _slug(label), kind))
 
 
-def _slug(words: str) -> str:
-    plain = unicodedata.normalize("NFKD", words.lower()).encode("ascii", "ignore").decode()
+def _slug(name: str) -> str:
+    plain = unicodedata.normalize("NFKD", name.lower()).encode("ascii", "ignore").decode()
     slug = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:_LONGEST_KEY].rstrip("-")
-    if slug == words.lower():
+    if slug == name.lower():
         return slug
-    digest = hashlib.sha256(words.encode(errors="surrogateescape")).hexdigest()[:6]
+    digest = hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()[:6]
     return f"{slug}-{digest}" if slug else digest
 
 
@@ -124,10 +124,10 @@ class RunPage:
         self._log.info("%s", message)
         self._inner.inform(message)
 
-    def begin(self, stage: str, total: int, done: int) -> None:
+    def begin(self, stage: str, total: int, n_done: int) -> None:
         """Show the stage."""
-        self._inner.begin(stage, total, done)
-        self._pace = Pace(stage, total, done, self._clock())
+        self._inner.begin(stage, total, n_done)
+        self._pace = Pace(stage, total, n_done, self._clock())
         # Soon after the end of the last stage nobody would see both texts.
         self._move(force=False)
 
@@ -151,10 +151,10 @@ class RunPage:
             self._percent = max(self._percent, span[0] + (span[1] - span[0]) * self._pace.share)
         now = self._clock()
         if force or self._bar.is_due(now):
-            self._show(self._pace.words(now))
+            self._show(self._pace.describe(now))
 
-    def _show(self, words: str) -> None:
-        self._bar.put(self._percent, words, self._clock())
+    def _show(self, message: str) -> None:
+        self._bar.put(self._percent, message, self._clock())
 
 
 class _Bar:
@@ -175,16 +175,16 @@ class _Bar:
         self._open, self._context = ExitStack(), copy_context()
 
     def is_due(self, now: float) -> bool:
-        """Whether it is time for another update."""
+        """Tell whether it is time for another update."""
         return now >= self._next
 
-    def put(self, percent: float, words: str, now: float) -> None:
+    def put(self, percent: float, message: str, now: float) -> None:
         """Show how far the run is, unless the server didn't answer just now."""
         is_away = self._pause > UPDATE_EVERY
         if self._flow_run_id is None or (is_away and not self.is_due(now)):
             return
         try:
-            self._context.run(self._send, round(percent, 1), words)
+            self._context.run(self._send, round(percent, 1), message)
         except Exception as error:  # noqa: BLE001
             if not is_away:
                 self._log.warning("progress can't be shown on this page now: %s", in_one_line(error))
@@ -193,13 +193,13 @@ class _Bar:
             self._pause = UPDATE_EVERY
         self._next = now + self._pause
 
-    def _send(self, percent: float, words: str) -> None:
+    def _send(self, percent: float, message: str) -> None:
         if self._client is None:
             # Prefect's own client would try for minutes; the next update comes soon.
             self._open.enter_context(temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}))
             self._client = self._open.enter_context(_client(_PATIENCE))
         # The UI cuts long lines, and takes a description for markdown.
-        description = "\n\n".join(map(text, words.splitlines()))
+        description = "\n\n".join(map(text, message.splitlines()))
         if self._artifact_id is None:
             self._artifact_id = self._find_earlier(self._client)
         if self._artifact_id is None:
@@ -225,20 +225,20 @@ class _Bar:
             self._context.run(self._open.close)
 
 
-def show_result(run: Run, facts: Provenance) -> None:
+def show_result(run: Run, provenance: Provenance) -> None:
     """Show the result of a finished run on its page.
 
     Args:
         run: The run.
-        facts: The run's provenance.
+        provenance: The run's provenance.
     """
     log = _log()
     with harmless(log, "the result"):
         picture = None
         with harmless(log, "the picture"):
             picture = picture_uri(run.paths.overlay)
-        words = text(f"{facts.objects:,} {run.label} in {run.name}")
-        _send_page(artifact_key(run.name, run.label, "result"), result_markdown(run, facts, picture), words)
+        title = text(f"{provenance.objects:,} {run.label} in {run.name}")
+        _send_page(artifact_key(run.name, run.label, "result"), result_markdown(run, provenance, picture), title)
 
 
 def show_failure(
@@ -267,8 +267,8 @@ def show_failure(
             name, label = run.name, run.label
         can_retry = deployment.id is not None
         markdown = failure_markdown(run, slide, error, output=output, name=name, can_retry=can_retry)
-        words = count(error) if isinstance(error, BlockFailures) else text(in_one_line(error, 200))
-        _send_page(artifact_key(name or slide_name(slide), label, "failure"), markdown, words)
+        title = count(error) if isinstance(error, BlockFailures) else text(in_one_line(error, 200))
+        _send_page(artifact_key(name or slide_name(slide), label, "failure"), markdown, title)
 
 
 def _send_page(key: str, markdown: str, description: str) -> None:

@@ -64,7 +64,7 @@ def stream_tasks(
     Raises:
         ClusterError: The scheduler is gone, or the cluster gets no worker.
     """
-    ended: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
+    ended_futures: SimpleQueue[PrefectFuture[Any]] = SimpleQueue()
     submitted: dict[Any, _Submitted] = {}
     resubmissions: deque[tuple[T, int]] = deque()
     waiting, checked = iter(jobs), time.monotonic()
@@ -75,12 +75,12 @@ def stream_tasks(
             for job, attempt in chain(_drain(resubmissions), ((job, 1) for job in waiting)):
                 future = submit(job)
                 submitted[future.task_run_id] = _Submitted(job, attempt, future)
-                future.add_done_callback(ended.put)
+                future.add_done_callback(ended_futures.put)
                 if len(submitted) >= limit:
                     break
             if not submitted:
                 return
-            future = _wait_for_next(ended, submitted, session)
+            future = _wait_for_next(ended_futures, submitted, session)
             if time.monotonic() - checked > _CHECK_SECONDS:
                 session.check()
                 checked = time.monotonic()
@@ -109,8 +109,8 @@ def run_task(submit: Callable[[], PrefectFuture[Any]], session: Session) -> Any:
     Raises:
         Exception: What the task raised, or that it can't be computed.
     """
-    with contextlib.closing(stream_tasks([None], lambda _: submit(), session)) as ended:
-        _, result, error = next(ended)
+    with contextlib.closing(stream_tasks([None], lambda _: submit(), session)) as results:
+        _, result, error = next(results)
     if error is not None:
         raise error
     return result
@@ -130,7 +130,7 @@ def _drain(queue: deque[T]) -> Generator[T, None, None]:
 
 
 def _wait_for_next(
-    ended: SimpleQueue[PrefectFuture[Any]], submitted: dict[Any, _Submitted], session: Session
+    ended_futures: SimpleQueue[PrefectFuture[Any]], submitted: dict[Any, _Submitted], session: Session
 ) -> PrefectFuture[Any]:
     """Wait for the next task that ends; show a message once if the cluster has no worker.
 
@@ -140,7 +140,7 @@ def _wait_for_next(
     start, is_reported = time.monotonic(), False
     while True:
         try:
-            return ended.get(timeout=_POLL_SECONDS)
+            return ended_futures.get(timeout=_POLL_SECONDS)
         except Empty:
             session.check()
             if (trouble := session.cluster.trouble()) is not None:

@@ -45,22 +45,22 @@ class Executor(Protocol):
 
     @property
     def most_workers(self) -> int | None:
-        """The largest number of workers that share the steps; None where that isn't known."""
+        """The largest number of workers that share the steps; None if that isn't known."""
 
-    def one(self, step: Step, run: Run, *arguments: Any) -> Any:
+    def run_one(self, step: Step, run: Run, *arguments: Any) -> Any:
         """Run a step that is one task; return what it returns.
 
         Raises:
             Exception: What the step raised after its retries.
         """
 
-    def many(
+    def run_many(
         self, step: Step, run: Run, jobs: Iterable[Batch], arguments: Callable[[Batch], tuple[Any, ...]]
     ) -> Generator[tuple[Batch, Facts, Exception | None], None, None]:
         """Run a step on each job, with these further arguments; yield each job with its result or error as it ends."""
 
-    def stage(self, name: str, total: int, done: int) -> AbstractContextManager[Reporter]:
-        """Show one stage of `total` units, `done` of which exist already."""
+    def stage(self, name: str, total: int, n_done: int) -> AbstractContextManager[Reporter]:
+        """Show one stage of `total` units, `n_done` of which exist already."""
 
     def warn(self, message: str) -> None:
         """Show a warning."""
@@ -83,7 +83,7 @@ def write_image(run: Run, executor: Executor) -> float:
         SlidesamError: A tile can't be read or written; all others that could be are done.
     """
     plan = run.image_plan
-    seconds = float(executor.one(steps.ready_image, run)["seconds"])
+    seconds = float(executor.run_one(steps.ready_image, run)["seconds"])
     if plan.mode == "in place":
         return seconds
     levels = tiled_levels(run)
@@ -96,8 +96,8 @@ def write_image(run: Run, executor: Executor) -> float:
         name = verb if level == 0 else f"{verb}, level {level}"
         jobs = list(batches(todo, size))
         seconds += _run_batches(executor, name, steps.write_tiles, run, jobs, len(plan.grid(level)), level)
-    rest = [level for level in levels if level not in parallel]
-    return seconds + float(executor.one(steps.finish_image, run, rest)["seconds"])
+    small_levels = [level for level in levels if level not in parallel]
+    return seconds + float(executor.run_one(steps.finish_image, run, small_levels)["seconds"])
 
 
 def segment_missing_blocks(run: Run, executor: Executor, block_ids: Sequence[int] | None = None) -> dict[str, float]:
@@ -116,19 +116,19 @@ def segment_missing_blocks(run: Run, executor: Executor, block_ids: Sequence[int
         OutputError: Results can't be written.
         SlideGoneError: The slide has changed or isn't there any more.
     """
-    params: Params = executor.one(steps.prepare_slide, run)
+    params: Params = executor.run_one(steps.prepare_slide, run)
     with_tissue = range(len(run.grid)) if params.blocks is None else params.blocks
-    wanted = with_tissue if block_ids is None else block_ids
+    target_blocks = with_tissue if block_ids is None else block_ids
     if len(with_tissue) < len(run.grid):
         executor.inform(f"{run.name}: {len(with_tissue)} of {len(run.grid)} blocks hold tissue")
-    todo = [block_id for block_id in wanted if find_mark(run, block_id) is None]
+    todo = [block_id for block_id in target_blocks if find_mark(run, block_id) is None]
     attempt = uuid.uuid4().hex
     jobs = _block_batches(run, todo, executor.most_workers)
     failures: dict[int, BlockFailure] = {}
     tried = in_a_row = 0
     with (
-        executor.stage("segmenting blocks", len(wanted), len(wanted) - len(todo)) as progress,
-        contextlib.closing(executor.many(steps.segment_blocks, run, jobs, lambda ids: (ids, attempt))) as results,
+        executor.stage("segmenting blocks", len(target_blocks), len(target_blocks) - len(todo)) as progress,
+        contextlib.closing(executor.run_many(steps.segment_blocks, run, jobs, lambda ids: (ids, attempt))) as results,
     ):
         for ids, facts, error in results:
             if error is not None and decide(error) is Action.STOP:
@@ -149,7 +149,7 @@ def segment_missing_blocks(run: Run, executor: Executor, block_ids: Sequence[int
                 break
     if failures:
         raise BlockFailures(run.name, failures, len(with_tissue), untried=len(todo) - tried)
-    spent = sum(mark.seconds for block_id in wanted if (mark := find_mark(run, block_id)) is not None)
+    spent = sum(mark.seconds for block_id in target_blocks if (mark := find_mark(run, block_id)) is not None)
     return {"prepare": params.seconds, "segment": spent}
 
 
@@ -168,34 +168,34 @@ def stitch_and_export(run: Run, executor: Executor, seconds: dict[str, float]) -
     seconds = dict(seconds)
     todo = [batch for batch in all_batches if not is_compared(run, batch)]
     seconds["match"] = _run_batches(executor, "matching seams", steps.match_blocks, run, todo, len(run.grid))
-    resolved = executor.one(steps.resolve_objects, run)
+    resolved = executor.run_one(steps.resolve_objects, run)
     seconds["resolve"] = resolved["seconds"]
     for warning in resolved["warnings"]:
         executor.warn(f"{run.name}: {warning}")
     todo = [batch for batch in all_batches if not is_painted(run, batch)]
     seconds["paint"] = _run_batches(executor, "painting labels", steps.paint_blocks, run, todo, len(run.grid))
-    provenance: Provenance = executor.one(steps.export_slide, run, resolved["objects"], seconds)
+    provenance: Provenance = executor.run_one(steps.export_slide, run, resolved["objects"], seconds)
     return provenance
 
 
 def _block_batches(run: Run, todo: Sequence[int], most_workers: int | None) -> Batches:
-    """The blocks of each task: one, unless there are very many."""
-    wanted = run.settings.blocks.blocks_per_task
-    if wanted != "auto":
-        return Batches(todo, wanted, wanted)
+    """Choose the blocks of each task: one, unless there are very many."""
+    blocks_per_task = run.settings.blocks.blocks_per_task
+    if blocks_per_task != "auto":
+        return Batches(todo, blocks_per_task, blocks_per_task)
     size = max(1, min(-(-len(todo) // _SINGLE_BLOCKS), _MOST_PER_TASK))
     return Batches(todo, size, _MOST_PER_TASK if size > 1 else 1, most_workers)
 
 
 def _untouched_blocks(run: Run, ids: Sequence[int], error: Exception) -> list[int]:
-    """Blocks of a task with failures that neither failed nor are done."""
+    """Return the blocks of a task with failures that neither failed nor are done."""
     if not isinstance(error, BlockFailures):
         return []
     return [block_id for block_id in ids if block_id not in error.failures and find_mark(run, block_id) is None]
 
 
 def _failed_blocks(run: Run, ids: Sequence[int], error: Exception) -> dict[int, BlockFailure]:
-    """Which blocks of a task failed, and why."""
+    """Return the blocks of a task that failed, and why."""
     if isinstance(error, BlockFailures):
         return error.failures
     return {block_id: BlockFailure.of(error) for block_id in ids if find_mark(run, block_id) is None}
@@ -204,12 +204,12 @@ def _failed_blocks(run: Run, ids: Sequence[int], error: Exception) -> dict[int, 
 def _run_batches(
     executor: Executor, name: str, step: Step, run: Run, jobs: Sequence[Batch], total: int, *arguments: Any
 ) -> float:
-    """Run a step over batches of blocks or tiles, a task each; return its tasks' seconds added up.
+    """Run a step over batches of blocks or tiles, one task per batch; return the sum of the tasks' seconds.
 
     All that can be done is done before the first error is raised, except where no other could fare better.
     """
     seconds, errors = 0.0, []
-    results = executor.many(step, run, jobs, lambda job: (*arguments, job))
+    results = executor.run_many(step, run, jobs, lambda job: (*arguments, job))
     with executor.stage(name, total, total - sum(map(len, jobs))) as progress, contextlib.closing(results):
         for job, facts, error in results:
             progress.advance(len(job))

@@ -116,13 +116,13 @@ class RunStatus:
             end_children(self.flow_run_id, f'flow run "{flow_run.name}" ended: {in_one_line(error)}')
 
     def _is_running_elsewhere(self) -> bool:
-        """Whether the state file says that this result is being computed."""
+        """Tell whether the state file says that this result is being computed."""
         with contextlib.suppress(OSError):
             return read_state(self.output, self.name, self.label).status == "running" or self._is_locked()
         return False
 
     def _is_locked(self) -> bool:
-        """Whether a process computes this result."""
+        """Tell whether a process computes this result."""
         with contextlib.suppress(OSError):
             return holder(RunPaths(self.output, self.name, self.label).lock) is not None
         return False

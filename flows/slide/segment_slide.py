@@ -168,13 +168,13 @@ def _compute(run: Run, session: Session, status: RunStatus) -> Provenance:
             inform(f"{run.name}: {line}")
         try:
             status.update(jobs=session.cluster.job_names)
-            facts = _run_stages(run, session.model_copy(update={"check": lock.check}), status, owner)
+            provenance = _run_stages(run, session.model_copy(update={"check": lock.check}), status, owner)
         finally:
             if not session.is_cluster_shared:
                 session.cluster.close()
         lock.check()
-        status.finish(facts.objects)
-    return facts
+        status.finish(provenance.objects)
+    return provenance
 
 
 def _run_stages(run: Run, session: Session, status: RunStatus, owner: str) -> Provenance:
@@ -182,10 +182,10 @@ def _run_stages(run: Run, session: Session, status: RunStatus, owner: str) -> Pr
     cluster, seconds = session.cluster, dict[str, float]()
 
     def on(stage: Stage) -> Any:
-        known = set(cluster.dashboards)
+        earlier_pools = set(cluster.dashboards)
         runner = DaskTaskRunner(address=cluster.workers(stage).address)
-        for part, page in cluster.dashboards.items():
-            if part not in known:
+        for pool, page in cluster.dashboards.items():
+            if pool not in earlier_pools:
                 status.update(dashboards=cluster.dashboards)
                 inform(f"{run.name}: Dask dashboard at {page} (from elsewhere: {ssh_line(page)})")
         return runner

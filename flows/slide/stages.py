@@ -40,21 +40,21 @@ class FlowTasks:
         """The largest number of workers that share the steps; None if it isn't known."""
         return self._session.cluster.most_workers
 
-    def one(self, step: Step, run: Run, *arguments: Any) -> Any:
+    def run_one(self, step: Step, run: Run, *arguments: Any) -> Any:
         """Run a step that is one task."""
         step = with_retries(step, run.settings.run)
         return run_task(lambda: step.submit(run, *arguments), self._session)
 
-    def many(
+    def run_many(
         self, step: Step, run: Run, jobs: Iterable[Batch], arguments: Callable[[Batch], tuple[Any, ...]]
     ) -> Generator[tuple[Batch, Facts, Exception | None], None, None]:
-        """Run a step on each job, a task each; yield each job with its result or error as it ends."""
+        """Run a step on each job, one task per job; yield each job with its result or error as it ends."""
         step = with_retries(step, run.settings.run)
-        return stream_tasks(jobs, lambda job: _named(step, run, job).submit(run, *arguments(job)), self._session)
+        return stream_tasks(jobs, lambda job: _name_task(step, run, job).submit(run, *arguments(job)), self._session)
 
-    def stage(self, name: str, total: int, done: int) -> AbstractContextManager[Reporter]:
-        """Show one stage of `total` units, `done` of which exist already."""
-        return stage(self._session.reporter, name, total, done)
+    def stage(self, name: str, total: int, n_done: int) -> AbstractContextManager[Reporter]:
+        """Show one stage of `total` units, `n_done` of which exist already."""
+        return stage(self._session.reporter, name, total, n_done)
 
     def inform(self, message: str) -> None:
         """Show an informational message."""
@@ -93,7 +93,7 @@ def stitch_stage(run: Run, session: Session, seconds: dict[str, float]) -> Prove
     return facts
 
 
-def _named(step: Step, run: Run, job: Batch) -> Step:
+def _name_task(step: Step, run: Run, job: Batch) -> Step:
     """Return the task under the name that the UI shows for this job."""
     if step.fn is steps.segment_blocks.fn:
         return step.with_options(task_run_name=blocks_name(run, job))

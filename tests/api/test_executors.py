@@ -36,7 +36,7 @@ def run_script(monkeypatch: pytest.MonkeyPatch):
         settings = SimpleNamespace(run=RunSettings(retries=retries, retry_delay=0))
         step: Any = SimpleNamespace(fn=lambda: None)
         executor = StepExecutor(StageReporter(), **options)
-        results = executor.many(step, SimpleNamespace(settings=settings), jobs, lambda job: job)  # type: ignore[arg-type]
+        results = executor.run_many(step, SimpleNamespace(settings=settings), jobs, lambda job: job)  # type: ignore[arg-type]
         return [(job[0], error if error is not None else facts["job"]) for job, facts, error in results]
 
     return run

@@ -23,7 +23,7 @@ from slidesam.tasks.store import convert
 class Serial(StepExecutor):
     """Raises what a step raises, at once."""
 
-    def many(
+    def run_many(
         self, step: Step, run: Run, jobs: Iterable[Batch], arguments: Callable[[Batch], tuple[Any, ...]]
     ) -> Generator[tuple[Batch, Facts, Exception | None], None, None]:
         for job in jobs:
@@ -33,10 +33,10 @@ class Serial(StepExecutor):
 class Backwards(Serial):
     """Does a step's jobs in the opposite order."""
 
-    def many(
+    def run_many(
         self, step: Step, run: Run, jobs: Iterable[Batch], arguments: Callable[[Batch], tuple[Any, ...]]
     ) -> Generator[tuple[Batch, Facts, Exception | None], None, None]:
-        return super().many(step, run, list(jobs)[::-1], arguments)
+        return super().run_many(step, run, list(jobs)[::-1], arguments)
 
 
 EXECUTOR = Serial(StageReporter())
