@@ -13,6 +13,7 @@ from slidesam.tasks.pixels.resample import make_grids, make_scale
 from slidesam.tasks.run.files import read_json
 from slidesam.tasks.run.layout import RunPaths, StageFolder
 from slidesam.tasks.run.marks import Marks, list_blocks
+from slidesam.tasks.run.records import Params, Resolved
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.segmenters import segmenter_identity
 from slidesam.tasks.segmenters.microsam.inputs import check_inputs
@@ -134,7 +135,7 @@ def tiled_levels(run: Run) -> list[int]:
 
 
 def _explain_segmenting(run: Run) -> str:
-    params = read_json(run.segment_folder.params)
+    params = Params.read(run.segment_folder.params)
     if params is None:
         difference = _explain_change(run.paths, "segment", run.causes["segment"])
         return f"segment: {'anew' if difference else 'from the start'} ({difference or 'nothing is there yet'})"
@@ -144,7 +145,7 @@ def _explain_segmenting(run: Run) -> str:
 
 
 def _explain_stitching(run: Run) -> str:
-    if read_json(run.stitch_folder.resolved) is not None:
+    if Resolved.read(run.stitch_folder.resolved) is not None:
         return "stitch: objects are numbered already (same blocks and settings)"
     difference = _explain_change(run.paths, "stitch", run.causes["stitch"])
     return f"stitch: {'anew' if difference else 'from the start'} ({difference or 'nothing is there yet'})"

@@ -62,6 +62,15 @@ class Mark(Record):
     """The block, or a name for the group of blocks or the tile of the image."""
 
 
+class StageMark(Record):
+    """Vouches for the arrays of a stage: they are there, empty (started.json) or whole (done.json)."""
+
+    reason: str | None = None
+    """Why the slide is converted or rechunked; unset for the label image."""
+    objects: int | None = None
+    """Number of objects of the label image; unset for the image."""
+
+
 class BlockMark(Mark):
     """The done-mark of a block, with what its labels may depend on."""
 

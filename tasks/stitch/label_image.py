@@ -7,8 +7,8 @@ import zarr
 
 from slidesam.tasks.pixels.plan import in_block_levels
 from slidesam.tasks.pixels.pyramid import halve_labels, region_below, shard_regions
-from slidesam.tasks.run.files import read_json, write_json
 from slidesam.tasks.run.marks import remove_stage
+from slidesam.tasks.run.records import StageMark
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.store.ome_zarr import create_label, open_levels, write_shards
 
@@ -21,14 +21,14 @@ def prepare_label_image(run: Run, objects: int) -> None:
         objects: Number of the slide's objects, which the dtype depends on.
     """
     arrays_mark = run.paint_folder.arrays_mark
-    if read_json(arrays_mark) is not None and (run.paths.label_image / "0").is_dir():
+    if StageMark.read(arrays_mark) is not None and (run.paths.label_image / "0").is_dir():
         return
     run.paths.provenance.unlink(missing_ok=True)
     run.paths.overlay.unlink(missing_ok=True)
     for old_folder in run.paths.stage_folders("paint"):
         remove_stage(old_folder)
     create_label_image(run, objects)
-    write_json(arrays_mark, {"objects": objects})
+    StageMark(objects=objects).write(arrays_mark)
 
 
 def create_label_image(run: Run, objects: int) -> None:

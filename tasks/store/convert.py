@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from slidesam.tasks.grid import Region
 from slidesam.tasks.pixels.plan import shard_region
 from slidesam.tasks.pixels.pyramid import halve, halve_region
-from slidesam.tasks.run.files import read_json, write_json
+from slidesam.tasks.run.files import write_json
 from slidesam.tasks.run.marks import Marks, remove_stage
-from slidesam.tasks.run.records import Mark
+from slidesam.tasks.run.records import Mark, StageMark
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.slides.reader import SlideReader
 from slidesam.tasks.store.image import is_filling, is_shown, prepare_store, record_filling, show_image
@@ -33,7 +33,7 @@ _BAND_ROWS = 256
 
 def is_ready(run: Run) -> bool:
     """Whether the store has its image, and the rechunked pixels exist if the plan needs them."""
-    rechunked = read_json(run.image_folder.pixels_mark) is not None and run.image_folder.pixels.is_dir()
+    rechunked = StageMark.read(run.image_folder.pixels_mark) is not None and run.image_folder.pixels.is_dir()
     return is_shown(run) and (run.image_plan.mode != "rechunk" or rechunked)
 
 
@@ -45,7 +45,7 @@ def ready_arrays(run: Run) -> None:
     """
     arrays_mark, plan = run.image_folder.arrays_mark, run.image_plan
     converting = plan.mode == "convert"
-    is_begun = read_json(arrays_mark) is not None and (is_filling(run) or not converting)
+    is_begun = StageMark.read(arrays_mark) is not None and (is_filling(run) or not converting)
     if is_begun and all(_array_folder(run, level).is_dir() for level in range(len(plan.levels))):
         return
     # The store first: until its arrays are recorded as this conversion's, no mark of an earlier one counts.
@@ -66,7 +66,7 @@ def ready_arrays(run: Run) -> None:
             run.settings.image,
         )
     write_json(run.image_folder.causes, run.causes["image"])
-    write_json(arrays_mark, {"reason": plan.reason})
+    StageMark(reason=plan.reason).write(arrays_mark)
     if converting:
         record_filling(run, root)
 
@@ -135,7 +135,7 @@ def complete_image(run: Run) -> None:
         downsamples = [(2.0**level, 2.0**level) for level in range(len(run.image_plan.levels))]
         show_image(run, zarr.open_group(run.store, mode="r+"), downsamples)
     else:
-        write_json(run.image_folder.pixels_mark, {"reason": run.image_plan.reason})
+        StageMark(reason=run.image_plan.reason).write(run.image_folder.pixels_mark)
 
 
 def _array_folder(run: Run, level: int) -> Path:
