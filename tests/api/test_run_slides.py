@@ -146,7 +146,7 @@ def test_a_client_computes_the_same_bytes(slide: Path, client: object, tmp_path:
     slidesam.segment(slide, tmp_path / "a", SETTINGS, client=client, progress=False)
     slidesam.segment(slide, tmp_path / "b", SETTINGS, progress=False)
     assert store_files(tmp_path / "a") == store_files(tmp_path / "b")
-    assert state(tmp_path / "a")["cluster"]["kind"] == "attach"
+    assert state(tmp_path / "a").state.cluster["kind"] == "attach"
 
 
 @pytest.mark.slow

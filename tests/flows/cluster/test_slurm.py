@@ -270,7 +270,7 @@ def test_a_stopped_run_frees_the_queue_at_once(slurm, prefect_server, tmp_path: 
     flow.send_signal(number)
     _, said = flow.communicate(timeout=120)
     assert flow.returncode == 130, said
-    assert "the same command goes on" in said
+    assert "run the same command again to resume" in said
     assert until(lambda: queue() == [], 90)
 
 

@@ -1,4 +1,4 @@
-"""Failures that happen: what is tried again, what is named, what the other blocks come to, and that the same command goes on."""
+"""Failures that happen: what is tried again, what is named, what the other blocks come to, and that the same command resumes."""
 
 from __future__ import annotations
 
