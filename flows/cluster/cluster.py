@@ -9,17 +9,14 @@ from __future__ import annotations
 import getpass
 import socket
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
-from slidesam.flows.cluster.device_workers import KEEP_MEMORY
 from slidesam.flows.cluster.jobs import cluster_class, job_options, jobs_of, scheduler_host, scheduler_options
+from slidesam.flows.cluster.local_workers import LOOPBACK, Workers, find_dashboard, start_local, start_local_gpu
 from slidesam.flows.cluster.profile import (
     AttachProfile,
     ClusterProfile,
@@ -31,32 +28,12 @@ from slidesam.flows.cluster.profile import (
     Stage,
 )
 from slidesam.tasks.errors import ClusterError, in_one_line
-from slidesam.tasks.segment import devices
 
-_LOOPBACK = "127.0.0.1"
-_PRELOAD = "slidesam.flows.cluster.on_worker"
 # Settings of Dask while a cluster is open.
 _SETTINGS = {
     # A nanny needs this long to replace a worker that was killed.
     "distributed.deploy.lost-worker-timeout": "60s",
 }
-
-
-@dataclass
-class Workers:
-    """A Dask scheduler and its workers.
-
-    Attributes:
-        address: The scheduler's address.
-        dashboard: Address of its web page; None if it has none.
-        close: Ends what was started.
-        keeper: Controls the number of jobs, if there are jobs.
-    """
-
-    address: str
-    dashboard: str | None
-    close: Callable[[], None]
-    keeper: Any = None
 
 
 class Cluster:
@@ -131,6 +108,11 @@ class Cluster:
         keepers = [workers.keeper for workers in self._started.values() if workers.keeper is not None]
         return next((keeper.trouble for keeper in keepers if keeper.trouble is not None), None)
 
+    def replace_lost(self) -> None:
+        """Start workers in place of those that nobody else replaces; it costs nothing if there are none."""
+        for workers in self._started.values():
+            workers.replace_lost()
+
     def standing(self) -> str:
         """Describe the state of the jobs; empty if there are none."""
         keepers = {pool: workers.keeper for pool, workers in self._started.items() if workers.keeper is not None}
@@ -149,9 +131,9 @@ class Cluster:
         if isinstance(profile, AttachProfile):
             return _attached(profile)
         if isinstance(profile, LocalProfile):
-            return _local(profile)
+            return start_local(profile)
         if isinstance(profile, LocalGpuProfile):
-            return _local_gpu(profile)
+            return start_local_gpu(profile)
         return _jobs(profile, pool, f"{self.name}-{pool}", self.logs)
 
 
@@ -165,77 +147,13 @@ def _attached(profile: AttachProfile) -> Workers:
 
     try:
         with Client(profile.address, timeout="15s", set_as_default=False) as client:
-            return Workers(profile.address, _dashboard(client.dashboard_link), lambda: None)
+            return Workers(profile.address, find_dashboard(client.dashboard_link), lambda: None)
     except (OSError, ValueError) as error:
         raise ClusterError(
             f"no Dask scheduler answers at {profile.address}",
             "start it (`infra/interactive/cluster start` in an "
             "allocation, or `dask scheduler`), or correct the address",
         ) from error
-
-
-def _worker_environment(threads: int) -> dict[str, str]:
-    """Return the environment variables that a worker process needs at its start."""
-    # A nanny would set one thread. A worker computes one block at a time, with as many threads as the profile says.
-    thread_limits = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS")}
-    # It would also return memory after each large array and request it again for the next: micro-sam on the CPU takes
-    # 0.6 of the time if the process keeps its memory (benchmarks/block.py, benchmarks/guide).
-    return thread_limits | KEEP_MEMORY
-
-
-def _local(profile: LocalProfile) -> Workers:
-    """Start worker processes on this machine."""
-    import dask
-    from dask.distributed import LocalCluster
-
-    stack, environment = ExitStack(), _worker_environment(profile.threads)
-    # `env` of the cluster below is set too late for libraries that read it at the start of the process.
-    stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": environment}))
-    cluster = stack.enter_context(
-        LocalCluster(
-            n_workers=profile.n_workers,
-            threads_per_worker=1,
-            host=_LOOPBACK,
-            dashboard_address=f"{_LOOPBACK}:0",
-            memory_limit=0,
-            preload=_PRELOAD,
-            env=environment,
-        )
-    )
-    return Workers(str(cluster.scheduler_address), _dashboard(cluster.dashboard_link), stack.close)
-
-
-def _local_gpu(profile: LocalGpuProfile) -> Workers:
-    """Start worker processes on this machine, each of which sees one device.
-
-    Raises:
-        ClusterError: There is no device.
-    """
-    import os
-
-    import dask
-    from dask.distributed import Nanny, Scheduler
-    from distributed.deploy.spec import SpecCluster
-
-    visible = (
-        profile.devices if profile.devices != "auto" else devices.visible_devices(os.environ, devices.nvidia_smi())
-    )
-    if not visible:
-        raise ClusterError(
-            f"no GPU was found on {socket.gethostname()} (CUDA_VISIBLE_DEVICES="
-            f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}, `nvidia-smi -L` lists none)",
-            "use --cluster local",
-        )
-    stack, environment = ExitStack(), _worker_environment(profile.threads)
-    stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": environment}))
-    common = {"nthreads": 1, "host": _LOOPBACK, "memory_limit": 0, "preload": _PRELOAD, "dashboard": False}
-    specs = {}
-    for number, device in enumerate(device for device in visible for _ in range(profile.workers_per_gpu)):
-        pinned = environment | {"CUDA_VISIBLE_DEVICES": device, devices.GIVEN: device}
-        specs[number] = {"cls": Nanny, "options": common | {"env": pinned}}
-    scheduler = {"cls": Scheduler, "options": {"host": _LOOPBACK, "port": 0, "dashboard_address": f"{_LOOPBACK}:0"}}
-    cluster = stack.enter_context(SpecCluster(workers=specs, scheduler=scheduler, silence_logs="error"))
-    return Workers(str(cluster.scheduler_address), _dashboard(cluster.dashboard_link), stack.close)
 
 
 def _jobs(profile: JobProfile, pool: Stage, name: str, logs: Path | None) -> Workers:
@@ -285,7 +203,7 @@ def _jobs(profile: JobProfile, pool: Stage, name: str, logs: Path | None) -> Wor
         list_jobs=list_jobs,
         logs=logs,
     )
-    return Workers(str(cluster.scheduler_address), _dashboard(cluster.dashboard_link), stack.close, keeper)
+    return Workers(str(cluster.scheduler_address), find_dashboard(cluster.dashboard_link), stack.close, keeper)
 
 
 def _cancel(name: str) -> None:
@@ -306,11 +224,6 @@ def _states(name: str) -> dict[str, str]:
     }
 
 
-def _dashboard(link: Any) -> str | None:
-    """Return the dashboard's address; None without bokeh, which it needs."""
-    return str(link) if link and find_spec("bokeh") is not None else None
-
-
 def ssh_line(dashboard: str) -> str:
     """Return the command that shows a dashboard of this machine elsewhere, at http://localhost:PORT/status."""
     address = urlsplit(dashboard)
@@ -322,7 +235,7 @@ def api_host(profile: ClusterProfile) -> str:
     """Return the address at which all workers can reach a Prefect server of this machine."""
     if isinstance(profile, AttachProfile):
         return _address_towards(profile.address)
-    return scheduler_host(profile) if isinstance(profile, SlurmProfile | QueueProfile) else _LOOPBACK
+    return scheduler_host(profile) if isinstance(profile, SlurmProfile | QueueProfile) else LOOPBACK
 
 
 def _address_towards(address: str) -> str:
@@ -331,10 +244,10 @@ def _address_towards(address: str) -> str:
     try:
         # No packet is sent: this only asks for the route.
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((parts.hostname or _LOOPBACK, parts.port or 8786))
+            probe.connect((parts.hostname or LOOPBACK, parts.port or 8786))
             return str(probe.getsockname()[0])
     except OSError:
-        return _LOOPBACK
+        return LOOPBACK
 
 
 @contextmanager

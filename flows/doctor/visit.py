@@ -16,7 +16,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from slidesam.flows.cluster import slurm
-from slidesam.flows.cluster.cluster import Cluster, Workers
+from slidesam.flows.cluster.cluster import Cluster
+from slidesam.flows.cluster.local_workers import Workers
 from slidesam.flows.cluster.profile import AttachProfile, ClusterProfile, SlurmProfile, Stage
 from slidesam.flows.doctor.finding import Finding, check, failure
 from slidesam.flows.doctor.judge import judge

@@ -143,6 +143,7 @@ def _wait_for_next(
             return ended_futures.get(timeout=_POLL_SECONDS)
         except Empty:
             session.check()
+            session.cluster.replace_lost()
             if (trouble := session.cluster.trouble()) is not None:
                 raise ClusterError(f"nobody computes: {trouble.what}", trouble.cure) from None
             if not is_reported and time.monotonic() - start > _MESSAGE_SECONDS and not _has_workers(submitted):

@@ -10,6 +10,7 @@ import pytest
 
 from slidesam.flows.cluster.cluster import Cluster, ssh_line
 from slidesam.flows.cluster.find_profile import load_profile
+from tests.support.slurm_fixtures import until
 
 
 def test_one_kind_of_job_serves_all_stages_and_two_are_kept_apart() -> None:
@@ -44,3 +45,27 @@ def test_a_cluster_that_was_open_leaves_dasks_defaults() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "None"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_workers_whose_nanny_has_given_up_are_replaced() -> None:
+    from dask.distributed import Client
+
+    from slidesam.flows.cluster.cluster import LocalProfile, open_cluster
+
+    async def close_nanny(dask_worker) -> None:
+        async with dask_worker.rpc(dask_worker.nanny) as nanny:
+            await nanny.close_gracefully(reason="a test")
+        await dask_worker.close(nanny=True)
+
+    with open_cluster(LocalProfile(workers=1)) as cluster, Client(cluster.address, set_as_default=False) as client:
+        (before,) = client.scheduler_info()["workers"]
+        client.run(close_nanny, wait=False, on_error="ignore")
+        until(lambda: before not in client.run_on_scheduler(workers_of), 60)
+        assert client.run_on_scheduler(workers_of) == []
+        until(lambda: cluster.replace_lost() or client.run_on_scheduler(workers_of), 60)
+
+
+def workers_of(dask_scheduler) -> list[str]:
+    return list(dask_scheduler.workers)

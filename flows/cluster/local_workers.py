@@ -1,0 +1,133 @@
+"""Worker processes on this machine: their environment, their devices, and others in place of those that are lost."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+from slidesam.flows.cluster.device_workers import KEEP_MEMORY
+from slidesam.flows.cluster.profile import LocalGpuProfile, LocalProfile
+from slidesam.tasks.errors import ClusterError
+from slidesam.tasks.segment import devices
+
+LOOPBACK = "127.0.0.1"
+_PRELOAD = "slidesam.flows.cluster.on_worker"
+
+
+@dataclass
+class Workers:
+    """A Dask scheduler and its workers.
+
+    Attributes:
+        address: The scheduler's address.
+        dashboard: Address of its web page; None if it has none.
+        close: Ends what was started.
+        keeper: Controls the number of jobs, if there are jobs.
+        replace_lost: Starts workers in place of those whose nanny has given up.
+    """
+
+    address: str
+    dashboard: str | None
+    close: Callable[[], None]
+    keeper: Any = None
+    replace_lost: Callable[[], None] = lambda: None
+
+
+def _worker_environment(threads: int) -> dict[str, str]:
+    """Return the environment variables that a worker process needs at its start."""
+    # A nanny would set one thread. A worker computes one block at a time, with as many threads as the profile says.
+    thread_limits = {f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS")}
+    # It would also return memory after each large array and request it again for the next: micro-sam on the CPU takes
+    # 0.6 of the time if the process keeps its memory (benchmarks/block.py, benchmarks/guide).
+    return thread_limits | KEEP_MEMORY
+
+
+def start_local(profile: LocalProfile) -> Workers:
+    """Start worker processes on this machine."""
+    import dask
+    from dask.distributed import LocalCluster
+
+    stack, environment = ExitStack(), _worker_environment(profile.threads)
+    # `env` of the cluster below is set too late for libraries that read it at the start of the process.
+    stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": environment}))
+    cluster = stack.enter_context(
+        LocalCluster(
+            n_workers=profile.n_workers,
+            threads_per_worker=1,
+            host=LOOPBACK,
+            dashboard_address=f"{LOOPBACK}:0",
+            memory_limit=0,
+            preload=_PRELOAD,
+            env=environment,
+        )
+    )
+    return Workers(
+        str(cluster.scheduler_address),
+        find_dashboard(cluster.dashboard_link),
+        stack.close,
+        replace_lost=partial(_replace_lost, cluster),
+    )
+
+
+def _replace_lost(cluster: Any) -> None:
+    """Have a cluster of this machine replace nannies that have closed.
+
+    A nanny closes for good if the worker that it starts can't register, for instance because the scheduler still lists
+    the killed worker of this name. Dask starts no other, and the run would wait for ever.
+    """
+
+    def replace() -> None:
+        for name, nanny in list(cluster.workers.items()):
+            if nanny.status.name in ("closed", "failed"):
+                del cluster.workers[name]
+        if len(cluster.workers) < len(cluster.worker_spec):
+            cluster.scale(len(cluster.worker_spec))
+
+    cluster.loop.add_callback(replace)
+
+
+def start_local_gpu(profile: LocalGpuProfile) -> Workers:
+    """Start worker processes on this machine, each of which sees one device.
+
+    Raises:
+        ClusterError: There is no device.
+    """
+    import dask
+    from dask.distributed import Nanny, Scheduler
+    from distributed.deploy.spec import SpecCluster
+
+    visible = (
+        profile.devices if profile.devices != "auto" else devices.visible_devices(os.environ, devices.nvidia_smi())
+    )
+    if not visible:
+        raise ClusterError(
+            f"no GPU was found on {socket.gethostname()} (CUDA_VISIBLE_DEVICES="
+            f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}, `nvidia-smi -L` lists none)",
+            "use --cluster local",
+        )
+    stack, environment = ExitStack(), _worker_environment(profile.threads)
+    stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": environment}))
+    common = {"nthreads": 1, "host": LOOPBACK, "memory_limit": 0, "preload": _PRELOAD, "dashboard": False}
+    specs = {}
+    for number, device in enumerate(device for device in visible for _ in range(profile.workers_per_gpu)):
+        pinned = environment | {"CUDA_VISIBLE_DEVICES": device, devices.GIVEN: device}
+        specs[number] = {"cls": Nanny, "options": common | {"env": pinned}}
+    scheduler = {"cls": Scheduler, "options": {"host": LOOPBACK, "port": 0, "dashboard_address": f"{LOOPBACK}:0"}}
+    cluster = stack.enter_context(SpecCluster(workers=specs, scheduler=scheduler, silence_logs="error"))
+    return Workers(
+        str(cluster.scheduler_address),
+        find_dashboard(cluster.dashboard_link),
+        stack.close,
+        replace_lost=partial(_replace_lost, cluster),
+    )
+
+
+def find_dashboard(link: Any) -> str | None:
+    """Return the dashboard's address; None without bokeh, which it needs."""
+    return str(link) if link and find_spec("bokeh") is not None else None
