@@ -163,7 +163,9 @@ class Crops:
         )
         grids = functional.affine_grid(theta.to(self.device), [count, 1, side, side], align_corners=False)
         cut = torch.cat([
-            functional.grid_sample(self.pairs[i], grids[n : n + 1], mode="bilinear", padding_mode="reflection", align_corners=False)
+            functional.grid_sample(
+                self.pairs[i], grids[n : n + 1], mode="bilinear", padding_mode="reflection", align_corners=False
+            )
             for n, i in enumerate(chosen)
         ])  # fmt: skip
         return self._augment(cut[:, :3], kinds, [self.highs[i] for i in chosen]), cut[:, 3:]
