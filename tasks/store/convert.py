@@ -26,6 +26,7 @@ from slidesam.tasks.run.records import Mark, StageMark
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.slides.reader import SlideReader
 from slidesam.tasks.store.image import is_filling, is_shown, prepare_store, record_filling, show_image
+from slidesam.tasks.store.multiscales import place_averages
 from slidesam.tasks.store.ome_zarr import create_plane_array, open_level, write_shards
 
 _BAND_ROWS = 256
@@ -132,8 +133,8 @@ def _read(reader: SlideReader, region: Region, channels: tuple[int, ...]) -> NDA
 def complete_image(run: Run) -> None:
     """Make the arrays an image, as the last step; or vouch for rechunked pixels."""
     if run.image_plan.mode == "convert":
-        downsamples = [(2.0**level, 2.0**level) for level in range(len(run.image_plan.levels))]
-        show_image(run, zarr.open_group(run.store, mode="r+"), downsamples)
+        levels = [place_averages((2.0**level, 2.0**level)) for level in range(len(run.image_plan.levels))]
+        show_image(run, zarr.open_group(run.store, mode="r+"), levels)
     else:
         StageMark(reason=run.image_plan.reason).write(run.image_folder.pixels_mark)
 

@@ -21,6 +21,7 @@ from slidesam.tasks.run.layout import list_runs, slide_folder
 from slidesam.tasks.run.lock import holder
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.slides.facts import Slide
+from slidesam.tasks.store.multiscales import LevelPlace, place_averages
 from slidesam.tasks.store.ome_zarr import (
     FORMATS,
     create_plane_array,
@@ -105,21 +106,21 @@ def publish_image(run: Run) -> None:
     root = prepare_store(run)
     n_levels = _write_levels(root, run)
     level, halvings = overview_level(run.slide)
-    base = [down * 2.0**halvings for down in run.slide.levels[level].downsample]
-    show_image(run, root, [(base[0] * 2.0**level, base[1] * 2.0**level) for level in range(n_levels)])
+    y, x = (down * 2.0**halvings for down in run.slide.levels[level].downsample)
+    show_image(run, root, [place_averages((y * 2.0**level, x * 2.0**level)) for level in range(n_levels)])
 
 
-def show_image(run: Run, root: zarr.Group, downsamples: list[tuple[float, float]]) -> None:
+def show_image(run: Run, root: zarr.Group, levels: list[LevelPlace]) -> None:
     """Make the store's arrays an image, and record what it shows.
 
     Args:
         run: The run.
         root: The store, whose levels are written.
-        downsamples: Per level, rows and columns of the slide's level 0 per pixel.
+        levels: Where their pixels lie.
     """
     _refuse_to_mix(run, root, _read_shown(root))
     windows = [_window(_overview_plane(run, channel)) for channel in range(run.slide.size_c)]
-    write_image_metadata(root, run.name, downsamples, run.slide.mpp, _omero(run.slide, windows))
+    write_image_metadata(root, run.name, levels, run.slide.mpp, _omero(run.slide, windows))
     converted = run.fingerprints["image"] if run.image_plan.mode == "convert" else None
     root.attrs[_SHOWN_KEY] = {**_describe_shown(run), "ready": True, "filling": None, "converted": converted}
 

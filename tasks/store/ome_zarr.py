@@ -32,9 +32,8 @@ from slidesam.tasks.grid import Region
 from slidesam.tasks.pixels.plan import in_block_levels, largest_divisor, level_shapes
 from slidesam.tasks.settings.sections import ImageSettings
 from slidesam.tasks.slides.zarr.metadata import GROUP_FILES
+from slidesam.tasks.store.multiscales import AXES, LevelPlace, Pixel, make_multiscale, place_samples
 
-AXES = ("t", "c", "z", "y", "x")
-_TYPES = {"t": "time", "c": "channel", "z": "space", "y": "space", "x": "space"}
 # The root attribute of stores that slidesam made, and so may write to.
 _OWNER = "slidesam"
 # Compression levels. With bits shuffled zstd's level 3 takes 1.4 times as long and saves 1 % (benchmarks/raw_limit.py --clevel).
@@ -46,7 +45,6 @@ FAST = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_worker
 _SYSTEM_ERROR = re.compile(r"os error (\d+)")
 # How long to wait for the end of zarr's thread, in seconds.
 _THREAD_TIMEOUT = 10.0
-Pixel = tuple[float, float]
 
 
 def chunk_side(shard: int, max_side: int) -> int:
@@ -176,18 +174,24 @@ def write_shards(array: zarr.Array[Any], region: Region, pixels: NDArray[Any]) -
 
 
 def write_image_metadata(
-    group: zarr.Group, name: str, downsamples: Sequence[Pixel], mpp: Pixel | None, omero: dict[str, Any] | None
+    group: zarr.Group,
+    name: str,
+    levels: Sequence[LevelPlace],
+    mpp: Pixel | None,
+    omero: dict[str, Any] | None,
+    origin: Pixel = (0.0, 0.0),
 ) -> None:
     """Write the metadata that makes a group's arrays 0..n an image pyramid.
 
     Args:
         group: The image group.
         name: Name of the image.
-        downsamples: Per level, rows and columns of the slide's level 0 per pixel.
+        levels: Where their pixels lie.
         mpp: Height and width of a pixel at level 0 in µm, or None where unknown.
         omero: Channel names, colours and display windows.
+        origin: See `level_transformations`.
     """
-    attributes: dict[str, Any] = {"multiscales": [_multiscale(group, name, downsamples, mpp)]}
+    attributes: dict[str, Any] = {"multiscales": [make_multiscale(group, name, levels, mpp, origin)]}
     if omero is not None:
         attributes["omero"] = omero
     _set_attributes(group, attributes)
@@ -243,7 +247,7 @@ def remove_label(root: zarr.Group, label: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def finish_label(root: zarr.Group, label: str, mpp: Pixel | None) -> None:
+def finish_label(root: zarr.Group, label: str, mpp: Pixel | None, origin: Pixel = (0.0, 0.0)) -> None:
     """Write the metadata that makes the arrays a label image, and last its name in the store's list of labels."""
     from ome_zarr_models.common.image_label_types import Color, Source
 
@@ -251,7 +255,7 @@ def finish_label(root: zarr.Group, label: str, mpp: Pixel | None) -> None:
     assert isinstance(labels, zarr.Group)
     assert isinstance(group, zarr.Group)
     n_levels = sum(1 for _ in group.array_keys())
-    downsamples = [(float(2**level), float(2**level)) for level in range(n_levels)]
+    levels = [place_samples((2.0**level, 2.0**level)) for level in range(n_levels)]
     version = {3: "0.5", 2: "0.4"}[group.metadata.zarr_format]
     image_label: dict[str, Any] = {
         "colors": [Color(**{"label-value": 0, "rgba": (0, 0, 0, 0)}).model_dump(by_alias=True)],
@@ -259,7 +263,8 @@ def finish_label(root: zarr.Group, label: str, mpp: Pixel | None) -> None:
     }
     if version == "0.4":
         image_label["version"] = version
-    _set_attributes(group, {"multiscales": [_multiscale(group, label, downsamples, mpp)], "image-label": image_label})
+    multiscale = make_multiscale(group, label, levels, mpp, origin)
+    _set_attributes(group, {"multiscales": [multiscale], "image-label": image_label})
     _set_attributes(labels, {"labels": sorted({*listed_labels(root), label})})
 
 
@@ -277,30 +282,6 @@ def listed_labels(root: zarr.Group) -> list[str]:
         return []
     attributes: dict[str, Any] = root["labels"].attrs.asdict()
     return list(attributes.get("labels", attributes.get("ome", {}).get("labels", [])))
-
-
-def _multiscale(group: zarr.Group, name: str, downsamples: Sequence[Pixel], mpp: Pixel | None) -> dict[str, Any]:
-    # Imported here: these modules take 0.15 s to load, and most processes write no metadata.
-    from ome_zarr_models.v04 import axes as axes04
-    from ome_zarr_models.v04 import multiscales as v04
-    from ome_zarr_models.v05 import axes as axes05
-    from ome_zarr_models.v05 import multiscales as v05
-
-    module, axis = (v05, axes05.Axis) if group.metadata.zarr_format == 3 else (v04, axes04.Axis)
-    unit = "micrometer" if mpp else None
-    axes = [axis(name=a, type=_TYPES[a], **({"unit": unit} if unit and a in "yx" else {})) for a in AXES]
-    pixel = mpp or (1.0, 1.0)
-    datasets = tuple(
-        module.Dataset.build(
-            path=str(level), scale=[1.0, 1.0, 1.0, pixel[0] * down[0], pixel[1] * down[1]], translation=None
-        )
-        for level, down in enumerate(downsamples)
-    )
-    multiscale = module.Multiscale(axes=axes, datasets=datasets, name=name)
-    values: dict[str, Any] = multiscale.model_dump(exclude_none=True, mode="json")
-    if group.metadata.zarr_format == 2:
-        values["version"] = "0.4"
-    return values
 
 
 def _set_attributes(group: zarr.Group, values: dict[str, Any]) -> None:
