@@ -24,6 +24,7 @@ from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.facts import Slide
 from slidesam.tasks.slides.reader import SlideReader
 from slidesam.tasks.store import ome_zarr
+from slidesam.tasks.store.image import has_pyramid
 
 
 class Result:
@@ -82,9 +83,16 @@ class Result:
         """(y, x, c) pixels of all channels, of the plane that was segmented, on the same grid as `labels`.
 
         They come from the store where the slide was converted, else from the slide's own file.
+
+        Raises:
+            OutputError: The store has another image by now.
         """
         slide = self.slide
         if self.run["image"]["mode"] == "convert":
+            if not has_pyramid(self._run):
+                raise OutputError(
+                    f"{self.store} has another image by now: segment the slide again with the same settings"
+                )
             arrays = _arrays(zarr.open_group(self.store, mode="r"))
             return _pyramid(
                 [((*array.shape[3:], array.shape[1]), array.dtype, partial(_read_channels, array)) for array in arrays]

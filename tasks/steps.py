@@ -36,7 +36,7 @@ from slidesam.tasks.slides.reader import SlideReader
 from slidesam.tasks.stitch.batches import Batch, compare_batch, is_compared, is_painted, paint_batch, resolve_run
 from slidesam.tasks.stitch.label_image import finish_upper_levels, prepare_label_image
 from slidesam.tasks.store import convert
-from slidesam.tasks.store.image import publish_image
+from slidesam.tasks.store.image import check_shown, publish_image
 from slidesam.tasks.store.ome_zarr import finish_label, is_finished
 
 Facts = dict[str, Any]
@@ -136,8 +136,13 @@ def paint_blocks(run: Run, batch: Batch) -> Facts:
 
 @task(name="export", cache_policy=NO_CACHE, persist_result=False)
 def export_slide(run: Run, objects: int, seconds: dict[str, float]) -> Provenance:
-    """Write the upper levels and the overlay, then what makes the result finished: metadata, and run.json."""
+    """Write the upper levels and the overlay, then what makes the result finished: metadata, and run.json.
+
+    Raises:
+        OutputError: The store's image isn't this run's any more.
+    """
     start_time = time.perf_counter()
+    check_shown(run)
     # One that is listed is whole; a run that was killed after that must not touch it again.
     if not is_finished(run.store, run.label):
         with output_errors(run.store):

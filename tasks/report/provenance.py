@@ -10,6 +10,7 @@ from slidesam.tasks.run.marks import find_mark, list_blocks, read_params
 from slidesam.tasks.run.records import ImageFacts, Provenance, SeamReport, SegmenterFacts
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.segmenters import package_version
+from slidesam.tasks.store.image import is_shown
 from slidesam.tasks.store.ome_zarr import is_finished
 
 # Packages whose version can change a pixel.
@@ -31,7 +32,7 @@ _PACKAGES = (
 
 
 def read_finished(run: Run) -> Provenance | None:
-    """The provenance of this very run if it is finished, else None."""
+    """The provenance of this very run if it is finished and the store still has its image, else None."""
     try:
         record = Provenance.read(run.paths.provenance)
     except OutputError:
@@ -39,7 +40,8 @@ def read_finished(run: Run) -> Provenance | None:
         return None
     if record is None or record.fingerprints != run.fingerprints:
         return None
-    return record if is_finished(run.store, run.label) else None
+    # Another run may have replaced the image since, and have stopped before it came to the labels.
+    return record if is_finished(run.store, run.label) and is_shown(run) else None
 
 
 def make_provenance(run: Run, *, objects: int, seams: SeamReport, seconds: dict[str, float]) -> Provenance:

@@ -28,6 +28,7 @@ from slidesam.tasks.store.ome_zarr import (
     create_store,
     listed_labels,
     remove_image,
+    remove_label,
     write_image_metadata,
     write_planes,
 )
@@ -48,7 +49,26 @@ def is_shown(run: Run) -> bool:
         return False
     if root.metadata.zarr_format != FORMATS[run.settings.image.ome_zarr]:
         return False
-    return run.image_plan.mode != "convert" or facts["converted"] == run.fingerprints["image"]
+    return run.image_plan.mode != "convert" or facts.get("converted") == run.fingerprints["image"]
+
+
+def check_shown(run: Run) -> None:
+    """Refuse to use the store's image if it isn't this run's.
+
+    Raises:
+        OutputError: It shows another slide or plane, or isn't there.
+    """
+    if not is_shown(run):
+        raise OutputError(f"{run.store}: its image was taken away or replaced: run the same command again")
+
+
+def has_pyramid(run: Run) -> bool:
+    """Whether the store has the whole pyramid of this run's plane, whichever settings and version wrote it."""
+    try:
+        facts = _read_shown(zarr.open_group(run.store, mode="r"))
+    except (OSError, ValueError):
+        return False
+    return bool(facts.get("ready") and facts.get("converted")) and _is_same(facts, run)
 
 
 def is_filling(run: Run) -> bool:
@@ -76,11 +96,20 @@ def prepare_store(run: Run) -> zarr.Group:
     _refuse_to_mix(run, root, old_facts)
     if old_facts.get("ready"):
         _refuse_to_remove(run)
+    if not _is_same(old_facts, run):
+        _withdraw_label(run, root)
     # First what says that there is an image, then the image. What it showed stays noted while there are labels of it.
     new_facts = old_facts if listed_labels(root) and old_facts else _describe_shown(run)
     root.attrs[_SHOWN_KEY] = {**new_facts, "ready": False, "filling": None, "converted": None}
     remove_image(root)
     return root
+
+
+def _withdraw_label(run: Run, root: zarr.Group) -> None:
+    """Remove the run's label image of another slide or plane, which would be listed over the new image; its record first."""
+    run.paths.provenance.unlink(missing_ok=True)
+    run.paths.overlay.unlink(missing_ok=True)
+    remove_label(root, run.label)
 
 
 def _refuse_to_remove(run: Run) -> None:

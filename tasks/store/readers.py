@@ -8,12 +8,11 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from slidesam.tasks.errors import OutputError
 from slidesam.tasks.grid import Region
 from slidesam.tasks.pixels.resample import LevelReader, ScaledReader
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.slides.reader import PixelReader, SlideReader
-from slidesam.tasks.store.image import is_shown
+from slidesam.tasks.store.image import check_shown
 
 
 class ArrayReader:
@@ -78,6 +77,5 @@ def open_display(run: Run, channels: tuple[int, ...]) -> PixelReader:
 
 
 def _open_converted(run: Run, channels: tuple[int, ...], level: int = 0) -> PixelReader:
-    if not is_shown(run):
-        raise OutputError(f"{run.store}: its image was taken away or replaced: run the same command again")
+    check_shown(run)
     return ArrayReader(zarr.open_array(run.store / str(level), mode="r"), channels)
