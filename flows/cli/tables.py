@@ -55,7 +55,8 @@ def _slide_rows(slide: Slide) -> list[tuple[str, str]]:
         else f"{slide.mpp[1]:.4g} × {slide.mpp[0]:.4g} µm"
     )
     if slide.mpp is not None:
-        pixel += f", the slide {width * slide.mpp[1] / 1000:.2f} × {height * slide.mpp[0] / 1000:.2f} mm"
+        origin = f" ({slide.mpp_origin})" if slide.mpp_origin else ""
+        pixel += f"{origin}, the slide {width * slide.mpp[1] / 1000:.2f} × {height * slide.mpp[0] / 1000:.2f} mm"
     segmented = ", ".join(slide.channel_names[channel] for channel in slide.channels)
     levels = ", ".join(f"{level.shape[1]} × {level.shape[0]}" for level in slide.levels)
     return [

@@ -62,6 +62,7 @@ def _overview(run: Run, provenance: Provenance, n_warnings: int) -> list[tuple[s
     blocks = f"{len(run.grid) - n_empty:,} of {block_width} × {block_height} px, with a halo of {run.grid.halo} px"
     mpp = run.slide.mpp
     pixel = "unknown: sizes in µm were taken as pixels" if mpp is None else f"{mpp[1]:.4g} × {mpp[0]:.4g} µm"
+    pixel += f" ({run.slide.mpp_origin})" if run.slide.mpp_origin else ""
     return [
         ("objects", f"{provenance.objects:,} {text(run.label)}"),
         ("blocks", f"{blocks}; {n_empty:,} more without tissue" if n_empty else blocks),

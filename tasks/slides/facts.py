@@ -74,6 +74,8 @@ class Slide(BaseModel):
     """Resolutions, finest first."""
     mpp: tuple[float, float] | None
     """Pixel size of level 0 in µm, along y and x; none where unknown."""
+    mpp_origin: str | None = None
+    """Where the pixel size is stated: a place in the file, or setting slide.mpp; none where unknown."""
     channel_names: tuple[str, ...]
     """One name per channel."""
     display: tuple[Display, ...]

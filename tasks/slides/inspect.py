@@ -16,6 +16,7 @@ from pathlib import Path
 from slidesam.tasks.errors import SettingsError, SlideError
 from slidesam.tasks.settings.sections import SlideSettings
 from slidesam.tasks.slides.facts import Level, Slide, SlideIdentity, slide_name
+from slidesam.tasks.slides.pixel_size import PixelSize
 from slidesam.tasks.slides.source import (
     RGB_NAMES,
     SourceFacts,
@@ -81,15 +82,7 @@ def _make_slide(path: Path, file: str, facts: SourceFacts, source: SourceSpec, s
         Level(shape=(y, x), downsample=downsample((y, x), finest[3:]), chunks=chunks)
         for (*_, y, x), chunks in zip(facts.shapes, facts.chunks, strict=True)
     )
-    mpp, warnings = facts.mpp, list(facts.warnings)
-    if settings.mpp is not None:
-        if mpp is not None and abs(mpp[0] / settings.mpp - 1) > 0.02:
-            warnings.append(
-                f"its pixel size of {mpp[0]:g} µm is replaced by {settings.mpp:g} µm from setting slide.mpp"
-            )
-        mpp = (settings.mpp, settings.mpp)
-    elif mpp is None:
-        warnings.append("its pixel size isn't known; setting slide.mpp can state it")
+    size, remarks = _choose_pixel_size(facts, settings.mpp)
     return Slide(
         path=path,
         name=slide_name(path, settings.name),
@@ -102,7 +95,8 @@ def _make_slide(path: Path, file: str, facts: SourceFacts, source: SourceSpec, s
         size_z=finest[2],
         dtype=facts.dtype.name,
         levels=levels,
-        mpp=mpp,
+        mpp=None if size is None else size.mpp,
+        mpp_origin=None if size is None else size.origin,
         channel_names=facts.channel_names,
         display=facts.display,
         is_rgb=facts.is_rgb,
@@ -110,9 +104,23 @@ def _make_slide(path: Path, file: str, facts: SourceFacts, source: SourceSpec, s
         z=_choose_plane(file, "z", settings.z, finest[2], "focal planes"),
         channels=_choose_channels(file, settings.channels, facts),
         identity=_identify(path, facts.identity_files, facts.missing_chunks),
-        warnings=tuple(warnings),
+        warnings=(*facts.warnings, *remarks),
         source=source if len(pickle.dumps(source)) <= MAX_CARRIED_BYTES else None,
     )
+
+
+def _choose_pixel_size(facts: SourceFacts, setting: float | None) -> tuple[PixelSize | None, list[str]]:
+    """Return the pixel size by the settings, otherwise by the file, and remarks."""
+    size = facts.pixel_size
+    if setting is None:
+        return size, [] if size else ["its pixel size isn't known; setting slide.mpp can state it"]
+    remarks = []
+    if size is not None and any(abs(side / setting - 1) > 0.02 for side in size.mpp):
+        remarks.append(
+            f"its pixel size of {size.mpp[1]:g} × {size.mpp[0]:g} µm in the {size.origin} is replaced by {setting:g} µm "
+            "from setting slide.mpp"
+        )
+    return PixelSize((setting, setting), "setting slide.mpp"), remarks
 
 
 def _choose_plane(file: str, axis: str, setting: str | int, size: int, plural: str) -> int:

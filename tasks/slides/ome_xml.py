@@ -1,6 +1,6 @@
-"""Owns reading OME-XML, and converting lengths to µm.
+"""Owns reading OME-XML.
 
-OME-XML is in the description of an OME-TIFF and in `OME/METADATA.ome.xml` of bioformats2raw's output. Only stdlib.
+OME-XML is in the description of an OME-TIFF and in `OME/METADATA.ome.xml` of bioformats2raw's output.
 """
 
 from __future__ import annotations
@@ -10,15 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-MAX_PLANES = 10**6  # readers make a list of them: an image with more is a hostile file
+from slidesam.tasks.slides.pixel_size import SizeStatement, state_size
+from slidesam.tasks.slides.xml_text import parse_xml
 
-_MICROMETRES = {
-    "m": 1e6, "dm": 1e5, "cm": 1e4, "mm": 1e3, "µm": 1.0, "um": 1.0, "nm": 1e-3, "pm": 1e-6, "å": 1e-4,
-    "in": 25400.0, "inch": 25400.0, "ft": 304800.0, "foot": 304800.0, "mil": 25.4, "thou": 25.4,
-    "micron": 1.0, "microns": 1.0, "angstrom": 1e-4, "ångström": 1e-4,
-    "meter": 1e6, "decimeter": 1e5, "centimeter": 1e4, "millimeter": 1e3, "micrometer": 1.0, "nanometer": 1e-3,
-    "picometer": 1e-6,
-}  # fmt: skip
+MAX_PLANES = 10**6  # readers make a list of them: an image with more is a hostile file
 
 
 @dataclass(frozen=True)
@@ -27,7 +22,7 @@ class OmeImage:
 
     Attributes:
         size: Width and height in pixels; (0, 0) if not stated.
-        mpp: Pixel size (y, x) in µm; none if it isn't stated as a length.
+        pixel_size: What it states about the pixel size, if anything.
         channel_names: Names of its `Channel` elements; empty if they have none.
         colours: Their colours, six hexadecimal digits; none if not stated.
         samples: `SamplesPerPixel` of each of them.
@@ -35,7 +30,7 @@ class OmeImage:
     """
 
     size: tuple[int, int]
-    mpp: tuple[float | None, float | None]
+    pixel_size: SizeStatement | None
     channel_names: tuple[str, ...]
     colours: tuple[str | None, ...]
     samples: tuple[int, ...]
@@ -61,16 +56,13 @@ def read_ome_xml(text: str, file: str) -> OmeDocument:
     """Read OME-XML.
 
     Args:
-        text: The XML.
+        text: The XML, decoded.
         file: Name of the file that holds it.
 
     Raises:
-        ValueError: It isn't OME-XML.
+        ValueError: It isn't XML.
     """
-    try:
-        root = ElementTree.fromstring(text.encode("utf-8", "replace"))  # noqa: S314 (expat bounds entity expansion)
-    except ElementTree.ParseError as error:
-        raise ValueError(f"OME-XML can't be parsed: {error}") from error
+    root = parse_xml(text)
     images = tuple(_image(pixels) for pixels in root.iterfind("{*}Image/{*}Pixels"))
     span = max([image.planes for image in images] + [_span(element) for element in root.iter()], default=0)
     return OmeDocument(images, _other_files(root, file), span)
@@ -81,7 +73,7 @@ def _image(pixels: ElementTree.Element) -> OmeImage:
     sizes = {axis: _integer(pixels.attrib, f"Size{axis}", 1) for axis in "TCZ"}
     return OmeImage(
         size=(_integer(pixels.attrib, "SizeX", 0), _integer(pixels.attrib, "SizeY", 0)),
-        mpp=(_physical_size(pixels.attrib, "Y"), _physical_size(pixels.attrib, "X")),
+        pixel_size=_pixel_size(pixels.attrib),
         channel_names=tuple(" ".join(channel.get("Name", "").split())[:80] for channel in channels),
         colours=tuple(_colour(channel.get("Color")) for channel in channels),
         samples=tuple(_integer(channel.attrib, "SamplesPerPixel", 1) for channel in channels),
@@ -98,8 +90,11 @@ def _colour(number: str | None) -> str | None:
     return None if rgba == 0xFFFFFFFF else f"{rgba >> 8:06X}"
 
 
-def _physical_size(attributes: Mapping[str, str], axis: str) -> float | None:
-    return micrometres(attributes.get(f"PhysicalSize{axis}"), attributes.get(f"PhysicalSize{axis}Unit", "µm"))
+def _pixel_size(attributes: Mapping[str, str]) -> SizeStatement | None:
+    # The schema's default unit is µm; older schemas have no other.
+    y, x = (attributes.get(f"PhysicalSize{axis}") for axis in "YX")
+    units = tuple(attributes.get(f"PhysicalSize{axis}Unit", "µm") for axis in "YX")
+    return state_size("OME metadata", y, x, (units[0], units[1]))
 
 
 def _integer(attributes: Mapping[str, str], name: str, default: int) -> int:
@@ -139,27 +134,3 @@ def _other_files(root: ElementTree.Element, file: str) -> tuple[str, ...]:
         if part.text != own_uuid and part.get("FileName", "").lower() != file.lower()
     }
     return tuple(sorted(other_names))
-
-
-def micrometres(value: object, unit: str | None) -> float | None:
-    """Convert a length to µm; none if it is no length or no positive number.
-
-    Example:
-        >>> micrometres("250", "nm"), micrometres(1, "pixel"), micrometres(0.5, "micrometer")
-        (0.25, None, 0.5)
-    """
-    factor = _MICROMETRES.get(_normal_unit(unit or ""))
-    if factor is None or not isinstance(value, (str, int, float)):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number * factor if math.isfinite(number) and number > 0 else None
-
-
-def _normal_unit(unit: str) -> str:
-    # Greek mu, the letter, and ImageJ's escape for the micro sign are one unit; "micrometre(s)" is "micrometer".
-    unit = unit.strip().replace("\\u00b5", "µ").replace("\\u00B5", "µ").replace("μ", "µ").lower()
-    unit = unit.replace("metre", "meter")
-    return unit.removesuffix("s") if unit.endswith("meters") else unit

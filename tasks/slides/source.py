@@ -25,13 +25,13 @@ from pydantic import BaseModel, ConfigDict
 
 from slidesam.tasks.errors import SlideAwayError, SlideError, SlidesamError, in_one_line
 from slidesam.tasks.grid import Region
+from slidesam.tasks.slides.pixel_size import PixelSize
 
 MAX_PIXELS = 2**40  # of one level; the largest slides have some 2**37
 MAX_CHUNK_BYTES = 2**31  # of one decoded tile, strip or chunk
 MAX_CHANNELS = 4096
 MAX_LIBRARY_MESSAGE = 160  # characters of a library's own message
 MAX_PLANES = 2**31  # t × z
-CREDIBLE_MPP = (0.01, 100.0)  # µm per pixel; 72 dpi would be 353
 RGB_NAMES = ("red", "green", "blue")
 
 Shape5: TypeAlias = tuple[int, int, int, int, int]
@@ -60,7 +60,7 @@ class SourceFacts:
         dtype: Pixel type of what is read: native byte order, uint8 for booleans.
         shapes: Sizes (t, c, z, y, x) of each level, finest first.
         chunks: Sizes (t, c, z, y, x) of what is decoded at once, for each level.
-        mpp: Pixel size (y, x) in µm if the file states a credible one.
+        pixel_size: What the file credibly states about the size of its pixels.
         channel_names: One per channel.
         is_rgb: Whether the channels are red, green and blue.
         warnings: Warnings for people, one sentence each.
@@ -74,7 +74,7 @@ class SourceFacts:
     dtype: np.dtype[Any]
     shapes: tuple[Shape5, ...]
     chunks: tuple[Shape5, ...]
-    mpp: tuple[float, float] | None
+    pixel_size: PixelSize | None
     channel_names: tuple[str, ...]
     is_rgb: bool
     warnings: tuple[str, ...]
@@ -268,23 +268,6 @@ def check_chunk(file: str, level: int, noun: str, shape: Sequence[int], itemsize
             f"{file}: level {level} is stored in {noun}s of {size / 2**30:.0f} GiB each, too large to read one at a time; "
             "convert it to a tiled OME-TIFF or OME-Zarr first"
         )
-
-
-def credible_mpp(y: float | None, x: float | None, origin: str) -> tuple[tuple[float, float] | None, list[str]]:
-    """Return the pixel size (y, x) in µm if it is credible, otherwise a warning.
-
-    Example:
-        >>> credible_mpp(0.25, 0.25, "resolution tags")
-        ((0.25, 0.25), [])
-        >>> credible_mpp(353.0, 353.0, "resolution tags")[0] is None
-        True
-    """
-    if y is None or x is None:
-        return None, []
-    low, high = CREDIBLE_MPP
-    if not all(math.isfinite(size) and low <= size <= high for size in (y, x)):
-        return None, [f"pixel size of {y:g} × {x:g} µm in the {origin} isn't credible and isn't used"]
-    return (float(y), float(x)), []
 
 
 def downsample(shape: tuple[int, int], finest: tuple[int, int]) -> tuple[float, float]:

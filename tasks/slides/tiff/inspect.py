@@ -22,6 +22,7 @@ from slidesam.tasks.slides.tiff.levels import read_levels
 from slidesam.tasks.slides.tiff.metadata import read_facts
 from slidesam.tasks.slides.tiff.quiet import quiet_tifffile
 from slidesam.tasks.slides.tiff.source import TiffSpec
+from slidesam.tasks.slides.tiff.text import correct_description
 
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_DIRECTORIES = 10**6
@@ -76,6 +77,8 @@ def _inspect_open(
     tiff: tifffile.TiffFile, path: Path, file: str, series_number: int
 ) -> tuple[SourceFacts, tuple[TiffLevel, ...]]:
     count, cut = _count_directories(tiff, file)
+    if count:
+        correct_description(tiff.pages.first)
     ome = _read_ome(tiff, file, path.name)
     all_series = tiff.series
     if not all_series:

@@ -34,6 +34,7 @@ from slidesam.tasks.slides.source import (
     errors_as_slide_errors,
     one_line_name,
 )
+from slidesam.tasks.slides.xml_text import decode_xml
 from slidesam.tasks.slides.zarr.metadata import (
     MAX_METADATA_BYTES,
     METADATA_FILES,
@@ -101,7 +102,7 @@ def _facts(file: str, image: ZarrImage, multiscales: Multiscales, arrays: Sequen
     shapes = tuple(_tczyx(multiscales.axes, array.shape) for array in arrays)
     xml = _ome_file(image)
     ome = None if xml is None else _ome_image(xml, image, shapes[0])
-    mpp, warnings = multiscales.mpp(ome)
+    pixel_size, warnings = multiscales.pixel_size(ome)
     entries = _channel_entries(image.attributes, shapes[0][1])
     names, is_rgb = _name_channels(entries, arrays[0].dtype, ome)
     folders = [image.root, image.folder, *(image.folder / dataset for dataset in multiscales.datasets)]
@@ -116,7 +117,7 @@ def _facts(file: str, image: ZarrImage, multiscales: Multiscales, arrays: Sequen
         dtype=check_dtype(file, arrays[0].dtype),
         shapes=shapes,
         chunks=tuple(_tczyx(multiscales.axes, array.chunks) for array in arrays),
-        mpp=mpp,
+        pixel_size=pixel_size,
         channel_names=names,
         is_rgb=is_rgb,
         warnings=tuple(warnings),
@@ -191,7 +192,7 @@ def _ome_file(image: ZarrImage) -> Path | None:
 def _ome_image(path: Path, image: ZarrImage, shape: Shape5) -> OmeImage | None:
     """Read what METADATA.ome.xml states about an image, if the size is the same."""
     try:
-        images = read_ome_xml(path.read_text("utf-8", "replace"), path.name).images
+        images = read_ome_xml(decode_xml(path.read_bytes()), path.name).images
     except ValueError:
         return None
     number = int(image.folder.name) if image.folder.name.isdecimal() else image.number

@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
 from slidesam.tasks.errors import SettingsError, SlideError, in_one_line
-from slidesam.tasks.slides.ome_xml import OmeImage, micrometres
-from slidesam.tasks.slides.source import credible_mpp
+from slidesam.tasks.slides.ome_xml import OmeImage
+from slidesam.tasks.slides.pixel_size import PixelSize, choose_size, state_size
 
 GROUP_FILES = ("zarr.json", ".zattrs", ".zgroup")
 # The order is part of a slide's identity.
@@ -229,22 +229,18 @@ class Multiscales:
             raise SlideError(f"{self._file}: its axes are {axis_names}, not some of t, c, z, y, x; write it again")
         return axes
 
-    def mpp(self, ome: OmeImage | None) -> tuple[tuple[float, float] | None, list[str]]:
-        """Return the pixel size (y, x) of the finest level in µm, and remarks that explain why there is none."""
+    def pixel_size(self, ome: OmeImage | None) -> tuple[PixelSize | None, list[str]]:
+        """Return the pixel size of the finest level, and remarks on what the metadata state."""
         scale = [a * b for a, b in zip(self._scale(self._levels[0]), self._scale(self._entry), strict=True)]
-        sizes, units = {}, {}
-        for axis, factor in zip(self._axes, scale, strict=True):
-            name = str(axis["name"]).lower()
-            units[name] = axis.get("unit")
-            sizes[name] = micrometres(factor, str(axis["unit"])) if axis.get("unit") else None
-        mpp, remarks = credible_mpp(sizes["y"], sizes["x"], "OME-Zarr metadata")
-        if mpp is None and ome is not None:
-            mpp, ome_remarks = credible_mpp(*ome.mpp, "OME metadata")
-            remarks += ome_remarks
-        if mpp is None and not remarks and any(factor != 1 for factor in scale):
-            unit = in_one_line(str(units["y"] or "nothing"), 60)
-            remarks.append(f"its scale is in units of {unit}, not a length, and isn't used as pixel size")
-        return mpp, remarks
+        factors = dict(zip(self.axes, scale, strict=True))
+        units = {name: axis.get("unit", axis.get("units")) for name, axis in zip(self.axes, self._axes, strict=True)}
+        # Without units, a scale tells how levels relate, and nothing about lengths.
+        y, x = (factors[axis] if units[axis] else None for axis in "yx")
+        own = state_size("OME-Zarr metadata", y, x, (str(units["y"]), str(units["x"])))
+        size, remarks = choose_size([own, None if ome is None else ome.pixel_size])
+        if size is None and own is None and any(factor != 1 for factor in scale):
+            remarks.append("its scale has no unit and isn't used as pixel size")
+        return size, remarks
 
     def _scale(self, part: Mapping[str, Any]) -> list[float]:
         transformations = part.get("coordinateTransformations")
