@@ -91,15 +91,17 @@ def is_coarse(shape: tuple[int, ...]) -> bool:
 
 
 def overview_level(slide: Slide) -> tuple[int, int]:
-    """Return the level that the slide's overview is read from, and how often it has to be halved, mostly never."""
-    for number, level in enumerate(slide.levels):
-        if is_coarse(level.shape):
-            return number, 0
-    last, halvings = len(slide.levels) - 1, 0
-    size = max(slide.levels[last].shape)
+    """Return the level that the slide's overview is read from, and how often it has to be halved, mostly never.
+
+    A level in which tiles are missing that level 0 has would hide tissue: then it is a finer one.
+    """
+    level = next((number for number, level in enumerate(slide.levels) if is_coarse(level.shape)), len(slide.levels) - 1)
+    while level and not slide.levels[level].is_whole:
+        level -= 1
+    size, halvings = max(slide.levels[level].shape), 0
     while -(-size // 2**halvings) > OVERVIEW_SIDE:
         halvings += 1
-    return last, halvings
+    return level, halvings
 
 
 def read_overview(slide: Slide, channels: tuple[int, ...]) -> NDArray[Any]:

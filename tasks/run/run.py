@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -92,7 +93,8 @@ class Run(BaseModel):
         plan = self.image_plan
         if plan.mode == "rechunk":
             return 0
-        source_factors = [level.downsample for level in self.slide.levels]
+        # A level in which something is missing is none that can be read: it counts as coarser than any pixel.
+        source_factors = [level.downsample if level.is_whole else (math.inf,) * 2 for level in self.slide.levels]
         pyramid_factors = [(2.0**level, 2.0**level) for level in range(len(plan.levels))]
         return best_level(pyramid_factors if plan.mode == "convert" else source_factors, self.scale)
 

@@ -26,6 +26,8 @@ class Level(BaseModel):
     """Factor by which it is coarser than level 0, along y and x."""
     chunks: tuple[int, int, int, int, int]
     """Sizes of what is decoded at once, (t, c, z, y, x)."""
+    is_whole: bool = Field(default=True, exclude_if=bool)
+    """Whether it shows all that level 0 shows: nothing is missing here that is there."""
 
 
 class SlideIdentity(BaseModel):
@@ -42,7 +44,8 @@ class SlideIdentity(BaseModel):
     files: tuple[tuple[int, int], ...]
     """Size and time of the last change of each of these files; readers compare these: sum and newest can hide a change."""
     digest: str
-    """BLAKE2b of the first and last MiB, hexadecimal; of a Zarr folder: metadata files and number of missing chunks."""
+    """BLAKE2b of the first and last MiB, hexadecimal; also of the number of missing tiles or chunks; of a Zarr
+    folder also of its metadata files."""
 
 
 class Slide(BaseModel):

@@ -69,18 +69,17 @@ def inspect_source(path: Path, file: str, series: int) -> tuple[SourceFacts, Sou
     """
     with missing_as_slide_errors(path, file):
         path.stat()
-        if path.is_dir():
-            return inspect_zarr(path, series)
-        if not path.is_file():
+        if not path.is_dir() and not path.is_file():
             raise SlideError(f"{file}: is no regular file; give a slide file or an OME-Zarr folder")
-        return inspect_tiff(path, series)
+        facts, source = inspect_zarr(path, series) if path.is_dir() else inspect_tiff(path, series)
+        return facts, source.with_background(facts.is_rgb)
 
 
 def _make_slide(path: Path, file: str, facts: SourceFacts, source: SourceSpec, settings: SlideSettings) -> Slide:
-    finest = facts.shapes[0]
+    finest, whole = facts.shapes[0], facts.whole_levels or (True,) * len(facts.shapes)
     levels = tuple(
-        Level(shape=(y, x), downsample=downsample((y, x), finest[3:]), chunks=chunks)
-        for (*_, y, x), chunks in zip(facts.shapes, facts.chunks, strict=True)
+        Level(shape=(y, x), downsample=downsample((y, x), finest[3:]), chunks=chunks, is_whole=is_whole)
+        for (*_, y, x), chunks, is_whole in zip(facts.shapes, facts.chunks, whole, strict=True)
     )
     size, remarks = _choose_pixel_size(facts, settings.mpp)
     return Slide(
@@ -165,7 +164,7 @@ def _identify(path: Path, files: Sequence[Path], missing_chunks: int) -> SlideId
             stream.seek(max(_DIGEST_BYTES, size - _DIGEST_BYTES))
             digest.update(stream.read(_DIGEST_BYTES))
     if missing_chunks:  # otherwise labels of an incomplete copy would count as those of the complete one
-        digest.update(b"\0missing chunks %d" % missing_chunks)
+        digest.update(b"\0missing chunks, read as background: %d" % missing_chunks)
     return SlideIdentity(
         path=str(path.resolve()),
         size=sum(size for size, _ in states),

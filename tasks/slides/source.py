@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,7 +66,8 @@ class SourceFacts:
         warnings: Warnings for people, one sentence each.
         identity_files: Files whose content identifies the slide.
         display: One per channel.
-        missing_chunks: Number of chunks of the finest level that are missing and read as empty; 0 if they aren't counted.
+        missing_chunks: Number of chunks, tiles or strips that are missing and read as background; 0 if they aren't counted.
+        whole_levels: Per level, whether it shows all that level 0 shows; empty if all do.
     """
 
     format: str
@@ -81,6 +82,7 @@ class SourceFacts:
     identity_files: tuple[Path, ...]
     display: tuple[Display, ...]
     missing_chunks: int = 0
+    whole_levels: tuple[bool, ...] = ()
 
 
 class SourceSpec(BaseModel, ABC):
@@ -95,6 +97,14 @@ class SourceSpec(BaseModel, ABC):
     @abstractmethod
     def shapes(self) -> tuple[Shape5, ...]:
         """Sizes (t, c, z, y, x) of each level, finest first."""
+
+    @abstractmethod
+    def with_background(self, is_rgb: bool) -> Self:
+        """Return the description by which missing tiles or chunks read as background.
+
+        Args:
+            is_rgb: Whether background is white rather than dark.
+        """
 
     @abstractmethod
     def open(self, path: Path) -> Source:
@@ -137,6 +147,23 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Close the files."""
+
+
+def find_white(dtype: np.dtype[Any], bits: int | None = None) -> int | float:
+    """Return the value of white in a bright-field image.
+
+    Args:
+        dtype: Of the pixels.
+        bits: How many of their bits are used; none = all.
+
+    Example:
+        >>> find_white(np.dtype("uint8")), find_white(np.dtype("uint16"), 12), find_white(np.dtype("float32"))
+        (255, 4095, 1.0)
+    """
+    if dtype.kind == "f":
+        return 1.0
+    most = int(np.iinfo(dtype).max)
+    return most if bits is None else min(most, 2 ** (bits - (dtype.kind == "i")) - 1)
 
 
 def credible_window(start: object, end: object) -> tuple[float, float] | None:

@@ -10,6 +10,7 @@ tifffile parses the file; this package decides whether the file can be trusted.
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import tifffile
@@ -17,6 +18,7 @@ import tifffile
 from slidesam.tasks.errors import SettingsError, SlideError, in_one_line
 from slidesam.tasks.slides.ome_xml import MAX_PLANES, OmeDocument, read_ome_xml
 from slidesam.tasks.slides.source import SourceFacts, errors_as_slide_errors, one_line_name
+from slidesam.tasks.slides.tiff.holes import describe_holes, find_whole_levels
 from slidesam.tasks.slides.tiff.layout import TiffLevel
 from slidesam.tasks.slides.tiff.levels import read_levels
 from slidesam.tasks.slides.tiff.metadata import read_facts
@@ -89,13 +91,15 @@ def _inspect_open(
         last = len(all_series) - 1
         raise SettingsError(f"setting slide.series: {file} has images 0 to {last}, not {series_number}")
     series = all_series[series_number]
-    levels, warnings = read_levels(series, count, file, path.stat().st_size)
+    levels, holes, warnings = read_levels(series, count, file, path.stat().st_size)
+    warnings += describe_holes(levels, holes, series.kind)
     if cut:
         warnings.append(
             "the file is cut short after its last directory; smaller levels or further images may be missing"
         )
     facts = read_facts(tiff, series, levels, ome, warnings, path)
-    return facts, levels
+    whole = find_whole_levels(levels, holes, series.kind)
+    return replace(facts, missing_chunks=sum(each.missing for each in holes), whole_levels=whole), levels
 
 
 def _count_directories(tiff: tifffile.TiffFile, file: str) -> tuple[int, bool]:

@@ -122,7 +122,7 @@ class TiffLevel(BaseModel):
     is_raw: bool
     """Whether strips are plain numbers, of which any row can be read alone."""
     fill: int | float
-    """Value of pixels that are missing in the file."""
+    """Value of pixels that are missing in the file: background, once it is known whether that is bright or dark."""
     is_rgb: bool
     """Whether channels are red, green and blue."""
     is_tiled: bool

@@ -14,11 +14,15 @@ import tifffile
 from slidesam.tasks.errors import SlideError
 from slidesam.tasks.slides.source import Shape5, check_chunk, check_dtype, check_level
 from slidesam.tasks.slides.tiff.codec import Codec
+from slidesam.tasks.slides.tiff.holes import Holes, find_holes
 from slidesam.tasks.slides.tiff.layout import Axes, Page, TiffLevel
 from slidesam.tasks.slides.tiff.tables import make_page_spec
 
 MAX_COMPRESSION = 100_000  # decoded bytes per byte of file; a blank canvas reaches 6000
 SLOW_SEGMENT_BYTES = 2**28
+_NO_NUMBER = (
+    1e30  # from here on a value says that there is none, as inf and NaN do; it would ruin what is measured of a slide
+)
 _ALPHA = {1, 2}  # ExtraSamples: associated, unassociated alpha
 _RGB_LIKE = (2, 6)  # Photometric: RGB, YCbCr
 _GREY = (0, 1)  # Photometric: 0 is white, 0 is black
@@ -26,7 +30,7 @@ _GREY = (0, 1)  # Photometric: 0 is white, 0 is black
 
 def read_levels(
     series: tifffile.TiffPageSeries, directories: int, file: str, file_size: int
-) -> tuple[tuple[TiffLevel, ...], list[str]]:
+) -> tuple[tuple[TiffLevel, ...], tuple[Holes, ...], list[str]]:
     """Read the layout of all levels of an image, finest first.
 
     Args:
@@ -36,22 +40,28 @@ def read_levels(
         file_size: Bytes.
 
     Returns:
-        The levels, and warnings for people.
+        The levels, what is missing in each, and warnings for people.
 
     Raises:
         SlideError: The file doesn't hold what it declares.
     """
     remarks: list[str] = []
     levels: list[TiffLevel] = []
+    all_holes: list[Holes] = []
     for number, part in enumerate(series.levels):
         level, pages = _read_level(part, number, directories, file)
         if levels and not _is_smaller_copy(level.shape, levels[-1].shape):
             remarks.append(f"level {number} and later ones aren't smaller copies of the image and aren't used")
             break
+        present = [page for page in pages if page is not None]
+        if levels and present and (holes := find_holes(level, present)).missing == holes.total:
+            remarks.append(f"level {number} holds no data and isn't used")
+            continue
         _check_tables(level, pages, part.keyframe, number, series, file, file_size)
         remarks += _remarks(level, pages, number)
         levels.append(level)
-    return tuple(levels), remarks
+        all_holes.append(find_holes(level, present))
+    return tuple(levels), tuple(all_holes), remarks
 
 
 def _is_smaller_copy(shape: Shape5, finer: Shape5) -> bool:
@@ -75,7 +85,7 @@ def _read_level(
         shape=shape,
         dtype=check_dtype(file, page.dtype).name,
         is_raw=_is_raw(page),
-        fill=_fill(page, is_rgb),
+        fill=_find_fill(page),
         is_rgb=is_rgb,
         is_tiled=page.is_tiled,
         tile=_tile_shape(page),
@@ -163,11 +173,10 @@ def _is_raw(page: tifffile.TiffPage) -> bool:
     )
 
 
-def _fill(page: tifffile.TiffPage, is_rgb: bool) -> int | float:
-    # Philips files have no tiles where there is no tissue: these are white.
-    if is_rgb and page.parent.is_philips:
-        return 255
-    return page.nodata.item() if isinstance(page.nodata, np.generic) else page.nodata
+def _find_fill(page: tifffile.TiffPage) -> int | float:
+    """Return the value that the file states for pixels that it doesn't hold (GDAL_NODATA), otherwise 0."""
+    value = page.nodata.item() if isinstance(page.nodata, np.generic) else page.nodata
+    return value if abs(value) < _NO_NUMBER else 0
 
 
 def _check_codec(page: tifffile.TiffPage, file: str) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slidesam.tasks.grid import Region
-from slidesam.tasks.slides.source import FileState, Shape5, SourceSpec
+from slidesam.tasks.slides.source import FileState, Shape5, SourceSpec, find_white
 from slidesam.tasks.slides.tiff.layout import Page, Segment, TiffLevel
 from slidesam.tasks.slides.tiff.quiet import quiet_tifffile
 
@@ -34,9 +34,21 @@ class TiffSpec(SourceSpec):
         """Sizes (t, c, z, y, x) of each level, finest first."""
         return tuple(level.shape for level in self.levels)
 
+    def with_background(self, is_rgb: bool) -> TiffSpec:
+        """Return the description by which missing tiles read as white in bright field, unless the file states a value."""
+        if not is_rgb:
+            return self
+        levels = [level.model_copy(update={"fill": level.fill or _find_white(level)}) for level in self.levels]
+        return self.model_copy(update={"levels": tuple(levels)})
+
     def open(self, path: Path) -> TiffSource:
         """Open the file."""
         return TiffSource(path, self)
+
+
+def _find_white(level: TiffLevel) -> int | float:
+    bits = level.codec.bitspersample
+    return find_white(np.dtype(level.dtype), bits if isinstance(bits, int) else max(bits))
 
 
 class TiffSource:

@@ -21,7 +21,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, StorePath, WrapperStore
 
 from slidesam.tasks.grid import Region
-from slidesam.tasks.slides.source import MAX_CHUNK_BYTES, FileState, Shape5, SourceSpec, file_states
+from slidesam.tasks.slides.source import MAX_CHUNK_BYTES, FileState, Shape5, SourceSpec, file_states, find_white
 from slidesam.tasks.slides.zarr.metadata import METADATA_FILES
 
 _WARNINGS = threading.Lock()
@@ -57,6 +57,14 @@ class ZarrSpec(SourceSpec):
     def shapes(self) -> tuple[Shape5, ...]:
         """Sizes (t, c, z, y, x) of each level, finest first."""
         return tuple(level.shape for level in self.levels)
+
+    def with_background(self, is_rgb: bool) -> ZarrSpec:
+        """Return the description by which missing chunks, also those inside shards, read as white in bright field."""
+        if not is_rgb:
+            return self
+        white = {"fill_value": find_white(np.dtype(self.dtype))}
+        levels = [level.model_copy(update={"metadata": level.metadata | white}) for level in self.levels]
+        return self.model_copy(update={"levels": tuple(levels)})
 
     def open(self, path: Path) -> ZarrSource:
         """Open the folder."""
