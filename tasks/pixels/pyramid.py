@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from slidesam.tasks.slides.reader import SlideReader
 
 # A slide's overview, by which it is prepared and shown in pictures, has at most this many pixels a side.
 OVERVIEW_SIDE = 4096
-# Memory for a strip of a level that has to be averaged down.
+# Memory for the part of a level that is read at once to be averaged down.
 _STRIP_BYTES = 64 * 2**20
 _BAND_PIXELS = 2**16
 
@@ -105,7 +105,7 @@ def overview_level(slide: Slide) -> tuple[int, int]:
 
 
 def read_overview(slide: Slide, channels: tuple[int, ...]) -> NDArray[Any]:
-    """Read a coarse image of the slide, at most `OVERVIEW_SIDE` pixels a side, strip by strip.
+    """Read a coarse image of the slide, at most `OVERVIEW_SIDE` pixels a side; each chunk of the source is decoded once.
 
     Args:
         slide: The slide.
@@ -117,19 +117,69 @@ def read_overview(slide: Slide, channels: tuple[int, ...]) -> NDArray[Any]:
     Raises:
         SlideError: Its pixels can't be read.
     """
-    level, halvings = overview_level(slide)
-    height, width = slide.levels[level].shape
-    row_bytes = width * len(channels) * np.dtype(slide.dtype).itemsize
-    factor = 2**halvings
-    rows = max(1, _STRIP_BYTES // (row_bytes * factor)) * factor
-    strips = []
+    number, halvings = overview_level(slide)
+    level = slide.levels[number]
+    part = _choose_part(level.shape, level.chunks[3:], len(channels) * np.dtype(slide.dtype).itemsize)
+    height, width = (-(-size // 2**halvings) for size in level.shape)
+    overview = np.empty((len(channels), height, width), slide.dtype)
     with SlideReader(slide) as reader:
-        for y in range(0, height, rows):
-            strip = reader.read_planes(Region(y, 0, min(y + rows, height), width), level, channels)
-            for _ in range(halvings):
-                strip = halve(strip)
-            strips.append(strip)
-    return np.ascontiguousarray(np.concatenate(strips, axis=1).transpose(1, 2, 0))
+        _halve_in_parts(lambda part: reader.read_planes(part, number, channels), level.shape, part, halvings, overview)
+    return np.ascontiguousarray(overview.transpose(1, 2, 0))
+
+
+def _choose_part(shape: tuple[int, int], chunk: tuple[int, int], pixel_bytes: int) -> tuple[int, int]:
+    """Choose height and width of what is read at once: whole chunks, as many as fit into `_STRIP_BYTES`, at least one."""
+    sides = [min(chunk[0], shape[0]), min(chunk[1], shape[1])]
+    while growing := [axis for axis in (0, 1) if sides[axis] < shape[axis]]:
+        shorter = min(growing, key=lambda axis: sides[axis])
+        if 2 * sides[0] * sides[1] * pixel_bytes > _STRIP_BYTES:
+            break
+        sides[shorter] *= 2
+    return sides[0], sides[1]
+
+
+def _halve_in_parts(
+    read: Callable[[Region], NDArray[Any]],
+    shape: tuple[int, int],
+    part: tuple[int, int],
+    halvings: int,
+    out: NDArray[Any],
+) -> None:
+    """Halve a level some times, reading each part of it once.
+
+    Where parts end between the pixels to make, their last rows and columns wait for the next part.
+
+    Args:
+        read: Reads (c, y, x) pixels of a region.
+        shape: Height and width of the level.
+        part: Height and width of a part.
+        halvings: How often.
+        out: (c, y, x) pixels to fill.
+    """
+    step = 2**halvings
+
+    def last_whole(stop: int, size: int) -> int:
+        return size if stop == size else stop // step * step
+
+    above = np.empty((out.shape[0], 0, shape[1]), out.dtype)
+    for y0 in range(0, shape[0], part[0]):
+        y1 = min(y0 + part[0], shape[0])
+        top, bottom = y0 - above.shape[1], last_whole(y1, shape[0])
+        below = np.empty((out.shape[0], y1 - bottom, shape[1]), out.dtype)
+        left = np.empty((out.shape[0], bottom - top, 0), out.dtype)
+        for x0 in range(0, shape[1], part[1]):
+            x1 = min(x0 + part[1], shape[1])
+            pixels = np.concatenate([above[..., x0:x1], read(Region(y0, x0, y1, x1))], axis=1)
+            below[..., x0:x1] = pixels[:, bottom - top :]
+            pixels = np.concatenate([left, pixels[:, : bottom - top]], axis=2)
+            start, stop = x0 - left.shape[2], last_whole(x1, shape[1])
+            left = pixels[..., stop - start :].copy()
+            pixels = pixels[..., : stop - start]
+            if pixels.size:
+                for _ in range(halvings):
+                    pixels = halve(pixels)
+                out[:, top // step : -(-bottom // step), start // step : -(-stop // step)] = pixels
+        above = below
 
 
 def shard_regions(array: zarr.Array[Any]) -> Iterator[Region]:

@@ -6,6 +6,7 @@ further down; with it the whole pyramid, which `convert` writes. Either is descr
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,8 @@ from slidesam.tasks.store.ome_zarr import (
 _RGB_COLOURS = ("FF0000", "00FF00", "0000FF")
 _CHANNEL_COLOURS = ("0000FF", "00FF00", "FF0000", "00FFFF", "FF00FF", "FFFF00", "FFFFFF")
 _SHOWN_KEY = "slidesam_image"
+# Memory for the overviews of channels that are decoded together.
+_GROUP_BYTES = 512 * 2**20
 
 
 def is_shown(run: Run) -> bool:
@@ -214,18 +217,17 @@ def _overview_plane(run: Run, channel: int) -> NDArray[Any]:
 
 
 def _write_levels(root: zarr.Group, run: Run) -> int:
-    """Write all levels, channel by channel so that memory stays bounded; return their number."""
-    slide, n_channels = run.slide, run.slide.size_c
-    groups = [tuple(range(n_channels))] if slide.is_rgb else [(channel,) for channel in range(n_channels)]
+    """Write all levels, some channels at a time so that memory stays bounded; return their number."""
+    slide = run.slide
     arrays: list[zarr.Array[Any]] = []
-    for group in groups:
+    for group in _group_channels(slide):
         pixels = read_overview(slide, group).transpose(2, 0, 1)
         shapes = level_shapes((pixels.shape[1], pixels.shape[2]))
         if not arrays:
             arrays = [
                 create_plane_array(
-                    root, str(level), (1, n_channels, 1, *shape), pixels.dtype, _shard(shape), run.settings.image,
-                    channels_per_shard=len(group),
+                    root, str(level), (1, slide.size_c, 1, *shape), pixels.dtype, _shard(shape), run.settings.image,
+                    channels_per_shard=len(group) if slide.is_rgb else 1,
                 )
                 for level, shape in enumerate(shapes)
             ]  # fmt: skip
@@ -233,6 +235,15 @@ def _write_levels(root: zarr.Group, run: Run) -> int:
             write_planes(array, Region(0, 0, *pixels.shape[1:]), pixels, group[0])
             pixels = halve(pixels)
     return len(arrays)
+
+
+def _group_channels(slide: Slide) -> list[tuple[int, ...]]:
+    """Group the channels that are decoded together, as far as their overviews fit into `_GROUP_BYTES`."""
+    number, halvings = overview_level(slide)
+    level = slide.levels[number]
+    plane_bytes = -(-math.prod(level.shape) // 4**halvings) * np.dtype(slide.dtype).itemsize
+    together = slide.size_c if slide.is_rgb else max(1, min(level.chunks[1], _GROUP_BYTES // plane_bytes))
+    return [tuple(range(slide.size_c))[start : start + together] for start in range(0, slide.size_c, together)]
 
 
 def _shard(shape: tuple[int, int]) -> tuple[int, int]:
