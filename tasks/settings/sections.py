@@ -20,8 +20,8 @@ class SlideSettings(Section):
 
     name: Annotated[str, Field(pattern=r"^[^./\\\x00-\x1f][^/\\\x00-\x1f]{0,199}$")] | None = None
     """Name of the results; null = the file's name without its extension."""
-    series: Annotated[int, Field(ge=0)] = 0
-    """Image inside the file, counted from 0 (an SVS holds thumbnail, label and macro as further series)."""
+    series: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
+    """Image inside the file, counted from 0; auto = the slide, by size, resolutions and name (scanners store label, macro and thumbnail beside it)."""  # noqa: E501
     t: Literal["first"] | Annotated[int, Field(ge=0)] = "first"
     """Time point to segment, counted from 0."""
     z: Literal["first"] | Annotated[int, Field(ge=0)] = "first"

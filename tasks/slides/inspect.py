@@ -19,6 +19,7 @@ from slidesam.tasks.slides.facts import Level, Slide, SlideIdentity, slide_name
 from slidesam.tasks.slides.pixel_size import PixelSize
 from slidesam.tasks.slides.source import (
     RGB_NAMES,
+    ImageChoice,
     SourceFacts,
     SourceSpec,
     downsample,
@@ -51,17 +52,18 @@ def inspect_slide(path: str | os.PathLike[str], settings: SlideSettings = SlideS
     file = one_line_name(Path(path))
     with errors_as_slide_errors(file, "can't be opened", "check that it exists and can be read"):
         location = Path(os.path.abspath(path))  # noqa: PTH100 (a link keeps its name)
-        facts, source = inspect_source(location, file, settings.series)
+        choice = ImageChoice(None if settings.series == "auto" else settings.series)
+        facts, source = inspect_source(location, file, choice)
         return _make_slide(location, file, facts, source, settings)
 
 
-def inspect_source(path: Path, file: str, series: int) -> tuple[SourceFacts, SourceSpec]:
+def inspect_source(path: Path, file: str, choice: ImageChoice) -> tuple[SourceFacts, SourceSpec]:
     """Inspect a TIFF file or a Zarr folder.
 
     Args:
         path: The file or folder.
         file: Name for messages.
-        series: Number of the image in it.
+        choice: Which of its images, and how to read it.
 
     Raises:
         SlideError: It isn't there, may not be read, or is no slide.
@@ -71,7 +73,7 @@ def inspect_source(path: Path, file: str, series: int) -> tuple[SourceFacts, Sou
         path.stat()
         if not path.is_dir() and not path.is_file():
             raise SlideError(f"{file}: is no regular file; give a slide file or an OME-Zarr folder")
-        facts, source = inspect_zarr(path, series) if path.is_dir() else inspect_tiff(path, series)
+        facts, source = inspect_zarr(path, choice) if path.is_dir() else inspect_tiff(path, choice)
         return facts, source.with_background(facts.is_rgb)
 
 
@@ -87,7 +89,7 @@ def _make_slide(path: Path, file: str, facts: SourceFacts, source: SourceSpec, s
         name=slide_name(path, settings.name),
         format=facts.format,
         kind=source.kind,
-        series=settings.series,
+        series=facts.series,
         n_series=facts.n_series,
         size_t=finest[0],
         size_c=finest[1],

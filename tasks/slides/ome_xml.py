@@ -21,6 +21,7 @@ class OmeImage:
     """One `Image` element.
 
     Attributes:
+        name: Its name; empty if it has none.
         size: Width and height in pixels; (0, 0) if not stated.
         pixel_size: What it states about the pixel size, if anything.
         channel_names: Names of its `Channel` elements; empty if they have none.
@@ -29,6 +30,7 @@ class OmeImage:
         planes: Number of planes it declares.
     """
 
+    name: str
     size: tuple[int, int]
     pixel_size: SizeStatement | None
     channel_names: tuple[str, ...]
@@ -63,15 +65,20 @@ def read_ome_xml(text: str, file: str) -> OmeDocument:
         ValueError: It isn't XML.
     """
     root = parse_xml(text)
-    images = tuple(_image(pixels) for pixels in root.iterfind("{*}Image/{*}Pixels"))
+    images = tuple(
+        _image(image.get("Name", ""), pixels)
+        for image in root.iterfind("{*}Image")
+        for pixels in image.iterfind("{*}Pixels")
+    )
     span = max([image.planes for image in images] + [_span(element) for element in root.iter()], default=0)
     return OmeDocument(images, _other_files(root, file), span)
 
 
-def _image(pixels: ElementTree.Element) -> OmeImage:
+def _image(name: str, pixels: ElementTree.Element) -> OmeImage:
     channels = pixels.findall("{*}Channel")
     sizes = {axis: _integer(pixels.attrib, f"Size{axis}", 1) for axis in "TCZ"}
     return OmeImage(
+        name=name,
         size=(_integer(pixels.attrib, "SizeX", 0), _integer(pixels.attrib, "SizeY", 0)),
         pixel_size=_pixel_size(pixels.attrib),
         channel_names=tuple(" ".join(channel.get("Name", "").split())[:80] for channel in channels),

@@ -16,7 +16,13 @@ from slidesam.tasks.errors import SlideError, SlideGoneError
 from slidesam.tasks.grid import Region
 from slidesam.tasks.slides.facts import Slide
 from slidesam.tasks.slides.inspect import inspect_source
-from slidesam.tasks.slides.source import Source, errors_as_slide_errors, missing_as_slide_errors, one_line_name
+from slidesam.tasks.slides.source import (
+    ImageChoice,
+    Source,
+    errors_as_slide_errors,
+    missing_as_slide_errors,
+    one_line_name,
+)
 
 
 class PixelReader(Protocol):
@@ -61,7 +67,7 @@ class SlideReader:
             SlideError: It isn't there, has changed, or was replaced, even by one of the same shape.
         """
         slide = self._slide
-        spec = slide.source or inspect_source(slide.path, self._file, slide.series)[1]
+        spec = slide.source or inspect_source(slide.path, self._file, ImageChoice(slide.series))[1]
         with missing_as_slide_errors(slide.path, self._file):
             source = spec.open(slide.path)
         try:

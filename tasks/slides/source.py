@@ -50,12 +50,23 @@ class Display(NamedTuple):
     window: tuple[float, float] | None = None
 
 
+class ImageChoice(NamedTuple):
+    """Which pixels of a file the settings ask for, as far as that decides how the file is read.
+
+    Attributes:
+        series: Number of the image; none = the one that is the slide.
+    """
+
+    series: int | None = None
+
+
 @dataclass(frozen=True)
 class SourceFacts:
     """Facts that a file states about one of its images.
 
     Attributes:
         format: Name of the file's format.
+        series: Number of this image.
         n_series: Number of images in the file.
         dtype: Pixel type of what is read: native byte order, uint8 for booleans.
         shapes: Sizes (t, c, z, y, x) of each level, finest first.
@@ -71,6 +82,7 @@ class SourceFacts:
     """
 
     format: str
+    series: int
     n_series: int
     dtype: np.dtype[Any]
     shapes: tuple[Shape5, ...]

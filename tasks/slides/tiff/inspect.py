@@ -15,9 +15,10 @@ from pathlib import Path
 
 import tifffile
 
-from slidesam.tasks.errors import SettingsError, SlideError, in_one_line
+from slidesam.tasks.errors import SlideError, in_one_line
+from slidesam.tasks.slides.choice import ImageInFile, choose_image
 from slidesam.tasks.slides.ome_xml import MAX_PLANES, OmeDocument, read_ome_xml
-from slidesam.tasks.slides.source import SourceFacts, errors_as_slide_errors, one_line_name
+from slidesam.tasks.slides.source import ImageChoice, SourceFacts, errors_as_slide_errors, one_line_name
 from slidesam.tasks.slides.tiff.holes import describe_holes, find_whole_levels
 from slidesam.tasks.slides.tiff.layout import TiffLevel
 from slidesam.tasks.slides.tiff.levels import read_levels
@@ -28,6 +29,7 @@ from slidesam.tasks.slides.tiff.text import correct_description
 
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_DIRECTORIES = 10**6
+_PAGE_NAME, _MAX_NAME = 285, 80
 _OTHER_FILES = {
     b"version https://git-lfs": "is a Git LFS pointer, not the image itself; run `git lfs pull`",
     b"\x89PNG": "is a PNG image, not a slide; save it as TIFF",
@@ -38,12 +40,12 @@ _OTHER_FILES = {
 }
 
 
-def inspect_tiff(path: Path, series: int) -> tuple[SourceFacts, TiffSpec]:
+def inspect_tiff(path: Path, choice: ImageChoice) -> tuple[SourceFacts, TiffSpec]:
     """Inspect one image of a TIFF file; no pixel is read.
 
     Args:
         path: The file.
-        series: Number of the image in it.
+        choice: Which of its images, and how to read it.
 
     Raises:
         SlideError: The file can't be read, or declares what can't be true.
@@ -56,7 +58,7 @@ def inspect_tiff(path: Path, series: int) -> tuple[SourceFacts, TiffSpec]:
         errors_as_slide_errors(file, "isn't a TIFF file that can be read", "get it again or leave it out"),
         tifffile.TiffFile(path) as tiff,
     ):
-        facts, levels = _inspect_open(tiff, path, file, series)
+        facts, levels = _inspect_open(tiff, path, file, choice)
         return facts, TiffSpec(levels=levels)
 
 
@@ -76,7 +78,7 @@ def _check_header(path: Path, file: str) -> None:
 
 
 def _inspect_open(
-    tiff: tifffile.TiffFile, path: Path, file: str, series_number: int
+    tiff: tifffile.TiffFile, path: Path, file: str, choice: ImageChoice
 ) -> tuple[SourceFacts, tuple[TiffLevel, ...]]:
     count, cut = _count_directories(tiff, file)
     if count:
@@ -87,12 +89,10 @@ def _inspect_open(
         raise SlideError(
             f"{file}: holds no image; it is {'cut short, copy it again' if cut else 'damaged, get it again'}"
         )
-    if series_number >= len(all_series):
-        last = len(all_series) - 1
-        raise SettingsError(f"setting slide.series: {file} has images 0 to {last}, not {series_number}")
-    series = all_series[series_number]
+    number, choice_remarks = choose_image([_summarise(series) for series in all_series], choice.series, file)
+    series = all_series[number]
     levels, holes, warnings = read_levels(series, count, file, path.stat().st_size)
-    warnings += describe_holes(levels, holes, series.kind)
+    warnings += choice_remarks + describe_holes(levels, holes, series.kind)
     if cut:
         warnings.append(
             "the file is cut short after its last directory; smaller levels or further images may be missing"
@@ -100,6 +100,14 @@ def _inspect_open(
     facts = read_facts(tiff, series, levels, ome, warnings, path)
     whole = find_whole_levels(levels, holes, series.kind)
     return replace(facts, missing_chunks=sum(each.missing for each in holes), whole_levels=whole), levels
+
+
+def _summarise(series: tifffile.TiffPageSeries) -> ImageInFile:
+    """Describe an image for the choice: its own name, otherwise those of its page."""
+    sizes = dict(zip(series.get_axes(False), series.get_shape(False), strict=True))
+    page = series.keyframe
+    name = series.name or str(page.tags.valueof(_PAGE_NAME, "")) or page.description[:_MAX_NAME].partition("\n")[0]
+    return ImageInFile(in_one_line(name, _MAX_NAME), (sizes["Y"], sizes["X"]), len(series.levels), page.is_reduced)
 
 
 def _count_directories(tiff: tifffile.TiffFile, file: str) -> tuple[int, bool]:

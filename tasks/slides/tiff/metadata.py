@@ -41,6 +41,7 @@ def read_facts(
         remarks.append("its palette isn't applied: colours are read as plain numbers")
     return SourceFacts(
         format=_FORMATS.get(series.kind, "TIFF"),
+        series=tiff.series.index(series),
         n_series=len(tiff.series),
         dtype=np.dtype(level.dtype),
         shapes=tuple(level.shape for level in levels),

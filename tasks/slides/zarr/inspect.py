@@ -1,6 +1,6 @@
 """Owns the inspection of Zarr folders: OME-Zarr 0.4 (Zarr v2) and 0.5 (Zarr v3), older versions, and output of bioformats2raw.
 
-1. `metadata` finds the image that a person means and checks its metadata.
+1. `metadata` finds the images and checks their metadata; `choice` chooses the slide among them.
 2. `_check_array` refuses an array whose sizes can't be true.
 3. `_name_channels` names the channels.
 
@@ -14,16 +14,19 @@ import itertools
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from slidesam.tasks.errors import SlideError, in_one_line
+from slidesam.tasks.slides.choice import choose_image
 from slidesam.tasks.slides.ome_xml import OmeImage, read_ome_xml
 from slidesam.tasks.slides.source import (
     RGB_NAMES,
     Display,
+    ImageChoice,
     Shape5,
     SourceFacts,
     are_rgb,
@@ -35,13 +38,14 @@ from slidesam.tasks.slides.source import (
     one_line_name,
 )
 from slidesam.tasks.slides.xml_text import decode_xml
+from slidesam.tasks.slides.zarr.images import find_number, summarise_images
 from slidesam.tasks.slides.zarr.metadata import (
     MAX_METADATA_BYTES,
     METADATA_FILES,
     Attributes,
     Multiscales,
     ZarrImage,
-    find_image,
+    find_images,
     read_json_object,
 )
 from slidesam.tasks.slides.zarr.source import ZarrLevel, ZarrSpec, open_array
@@ -54,12 +58,12 @@ _COLOUR = re.compile(r"[0-9A-F]{6}")
 _RGB_COLOURS = ("FF0000", "00FF00", "0000FF")
 
 
-def inspect_zarr(path: Path, series: int) -> tuple[SourceFacts, ZarrSpec]:
+def inspect_zarr(path: Path, choice: ImageChoice) -> tuple[SourceFacts, ZarrSpec]:
     """Inspect one image of a Zarr folder; no pixel is read.
 
     Args:
         path: The folder: an image, a store of several series, or a folder that holds one store.
-        series: Number of the image in it.
+        choice: Which of its images, and how to read it.
 
     Raises:
         SlideError: It can't be read, or declares what can't be true.
@@ -67,7 +71,9 @@ def inspect_zarr(path: Path, series: int) -> tuple[SourceFacts, ZarrSpec]:
     """
     file = one_line_name(path)
     with errors_as_slide_errors(file, "isn't an OME-Zarr that can be read", "get it again or leave it out"):
-        image = find_image(path, file, series)
+        images = find_images(path, file)
+        number, remarks = choose_image(summarise_images(images, _ome_file(images[0])), choice.series, file)
+        image = images[number]
         multiscales = Multiscales(file, image)
         folders = [image.folder / dataset for dataset in multiscales.datasets]
         metadata = [_read_array(file, number, folder) for number, folder in enumerate(folders)]
@@ -82,6 +88,7 @@ def inspect_zarr(path: Path, series: int) -> tuple[SourceFacts, ZarrSpec]:
         )
         _check_levels(file, shapes, arrays)
         facts = _facts(file, image, multiscales, arrays)
+        facts = replace(facts, series=number, warnings=(*remarks, *facts.warnings))
         spec = ZarrSpec(axes=multiscales.axes, dtype=facts.dtype.name, levels=levels, files=facts.identity_files)
         return facts, spec
 
@@ -113,6 +120,7 @@ def _facts(file: str, image: ZarrImage, multiscales: Multiscales, arrays: Sequen
         warnings.append(f"{finding}; check that the copy is complete")
     return SourceFacts(
         format=image.layout,
+        series=image.number,
         n_series=image.count,
         dtype=check_dtype(file, arrays[0].dtype),
         shapes=shapes,
@@ -195,7 +203,7 @@ def _ome_image(path: Path, image: ZarrImage, shape: Shape5) -> OmeImage | None:
         images = read_ome_xml(decode_xml(path.read_bytes()), path.name).images
     except ValueError:
         return None
-    number = int(image.folder.name) if image.folder.name.isdecimal() else image.number
+    number = find_number(image)
     entry = images[number] if number < len(images) else None
     return entry if entry is not None and entry.size == (shape[4], shape[3]) else None
 

@@ -1,6 +1,6 @@
 """Owns the metadata of Zarr folders: finding the image that a person means, and checking its `multiscales`.
 
-1. `find_image` looks at the folder itself, its numbered series, or the one Zarr store inside it. Plates, wells and label
+1. `find_images` looks at the folder itself, its numbered series, or the one Zarr store inside it. Plates, wells and label
    images are refused in words.
 2. `Multiscales` checks the metadata of one image: axes, levels, scales. No array is opened here.
 """
@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
-from slidesam.tasks.errors import SettingsError, SlideError, in_one_line
+from slidesam.tasks.errors import SlideError, in_one_line
 from slidesam.tasks.slides.ome_xml import OmeImage
 from slidesam.tasks.slides.pixel_size import PixelSize, choose_size, state_size
 
@@ -79,28 +79,22 @@ def _read_attributes(folder: Path) -> Attributes | None:
     return attributes or {} if attributes is not None or (folder / ".zgroup").is_file() else None
 
 
-def find_image(path: Path, file: str, series: int) -> ZarrImage:
-    """Find the image that a path and a number mean.
+def find_images(path: Path, file: str) -> list[ZarrImage]:
+    """Find the images that a path means, at least one.
 
     Args:
         path: An image folder, a store of numbered series, or a folder that holds one store.
         file: Name for messages.
-        series: Number of the image.
 
     Raises:
         SlideError: There is none, or what is there is a plate, a well or labels.
-        SettingsError: There are fewer images.
         ValueError: A metadata file isn't JSON.
     """
     root, attributes = _find_store(path, file)
     _refuse_others(root, attributes, file)
     if attributes.get("multiscales"):
         above = _read_attributes(root.parent) or {}
-        return _checked_series(
-            [ZarrImage(root, attributes, root, 0, 1, _layout(attributes, "bioformats2raw.layout" in above))],
-            file,
-            series,
-        )
+        return [ZarrImage(root, attributes, root, 0, 1, _layout(attributes, "bioformats2raw.layout" in above))]
     series_names = (_read_attributes(root / "OME") or {}).get("series")
     names = (
         [str(name) for name in series_names]
@@ -118,13 +112,7 @@ def find_image(path: Path, file: str, series: int) -> ZarrImage:
         images.append(ZarrImage(folder, inner, root, number, len(names), _layout(inner, True)))
     if not images:
         raise SlideError(f"{file}: holds no multiscale image (no OME-Zarr metadata); give the folder of an image")
-    return _checked_series(images, file, series)
-
-
-def _checked_series(images: Sequence[ZarrImage], file: str, series: int) -> ZarrImage:
-    if series >= len(images):
-        raise SettingsError(f"setting slide.series: {file} has images 0 to {len(images) - 1}, not {series}")
-    return images[series]
+    return images
 
 
 def _find_store(path: Path, file: str) -> tuple[Path, Attributes]:
