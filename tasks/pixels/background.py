@@ -21,17 +21,17 @@ _SURROUNDINGS = 33  # side of the square over which a pixel's surroundings are a
 _PEAK_SHARE = 0.02  # of the pixels: what is rarer is no background
 
 
-def background_of(overview: NDArray[Any], *, is_rgb: bool) -> NDArray[Any]:
-    """Estimate the background colour of a slide, which its edge blocks are padded with.
+def background_of(overview: NDArray[Any], *, is_bright: bool) -> NDArray[Any]:
+    """Estimate the background colour of a slide, which its edge blocks are padded with and which stands where there are no data.
 
     Args:
         overview: (y, x, c) coarse image.
-        is_rgb: Whether background is bright (glass) rather than dark.
+        is_bright: Whether background is bright (glass) rather than dark.
 
     Returns:
-        (c,) in the overview's dtype: per channel the 99th percentile in bright field, else the 1st.
+        (c,) in the overview's dtype: per channel the 99th percentile where it is bright, else the 1st.
     """
-    percents = (99,) if is_rgb else (1,)
+    percents = (99,) if is_bright else (1,)
     levels = [nearest_percentiles(overview[..., channel], percents)[0] for channel in range(overview.shape[2])]
     return np.asarray(levels, overview.dtype)
 

@@ -1,6 +1,6 @@
-"""Percentiles of the pixels that are numbers; NaN and infinity never count.
+"""Percentiles of the pixels that hold data; NaN, infinity and absurdly large values never count.
 
-Imports nothing of the package: segmenters use it too.
+Imports nothing of the package but `no_data`: segmenters use it too.
 """
 
 from __future__ import annotations
@@ -11,10 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slidesam.tasks.pixels.no_data import find_no_data
+
+# Integers that differ by less show no image, only noise.
+_LEAST_STEPS = 8
+_ROUNDING = 1e-6
+
 
 def finite_values(pixels: NDArray[Any]) -> NDArray[Any]:
-    """Return the pixels that are numbers, (n,) in the same dtype."""
-    return pixels[np.isfinite(pixels)] if np.issubdtype(pixels.dtype, np.inexact) else pixels.ravel()
+    """Return the pixels that hold data, (n,) in the same dtype."""
+    missing = find_no_data(pixels)
+    return pixels.ravel() if missing is None else pixels[~missing]
 
 
 def nearest_percentiles(pixels: NDArray[Any], percents: Sequence[float]) -> list[float]:
@@ -40,3 +47,43 @@ def percentile_range(pixels: NDArray[Any], percents: tuple[float, float]) -> tup
     numbers = finite_values(pixels)
     low, high = np.percentile(numbers, percents) if numbers.size else (0.0, 1.0)
     return float(low), float(high)
+
+
+def contrast_range(pixels: NDArray[Any], percents: tuple[float, float]) -> tuple[float, float]:
+    """Compute the range of values between which an image shows something: two percentiles, for most images.
+
+    If nearly all pixels are background, both percentiles are its value or its noise, and objects would lie thousands of ranges
+    away. Then each end moves out, to its percentile of the values beyond it.
+
+    Args:
+        pixels: Any shape and dtype.
+        percents: Lower and upper, 0 to 100.
+
+    Returns:
+        Low and high; high > low also where all pixels are alike or none holds data.
+
+    Example:
+        >>> sparse = np.zeros(1000, np.uint16)
+        >>> sparse[:4] = 20000
+        >>> percentile_range(sparse, (1, 99)), contrast_range(sparse, (1, 99))
+        ((0.0, 0.0), (0.0, 20000.0))
+    """
+    numbers = finite_values(pixels)
+    low, high = percentile_range(numbers, percents)
+    is_integer = np.issubdtype(numbers.dtype, np.integer)
+    if high - low < (_LEAST_STEPS if is_integer else _ROUNDING * max(abs(low), abs(high))) or high == low:
+        below, above = numbers[numbers < low], numbers[numbers > high]
+        low = float(np.percentile(below, percents[0])) if below.size else low
+        high = float(np.percentile(above, percents[1])) if above.size else high
+    return low, high if high > low else low + 1.0
+
+
+def common_window(windows: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
+    """Replace the windows of red, green and blue by one from 0, or below, to the highest: one each would shift colours.
+
+    Example:
+        >>> common_window([(10, 200), (20, 250), (5, 100)])
+        [(0.0, 250.0), (0.0, 250.0), (0.0, 250.0)]
+    """
+    low, high = min(0.0, *(start for start, _ in windows)), max(end for _, end in windows)
+    return [(float(low), float(high))] * len(windows)

@@ -10,6 +10,7 @@ import zarr
 from numpy.typing import NDArray
 
 from slidesam.tasks.grid import Region
+from slidesam.tasks.pixels.no_data import find_no_data
 from slidesam.tasks.slides.facts import Slide
 from slidesam.tasks.slides.reader import SlideReader
 
@@ -33,7 +34,7 @@ def halve(image: NDArray[Any]) -> NDArray[Any]:
 
     Returns:
         (..., ceil(y / 2), ceil(x / 2)) in the image's dtype; integers are rounded, halves to even: rounded up they
-        would make each level a little brighter.
+        would make each level a little brighter. Floats are averaged over the pixels that hold data.
 
     Example:
         >>> halve(np.array([[0, 2, 5], [4, 3, 7]], np.uint8))
@@ -57,15 +58,32 @@ def _halve(image: NDArray[Any]) -> NDArray[Any]:
         image = np.pad(image, ends, mode="edge")
     if image.dtype.kind in "iu" and image.dtype.itemsize == 8:
         return _halve_long(image)
+    if np.issubdtype(image.dtype, np.floating):
+        return _halve_floats(image)
     sums: NDArray[Any] = image[..., ::2, :].astype(_sum_dtype(image.dtype))
     sums += image[..., 1::2, :]
     sums = sums[..., ::2] + sums[..., 1::2]
-    if not np.issubdtype(sums.dtype, np.integer):
-        sums *= 0.25
-        return sums
     sums += 1 + ((sums >> 2) & 1)
     sums >>= 2
     return sums
+
+
+def _halve_floats(image: NDArray[Any]) -> NDArray[Any]:
+    """Halve floats: one pixel without data would otherwise blot out ever more of each coarser level."""
+    dtype = np.promote_types(image.dtype, np.float32)
+    four = [image[..., y::2, x::2] for y in (0, 1) for x in (0, 1)]
+    # Quarters are added, because the sum of large values overflows.
+    quarters = [pixels.astype(dtype) * dtype.type(0.25) for pixels in four]
+    with np.errstate(invalid="ignore"):
+        means: NDArray[Any] = (quarters[0] + quarters[2]) + (quarters[1] + quarters[3])
+    if find_no_data(means) is None:
+        return means
+    missing = find_no_data(np.stack(four))
+    if missing is None:
+        return means
+    count = 4 - missing.sum(axis=0)
+    known = np.where(missing, 0, np.stack(quarters)).sum(axis=0) * 4 / np.maximum(count, 1)
+    return np.where((count == 0) | (count == 4), means, known).astype(dtype)
 
 
 def _halve_long(image: NDArray[Any]) -> NDArray[Any]:
@@ -79,10 +97,8 @@ def _halve_long(image: NDArray[Any]) -> NDArray[Any]:
 
 
 def _sum_dtype(dtype: np.dtype[Any]) -> str:
-    """Return the dtype that holds the sum of four pixels."""
-    if np.issubdtype(dtype, np.integer):
-        return {1: "int16", 2: "int32", 4: "int64"}[dtype.itemsize]
-    return "float32" if dtype.itemsize <= 4 else "float64"
+    """Return the integers that hold the sum of four pixels."""
+    return {1: "int16", 2: "int32", 4: "int64"}[dtype.itemsize]
 
 
 def is_coarse(shape: tuple[int, ...]) -> bool:

@@ -19,6 +19,7 @@ from scipy.sparse import csr_matrix
 
 from slidesam.tasks.errors import SettingsError
 from slidesam.tasks.grid import BlockGrid, Region
+from slidesam.tasks.pixels.no_data import find_no_data
 from slidesam.tasks.settings.types import Pair
 from slidesam.tasks.slides.reader import PixelReader
 
@@ -27,6 +28,8 @@ _TOLERANCE = 0.005
 _STEPS = (512, 256, 128, 64, 32, 16)
 _LARGEST_BLOCK = 16384
 _BAND_ROWS = 256
+# Of a segmented pixel, the share with data from which it has a value.
+_LEAST_SHARE = 1e-3
 
 
 class Scale(NamedTuple):
@@ -139,7 +142,7 @@ class ScaledReader:
     """Read a slide in segmented pixels.
 
     Coarser pixels are means of the pixels under them, weighted by shared area; finer ones are interpolated linearly between the
-    centres of two.
+    centres of two. Pixels that hold no data have no weight; where there are no others, the result is NaN.
 
     Args:
         reader: Reads a level of the slide.
@@ -155,7 +158,15 @@ class ScaledReader:
         rows = _weights(region.y0, region.y1, self._factor[0], self._shape[0])
         columns = _weights(region.x0, region.x1, self._factor[1], self._shape[1])
         below = Region(rows.start, columns.start, rows.stop, columns.stop)
-        return _resample(self._reader.read(below), rows.matrix, columns.matrix)
+        pixels = self._reader.read(below)
+        missing = find_no_data(pixels)
+        if missing is None:
+            return _resample(pixels, rows.matrix, columns.matrix)
+        known = _resample(np.where(missing, 0, pixels), rows.matrix, columns.matrix)
+        # Where nothing is missing this is exactly 1, so that other blocks, which see no gap, get the same bits.
+        share = 1 - _resample(missing.astype(np.float32), rows.matrix, columns.matrix)
+        means = known / np.maximum(share, _LEAST_SHARE)
+        return np.where(share < _LEAST_SHARE, np.nan, means).astype(pixels.dtype)
 
     def close(self) -> None:
         """Close the reader below."""

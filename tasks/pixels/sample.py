@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slidesam.tasks.grid import BlockGrid, Region
+from slidesam.tasks.pixels.no_data import find_no_data
+from slidesam.tasks.pixels.percentiles import finite_values
 from slidesam.tasks.slides.reader import PixelReader
 
 _SAMPLE_SIDE = 256
@@ -67,12 +69,15 @@ def choose_sample(shape: tuple[int, int], overview: NDArray[Any]) -> list[Region
 
 def _contrast(grid: BlockGrid, overview: NDArray[Any]) -> NDArray[np.float64]:
     """Return (squares,) the spread of the overview's grey values around each square: high in tissue, low on glass."""
-    grey = np.nan_to_num(overview.astype(np.float32)).mean(axis=2)
+    missing = find_no_data(overview)
+    grey = overview.astype(np.float32) if missing is None else np.where(missing, np.nan, overview).astype(np.float32)
+    grey = grey.mean(axis=2)
     scale_y, scale_x = grid.shape[0] / grey.shape[0], grid.shape[1] / grey.shape[1]
     spread = []
     for block in grid:
         y0, x0, y1, x1 = block.inner
         # At least two pixels a side, however coarse the overview is.
         patch = grey[int(y0 / scale_y) : int(y1 / scale_y) + 2, int(x0 / scale_x) : int(x1 / scale_x) + 2]
-        spread.append(float(patch.std()) if patch.size else 0.0)
+        numbers = patch if missing is None else finite_values(patch)
+        spread.append(float(numbers.std()) if numbers.size else 0.0)
     return np.asarray(spread)

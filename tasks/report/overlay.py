@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from slidesam.tasks.grid import BlockGrid, Region
-from slidesam.tasks.pixels.percentiles import nearest_percentiles
+from slidesam.tasks.pixels.no_data import fill_no_data
+from slidesam.tasks.pixels.percentiles import common_window, nearest_percentiles
 from slidesam.tasks.run.files import write_atomic
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.slides.facts import Slide
@@ -108,8 +109,8 @@ def display_channels(slide: Slide) -> tuple[int, ...]:
 def to_rgb(image: NDArray[Any], windows: list[tuple[float, float]]) -> NDArray[np.uint8]:
     """Convert (y, x, c) of any dtype to (y, x, 3) uint8: stretch each channel over its window; one channel becomes grey."""
     low, high = np.asarray(windows, np.float32).T
-    numbers = np.nan_to_num(image.astype(np.float32))
-    scaled = np.clip((numbers - low) / np.maximum(high - low, 1e-6), 0, 1) * 255
+    numbers = fill_no_data(image, low).astype(np.float32)
+    scaled = np.clip((np.clip(numbers, low, high) - low) / np.where(high > low, high - low, 1), 0, 1) * 255
     rgb = np.zeros((*image.shape[:2], 3), np.uint8)
     if image.shape[2] == 1:
         rgb[...] = scaled
@@ -153,8 +154,8 @@ def _find_seams(start: int, stop: int, block: int) -> list[int]:
 def _display_windows(image: NDArray[Any], *, is_rgb: bool) -> list[tuple[float, float]]:
     if is_rgb and image.dtype == np.uint8:
         return [(0.0, 255.0)] * 3
-    ends = (nearest_percentiles(image[..., channel], (1, 99.8)) for channel in range(image.shape[2]))
-    return [(low, max(high, low + 1e-6)) for low, high in ends]
+    ends = [nearest_percentiles(image[..., channel], (1, 99.8)) for channel in range(image.shape[2])]
+    return common_window(ends) if is_rgb else [(low, high) for low, high in ends]
 
 
 def _draw_detail(image: NDArray[np.uint8], labels: NDArray[Any], region: Region, grid: BlockGrid) -> Image.Image:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from slidesam.tasks.errors import SegmenterError
 from slidesam.tasks.grid import Block, BlockGrid
+from slidesam.tasks.pixels.no_data import fill_no_data
 from slidesam.tasks.segmenters.base import Params, Segmenter
 
 LABEL_DTYPE = np.uint32
@@ -30,7 +31,7 @@ def segment_outer(
         grid: Its grid, whose `outer_shape` is the shape of every input tile.
         segmenter: What turns pixels into labels.
         params: What its `prepare` returned for this slide.
-        fill: (c,) the slide's background, put where the input tile reaches past the slide.
+        fill: (c,) the slide's background, put where the input tile reaches past the slide and where pixels hold no data.
 
     Returns:
         (y, x) uint32 of the outer region's shape, ids 1..n in order of appearance, 0 = background.
@@ -49,6 +50,7 @@ def begin_outer(
     Only two-phase segmenters return deferred work; of the others only the labels' order and place are left.
     """
     tile = grid.input_tile(block)
+    image = fill_no_data(image, fill)
     padded = _squeeze(pad_to(image, grid.outer_shape, (block.outer.y0 - tile.y0, block.outer.x0 - tile.x0), fill))
     on_slide = block.outer.relative_to(tile).slices
     deferred = segmenter.begin(padded, params)
@@ -94,7 +96,8 @@ def check_labels(labels: object, shape: tuple[int, int]) -> NDArray[np.integer[A
         raise SegmenterError(f"the segmenter returned {array.dtype}: labels are integers, one number per object")
     if np.issubdtype(array.dtype, np.signedinteger) and array.size and array.min() < 0:
         raise SegmenterError("the segmenter returned negative labels: 0 is background, objects count from 1")
-    return array
+    # Compiled loops take the machine's own byte order only.
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _squeeze(image: NDArray[Any]) -> NDArray[Any]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from slidesam.tasks.labels.results import BlockResults
 from slidesam.tasks.pixels.background import background_of
 from slidesam.tasks.pixels.mask_image import read_mask
+from slidesam.tasks.pixels.no_data import drop_no_data
 from slidesam.tasks.pixels.sample import sample_slide
 from slidesam.tasks.pixels.tissue import blocks_with_tissue, find_tissue
 from slidesam.tasks.run.files import load_arrays, output_errors, save_arrays, write_json
@@ -46,11 +47,13 @@ def prepare_run(run: Run) -> Params:
         overview = read_slide_overview(run)
         with closing(open_pixels(run)) as reader:
             sample = sample_slide(run.segmented_grid.shape, overview, reader)
+        fill = background_of(overview, is_bright=segmenter.has_bright_background(run.segmented_slide))
+        sample = drop_no_data(sample, fill)
         shared = Params(
             params=jsonable_params(
                 segmenter.prepare(sample[..., 0] if sample.shape[2] == 1 else sample, run.segmented_slide)
             ),
-            fill=background_of(overview, is_rgb=run.slide.is_rgb).tolist(),
+            fill=fill.tolist(),
             blocks=_find_blocks(run, overview),
             seconds=time.perf_counter() - start_time,
         )

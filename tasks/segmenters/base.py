@@ -49,13 +49,18 @@ class Segmenter(ABC):
         """How its network computes; None for methods to which that doesn't apply."""
         return None
 
+    def has_bright_background(self, slide: Slide) -> bool:
+        """Whether what surrounds objects is bright, so that the slide is padded with it: by default, if it is in bright field."""
+        return slide.is_rgb
+
     @abstractmethod
     def prepare(self, sample: NDArray[Any], slide: Slide) -> dict[str, Any]:
         """Find the slide-wide parameters.
 
         Args:
             sample: (y, x[, c]) pixels of the slide at full resolution, with the channels that `segment` will get: the whole
-                slide, or many places of a large one put together. Its pixels count, not where they lie.
+                slide, or many places of a large one put together. Its pixels count, not where they lie. All are numbers:
+                pixels without data are left out.
             slide: Facts on the slide (pixel size, channels, dtype).
 
         Returns:
@@ -67,7 +72,8 @@ class Segmenter(ABC):
         """Label one block.
 
         Args:
-            image: (y, x[, c]) pixels of the outer region in the slide's dtype; (y, x) if one channel was chosen.
+            image: (y, x[, c]) pixels of the outer region in the slide's dtype; (y, x) if one channel was chosen. All are
+                numbers: background stands where there are no data.
             params: What `prepare` returned.
 
         Returns:

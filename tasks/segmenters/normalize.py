@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slidesam.tasks.errors import SegmenterError
-from slidesam.tasks.pixels.percentiles import percentile_range
+from slidesam.tasks.pixels.percentiles import contrast_range
 
 
 def slide_range(
@@ -26,7 +26,8 @@ def slide_range(
         jointly: Use one range for all channels, so that colours don't change.
 
     Returns:
-        {"low": [...], "high": [...]}, one number per channel; high > low on a blank slide too.
+        {"low": [...], "high": [...]}, one number per channel; high > low on a blank slide too. On a slide that is nearly all
+        background the range reaches to what isn't.
 
     Example:
         >>> slide_range(np.array([[0, 10], [20, 40]]), (0.0, 100.0))
@@ -34,7 +35,7 @@ def slide_range(
     """
     planes = _planes(sample)
     channels = [planes] * planes.shape[2] if jointly else list(np.moveaxis(planes, -1, 0))
-    ends = [_ends(channel, percentiles) for channel in (channels[:1] if jointly else channels)]
+    ends = [contrast_range(channel, percentiles) for channel in (channels[:1] if jointly else channels)]
     ends = ends * len(channels) if jointly else ends
     return {"low": [low for low, _ in ends], "high": [high for _, high in ends]}
 
@@ -64,11 +65,6 @@ def normalize(image: NDArray[Any], params: Mapping[str, Any]) -> NDArray[np.floa
         )
     scaled = ((planes.astype(np.float64) - low) / (high - low)).astype(np.float32)
     return np.nan_to_num(scaled, copy=False, posinf=0, neginf=0)
-
-
-def _ends(pixels: NDArray[Any], percentiles: tuple[float, float]) -> tuple[float, float]:
-    low, high = percentile_range(pixels, percentiles)
-    return low, high if high > low else low + 1.0
 
 
 def _planes(image: NDArray[Any]) -> NDArray[Any]:

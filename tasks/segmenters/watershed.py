@@ -29,6 +29,8 @@ from skimage.filters import threshold_otsu
 from skimage.segmentation import watershed
 
 from slidesam.tasks.errors import SegmenterError
+from slidesam.tasks.pixels.no_data import find_no_data
+from slidesam.tasks.pixels.percentiles import finite_values, percentile_range
 from slidesam.tasks.segmenters.base import Params, Segmenter
 from slidesam.tasks.settings.methods import Watershed
 
@@ -56,6 +58,10 @@ class WatershedSegmenter(Segmenter):
         self.settings = settings
         auto = "hematoxylin" if is_rgb else "bright"
         self.signal_kind = auto if settings.signal == "auto" else settings.signal
+
+    def has_bright_background(self, slide: Slide) -> bool:
+        """Whether objects are darker than what surrounds them, whatever kind of slide it is."""
+        return self.signal_kind != "bright"
 
     def prepare(self, sample: NDArray[Any], slide: Slide) -> dict[str, Any]:
         """Find the slide's threshold and sizes.
@@ -108,18 +114,24 @@ class WatershedSegmenter(Segmenter):
                     "or choose three channels with slide.channels"
                 )
             return _hematoxylin_absorption(image, white)
-        # NaN and infinity become background, so that they don't spread through the filters.
-        grey = np.nan_to_num(image.astype(np.float32), posinf=0, neginf=0)
-        if grey.ndim == 3:
-            grey = grey.mean(axis=2)
-        return -grey if self.signal_kind == "dark" else grey
+        missing = find_no_data(image)
+        signal = image.astype(np.float32) if missing is None else np.where(missing, np.nan, image).astype(np.float32)
+        if signal.ndim == 3:
+            signal = signal.mean(axis=2)
+        if self.signal_kind == "dark":
+            signal = -signal
+        # What isn't a number becomes background, so that it doesn't spread through the filters.
+        return signal if missing is None else np.nan_to_num(signal, nan=np.min(finite_values(signal), initial=0))
 
 
 def _white_of_sample(image: NDArray[Any]) -> float:
     """Find the value of unstained glass: the dtype's maximum, or the image's if 16 bits hold fewer."""
     if image.dtype == np.uint8:
         return 255.0
-    return float(max(np.nanpercentile(image, 99.9), 1.0))
+    top = percentile_range(image, (0, 99.9))[1]
+    if np.issubdtype(image.dtype, np.floating):
+        return top if top > 0 else 1.0
+    return max(top, 1.0)
 
 
 def _hematoxylin_absorption(image: NDArray[Any], white: float) -> NDArray[np.float32]:
@@ -129,16 +141,20 @@ def _hematoxylin_absorption(image: NDArray[Any], white: float) -> NDArray[np.flo
 
 
 def _offset_density(image: NDArray[Any], white: float) -> NDArray[np.float32]:
-    """Compute the optical density (natural logarithm), (y, x, c), with 1 added to value and white so that black stays finite."""
+    """Compute the optical density (natural logarithm), (y, x, c); black stays finite.
+
+    Before, 1 is added to value and white; to floats, whose white is any number, what 1 is to the white of 8 bit.
+    """
     if image.dtype == np.uint8:
-        table = _offset_density_of(np.arange(256, dtype=np.float32), white)
+        table = _offset_density_of(np.arange(256, dtype=np.float32), white, 1)
         density: NDArray[np.float32] = table[image]
         return density
-    return _offset_density_of(np.maximum(image, 0).astype(np.float32), white)
+    offset = white / 255 if np.issubdtype(image.dtype, np.floating) else 1
+    return _offset_density_of(np.maximum(image, 0).astype(np.float32), white, offset)
 
 
-def _offset_density_of(level: NDArray[np.float32], white: float) -> NDArray[np.float32]:
-    density: NDArray[np.float32] = np.maximum(-np.log((level + 1) / np.float32(white + 1)), 0)
+def _offset_density_of(level: NDArray[np.float32], white: float, offset: float) -> NDArray[np.float32]:
+    density: NDArray[np.float32] = np.maximum(-np.log((level + np.float32(offset)) / np.float32(white + offset)), 0)
     return density
 
 

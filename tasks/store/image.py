@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.grid import Region
-from slidesam.tasks.pixels.percentiles import nearest_percentiles
+from slidesam.tasks.pixels.percentiles import common_window, nearest_percentiles
 from slidesam.tasks.pixels.plan import level_shapes
 from slidesam.tasks.pixels.pyramid import halve, is_coarse, overview_level, read_overview
 from slidesam.tasks.run.layout import list_runs, slide_folder
@@ -254,12 +254,13 @@ def _shard(shape: tuple[int, int]) -> tuple[int, int]:
 
 def _window(pixels: NDArray[Any]) -> tuple[float, float]:
     low, high = nearest_percentiles(pixels[::4, ::4], (0.1, 99.9))
-    return low, max(high, low + 1)
+    return low, high if high > low else low + 1
 
 
 def _omero(slide: Slide, windows: list[tuple[float, float]]) -> dict[str, Any]:
     """Make channel names, colours and display windows for viewers: the source's own if it has them."""
     colours = _RGB_COLOURS if slide.is_rgb else _CHANNEL_COLOURS
+    windows = common_window(windows) if slide.is_rgb else windows
     dtype = np.dtype(slide.dtype)
     integer = np.issubdtype(dtype, np.integer)
     low, high = (float(np.iinfo(dtype).min), float(np.iinfo(dtype).max)) if integer else (0.0, 1.0)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from slidesam.tasks.errors import SegmenterError
-from slidesam.tasks.pixels.percentiles import percentile_range
+from slidesam.tasks.pixels.percentiles import common_window, contrast_range, percentile_range
 from slidesam.tasks.segmenters.microsam.stains import STAINS, Term, Vector, make_density, unmix_stains, use_table
 from slidesam.tasks.settings.methods import MicroSam
 
@@ -125,13 +125,11 @@ def ranges(sample: NDArray[Any], plan: Mapping[str, Any]) -> Plan:
 
     def ranged(term: Term) -> Term:
         if "weights" in term:
-            low, high = percentile_range(make_density(term, planes.dtype, white or 1.0)(planes), _PERCENTILES)
-        elif _is_rgb8(planes, plan["is_rgb"]):
-            channels = np.moveaxis(planes, -1, 0)
-            low, high = 0.0, max(percentile_range(channel, _PERCENTILES)[1] for channel in channels)
+            # A stain that is absent stays dark: its few pixels aren't stretched.
+            low, high = _percentiles(make_density(term, planes.dtype, white or 1.0)(planes))
         else:
-            low, high = percentile_range(planes[..., term["channel"]], _PERCENTILES)
-        return {**term, "low": low, "high": _above(low, high)}
+            low, high = _find_range(planes, term["channel"], plan["is_rgb"])
+        return {**term, "low": low, "high": high}
 
     full_plan: Plan = {**plan, "inputs": [[ranged(term) for term in entry] for entry in plan["inputs"]]}
     return full_plan if white is None else full_plan | {"white": white}
@@ -188,10 +186,11 @@ def pick(image: NDArray[Any], params: Mapping[str, Any]) -> NDArray[Any]:
 def intensity_range(sample: NDArray[Any], is_rgb: bool) -> dict[str, list[float]]:
     """Find the intensities that become 0 and 255 on the whole slide.
 
-    - 8 bit red, green and blue: 0 and the 99.9th percentile of the brightest channel, one range for all three. Such
-      pixels were made for the eye, and micro-sam's training doesn't change 8 bit (`training.util.require_8bit`). A range
-      per channel would shift the stains' colours.
-    - All others: percentiles 0.1 and 99.9 of each channel, so that a few hot or dead pixels have no influence.
+    - Red, green and blue: 0 (of floats the lowest value, if it is negative) and the 99.9th percentile of the brightest
+      channel, one range for all three. micro-sam's training doesn't change 8 bit (`training.util.require_8bit`), and 16 bit
+      and floats should look the same. A range per channel would shift the stains' colours.
+    - All others: percentiles 0.1 and 99.9 of each channel, so that a few hot or dead pixels have no influence. Of a channel
+      that is nearly all background, the range reaches to what isn't.
 
     Args:
         sample: (y, x[, c]) pixels of the slide, any numeric dtype; NaN and infinity are left out.
@@ -205,10 +204,11 @@ def intensity_range(sample: NDArray[Any], is_rgb: bool) -> dict[str, list[float]
         {'low': [7.0], 'high': [8.0]}
     """
     planes = _first_three(sample)
-    ends = [percentile_range(channel, _PERCENTILES) for channel in np.moveaxis(planes, -1, 0)]
-    if _is_rgb8(planes, is_rgb):
-        ends = [(0.0, max(top for _, top in ends))] * len(ends)
-    return {"low": [low for low, _ in ends], "high": [_above(low, high) for low, high in ends]}
+    n_channels = planes.shape[-1]
+    # Of colours it is the same for all.
+    ends = [_find_range(planes, channel, is_rgb) for channel in range(1 if is_rgb else n_channels)]
+    ends = ends * n_channels if is_rgb else ends
+    return {"low": [low for low, _ in ends], "high": [high for _, high in ends]}
 
 
 def to_rgb8(image: NDArray[Any], params: Mapping[str, Any]) -> NDArray[np.uint8]:
@@ -273,12 +273,16 @@ def _white_of_finite(planes: NDArray[Any]) -> float:
     return max(percentile_range(planes, _PERCENTILES)[1], float(np.finfo(np.float32).tiny))
 
 
-def _above(low: float, high: float) -> float:
-    return high if high > low else low + 1.0
+def _find_range(planes: NDArray[Any], channel: int, is_rgb: bool) -> tuple[float, float]:
+    """Find the range of a channel; of colours, that of all."""
+    if not is_rgb:
+        return contrast_range(planes[..., channel], _PERCENTILES)
+    return common_window([_percentiles(plane) for plane in np.moveaxis(planes, -1, 0)])[0]
 
 
-def _is_rgb8(planes: NDArray[Any], is_rgb: bool) -> bool:
-    return is_rgb and planes.dtype == np.uint8
+def _percentiles(values: NDArray[Any]) -> tuple[float, float]:
+    low, high = percentile_range(values, _PERCENTILES)
+    return low, high if high > low else low + 1.0
 
 
 def _to_8bit(term: Term, dtype: DTypeLike, white: float) -> Callable[[NDArray[Any]], NDArray[np.uint8]]:

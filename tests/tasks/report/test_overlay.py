@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pytest
+import tifffile
+import zarr
 from scipy import ndimage
 
 from slidesam.tasks.grid import BlockGrid, Region
 from slidesam.tasks.report import overlay
+from tests.support.serial import segment_serially
 
 
 class TestPicture:
@@ -35,3 +41,29 @@ class TestPicture:
         seen = Region(2000, 3000, 3000, 5000)
         assert details
         assert all(not (detail.region & seen).is_empty for detail in details)
+
+
+class TestDisplay:
+    @pytest.mark.parametrize("scale", [1e-8, 0.01, 1.0, 1e6])
+    def test_floats_of_any_size_are_shown_over_their_whole_range(self, scale: float) -> None:
+        image = (np.linspace(0, scale, 10_000).reshape(100, 100, 1)).astype(np.float32)
+        image[0, :4, 0] = np.nan, np.inf, -np.inf, -3.4e38
+        shown = overlay.to_rgb(image, overlay._display_windows(image, is_rgb=False))
+        assert shown[1, 0].tolist() == [0, 0, 0]
+        assert shown[50, 50, 0] == pytest.approx(128, abs=3)
+        assert shown[-1, -1].tolist() == [255, 255, 255]
+
+    def test_colours_of_16_bit_are_those_of_8_bit(self) -> None:
+        image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+        image[..., 1] //= 2
+        deep = image.astype(np.uint16) * 257
+        shown = overlay.to_rgb(deep, overlay._display_windows(deep, is_rgb=True))
+        assert np.abs(shown.astype(int) - image).max() <= 2
+
+    def test_viewers_get_a_window_that_shows_faint_floats(self, tmp_path: Path) -> None:
+        image = np.random.default_rng(0).random((64, 64), np.float32) * np.float32(0.01)
+        tifffile.imwrite(tmp_path / "s.tif", image, photometric="minisblack", metadata=None)
+        segment_serially(tmp_path / "s.tif", tmp_path / "out", {"segmenter.kind": "watershed"})
+        omero = zarr.open_group(tmp_path / "out" / "s.ome.zarr", mode="r").attrs["ome"]["omero"]
+        window = omero["channels"][0]["window"]
+        assert 0 <= window["start"] < window["end"] <= 0.01

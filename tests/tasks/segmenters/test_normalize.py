@@ -28,6 +28,25 @@ class TestNormalize:
         assert normalize(image, found)[..., 0].tolist() == [[0, 0], [1, 0]]
         assert slide_range(np.full((2, 2), np.nan), (0, 100)) == {"low": [0.0], "high": [1.0]}
 
+    @pytest.mark.parametrize(
+        ("dtype", "noise", "value"),
+        [("uint16", 0, 20000), ("uint16", 3, 20000), ("uint8", 2, 200), ("float32", 0, 0.5), ("int32", 0, -9000)],
+    )
+    def test_objects_of_a_sparse_channel_are_no_brighter_than_those_of_a_dense_one(
+        self, dtype: str, noise: int, value: float
+    ) -> None:
+        sparse = np.random.default_rng(0).integers(0, noise + 1, (100, 100)).astype(dtype)
+        sparse[40:45, 40:50] = value  # half a per cent
+        dense = np.arange(10_000).reshape(100, 100)
+        scaled = normalize(sparse, slide_range(sparse, (1, 99)))
+        assert np.abs(scaled).max() == pytest.approx(1, abs=0.05)
+        assert np.abs(normalize(dense, slide_range(dense, (1, 99)))).max() == pytest.approx(1, abs=0.05)
+
+    def test_debris_of_a_dense_channel_sets_no_range(self) -> None:
+        image = np.random.default_rng(0).integers(100, 400, (100, 100)).astype(np.uint16)
+        image[:5, :10] = 60000
+        assert slide_range(image, (1, 99))["high"][0] < 401
+
     def test_a_range_for_other_channels_is_refused(self) -> None:
         with pytest.raises(SegmenterError, match="for 1 channels, but the block has 3"):
             normalize(np.zeros((2, 2, 3)), {"low": [0.0], "high": [1.0]})

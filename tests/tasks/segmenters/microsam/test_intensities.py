@@ -20,6 +20,24 @@ class TestIntensities:
         assert len(set(found["high"])) == 1
         assert 200 < found["high"][0] <= 255
 
+    @pytest.mark.parametrize(
+        ("dtype", "factor"), [("uint16", 257), ("float32", 1 / 255), ("float64", 1.0), ("uint16", 16)]
+    )
+    def test_rgb_of_other_types_looks_as_in_8_bit(self, dtype: str, factor: float) -> None:
+        image = rgb_block()
+        expected = to_rgb8(image, intensity_range(image, is_rgb=True)).astype(int)
+        other = (image * float(factor)).astype(dtype)
+        assert np.abs(to_rgb8(other, intensity_range(other, is_rgb=True)) - expected).max() <= 1
+
+    def test_colours_below_zero_have_room(self) -> None:
+        image = rgb_block() / np.float32(127.5) - 1
+        assert len(np.unique(to_rgb8(image, intensity_range(image, is_rgb=True)))) > 100
+
+    def test_objects_of_a_sparse_channel_keep_their_shades(self) -> None:
+        image = np.zeros((100, 100), np.uint16)
+        image[50, 45:50] = 1000, 2000, 3000, 4000, 5000
+        assert to_rgb8(image, intensity_range(image, is_rgb=False))[50, 45:50, 0].tolist() == [51, 102, 153, 204, 255]
+
     @pytest.mark.parametrize("value", [0, 7, 65535])
     def test_a_blank_slide_has_a_range(self, value: int) -> None:
         found = intensity_range(np.full((8, 8), value, np.uint16), is_rgb=False)
