@@ -17,9 +17,11 @@ from PIL import Image, UnidentifiedImageError
 
 from slidesam.tasks.errors import SettingsError, in_one_line
 from slidesam.tasks.grid import Region
-from slidesam.tasks.slides.inspect import inspect_slide
+from slidesam.tasks.slides.inspect import inspect_slide, inspect_source
 from slidesam.tasks.slides.reader import SlideReader
+from slidesam.tasks.slides.source import ImageChoice
 from slidesam.tasks.slides.tiff.inspect import TIFF_MAGICS
+from slidesam.tasks.slides.tiff.source import TiffSpec
 
 MAX_MASK_PIXELS = 2**27
 _STRIP_PIXELS = 2**22  # of a mask image that are read at once
@@ -72,7 +74,10 @@ def _read_tiff_mask(path: Path, shape: tuple[int, int]) -> NDArray[np.bool_]:
     if has_palette:
         return _read_picture_mask(path, shape)
     mask = np.empty((height, width), bool)
-    with SlideReader(slide) as reader:
+    # Alpha is ignored, as in other pictures; in a slide what is transparent is white.
+    source = slide.source or inspect_source(slide.path, path.name, ImageChoice(slide.series))[1]
+    assert isinstance(source, TiffSpec), "it began as TIFF does"
+    with SlideReader(slide.model_copy(update={"source": source.without_alpha()})) as reader:
         for strip in _strips(height, width):
             pixels = reader.read(strip, level, range(slide.size_c))
             mask[strip.slices] = np.nan_to_num(pixels).any(axis=2)

@@ -34,6 +34,12 @@ def tczyx(image: NDArray[Any], axes: str) -> NDArray[Any]:
     return image.reshape(image.shape[0], image.shape[1] * image.shape[2], *image.shape[3:])
 
 
+def over_white(rgba: NDArray[Any]) -> NDArray[Any]:
+    """Lay (t, c, z, y, x) red, green, blue and alpha of 8 bits over white."""
+    share = rgba[:, 3:] / 255
+    return np.rint(rgba[:, :3] * share + 255 * (1 - share)).astype(np.uint8)
+
+
 def write_tiff(
     path: Path, image: NDArray[Any], axes: str, expected: NDArray[Any] | None = None, **options: Any
 ) -> Made:
@@ -110,10 +116,8 @@ def make_all(folder: Path) -> Iterator[tuple[str, Made]]:
     separate = {"photometric": "rgb", "planarconfig": "separate"}
     yield "rgb separate", write_tiff(folder / "separate.tif", np.moveaxis(rgb, 2, 0), "SYX", tile=(16, 16), **separate)
     rgba = np.dstack([rgb, rgb[..., :1]])
-    yield (
-        "rgba",
-        write_tiff(folder / "rgba.tif", rgba, "", tczyx(rgb, "YXS"), photometric="rgb", extrasamples=["unassalpha"]),
-    )
+    expected = over_white(tczyx(rgba, "YXS"))
+    yield "rgba", write_tiff(folder / "rgba.tif", rgba, "", expected, photometric="rgb", extrasamples=["unassalpha"])
     yield "stack", write_tiff(folder / "stack.tif", pixels(5, 60, 70, dtype="float32"), "ZYX", compression="zlib")
     bits = pixels(60, 71, dtype="bool")
     for kind, options in {"": {}, " tiles": {"tile": (32, 48), "compression": "zlib"}}.items():  # handed out as 0 and 1

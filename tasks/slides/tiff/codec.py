@@ -10,6 +10,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, Literal, TypeAlias
 
+import imagecodecs
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
@@ -52,8 +53,8 @@ class Codec(BaseModel):
     """Character of the pixel type, as numpy and tifffile name it."""
     nodata: int | float
     """Value of pixels that aren't in the file."""
-    is_subsampled: bool
-    """Whether colours have fewer pixels than brightness."""
+    packing: tuple[int, int] | None
+    """Columns and rows of pixels that share one Cb and Cr in the decoded bytes; none if each pixel has its own."""
     is_jfif: bool
     """Whether the first tile is a JPEG with a JFIF header."""
     is_eer: bool
@@ -68,22 +69,30 @@ class Codec(BaseModel):
     """Exponent and factor that pixels are raised to and multiplied by after decoding, as in MD Gel files."""
 
     @classmethod
-    def of(cls, page: tifffile.TiffPage, series: tifffile.TiffPageSeries) -> Codec:
+    def of(
+        cls, page: tifffile.TiffPage, series: tifffile.TiffPageSeries, packing: tuple[int, int] | None = None
+    ) -> Codec:
         """Collect the attributes of tifffile's page on which decoding depends, while its file is open.
 
         Args:
             page: The keyframe of a level.
             series: The level.
+            packing: Columns and rows of pixels that share one Cb and Cr.
         """
+        numbers = {name: int(getattr(page, name)) for name in _NUMBERS}
+        extra_samples = tuple(int(sample) for sample in page.extrasamples)
+        if _is_jpeg_of_channels(page):
+            # Told that they are RGB, the decoder leaves them alone; otherwise it takes them for YCbCr.
+            numbers["photometric"], extra_samples = 2, ()
         return cls(
             byteorder=">" if page.parent.byteorder == ">" else "<",
-            numbers={name: int(getattr(page, name)) for name in _NUMBERS},
+            numbers=numbers,
             shaped=tuple(int(size) for size in page.shaped),
             bitspersample=_to_plain(page.bitspersample),
-            extrasamples=tuple(int(sample) for sample in page.extrasamples),
+            extrasamples=extra_samples,
             dtype=None if page.dtype is None or page._dtype is None else page._dtype.char,
             nodata=page.nodata.item() if isinstance(page.nodata, np.generic) else page.nodata,
-            is_subsampled=bool(page.is_subsampled),
+            packing=packing,
             is_jfif=bool(page.is_jfif),
             is_eer=bool(page.parent.is_eer),
             superres=int(page.parent._superres),
@@ -113,7 +122,7 @@ class Codec(BaseModel):
             dtype=dtype,
             _dtype=dtype,
             nodata=self.nodata,
-            is_subsampled=self.is_subsampled,
+            is_subsampled=False,  # JPEG decoders look for themselves, and tifffile can't unpack others
             is_jfif=self.is_jfif,
             is_tiled=self.numbers["tilewidth"] > 0,
             tags=_Tags({code: SimpleNamespace(count=count, value=value) for code, (count, value) in self.tags.items()}),
@@ -125,6 +134,8 @@ class Codec(BaseModel):
                 root=SimpleNamespace(_decoders={}),
             ),
         )
+        if self.packing is not None:
+            return self._make_unpacker(self.packing)
         decode = tifffile.TiffPage.decode.func(page)  # type: ignore[attr-defined]
         size = self.numbers["tilelength"] or self.numbers["rowsperstrip"], self.numbers["tilewidth"] or page.imagewidth
 
@@ -136,12 +147,63 @@ class Codec(BaseModel):
 
         return decode_tile
 
+    def _make_unpacker(self, packing: tuple[int, int]) -> Decoder:
+        """Make the function that decodes tiles or strips in which pixels share Cb and Cr."""
+        numbers = self.numbers
+        height, width = numbers["tilelength"], numbers["tilewidth"] or numbers["imagewidth"]
+        rows = numbers["rowsperstrip"]
+        compression = numbers["compression"]
+        decompress = None if compression == 1 else tifffile.TIFF.DECOMPRESSORS[compression]
+
+        def decode_tile(data: bytes, number: int, jpeg_tables: bytes | None) -> NDArray[Any]:
+            if numbers["fillorder"] == 2:
+                data = bytes(imagecodecs.bitorder_decode(data))
+            if decompress is not None:
+                data = decompress(data)
+            n_rows = height or min(rows, numbers["imagelength"] - number * rows)
+            return _unpack_ycbcr(np.frombuffer(data, np.uint8), (n_rows, width), packing)[None]
+
+        return decode_tile
+
     def _scaled(self, pixels: NDArray[Any]) -> NDArray[Any]:
         """Turn decoded numbers into intensities, as tifffile does."""
         if self.scaling is None:
             return pixels
         exponent, factor = self.scaling
         return pixels.astype(np.float32) ** exponent * factor
+
+
+def _is_jpeg_of_channels(page: tifffile.TiffPage) -> bool:
+    """Whether a JPEG holds three channels that aren't colours, as libtiff writes them: without a JFIF header."""
+    return (
+        page.compression in (7, 33007)
+        and page.planarconfig == 1
+        and page.samplesperpixel == 3
+        and page.photometric in (0, 1)
+        and 262 in page.tags
+        and not page.is_jfif
+    )
+
+
+def _unpack_ycbcr(data: NDArray[np.uint8], shape: tuple[int, int], packing: tuple[int, int]) -> NDArray[np.uint8]:
+    """Return (y, x, 3) Y, Cb, Cr of pixels that are stored in units: all Y of the unit, its Cb, its Cr.
+
+    References:
+        TIFF Revision 6.0 (Adobe, 1992), section 21, "Ordering of Component Samples". Cb and Cr are repeated, as in libtiff.
+
+    Example:
+        >>> _unpack_ycbcr(np.array([1, 2, 3, 4, 8, 9], np.uint8), (1, 2), (2, 2)).tolist()
+        [[[1, 8, 9], [2, 8, 9]]]
+    """
+    columns, rows = packing
+    (height, width), pixels = shape, columns * rows
+    units = -(-height // rows), -(-width // columns)
+    stored = data[: units[0] * units[1] * (pixels + 2)].reshape(*units, pixels + 2)
+    out = np.empty((height, width, 3), np.uint8)
+    brightness = stored[..., :pixels].reshape(*units, rows, columns).transpose(0, 2, 1, 3)
+    out[..., 0] = brightness.reshape(units[0] * rows, units[1] * columns)[:height, :width]
+    out[..., 1:] = stored[..., pixels:].repeat(rows, axis=0).repeat(columns, axis=1)[:height, :width]
+    return out
 
 
 def _to_plain(value: Any) -> Any:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from slidesam.tasks.grid import Region
 from slidesam.tasks.slides.source import Shape5
 from slidesam.tasks.slides.tiff.codec import Codec
+from slidesam.tasks.slides.tiff.colour import Colour
 
 
 class Table(NamedTuple):
@@ -94,12 +95,10 @@ class Axes(BaseModel):
     """Stride in pages, or dimension of the page ("s", "d", "l", "w" or "c"); axes of length 1 are in neither."""
     planes: int
     """Number of pages that the image has."""
-    colour_samples: int
-    """Number of samples of a pixel without its alpha."""
 
     def locate(self, t: int, c: int, z: int) -> tuple[PlanePosition, int]:
-        """Find the place of a plane, and the number of its interleaved sample."""
-        channel, sample = divmod(c, self.colour_samples)
+        """Find the place of a plane, and the number of its interleaved sample; `c` counts the samples of all channels."""
+        channel, sample = divmod(c, self.sizes["S"])
         position = {"page": 0, "s": 0, "d": 0, "c": 0}
         for axis, index in (("T", t), ("C", channel), ("Z", z), ("S", sample)):
             place = self.places.get(axis, 0)
@@ -133,6 +132,8 @@ class TiffLevel(BaseModel):
     """Everything that decoding tiles or strips needs."""
     axes: Axes
     """Place of each axis."""
+    colour: Colour
+    """What the samples of a pixel are, and which channels they become."""
     pages: tuple[PageSpec | None, ...]
     """Pages in order, none for missing ones; only the first if all follow each other without gaps."""
     page_stride: int
@@ -144,10 +145,17 @@ class TiffLevel(BaseModel):
         return self.codec.shaped[4]
 
     @property
+    def stored_dtype(self) -> np.dtype[Any]:
+        """Pixel type of decoded samples, before colours are converted."""
+        return np.dtype(self.dtype if self.colour.palette is None else self.codec.dtype)
+
+    @property
     def chunks(self) -> Shape5:
         """Sizes (t, c, z, y, x) of what is decoded at once."""
         depth, height, width = self.tile
         channels = self.samples if self.axes.places.get("S") == "c" or self.axes.places.get("C") == "c" else 1
+        if self.colour.is_converted:
+            channels = self.colour.channels
         if self.is_raw:
             height = min(height, 256)
         return (
@@ -165,11 +173,14 @@ class TiffLevel(BaseModel):
         tile = self.tile
         return samples, -(-depth // tile[0]), -(-height // tile[1]), -(-width // tile[2])
 
-    def planes(self, t: int, channels: Sequence[int], z: int) -> list[tuple[PlanePosition, list[tuple[int, int]]]]:
-        """Find the places that hold these channels, with their (number in `channels`, interleaved sample) pairs."""
+    def planes(self, t: int, samples: Sequence[int], z: int) -> list[tuple[PlanePosition, list[tuple[int, int]]]]:
+        """Find the places that hold these samples, with their (number in `samples`, interleaved sample) pairs.
+
+        Samples of all channels are counted; without conversion, they are the channels that are read.
+        """
         places: dict[PlanePosition, list[tuple[int, int]]] = {}
-        for number, channel in enumerate(channels):
-            place, sample = self.axes.locate(t, channel, z)
+        for number, counted in enumerate(samples):
+            place, sample = self.axes.locate(t, counted, z)
             places.setdefault(place, []).append((number, sample))
         return list(places.items())
 

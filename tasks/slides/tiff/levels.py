@@ -12,8 +12,9 @@ import numpy as np
 import tifffile
 
 from slidesam.tasks.errors import SlideError
-from slidesam.tasks.slides.source import Shape5, check_chunk, check_dtype, check_level
+from slidesam.tasks.slides.source import Shape5, check_chunk, check_level
 from slidesam.tasks.slides.tiff.codec import Codec
+from slidesam.tasks.slides.tiff.colour_rules import ColourError, find_packing, read_colour
 from slidesam.tasks.slides.tiff.holes import Holes, find_holes
 from slidesam.tasks.slides.tiff.layout import Axes, Page, TiffLevel
 from slidesam.tasks.slides.tiff.tables import make_page_spec
@@ -23,9 +24,6 @@ SLOW_SEGMENT_BYTES = 2**28
 _NO_NUMBER = (
     1e30  # from here on a value says that there is none, as inf and NaN do; it would ruin what is measured of a slide
 )
-_ALPHA = {1, 2}  # ExtraSamples: associated, unassociated alpha
-_RGB_LIKE = (2, 6)  # Photometric: RGB, YCbCr
-_GREY = (0, 1)  # Photometric: 0 is white, 0 is black
 
 
 def read_levels(
@@ -49,7 +47,16 @@ def read_levels(
     levels: list[TiffLevel] = []
     all_holes: list[Holes] = []
     for number, part in enumerate(series.levels):
-        level, pages = _read_level(part, number, directories, file)
+        try:
+            level, pages, colour_remarks = _read_level(part, number, directories, file)
+            is_alike = not levels or _has_same_pixels(level, levels[0])
+        except ColourError:
+            if not levels:
+                raise
+            is_alike = False
+        if not is_alike:
+            remarks.append(f"level {number} holds another kind of pixels than the image and isn't used")
+            continue
         if levels and not _is_smaller_copy(level.shape, levels[-1].shape):
             remarks.append(f"level {number} and later ones aren't smaller copies of the image and aren't used")
             break
@@ -58,7 +65,7 @@ def read_levels(
             remarks.append(f"level {number} holds no data and isn't used")
             continue
         _check_tables(level, pages, part.keyframe, number, series, file, file_size)
-        remarks += _remarks(level, pages, number)
+        remarks += [*_remarks(level, pages, number), *(colour_remarks if not levels else ())]
         levels.append(level)
         all_holes.append(find_holes(level, present))
     return tuple(levels), tuple(all_holes), remarks
@@ -69,28 +76,33 @@ def _is_smaller_copy(shape: Shape5, finer: Shape5) -> bool:
     return smaller and shape[:3] == finer[:3]
 
 
+def _has_same_pixels(level: TiffLevel, finest: TiffLevel) -> bool:
+    return level.dtype == finest.dtype and level.is_rgb == finest.is_rgb and level.colour.is_read_like(finest.colour)
+
+
 def _read_level(
     series: tifffile.TiffPageSeries, number: int, directories: int, file: str
-) -> tuple[TiffLevel, list[Page | None]]:
-    """Read the layout of one level, and its pages with their tables."""
+) -> tuple[TiffLevel, list[Page | None], list[str]]:
+    """Read the layout of one level, its pages with their tables, and remarks on its colours."""
     page = series.keyframe
     axes = _find_axes(series, number, file)
     sizes = axes.sizes
-    shape = (sizes["T"], sizes["C"] * axes.colour_samples, sizes["Z"], sizes["Y"], sizes["X"])
-    check_level(file, number, shape)
     _check_codec(page, file)
-    is_rgb = page.photometric in _RGB_LIKE and shape[1] == axes.colour_samples == 3
+    colour, remarks = read_colour(page, series.kind, sizes["S"], sizes["C"], file)
+    shape = (sizes["T"], sizes["C"] * colour.channels, sizes["Z"], sizes["Y"], sizes["X"])
+    check_level(file, number, shape)
     pages, stride = _load_pages(series, axes.planes, directories if number == 0 else None, file)
     level = TiffLevel(
         shape=shape,
-        dtype=check_dtype(file, page.dtype).name,
+        dtype=colour.dtype,
         is_raw=_is_raw(page),
-        fill=_find_fill(page),
-        is_rgb=is_rgb,
+        fill=0 if colour.is_converted else _find_fill(page),
+        is_rgb=colour.is_rgb,
         is_tiled=page.is_tiled,
         tile=_tile_shape(page),
-        codec=Codec.of(page, series),
+        codec=Codec.of(page, series, find_packing(page, file)),
         axes=axes,
+        colour=colour,
         pages=tuple(
             None if loaded is None or tiff_page is None else make_page_spec(loaded, tiff_page)
             for loaded, tiff_page in zip(pages, _tiff_pages(series, len(pages)), strict=True)
@@ -102,8 +114,8 @@ def _read_level(
         raise SlideError(f"{file}: level {number} has tiles of {level.tile} pixels; the file is damaged, get it again")
     if not level.is_raw:
         noun = "tile" if page.is_tiled else "strip"
-        check_chunk(file, number, noun, (*level.tile, level.samples), np.dtype(level.dtype).itemsize)
-    return level, pages
+        check_chunk(file, number, noun, (*level.tile, level.samples), level.stored_dtype.itemsize)
+    return level, pages, remarks
 
 
 def _tile_shape(page: tifffile.TiffPage) -> tuple[int, int, int]:
@@ -146,18 +158,7 @@ def _find_axes(series: tifffile.TiffPageSeries, number: int, file: str) -> Axes:
         places[name] = math.prod(size for _, size in over_pages[index + 1 :])
     sizes = dict.fromkeys("TCZYXS", 1) | dict(over_pages + in_page)
     planes = math.prod(size for _, size in over_pages)
-    return Axes(sizes=sizes, places=places, planes=planes, colour_samples=_count_colour_samples(page, sizes["S"]))
-
-
-def _count_colour_samples(page: tifffile.TiffPage, samples: int) -> int:
-    """Count the samples of a pixel without its alpha."""
-    extra = [int(sample) for sample in page.extrasamples]
-    only_alpha = set(extra) <= _ALPHA and len(extra) == samples - 3
-    if page.photometric in _RGB_LIKE and (samples == 4 or (samples > 4 and only_alpha)):
-        return 3
-    if page.photometric in _GREY and samples == 2 and set(extra) & _ALPHA:
-        return 1
-    return samples
+    return Axes(sizes=sizes, places=places, planes=planes)
 
 
 def _is_raw(page: tifffile.TiffPage) -> bool:
@@ -249,7 +250,7 @@ def _check_tables(
         # The image's size decides how much is read; files often state more, and must not state less.
         indices = np.concatenate([np.arange(min(len(page.offsets), per_page)) for page in pages])
         rows = np.minimum(level.tile[1], keyframe.imagelength - indices % level.grid[2] * level.tile[1])
-        row_bytes = rows * (level.tile[2] * level.samples * np.dtype(level.dtype).itemsize)
+        row_bytes = rows * (level.tile[2] * level.samples * level.stored_dtype.itemsize)
         too_short = int(np.count_nonzero(is_present & (sizes < row_bytes)))
         if too_short:
             raise SlideError(f"{file}: {too_short} of {description} are too short; the file is damaged, get it again")
@@ -276,6 +277,8 @@ def _check_size(
     height, width = level.shape[3:]
     bits = page.bitspersample if isinstance(page.bitspersample, int) else min(page.bitspersample)
     declared = page.size * planes * bits / 8
+    if level.codec.packing is not None:
+        declared *= (1 + 2 / math.prod(level.codec.packing)) / 3
     if declared > file_size * (1 if page.compression == 1 else MAX_COMPRESSION):
         raise SlideError(
             f"{file}: level {number} declares {height} × {width} pixels, which {file_size} bytes can't hold; "
@@ -288,7 +291,7 @@ def _remarks(level: TiffLevel, pages: Sequence[Page | None], number: int) -> lis
     missing = 0 if level.page_stride else level.axes.planes - sum(page is not None for page in pages)
     if missing:
         remarks.append(f"{missing} of {level.axes.planes} planes of level {number} aren't in the file")
-    size = math.prod((*level.tile, level.samples)) * np.dtype(level.dtype).itemsize
+    size = math.prod((*level.tile, level.samples)) * level.stored_dtype.itemsize
     if not level.is_raw and size > SLOW_SEGMENT_BYTES:
         remarks.append(
             f"level {number} is stored in tiles or strips of {size / 2**20:.0f} MiB, so reading any block is slow"

@@ -11,6 +11,7 @@ import tifffile
 from slidesam.tasks.errors import in_one_line
 from slidesam.tasks.slides.ome_xml import OmeDocument, OmeImage
 from slidesam.tasks.slides.source import RGB_NAMES, Display, SourceFacts, are_rgb, credible_window, one_line_name
+from slidesam.tasks.slides.tiff.colour import Colour
 from slidesam.tasks.slides.tiff.layout import TiffLevel
 from slidesam.tasks.slides.tiff.ome_image import find_ome_image
 from slidesam.tasks.slides.tiff.pixel_size import find_pixel_size
@@ -35,10 +36,6 @@ def read_facts(
     is_rgb = level.is_rgb or are_rgb(names)
     if int(page.tags.valueof(274, 1)) != 1:
         remarks.append(f"its orientation tag ({int(page.tags.valueof(274))}) isn't applied")
-    if page.photometric == 0:
-        remarks.append("its values are inverted (0 is white) and used as they are")
-    if page.photometric == 3 and series.kind != "imagej":
-        remarks.append("its palette isn't applied: colours are read as plain numbers")
     return SourceFacts(
         format=_FORMATS.get(series.kind, "TIFF"),
         series=tiff.series.index(series),
@@ -47,19 +44,19 @@ def read_facts(
         shapes=tuple(level.shape for level in levels),
         chunks=tuple(level.chunks for level in levels),
         pixel_size=pixel_size,
-        channel_names=RGB_NAMES if is_rgb else names,
+        channel_names=(*RGB_NAMES, *names[len(RGB_NAMES) :]) if is_rgb else names,
         is_rgb=is_rgb,
         warnings=(*warnings, *remarks),
         identity_files=(path,),
-        display=_display(tiff, series, level.shape[1], image),
+        display=_display(tiff, series, level.shape[1], level.colour, image),
     )
 
 
 def _display(
-    tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries, count: int, image: OmeImage | None
+    tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries, count: int, colour: Colour, image: OmeImage | None
 ) -> tuple[Display, ...]:
-    """Read colours from OME metadata and display ranges from ImageJ's, if there is one for each channel."""
-    colours: Sequence[str | None] = [None] * count
+    """Read colours from OME metadata or a palette, and display ranges from ImageJ's, if there is one for each channel."""
+    colours: Sequence[str | None] = [colour.ramp] * count
     if image is not None and len(image.colours) == count:
         colours = image.colours
     windows: list[tuple[float, float] | None] = [None] * count
@@ -74,7 +71,7 @@ def _channel_names(
 ) -> tuple[str, ...]:
     count = level.shape[1]
     if level.is_rgb:
-        return RGB_NAMES
+        return (*RGB_NAMES, *(f"extra {number + 1}" for number in range(count - len(RGB_NAMES))))
     names: Sequence[str] = ()
     if image is not None and len(image.channel_names) == count:
         names = image.channel_names

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slidesam.tasks.grid import Region
-from slidesam.tasks.slides.source import FileState, Shape5, SourceSpec, find_white
+from slidesam.tasks.slides.source import FileState, Shape5, SourceSpec
 from slidesam.tasks.slides.tiff.layout import Page, Segment, TiffLevel
 from slidesam.tasks.slides.tiff.quiet import quiet_tifffile
 
@@ -38,17 +38,20 @@ class TiffSpec(SourceSpec):
         """Return the description by which missing tiles read as white in bright field, unless the file states a value."""
         if not is_rgb:
             return self
-        levels = [level.model_copy(update={"fill": level.fill or _find_white(level)}) for level in self.levels]
+        levels = [level.model_copy(update={"fill": level.fill or level.colour.full}) for level in self.levels]
         return self.model_copy(update={"levels": tuple(levels)})
+
+    def without_alpha(self) -> TiffSpec:
+        """Return the description by which colours are read as they are stored, however transparent."""
+        levels = tuple(
+            level.model_copy(update={"colour": level.colour.model_copy(update={"alpha": None})})
+            for level in self.levels
+        )
+        return self.model_copy(update={"levels": levels})
 
     def open(self, path: Path) -> TiffSource:
         """Open the file."""
         return TiffSource(path, self)
-
-
-def _find_white(level: TiffLevel) -> int | float:
-    bits = level.codec.bitspersample
-    return find_white(np.dtype(level.dtype), bits if isinstance(bits, int) else max(bits))
 
 
 class TiffSource:
@@ -86,14 +89,43 @@ class TiffSource:
         height, width = region.shape
         # Channels last in memory, as RGB is stored in files and as segmenters take it.
         out = np.empty((len(ts), len(zs), height, width, len(cs)), layout.dtype)
+        read = self._read_converted if layout.colour.is_converted else self._read_stored
         with quiet_tifffile():
             for i, t in enumerate(ts):
                 for j, z in enumerate(zs):
-                    for place, samples in layout.planes(t, cs, z):
-                        page = self._page(level, place.page)
-                        for segment in layout.segments(page, place, region):
-                            self._paste(level, page, segment, region, samples, out[i, j])
+                    read(level, t, cs, z, region, out[i, j])
         return out.transpose(0, 4, 1, 2, 3)
+
+    def _read_converted(
+        self, level: int, t: int, channels: Sequence[int], z: int, region: Region, out: NDArray[Any]
+    ) -> None:
+        """Read channels that have to be computed from all samples of a pixel into (y, x, c) `out`."""
+        layout = self._spec.levels[level]
+        colour = layout.colour
+        for group in {channel // colour.channels for channel in channels}:
+            stored = np.empty((*region.shape, colour.samples), layout.stored_dtype)
+            samples = range(group * colour.samples, (group + 1) * colour.samples)
+            missing = self._read_stored(level, t, samples, z, region, stored)
+            pixels = colour.convert(stored)
+            for part in missing:
+                pixels[part.relative_to(region).slices] = layout.fill
+            for number, channel in enumerate(channels):
+                if channel // colour.channels == group:
+                    out[..., number] = pixels[..., channel % colour.channels]
+
+    def _read_stored(
+        self, level: int, t: int, samples: Sequence[int], z: int, region: Region, out: NDArray[Any]
+    ) -> list[Region]:
+        """Read samples, counted through all channels, into (y, x, c) `out`; return the parts that aren't in the file."""
+        layout = self._spec.levels[level]
+        missing = []
+        for place, numbered_samples in layout.planes(t, samples, z):
+            page = self._page(level, place.page)
+            for segment in layout.segments(page, place, region):
+                self._paste(level, page, segment, region, numbered_samples, out)
+                if segment.is_empty:
+                    missing.append(segment.region & region)
+        return missing
 
     def _paste(
         self,
@@ -130,10 +162,10 @@ class TiffSource:
 
     def _read_raw_rows(self, layout: TiffLevel, segment: Segment, part: Region) -> NDArray[Any]:
         """Read part of an uncompressed strip, which may be as large as the image: only its rows, or parts of them."""
-        pixel = layout.samples * np.dtype(layout.dtype).itemsize
+        pixel = layout.samples * layout.stored_dtype.itemsize
         strip_width = segment.region.shape[1]
         height, width = part.shape
-        out = np.empty((height, width, layout.samples), np.dtype(layout.dtype).newbyteorder(layout.codec.byteorder))
+        out = np.empty((height, width, layout.samples), layout.stored_dtype.newbyteorder(layout.codec.byteorder))
         whole_rows = 2 * width >= strip_width
         n_rows = max(1, _ROWS_BYTES // (strip_width * pixel)) if whole_rows else 1
         x0 = 0 if whole_rows else part.x0

@@ -53,6 +53,7 @@ class TestMaskImages:
             ("share.tif", self.truth.astype(np.float32) * 0.1, {"compression": "zlib", "tile": (16, 16)}),
             ("colours.tif", inked, {"photometric": "rgb", "compression": "lzw"}),
             ("rgba.tif", np.dstack([inked, opaque]), {"photometric": "rgb", "extrasamples": ["unassalpha"]}),
+            ("see-through.tif", np.dstack([inked, white * 0]), {"photometric": "rgb", "extrasamples": ["unassalpha"]}),
             (
                 "channels.ome.tif",
                 np.stack([white * 0, white]),
