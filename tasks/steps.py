@@ -150,7 +150,7 @@ def export_slide(run: Run, objects: int, seconds: dict[str, float]) -> Provenanc
     mask = read_tissue(run)
     write_overlay(run, objects, mask, list_blocks(run))
     with output_errors(run.store):
-        finish_label(zarr.open_group(run.store, mode="r+"), run.label, run.slide.mpp)
+        finish_label(zarr.open_group(run.store, mode="r+"), run.label, run.slide.mpp, run.slide.position)
     seconds = {**seconds, "export": time.perf_counter() - start_time}
     seams = resolve_run(run).seams
     facts = make_provenance(run, objects=objects, seams=seams, seconds=seconds)

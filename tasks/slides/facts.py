@@ -79,6 +79,8 @@ class Slide(BaseModel):
     """Pixel size of level 0 in µm, along y and x; none where unknown."""
     mpp_origin: str | None = None
     """Where the pixel size is stated: a place in the file, or setting slide.mpp; none where unknown."""
+    origin: tuple[float, float] = (0.0, 0.0)
+    """Where the file says that the centre of the first pixel lies, in pixels of level 0 along y and x."""
     channel_names: tuple[str, ...]
     """One name per channel."""
     display: tuple[Display, ...]
@@ -103,6 +105,12 @@ class Slide(BaseModel):
     def shape(self) -> tuple[int, int]:
         """Height and width of level 0 in pixels."""
         return self.levels[0].shape
+
+    @property
+    def position(self) -> tuple[float, float]:
+        """Where the centre of the first pixel lies along y and x, in µm; in pixels where their size isn't known."""
+        y, x = self.mpp or (1.0, 1.0)
+        return self.origin[0] * y, self.origin[1] * x
 
 
 def slide_name(path: str | os.PathLike[str], chosen_name: str | None = None) -> str:

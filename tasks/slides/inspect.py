@@ -98,6 +98,7 @@ def _make_slide(path: Path, file: str, facts: SourceFacts, source: SourceSpec, s
         levels=levels,
         mpp=None if size is None else size.mpp,
         mpp_origin=None if size is None else size.origin,
+        origin=facts.origin,
         channel_names=facts.channel_names,
         display=facts.display,
         is_rgb=facts.is_rgb,

@@ -79,6 +79,7 @@ class SourceFacts:
         display: One per channel.
         missing_chunks: Number of chunks, tiles or strips that are missing and read as background; 0 if they aren't counted.
         whole_levels: Per level, whether it shows all that level 0 shows; empty if all do.
+        origin: Where the file says that the centre of the first pixel lies, in pixels of level 0 along y and x.
     """
 
     format: str
@@ -95,6 +96,7 @@ class SourceFacts:
     display: tuple[Display, ...]
     missing_chunks: int = 0
     whole_levels: tuple[bool, ...] = ()
+    origin: tuple[float, float] = (0.0, 0.0)
 
 
 class SourceSpec(BaseModel, ABC):

@@ -152,7 +152,7 @@ def show_image(run: Run, root: zarr.Group, levels: list[LevelPlace]) -> None:
     """
     _refuse_to_mix(run, root, _read_shown(root))
     windows = [_window(_overview_plane(run, channel)) for channel in range(run.slide.size_c)]
-    write_image_metadata(root, run.name, levels, run.slide.mpp, _omero(run.slide, windows))
+    write_image_metadata(root, run.name, levels, run.slide.mpp, _omero(run.slide, windows), run.slide.position)
     converted = run.fingerprints["image"] if run.image_plan.mode == "convert" else None
     root.attrs[_SHOWN_KEY] = {**_describe_shown(run), "ready": True, "filling": None, "converted": converted}
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from slidesam.tasks.slides.choice import ImageInFile
 from slidesam.tasks.slides.ome_xml import OmeImage, read_ome_xml
+from slidesam.tasks.slides.xml_text import decode_xml
 from slidesam.tasks.slides.zarr.metadata import ZarrImage, read_json_object
 
 
@@ -29,7 +30,7 @@ def summarise_images(images: Sequence[ZarrImage], ome_file: Path | None) -> list
 
 def _read_ome_images(path: Path | None) -> tuple[OmeImage, ...]:
     try:
-        return () if path is None else read_ome_xml(path.read_text("utf-8", "replace"), path.name).images
+        return () if path is None else read_ome_xml(decode_xml(path.read_bytes()), path.name).images
     except ValueError:
         return ()
 

@@ -1,7 +1,7 @@
 """Owns the inspection of Zarr folders: OME-Zarr 0.4 (Zarr v2) and 0.5 (Zarr v3), older versions, and output of bioformats2raw.
 
 1. `metadata` finds the images and checks their metadata; `choice` chooses the slide among them.
-2. `_check_array` refuses an array whose sizes can't be true.
+2. `levels` reads the levels, and refuses arrays whose sizes can't be true.
 3. `_name_channels` names the channels.
 
 Three channels are red, green and blue if they have these names. Otherwise `METADATA.ome.xml` decides, if it exists: three samples
@@ -10,8 +10,6 @@ per pixel mean yes. Otherwise they are if they are 8 bit, have no names, and are
 
 from __future__ import annotations
 
-import itertools
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from slidesam.tasks.errors import SlideError, in_one_line
+from slidesam.tasks.errors import in_one_line
 from slidesam.tasks.slides.choice import choose_image
 from slidesam.tasks.slides.ome_xml import OmeImage, read_ome_xml
 from slidesam.tasks.slides.source import (
@@ -30,15 +28,14 @@ from slidesam.tasks.slides.source import (
     Shape5,
     SourceFacts,
     are_rgb,
-    check_chunk,
     check_dtype,
-    check_level,
     credible_window,
     errors_as_slide_errors,
     one_line_name,
 )
 from slidesam.tasks.slides.xml_text import decode_xml
 from slidesam.tasks.slides.zarr.images import find_number, summarise_images
+from slidesam.tasks.slides.zarr.levels import CheckedLevel, check_levels, describe_missing, read_level
 from slidesam.tasks.slides.zarr.metadata import (
     MAX_METADATA_BYTES,
     METADATA_FILES,
@@ -46,13 +43,9 @@ from slidesam.tasks.slides.zarr.metadata import (
     Multiscales,
     ZarrImage,
     find_images,
-    read_json_object,
 )
-from slidesam.tasks.slides.zarr.source import ZarrLevel, ZarrSpec, open_array
+from slidesam.tasks.slides.zarr.source import ZarrSpec
 
-MAX_COUNTED_CHUNKS = 10_000
-MIN_CHUNK_PIXELS, MAX_TINY_CHUNKS = 1024, 2**16  # smaller chunks are accepted if they are few
-MAX_CHUNKS_PER_SHARD = 2**22  # the index of a shard, 16 bytes per chunk, is read as a whole
 _NO_NAME = re.compile(r"(channel|ch|c)?[ _:#-]*\d*", re.IGNORECASE)
 _COLOUR = re.compile(r"[0-9A-F]{6}")
 _RGB_COLOURS = ("FF0000", "00FF00", "0000FF")
@@ -76,116 +69,50 @@ def inspect_zarr(path: Path, choice: ImageChoice) -> tuple[SourceFacts, ZarrSpec
         image = images[number]
         multiscales = Multiscales(file, image)
         folders = [image.folder / dataset for dataset in multiscales.datasets]
-        metadata = [_read_array(file, number, folder) for number, folder in enumerate(folders)]
-        arrays = [
-            _check_array(file, number, open_array(folder, values), multiscales.axes)
-            for number, (folder, values) in enumerate(zip(folders, metadata, strict=True))
+        levels = [
+            read_level(file, level, folder, multiscales.axes, image.zarr_format) for level, folder in enumerate(folders)
         ]
-        shapes = [_tczyx(multiscales.axes, array.shape) for array in arrays]
-        levels = tuple(
-            ZarrLevel(folder=folder, shape=shape, metadata=values)
-            for folder, shape, values in zip(folders, shapes, metadata, strict=True)
-        )
-        _check_levels(file, shapes, arrays)
-        facts = _facts(file, image, multiscales, arrays)
+        check_levels(file, levels)
+        facts = _facts(file, image, multiscales, levels)
         facts = replace(facts, series=number, warnings=(*remarks, *facts.warnings))
-        spec = ZarrSpec(axes=multiscales.axes, dtype=facts.dtype.name, levels=levels, files=facts.identity_files)
+        spec = ZarrSpec(
+            axes=multiscales.axes,
+            dtype=facts.dtype.name,
+            levels=tuple(each.level for each in levels),
+            files=facts.identity_files,
+        )
         return facts, spec
 
 
-def _check_levels(file: str, shapes: Sequence[Shape5], arrays: Sequence[Any]) -> None:
-    for number, (finer, coarser) in enumerate(itertools.pairwise(shapes), start=1):
-        fits = finer[:2] == coarser[:2] and all(b <= a for a, b in zip(finer, coarser, strict=True))
-        if not fits or finer[3:] == coarser[3:]:
-            raise SlideError(
-                f"{file}: level {number} of {coarser} isn't a smaller copy of level {number - 1} of {finer} "
-                "(t, c, z, y, x); the file is damaged or mislabelled, write it again"
-            )
-    if len({array.dtype for array in arrays}) > 1:
-        raise SlideError(f"{file}: its levels differ in pixel type; the file is mislabelled, write it again")
-
-
-def _facts(file: str, image: ZarrImage, multiscales: Multiscales, arrays: Sequence[Any]) -> SourceFacts:
-    shapes = tuple(_tczyx(multiscales.axes, array.shape) for array in arrays)
+def _facts(file: str, image: ZarrImage, multiscales: Multiscales, levels: Sequence[CheckedLevel]) -> SourceFacts:
+    finest = levels[0]
     xml = _ome_file(image)
-    ome = None if xml is None else _ome_image(xml, image, shapes[0])
-    pixel_size, warnings = multiscales.pixel_size(ome)
-    entries = _channel_entries(image.attributes, shapes[0][1])
-    names, is_rgb = _name_channels(entries, arrays[0].dtype, ome)
+    ome, xml_remarks = (None, []) if xml is None else _ome_image(xml, image, finest.level.shape)
+    pixel_size, size_remarks = multiscales.pixel_size(ome)
+    missing, whole, missing_remarks = describe_missing(levels)
+    entries = _channel_entries(image.attributes, finest.level.shape[1])
+    names, is_rgb = _name_channels(entries, finest.array.dtype, ome)
     folders = [image.root, image.folder, *(image.folder / dataset for dataset in multiscales.datasets)]
     files = [folder / name for folder in folders for name in METADATA_FILES] + ([] if xml is None else [xml])
-    missing = _count_missing_chunks(arrays[0])
-    if missing:
-        finding = f"{missing} of {arrays[0].nchunks} chunks of level 0 aren't there and read as {arrays[0].fill_value}"
-        warnings.append(f"{finding}; check that the copy is complete")
+    name_remarks = dict.fromkeys(remark for level in levels for remark in level.remarks)
+    remarks = [*multiscales.remarks, *size_remarks, *xml_remarks, *name_remarks]
     return SourceFacts(
         format=image.layout,
         series=image.number,
         n_series=image.count,
-        dtype=check_dtype(file, arrays[0].dtype),
-        shapes=shapes,
-        chunks=tuple(_tczyx(multiscales.axes, array.chunks) for array in arrays),
+        dtype=check_dtype(file, finest.array.dtype),
+        shapes=tuple(each.level.shape for each in levels),
+        chunks=tuple(each.chunks for each in levels),
         pixel_size=pixel_size,
+        origin=multiscales.origin(),
         channel_names=names,
         is_rgb=is_rgb,
-        warnings=tuple(warnings),
+        warnings=(*remarks, *missing_remarks),
         identity_files=tuple(dict.fromkeys(name for name in files if name.is_file())),
         display=tuple(_display(entry) for entry in entries),
         missing_chunks=missing,
+        whole_levels=whole,
     )
-
-
-def _count_missing_chunks(array: Any) -> int:
-    """Count missing chunks, which read as empty without an error.
-
-    Chunks in shards aren't counted, because the shards' indices would have to be read, nor too many chunks.
-    """
-    if array.shards is not None or array.nchunks > MAX_COUNTED_CHUNKS:
-        return 0
-    return int(array.nchunks - array.nchunks_initialized)
-
-
-def _tczyx(axes: str, sizes: Sequence[int]) -> Shape5:
-    t, c, z, y, x = (int(sizes[axes.index(axis)]) if axis in axes else 1 for axis in "tczyx")
-    return t, c, z, y, x
-
-
-def _read_array(file: str, number: int, folder: Path) -> dict[str, Any]:
-    """Read the metadata of a level's array.
-
-    Raises:
-        SlideError: It is missing.
-        ValueError: Its metadata aren't JSON.
-    """
-    metadata = read_json_object(folder / "zarr.json") or read_json_object(folder / ".zarray")
-    if metadata is None:
-        raise SlideError(f"{file}: level {number} (folder {folder.name!r}) isn't there; copy the whole folder again")
-    return {**metadata, "attributes": {}}
-
-
-def _check_array(file: str, number: int, array: Any, axes: str) -> Any:
-    """Refuse an array whose sizes can't be true.
-
-    Raises:
-        SlideError: They can't; the message says which.
-    """
-    if array.ndim != len(axes):
-        raise SlideError(
-            f"{file}: level {number} has {array.ndim} axes where its metadata list {len(axes)}; write it again"
-        )
-    check_level(file, number, _tczyx(axes, array.shape))
-    dtype = check_dtype(file, array.dtype)
-    if min(array.chunks) < 1:
-        raise SlideError(f"{file}: level {number} has chunks of {array.chunks}; the file is damaged, write it again")
-    check_chunk(file, number, "chunk", array.chunks, dtype.itemsize)
-    (*_, height, width), (*_, rows, columns) = (_tczyx(axes, sizes) for sizes in (array.shape, array.chunks))
-    if rows * columns < MIN_CHUNK_PIXELS and height * width > MAX_TINY_CHUNKS * rows * columns:
-        raise SlideError(
-            f"{file}: level {number} is stored in chunks of {rows} × {columns} pixels, far too small to read; rechunk it"
-        )
-    if array.shards is not None and math.prod(array.shards) // math.prod(array.chunks) > MAX_CHUNKS_PER_SHARD:
-        raise SlideError(f"{file}: level {number} has shards of {array.shards}, too many chunks each; write it again")
-    return array
 
 
 def _ome_file(image: ZarrImage) -> Path | None:
@@ -197,15 +124,20 @@ def _ome_file(image: ZarrImage) -> Path | None:
     return None
 
 
-def _ome_image(path: Path, image: ZarrImage, shape: Shape5) -> OmeImage | None:
-    """Read what METADATA.ome.xml states about an image, if the size is the same."""
+def _ome_image(path: Path, image: ZarrImage, shape: Shape5) -> tuple[OmeImage | None, list[str]]:
+    """Read what METADATA.ome.xml states about an image, if the size is the same, and remarks."""
     try:
         images = read_ome_xml(decode_xml(path.read_bytes()), path.name).images
     except ValueError:
-        return None
+        return None, [f"its {path.name} can't be parsed and isn't used"]
     number = find_number(image)
     entry = images[number] if number < len(images) else None
-    return entry if entry is not None and entry.size == (shape[4], shape[3]) else None
+    if entry is None or entry.size == (shape[4], shape[3]):
+        return entry, []
+    return None, [
+        f"its {path.name} describes an image of {entry.size[0]} × {entry.size[1]} px and the arrays hold one of "
+        f"{shape[4]} × {shape[3]} px; the file isn't used"
+    ]
 
 
 def _channel_entries(attributes: Attributes, count: int) -> list[dict[str, Any]]:
@@ -228,7 +160,8 @@ def _name_channels(
 ) -> tuple[tuple[str, ...], bool]:
     """Name the channels, and tell whether they are red, green and blue."""
     count = len(entries)
-    names = [in_one_line(str(entry.get("label", "")), 80) for entry in entries]
+    labels = [entry.get("label") for entry in entries]
+    names = ["" if label is None else in_one_line(str(label), 80) for label in labels]
     if ome is not None and len(ome.channel_names) == count:
         names = [
             name if not _NO_NAME.fullmatch(name) else ome_name or name

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
@@ -22,6 +22,10 @@ GROUP_FILES = ("zarr.json", ".zattrs", ".zgroup")
 # The order is part of a slide's identity.
 METADATA_FILES = (".zgroup", ".zattrs", ".zarray", "zarr.json")
 MAX_METADATA_BYTES = 2**26
+_AXIS_NAMES = {
+    **{name: name for name in "tczyx"}, "time": "t", "channel": "c", "channels": "c", "depth": "z", "height": "y", "width": "x",
+}  # fmt: skip
+_OME_KEYS = ("multiscales", "plate", "well", "bioformats2raw.layout", "image-label", "labels", "series", "omero")
 Attributes: TypeAlias = Mapping[str, Any]
 
 
@@ -45,6 +49,12 @@ class ZarrImage:
     count: int
     layout: str
 
+    @property
+    def zarr_format(self) -> int:
+        """Version of the metadata files that the attributes are from, 2 or 3."""
+        v3 = _read_v3(self.folder)
+        return 2 if v3 is None or not v3.get("multiscales") else 3
+
 
 def read_json_object(path: Path) -> dict[str, Any] | None:
     """Read a JSON object from a file; none if the file doesn't exist.
@@ -66,17 +76,30 @@ def read_json_object(path: Path) -> dict[str, Any] | None:
 
 
 def _read_attributes(folder: Path) -> Attributes | None:
-    """Read the attributes of a Zarr group, those of OME-Zarr 0.5 from their "ome" key; none if it is no group."""
-    v3 = read_json_object(folder / "zarr.json")
-    if v3 is not None:
-        if v3.get("node_type") != "group":
-            return None
-        attributes = v3.get("attributes")
-        attributes = attributes if isinstance(attributes, dict) else {}
-        ome = attributes.get("ome")
-        return {**attributes, **ome} if isinstance(ome, dict) else attributes
-    attributes = read_json_object(folder / ".zattrs")
-    return attributes or {} if attributes is not None or (folder / ".zgroup").is_file() else None
+    """Read the attributes of a Zarr group, those of OME-Zarr 0.5 from their "ome" key; none if it is no group.
+
+    A folder may hold metadata of Zarr v2 and v3 beside each other: the version that has OME metadata counts.
+    """
+    v3, v2 = _read_v3(folder), read_json_object(folder / ".zattrs")
+    if v3 is None or (v2 is not None and not _has_ome(v3) and _has_ome(v2)):
+        is_group = v2 is not None or (folder / ".zgroup").is_file()
+        return v2 or {} if is_group else None
+    return v3
+
+
+def _read_v3(folder: Path) -> Attributes | None:
+    """Read the attributes of a Zarr v3 group; none if it is no group of that version."""
+    metadata = read_json_object(folder / "zarr.json")
+    if metadata is None or metadata.get("node_type") != "group":
+        return None
+    attributes = metadata.get("attributes")
+    attributes = attributes if isinstance(attributes, dict) else {}
+    ome = attributes.get("ome")
+    return {**attributes, **ome} if isinstance(ome, dict) else attributes
+
+
+def _has_ome(attributes: Attributes) -> bool:
+    return any(attributes.get(key) for key in _OME_KEYS)
 
 
 def find_images(path: Path, file: str) -> list[ZarrImage]:
@@ -184,6 +207,7 @@ class Multiscales:
     Attributes:
         axes: One of "t", "c", "z", "y", "x" per axis of the arrays.
         datasets: Paths of the levels below the image folder.
+        remarks: Warnings for people.
 
     Raises:
         SlideError: Something needed is missing or makes no sense.
@@ -203,42 +227,93 @@ class Multiscales:
             if not isinstance(name, str):
                 raise SlideError(f"{file}: a level in its metadata has no path; the file is damaged, write it again")
             self.datasets.append(str(_inside(image.folder, name, file).relative_to(image.folder)))
-        self._axes = self._checked_axes()
-        self.axes = "".join(str(axis["name"]).lower() for axis in self._axes)
+        self.remarks: list[str] = []
+        self._axes = self._read_axes()
+        self.axes = "".join(self._name_axes())
+        self._scale, self._translation = self._read_transformations()
 
-    def _checked_axes(self) -> list[dict[str, Any]]:
+    def _read_axes(self) -> list[dict[str, Any]]:
         axes = self._entry.get("axes")
         if axes is None:
             return [{"name": name} for name in "tczyx"]  # versions 0.1 and 0.2 have no axes: there are always five
-        axes = [{"name": axis} if isinstance(axis, str) else axis for axis in axes] if isinstance(axes, list) else []
-        names = [str(axis.get("name")).lower() if isinstance(axis, dict) else "?" for axis in axes]
+        axes = axes if isinstance(axes, list) else []
+        return [axis if isinstance(axis, dict) else {"name": axis} for axis in axes]
+
+    def _name_axes(self) -> list[str]:
+        """Name each axis "t", "c", "z", "y" or "x": by its name, otherwise by its type; spatial axes are in the order z, y, x."""
+        stated = [in_one_line(str(axis.get("name")), 20) for axis in self._axes]
+        names = [_AXIS_NAMES.get(name.lower(), "") for name in stated]
+        types = [str(axis.get("type")).lower() for axis in self._axes]
+        names = [name or {"time": "t", "channel": "c"}.get(kind, "") for name, kind in zip(names, types, strict=True)]
+        spatial = [
+            number for number, (name, kind) in enumerate(zip(names, types, strict=True)) if not name and kind == "space"
+        ]
+        if len(spatial) in (2, 3) and not {"z", "y", "x"} & set(names):
+            for number, name in zip(spatial, "zyx"[-len(spatial) :], strict=True):
+                names[number] = name
+            listing = ", ".join(f"{stated[number]} as {names[number]}" for number in spatial)
+            self.remarks.append(f"its axes have names of their own and are taken in their order: {listing}")
         if len(set(names)) != len(names) or not {"y", "x"} <= set(names) <= set("tczyx"):
-            axis_names = in_one_line(", ".join(names), 60) or "missing"
-            raise SlideError(f"{self._file}: its axes are {axis_names}, not some of t, c, z, y, x; write it again")
-        return axes
+            raise SlideError(
+                f"{self._file}: its axes are {', '.join(stated) or 'missing'}, not some of t, c, z, y, x; write it again"
+            )
+        return names
 
     def pixel_size(self, ome: OmeImage | None) -> tuple[PixelSize | None, list[str]]:
         """Return the pixel size of the finest level, and remarks on what the metadata state."""
-        scale = [a * b for a, b in zip(self._scale(self._levels[0]), self._scale(self._entry), strict=True)]
-        factors = dict(zip(self.axes, scale, strict=True))
+        factors = dict(zip(self.axes, self._scale, strict=True))
         units = {name: axis.get("unit", axis.get("units")) for name, axis in zip(self.axes, self._axes, strict=True)}
         # Without units, a scale tells how levels relate, and nothing about lengths.
-        y, x = (factors[axis] if units[axis] else None for axis in "yx")
+        y, x = (factors[axis] if units[axis] and self._has_scale else None for axis in "yx")
         own = state_size("OME-Zarr metadata", y, x, (str(units["y"]), str(units["x"])))
         size, remarks = choose_size([own, None if ome is None else ome.pixel_size])
-        if size is None and own is None and any(factor != 1 for factor in scale):
+        if size is None and own is None and any(factor != 1 for factor in self._scale):
             remarks.append("its scale has no unit and isn't used as pixel size")
         return size, remarks
 
-    def _scale(self, part: Mapping[str, Any]) -> list[float]:
-        transformations = part.get("coordinateTransformations")
-        for transformation in transformations if isinstance(transformations, list) else []:
-            scale = transformation.get("scale") if isinstance(transformation, dict) else None
-            if transformation.get("type") == "scale" and isinstance(scale, list) and len(scale) == len(self._axes):
-                if not all(
-                    isinstance(factor, (int, float)) and math.isfinite(factor) and factor > 0 for factor in scale
-                ):
-                    scale_text = in_one_line(str(scale), 60)
-                    raise SlideError(f"{self._file}: its scale is {scale_text}, not positive numbers; write it again")
-                return [float(factor) for factor in scale]
-        return [1.0] * len(self._axes)
+    @property
+    def _has_scale(self) -> bool:
+        """Whether any transformation states a scale: a unit alone doesn't say that pixels are 1 of it."""
+        return any(kind == "scale" for kind, _ in self._transformations())
+
+    def origin(self) -> tuple[float, float]:
+        """Return where the centre of the first pixel lies, in pixels along y and x: the translation in units of the scale."""
+        places = {name: at / size for name, at, size in zip(self.axes, self._translation, self._scale, strict=True)}
+        return places["y"], places["x"]
+
+    def _read_transformations(self) -> tuple[list[float], list[float]]:
+        """Apply the transformations of level 0, then those of all levels, and return their scale and translation."""
+        scale, translation = [1.0] * len(self._axes), [0.0] * len(self._axes)
+        for kind, values in self._transformations():
+            if kind == "scale":
+                scale = [a * b for a, b in zip(scale, values, strict=True)]
+                translation = [a * b for a, b in zip(translation, values, strict=True)]
+            else:
+                translation = [a + b for a, b in zip(translation, values, strict=True)]
+        return scale, translation
+
+    def _transformations(self) -> Iterator[tuple[str, list[float]]]:
+        """Read the scales and translations of level 0, in the order in which they apply.
+
+        Raises:
+            SlideError: They aren't a finite number per axis, or a scale isn't positive.
+        """
+        for part in (self._levels[0], self._entry):
+            transformations = part.get("coordinateTransformations")
+            for transformation in transformations if isinstance(transformations, list) else []:
+                kind = transformation.get("type") if isinstance(transformation, dict) else None
+                if kind not in ("scale", "translation") or kind not in transformation:
+                    continue
+                values = transformation[kind]
+                is_valid = isinstance(values, list) and len(values) == len(self._axes) and all(map(_is_finite, values))
+                if not is_valid or (kind == "scale" and min(values) <= 0):
+                    text = in_one_line(str(values), 60)
+                    numbers = "positive numbers" if kind == "scale" else "numbers"
+                    raise SlideError(
+                        f"{self._file}: its {kind} is {text}, not {len(self._axes)} {numbers}, one per axis; write it again"
+                    )
+                yield kind, [float(value) for value in values]
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
