@@ -10,7 +10,7 @@ DEMO   ?= demo-output
 
 .DEFAULT_GOAL := help
 STITCHING := stitching-accuracy stitching-speed stitching-memory
-BENCHMARKS := accuracy block conversion empty guide kills memory open-slide overhead rechunk same-results structure tissue
+BENCHMARKS := accuracy block conversion empty guide kills memory open-slide overhead pixel-oracle rechunk same-results structure tissue
 .PHONY: help install lock demo test test-fast many-slides full-networks screenshots slurm-overhead stardist $(BENCHMARKS) $(STITCHING) peers lint format typed imports typecheck clean
 
 help:  ## list the targets
@@ -95,6 +95,7 @@ stitching-speed:  ## stitching: seconds beside the raw limit and peers
 memory:      ## peak memory of every process for slides of 10 000 and 20 000 px
 open-slide:  ## what opening a slide takes in each task: milliseconds and system calls (needs strace, and ../shared/data)
 overhead:    ## what Prefect and Dask take when segmenting takes 2 s, or 0.1 s, a block
+pixel-oracle:  ## pixels of 800 combinations of format, compression and colours by eight writers: right, refused, or wrong, 15 seconds
 rechunk:     ## slides that are costly to read block by block, as they are and rechunked
 same-results:  ## digests of three slides' labels, halo strips and tables; --compare shows what a change of code changed
 structure:   ## sizes of files, functions and folders, vague names, duplicates
