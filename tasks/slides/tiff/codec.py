@@ -84,6 +84,8 @@ class Codec(BaseModel):
         if _is_jpeg_of_channels(page):
             # Told that they are RGB, the decoder leaves them alone; otherwise it takes them for YCbCr.
             numbers["photometric"], extra_samples = 2, ()
+        if page.planarconfig != 1:
+            numbers["photometric"] = 1  # a plane is grey, whatever colour it shows
         return cls(
             byteorder=">" if page.parent.byteorder == ">" else "<",
             numbers=numbers,
@@ -113,10 +115,36 @@ class Codec(BaseModel):
         Raises:
             Exception: tifffile can't decode such pixels.
         """
+        if self.packing is not None:
+            return self._make_unpacker(self.packing)
+        height, length = self.numbers["tilelength"] or self.numbers["rowsperstrip"], self.numbers["imagelength"]
+        width = self.numbers["tilewidth"] or self.numbers["imagewidth"]
+        decode = self._make_tifffile_decoder(length)
+        if decode.__name__.startswith("decode_raise"):
+            decode(b"", 0)  # raises what tifffile found wrong, which would otherwise count as a damaged tile
+
+        def decode_tile(data: bytes, number: int, jpeg_tables: bytes | None) -> NDArray[Any]:
+            _check_embedded_size(data, height, width)
+            options = {"jpegtables": jpeg_tables, "jpegheader": self.jpeg_header}
+            arguments = {name: value for name, value in options.items() if value is not None}
+            try:
+                return self._scaled(decode(data, number, **arguments)[0])
+            except Exception:
+                if self.numbers["tilewidth"] or length % height == 0:
+                    raise
+            # Some writers fill the last strip up.
+            padded = self._make_tifffile_decoder(-(-length // height) * height)
+            return self._scaled(padded(data, number, **arguments)[0])
+
+        return decode_tile
+
+    def _make_tifffile_decoder(self, length: int) -> Callable[..., tuple[NDArray[Any], Any, Any]]:
+        """Make tifffile's decoder of the tiles or strips of an image of so many rows."""
         dtype = None if self.dtype is None else np.dtype(self.dtype)
+        samples, depth, _, width, interleaved = self.shaped
         page = SimpleNamespace(
-            **self.numbers,
-            shaped=self.shaped,
+            **self.numbers | {"imagelength": length},
+            shaped=(samples, depth, length, width, interleaved),
             bitspersample=self.bitspersample,
             extrasamples=self.extrasamples,
             dtype=dtype,
@@ -134,24 +162,15 @@ class Codec(BaseModel):
                 root=SimpleNamespace(_decoders={}),
             ),
         )
-        if self.packing is not None:
-            return self._make_unpacker(self.packing)
-        decode = tifffile.TiffPage.decode.func(page)  # type: ignore[attr-defined]
-        size = self.numbers["tilelength"] or self.numbers["rowsperstrip"], self.numbers["tilewidth"] or page.imagewidth
-
-        def decode_tile(data: bytes, number: int, jpeg_tables: bytes | None) -> NDArray[Any]:
-            _check_embedded_size(data, *size)
-            options = {"jpegtables": jpeg_tables, "jpegheader": self.jpeg_header}
-            arguments = {name: value for name, value in options.items() if value is not None}
-            return self._scaled(decode(data, number, **arguments)[0])
-
-        return decode_tile
+        decode: Callable[..., tuple[NDArray[Any], Any, Any]] = tifffile.TiffPage.decode.func(page)  # type: ignore[attr-defined]
+        return decode
 
     def _make_unpacker(self, packing: tuple[int, int]) -> Decoder:
         """Make the function that decodes tiles or strips in which pixels share Cb and Cr."""
-        numbers = self.numbers
-        height, width = numbers["tilelength"], numbers["tilewidth"] or numbers["imagewidth"]
-        rows = numbers["rowsperstrip"]
+        numbers, (columns, rows) = self.numbers, packing
+        height = numbers["tilelength"] or numbers["rowsperstrip"]
+        width = numbers["tilewidth"] or numbers["imagewidth"]
+        most_bytes = -(-height // rows) * -(-width // columns) * (rows * columns + 2)
         compression = numbers["compression"]
         decompress = None if compression == 1 else tifffile.TIFF.DECOMPRESSORS[compression]
 
@@ -159,8 +178,8 @@ class Codec(BaseModel):
             if numbers["fillorder"] == 2:
                 data = bytes(imagecodecs.bitorder_decode(data))
             if decompress is not None:
-                data = decompress(data)
-            n_rows = height or min(rows, numbers["imagelength"] - number * rows)
+                data = decompress(data, out=most_bytes)
+            n_rows = height if numbers["tilewidth"] else min(height, numbers["imagelength"] - number * height)
             return _unpack_ycbcr(np.frombuffer(data, np.uint8), (n_rows, width), packing)[None]
 
         return decode_tile

@@ -118,8 +118,11 @@ def _find_photometric(page: tifffile.TiffPage, samples: int) -> int:
 def _describe(page: tifffile.TiffPage, samples: int, file: str, *, is_rgb: bool) -> Colour:
     """Describe RGB as it is stored."""
     dtype = check_dtype(file, page.dtype)
-    bits = page.bitspersample if isinstance(page.bitspersample, int) else None
-    full = float(find_white(dtype, bits))
+    if not isinstance(page.bitspersample, int):
+        raise ColourError(
+            f"{file}: its samples have {page.bitspersample} bits, which isn't read; export it as RGB of 8 bits"
+        )
+    full = float(find_white(dtype, page.bitspersample))
     return Colour(samples=samples, colours=3, is_rgb=is_rgb, full=full, dtype=dtype.name, background=full)
 
 
@@ -249,7 +252,7 @@ _FINDERS: dict[int, _Finder] = {_RGB: _find_rgb, _PALETTE: _find_palette, _CMYK:
 
 
 def _check_unsigned(page: tifffile.TiffPage, photometric: int, file: str) -> None:
-    if page.dtype is None or page.dtype.kind not in "bu" or not isinstance(page.bitspersample, int):
+    if page.dtype is None or page.dtype.kind not in "bu":
         raise ColourError(
             f"{file}: its pixels are {_NAMES[photometric]} of type {page.dtype or 'unknown'}, which isn't read; export it as RGB"
         )
@@ -295,7 +298,7 @@ def _is_first_segment_whole(page: tifffile.TiffPage) -> bool:
     data = _read_first_segment(page)
     if page.compression != 1:
         with suppress(Exception):  # reading its pixels says what is wrong with them
-            data = tifffile.TIFF.DECOMPRESSORS[page.compression](data)
+            data = tifffile.TIFF.DECOMPRESSORS[page.compression](data, out=height * width * 3)
     return len(data) >= height * width * 3
 
 

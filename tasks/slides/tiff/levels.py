@@ -21,6 +21,7 @@ from slidesam.tasks.slides.tiff.tables import make_page_spec
 
 MAX_COMPRESSION = 100_000  # decoded bytes per byte of file; a blank canvas reaches 6000
 SLOW_SEGMENT_BYTES = 2**28
+_ELECTRON_EVENTS = (65000, 65001, 65002)  # compression of EER files only
 _NO_NUMBER = (
     1e30  # from here on a value says that there is none, as inf and NaN do; it would ruin what is measured of a slide
 )
@@ -184,6 +185,8 @@ def _check_codec(page: tifffile.TiffPage, file: str) -> None:
     if page.compression == 1:
         return
     try:
+        if page.compression in _ELECTRON_EVENTS and not page.parent.is_eer:
+            raise KeyError(page.compression)
         tifffile.TIFF.DECOMPRESSORS[page.compression]
     except KeyError:
         raise SlideError(

@@ -449,6 +449,54 @@ def test_a_file_that_does_not_say_what_its_pixels_are(tmp_path: Path, samples: i
     np.testing.assert_array_equal(pixels, image)
 
 
+def test_samples_of_different_bits_are_refused(tmp_path: Path) -> None:
+    tags = {256: SIDE, 257: SIDE, 258: (5, 6, 5), 259: 1, 262: 2, 277: 3, 278: SIDE}
+    with pytest.raises(SlideError, match=r"\(5, 6, 5\) bits"):
+        inspect_slide(write_by_hand(tmp_path / "a.tif", [bytes(2 * SIDE * SIDE)], tags))
+
+
+@pytest.mark.parametrize(("tags", "message"), [({259: 65000}, "method 65000"), ({317: 77, 259: 8}, "not a known PREDICTOR")])
+def test_what_tifffile_can_not_decode_is_refused_before_anything_is_read(
+    tmp_path: Path, tags: dict[int, Any], message: str
+) -> None:
+    path = tmp_path / "a.tif"
+    write_by_hand(
+        path, [bytes(2 * SIDE * SIDE)], {256: SIDE, 257: SIDE, 258: 8, 259: 1, 262: 1, 277: 1, 278: SIDE} | tags
+    )
+    with pytest.raises(SlideError, match=message):
+        inspect_slide(path)
+
+
+@pytest.mark.parametrize("photometric", ["rgb", "minisblack"])
+@pytest.mark.parametrize("has_jfif", [True, False])
+def test_jpeg_of_separate_planes(tmp_path: Path, photometric: str, has_jfif: bool) -> None:
+    tiles = [bytes(imagecodecs.jpeg_encode(np.ascontiguousarray(picture()[..., at]), level=99)) for at in range(3)]
+    if not has_jfif:
+        tiles = [tile[:2] + tile[20:] for tile in tiles]
+    tags = {
+        256: SIDE,
+        257: SIDE,
+        258: (8, 8, 8),
+        259: 7,
+        262: 2 if photometric == "rgb" else 1,
+        277: 3,
+        284: 2,
+        322: SIDE,
+        323: SIDE,
+    }
+    slide, pixels = read(write_by_hand(tmp_path / "a.tif", tiles, tags))
+    assert slide.is_rgb == (photometric == "rgb")
+    assert_near(pixels, picture(), 3)
+
+
+def test_a_last_strip_that_is_filled_up(tmp_path: Path) -> None:
+    image = picture()[:61, :, 0]
+    padded = np.vstack([image, image[:9]])
+    strips = [bytes(imagecodecs.zlib_encode(padded[y : y + 14].tobytes())) for y in range(0, 61, 14)]
+    tags = {256: SIDE, 257: 61, 258: 8, 259: 8, 262: 1, 277: 1, 278: 14}
+    np.testing.assert_array_equal(read(write_by_hand(tmp_path / "a.tif", strips, tags))[1][..., 0], image)
+
+
 def test_a_level_of_another_kind_is_left_out(tmp_path: Path) -> None:
     grey = picture()[..., 0].astype(np.uint16) * 200
     path = tmp_path / "a.ome.tif"
