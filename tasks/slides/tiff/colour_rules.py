@@ -64,7 +64,9 @@ def read_colour(page: tifffile.TiffPage, kind: str, samples: int, groups: int, f
     """
     photometric = _find_photometric(page, samples)
     if photometric == _PALETTE and (kind in _NUMBER_FORMATS or groups > 1):
-        photometric = _BLACK_IS_ZERO
+        colour, remarks = _read_grey(page, _BLACK_IS_ZERO, samples, file)
+        unapplied = "its palettes aren't applied, since it has several channels: their numbers are read"
+        return colour, remarks if kind in _NUMBER_FORMATS else [*remarks, unapplied]
     if photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO):
         return _read_grey(page, photometric, samples, file)
     if photometric not in _NEEDED_SAMPLES:

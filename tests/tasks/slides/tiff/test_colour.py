@@ -385,6 +385,33 @@ def test_palettes_that_only_show_numbers(tmp_path: Path, kind: str) -> None:
     np.testing.assert_array_equal(pixels[..., 0], numbers)
 
 
+def test_palettes_of_several_channels_are_not_applied(tmp_path: Path) -> None:
+    numbers = np.stack([picture()[..., 0], picture()[..., 1]])
+    options = {"photometric": "palette", "colormap": colour_map(8), "metadata": {"axes": "CYX"}}
+    slide, pixels = read(write(tmp_path / "a.ome.tif", numbers, ome=True, **options))
+    assert not slide.is_rgb
+    assert any("palettes aren't applied" in warning for warning in slide.warnings)
+    np.testing.assert_array_equal(pixels, picture()[..., :2])
+
+
+def test_stacks_and_groups_of_colours_are_converted(tmp_path: Path) -> None:
+    """Two channels of YCbCr, three focal planes of red, green, blue and alpha."""
+    channels = np.stack([to_ycbcr(picture()), to_ycbcr(picture()[::-1])])
+    path = write(tmp_path / "c.ome.tif", channels, ome=True, photometric="ycbcr", metadata={"axes": "CYXS"})
+    slide, pixels = read(path)
+    assert (slide.size_c, slide.is_rgb) == (6, False)
+    assert_near(pixels, np.dstack([picture(), picture()[::-1]]), 3)
+    alpha = np.full((SIDE, SIDE), 255, np.uint8)
+    alpha[:9] = 0
+    planes = np.stack([np.dstack([picture()[:, ::step], alpha]) for step in (1, -1)])
+    options = {"photometric": "rgb", "extrasamples": ["unassalpha"], "metadata": {"axes": "ZYXS"}}
+    slide = inspect_slide(write(tmp_path / "z.ome.tif", planes, ome=True, **options))
+    with SlideReader(slide) as reader:
+        pixels = reader.fetch(0, range(1), range(3), range(2), Region(0, 0, SIDE, SIDE))
+    expected = np.where(alpha[..., None] > 0, planes[..., :3], 255)
+    np.testing.assert_array_equal(pixels[0].transpose(1, 2, 3, 0), expected)
+
+
 def test_white_is_zero_is_read_as_stored_with_a_note(tmp_path: Path) -> None:
     slide, pixels = read(write(tmp_path / "a.tif", picture()[..., 0], photometric="miniswhite"))
     np.testing.assert_array_equal(pixels[..., 0], picture()[..., 0])
@@ -455,7 +482,9 @@ def test_samples_of_different_bits_are_refused(tmp_path: Path) -> None:
         inspect_slide(write_by_hand(tmp_path / "a.tif", [bytes(2 * SIDE * SIDE)], tags))
 
 
-@pytest.mark.parametrize(("tags", "message"), [({259: 65000}, "method 65000"), ({317: 77, 259: 8}, "not a known PREDICTOR")])
+@pytest.mark.parametrize(
+    ("tags", "message"), [({259: 65000}, "method 65000"), ({317: 77, 259: 8}, "not a known PREDICTOR")]
+)
 def test_what_tifffile_can_not_decode_is_refused_before_anything_is_read(
     tmp_path: Path, tags: dict[int, Any], message: str
 ) -> None:
