@@ -28,6 +28,10 @@ class SlideSettings(Section):
     """Focal plane to segment, counted from 0."""
     channels: Literal["auto"] | tuple[int | str, ...] = "auto"
     """Channels that the segmenter sees, by index or name; auto = red, green and blue, otherwise the channel named like a nuclear stain, otherwise the first."""  # noqa: E501
+    pages: Literal["auto", "channels", "z"] = "auto"
+    """What the pages of a TIFF are if the file doesn't say it; auto = channels if they have names, otherwise focal planes (z)."""
+    rgb: Literal["auto"] | bool = "auto"
+    """Whether the channels are red, green and blue of a bright-field image rather than fluorescence; auto = as the file says, and for three unnamed 8-bit channels whether they are bright."""  # noqa: E501
     mpp: Annotated[float, Field(gt=0, lt=1000)] | None = None
     """Pixel size in µm; set it if the file has none or a wrong one."""
     target_mpp: Annotated[float, Field(gt=0, lt=1000)] | None = None

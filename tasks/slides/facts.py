@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from slidesam.tasks.slides.source import Display, SourceSpec
+from slidesam.tasks.slides.source import Display, Pages, SourceSpec
 
 EXTENSIONS = (
     "zarr", "zip", "svs", "tif", "tiff", "btf", "tf2", "tf8", "ndpi", "scn", "bif", "qptiff", "lsm", "stk", "avs", "ome",
@@ -77,9 +77,9 @@ class Slide(BaseModel):
     """Resolutions, finest first."""
     mpp: tuple[float, float] | None
     """Pixel size of level 0 in µm, along y and x; none where unknown."""
-    mpp_origin: str | None = None
+    mpp_origin: str | None = Field(default=None, exclude_if=lambda origin: origin is None)
     """Where the pixel size is stated: a place in the file, or setting slide.mpp; none where unknown."""
-    origin: tuple[float, float] = (0.0, 0.0)
+    origin: tuple[float, float] = Field(default=(0.0, 0.0), exclude_if=lambda origin: not any(origin))
     """Where the file says that the centre of the first pixel lies, in pixels of level 0 along y and x."""
     channel_names: tuple[str, ...]
     """One name per channel."""
@@ -93,6 +93,8 @@ class Slide(BaseModel):
     """Focal plane chosen by the settings."""
     channels: tuple[int, ...]
     """Channels chosen by the settings."""
+    pages: Pages | None = Field(default=None, exclude_if=lambda pages: pages is None)
+    """What the pages of the file were taken for if it doesn't say what they are: channels or focal planes."""
     identity: SlideIdentity
     """Identity of the file."""
     warnings: tuple[str, ...]

@@ -1,7 +1,7 @@
 """Owns the inspection of slides: it finds the image and planes that the settings mean, and the file's identity.
 
 `tiff` and `zarr` inspect the files; a new kind of file is a new package beside them. Everything that is wrong with a file becomes
-one `SlideError` on one line. No pixel is read.
+one `SlideError` on one line. No pixel is read, unless a file doesn't say whether three channels are colours (`bright_field`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from slidesam.tasks.errors import SettingsError, SlideError
 from slidesam.tasks.settings.sections import SlideSettings
+from slidesam.tasks.slides.bright_field import settle_colours
 from slidesam.tasks.slides.facts import Level, Slide, SlideIdentity, slide_name
 from slidesam.tasks.slides.pixel_size import PixelSize
 from slidesam.tasks.slides.source import (
@@ -52,7 +53,11 @@ def inspect_slide(path: str | os.PathLike[str], settings: SlideSettings = SlideS
     file = one_line_name(Path(path))
     with errors_as_slide_errors(file, "can't be opened", "check that it exists and can be read"):
         location = Path(os.path.abspath(path))  # noqa: PTH100 (a link keeps its name)
-        choice = ImageChoice(None if settings.series == "auto" else settings.series)
+        choice = ImageChoice(
+            series=None if settings.series == "auto" else settings.series,
+            pages=None if settings.pages == "auto" else settings.pages,
+            is_rgb=None if settings.rgb == "auto" else settings.rgb,
+        )
         facts, source = inspect_source(location, file, choice)
         return _make_slide(location, file, facts, source, settings)
 
@@ -74,7 +79,7 @@ def inspect_source(path: Path, file: str, choice: ImageChoice) -> tuple[SourceFa
         if not path.is_dir() and not path.is_file():
             raise SlideError(f"{file}: is no regular file; give a slide file or an OME-Zarr folder")
         facts, source = inspect_zarr(path, choice) if path.is_dir() else inspect_tiff(path, choice)
-        return facts, source.with_background(facts.is_rgb)
+        return settle_colours(path, file, facts, source, choice.is_rgb)
 
 
 def _make_slide(path: Path, file: str, facts: SourceFacts, source: SourceSpec, settings: SlideSettings) -> Slide:
@@ -101,11 +106,12 @@ def _make_slide(path: Path, file: str, facts: SourceFacts, source: SourceSpec, s
         origin=facts.origin,
         channel_names=facts.channel_names,
         display=facts.display,
-        is_rgb=facts.is_rgb,
+        is_rgb=bool(facts.is_rgb),
+        pages=facts.pages,
         t=_choose_plane(file, "t", settings.t, finest[0], "time points"),
         z=_choose_plane(file, "z", settings.z, finest[2], "focal planes"),
         channels=_choose_channels(file, settings.channels, facts),
-        identity=_identify(path, facts.identity_files, facts.missing_chunks),
+        identity=_identify(path, facts),
         warnings=(*facts.warnings, *remarks),
         source=source if len(pickle.dumps(source)) <= MAX_CARRIED_BYTES else None,
     )
@@ -157,7 +163,8 @@ def _find_channel(file: str, channel: int | str, names: Sequence[str]) -> int:
     raise SettingsError(f"setting slide.channels: {file} has no channel {channel!r}; it has {listing}")
 
 
-def _identify(path: Path, files: Sequence[Path], missing_chunks: int) -> SlideIdentity:
+def _identify(path: Path, facts: SourceFacts) -> SlideIdentity:
+    files = facts.identity_files
     digest, states = hashlib.blake2b(digest_size=32), file_states(files)
     for name, (size, _) in zip(files, states, strict=True):
         if len(files) > 1 or path.is_dir():
@@ -166,8 +173,9 @@ def _identify(path: Path, files: Sequence[Path], missing_chunks: int) -> SlideId
             digest.update(stream.read(_DIGEST_BYTES))
             stream.seek(max(_DIGEST_BYTES, size - _DIGEST_BYTES))
             digest.update(stream.read(_DIGEST_BYTES))
-    if missing_chunks:  # otherwise labels of an incomplete copy would count as those of the complete one
-        digest.update(b"\0missing chunks, read as background: %d" % missing_chunks)
+    if facts.missing_chunks:  # otherwise labels of an incomplete copy would count as those of the complete one
+        background = b"white" if facts.is_rgb else b"dark"
+        digest.update(b"\0missing chunks, read as %s background: %d" % (background, facts.missing_chunks))
     return SlideIdentity(
         path=str(path.resolve()),
         size=sum(size for size, _ in states),

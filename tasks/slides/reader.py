@@ -67,7 +67,10 @@ class SlideReader:
             SlideError: It isn't there, has changed, or was replaced, even by one of the same shape.
         """
         slide = self._slide
-        spec = slide.source or inspect_source(slide.path, self._file, ImageChoice(slide.series))[1]
+        spec = (
+            slide.source
+            or inspect_source(slide.path, self._file, ImageChoice(slide.series, slide.pages, slide.is_rgb))[1]
+        )
         with missing_as_slide_errors(slide.path, self._file):
             source = spec.open(slide.path)
         try:

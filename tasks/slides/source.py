@@ -35,6 +35,7 @@ MAX_PLANES = 2**31  # t × z
 RGB_NAMES = ("red", "green", "blue")
 
 Shape5: TypeAlias = tuple[int, int, int, int, int]
+Pages: TypeAlias = Literal["channels", "z"]
 FileState: TypeAlias = tuple[int, int]  # size in bytes, time of the last change in ns
 
 
@@ -55,9 +56,13 @@ class ImageChoice(NamedTuple):
 
     Attributes:
         series: Number of the image; none = the one that is the slide.
+        pages: What pages are of which the file doesn't say it; none = decide by their names.
+        is_rgb: Whether the first three channels are red, green and blue; none = decide by what the file says, or looks like.
     """
 
     series: int | None = None
+    pages: Pages | None = None
+    is_rgb: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,8 @@ class SourceFacts:
         chunks: Sizes (t, c, z, y, x) of what is decoded at once, for each level.
         pixel_size: What the file credibly states about the size of its pixels.
         channel_names: One per channel.
-        is_rgb: Whether the channels are red, green and blue.
+        is_rgb: Whether the channels are red, green and blue; none if the file leaves it open.
+        pages: What pages were taken for of which the file doesn't say it; none otherwise.
         warnings: Warnings for people, one sentence each.
         identity_files: Files whose content identifies the slide.
         display: One per channel.
@@ -90,13 +96,14 @@ class SourceFacts:
     chunks: tuple[Shape5, ...]
     pixel_size: PixelSize | None
     channel_names: tuple[str, ...]
-    is_rgb: bool
+    is_rgb: bool | None
     warnings: tuple[str, ...]
     identity_files: tuple[Path, ...]
     display: tuple[Display, ...]
     missing_chunks: int = 0
     whole_levels: tuple[bool, ...] = ()
     origin: tuple[float, float] = (0.0, 0.0)
+    pages: Pages | None = None
 
 
 class SourceSpec(BaseModel, ABC):
@@ -248,11 +255,6 @@ def one_line_name(path: Path) -> str:
     parts = path.parts
     store = next((index for index, part in enumerate(parts) if part.lower().endswith(".zarr")), len(parts) - 1)
     return in_one_line("/".join(parts[store:]) or str(path), 255)
-
-
-def are_rgb(names: Sequence[str]) -> bool:
-    """Tell whether channels with these names are red, green and blue."""
-    return tuple(name.strip().lower() for name in names) in (RGB_NAMES, ("r", "g", "b"))
 
 
 def check_level(file: str, level: int, shape: Sequence[int]) -> None:

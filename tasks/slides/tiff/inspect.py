@@ -23,6 +23,7 @@ from slidesam.tasks.slides.tiff.holes import describe_holes, find_whole_levels
 from slidesam.tasks.slides.tiff.layout import TiffLevel
 from slidesam.tasks.slides.tiff.levels import read_levels
 from slidesam.tasks.slides.tiff.metadata import read_facts
+from slidesam.tasks.slides.tiff.pages import find_meaning
 from slidesam.tasks.slides.tiff.quiet import quiet_tifffile
 from slidesam.tasks.slides.tiff.source import TiffSpec
 from slidesam.tasks.slides.tiff.text import correct_description
@@ -91,13 +92,14 @@ def _inspect_open(
         )
     number, choice_remarks = choose_image([_summarise(series) for series in all_series], choice.series, file)
     series = all_series[number]
-    levels, holes, warnings = read_levels(series, count, file, path.stat().st_size)
-    warnings += choice_remarks + describe_holes(levels, holes, series.kind)
+    meaning = find_meaning(series, choice.pages)
+    levels, holes, warnings = read_levels(series, meaning.pages, count, file, path.stat().st_size)
+    warnings += [*choice_remarks, *meaning.remarks, *describe_holes(levels, holes, series.kind)]
     if cut:
         warnings.append(
             "the file is cut short after its last directory; smaller levels or further images may be missing"
         )
-    facts = read_facts(tiff, series, levels, ome, warnings, path)
+    facts = read_facts(tiff, series, levels, ome, meaning, warnings, path)
     whole = find_whole_levels(levels, holes, series.kind)
     return replace(facts, missing_chunks=sum(each.missing for each in holes), whole_levels=whole), levels
 

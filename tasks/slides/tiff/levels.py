@@ -12,7 +12,7 @@ import numpy as np
 import tifffile
 
 from slidesam.tasks.errors import SlideError
-from slidesam.tasks.slides.source import Shape5, check_chunk, check_level
+from slidesam.tasks.slides.source import Pages, Shape5, check_chunk, check_level
 from slidesam.tasks.slides.tiff.codec import Codec
 from slidesam.tasks.slides.tiff.colour_rules import ColourError, find_packing, read_colour
 from slidesam.tasks.slides.tiff.holes import Holes, find_holes
@@ -28,12 +28,13 @@ _NO_NUMBER = (
 
 
 def read_levels(
-    series: tifffile.TiffPageSeries, directories: int, file: str, file_size: int
+    series: tifffile.TiffPageSeries, pages_are: Pages | None, directories: int, file: str, file_size: int
 ) -> tuple[tuple[TiffLevel, ...], tuple[Holes, ...], list[str]]:
     """Read the layout of all levels of an image, finest first.
 
     Args:
         series: tifffile's view of the image.
+        pages_are: What pages are of which the file doesn't say it.
         directories: Number of directories in the file.
         file: Name for messages.
         file_size: Bytes.
@@ -49,7 +50,7 @@ def read_levels(
     all_holes: list[Holes] = []
     for number, part in enumerate(series.levels):
         try:
-            level, pages, colour_remarks = _read_level(part, number, directories, file)
+            level, pages, colour_remarks = _read_level(part, pages_are, number, directories, file)
             is_alike = not levels or _has_same_pixels(level, levels[0])
         except ColourError:
             if not levels:
@@ -82,11 +83,11 @@ def _has_same_pixels(level: TiffLevel, finest: TiffLevel) -> bool:
 
 
 def _read_level(
-    series: tifffile.TiffPageSeries, number: int, directories: int, file: str
+    series: tifffile.TiffPageSeries, pages_are: Pages | None, number: int, directories: int, file: str
 ) -> tuple[TiffLevel, list[Page | None], list[str]]:
     """Read the layout of one level, its pages with their tables, and remarks on its colours."""
     page = series.keyframe
-    axes = _find_axes(series, number, file)
+    axes = _find_axes(series, pages_are, number, file)
     sizes = axes.sizes
     _check_codec(page, file)
     colour, remarks = read_colour(page, series.kind, sizes["S"], sizes["C"], file)
@@ -126,7 +127,7 @@ def _tile_shape(page: tifffile.TiffPage) -> tuple[int, int, int]:
     return 1, page.rowsperstrip, page.imagewidth
 
 
-def _find_axes(series: tifffile.TiffPageSeries, number: int, file: str) -> Axes:
+def _find_axes(series: tifffile.TiffPageSeries, pages_are: Pages | None, number: int, file: str) -> Axes:
     """Find the place of each of T, C, Z, Y, X and S (interleaved or separate samples) in the file.
 
     Leading axes go from page to page, the others lie inside a page, whose normal shape has five dimensions: separate
@@ -134,7 +135,8 @@ def _find_axes(series: tifffile.TiffPageSeries, number: int, file: str) -> Axes:
     """
     page, shape, axis_names = series.keyframe, series.get_shape(False), series.get_axes(False)
     check_level(file, number, (1, 1, 1, *page.shaped[2:4]))
-    names = ["Z" if name in "IQ" and "Z" not in axis_names else name for name in axis_names]
+    letter = "C" if pages_are == "channels" else "Z"
+    names = [letter if name in "IQ" and letter not in axis_names else name for name in axis_names]
     split = next((index for index in range(len(shape), -1, -1) if math.prod(shape[index:]) == page.size), 0)
     over_pages = [(name, size) for name, size in zip(names[:split], shape[:split], strict=True) if size > 1]
     in_page = [(name, size) for name, size in zip(names[split:], shape[split:], strict=True) if size > 1]

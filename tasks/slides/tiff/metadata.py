@@ -9,11 +9,13 @@ import numpy as np
 import tifffile
 
 from slidesam.tasks.errors import in_one_line
+from slidesam.tasks.slides.bright_field import find_rgb
 from slidesam.tasks.slides.ome_xml import OmeDocument, OmeImage
-from slidesam.tasks.slides.source import RGB_NAMES, Display, SourceFacts, are_rgb, credible_window, one_line_name
+from slidesam.tasks.slides.source import RGB_NAMES, Display, SourceFacts, credible_window, one_line_name
 from slidesam.tasks.slides.tiff.colour import Colour
 from slidesam.tasks.slides.tiff.layout import TiffLevel
 from slidesam.tasks.slides.tiff.ome_image import find_ome_image
+from slidesam.tasks.slides.tiff.pages import PagesMeaning
 from slidesam.tasks.slides.tiff.pixel_size import find_pixel_size
 
 _FORMATS = {
@@ -25,15 +27,19 @@ _FORMATS = {
 
 def read_facts(
     tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries, levels: Sequence[TiffLevel], ome: OmeDocument | None,
-    warnings: Sequence[str], path: Path,
+    meaning: PagesMeaning, warnings: Sequence[str], path: Path,
 ) -> SourceFacts:  # fmt: skip
     """Read the facts that the file states about one image."""
     level, page = levels[0], series.keyframe
     image, remarks = find_ome_image(tiff, series, level, ome, one_line_name(path))
     pixel_size, size_remarks = find_pixel_size(tiff, series, image)
     remarks += size_remarks
-    names = _channel_names(tiff, series, level, image)
-    is_rgb = level.is_rgb or are_rgb(names)
+    names = _channel_names(tiff, series, level, image, meaning.names)
+    display = _display(tiff, series, level.shape[1], level.colour, image)
+    samples = () if image is None else image.samples
+    is_rgb = level.is_rgb or find_rgb(names, [shown.colour for shown in display], np.dtype(level.dtype), samples)
+    if is_rgb is None and level.axes.sizes["S"] > 1:
+        is_rgb = False  # a page of three samples says itself (PhotometricInterpretation) that they aren't colours
     if int(page.tags.valueof(274, 1)) != 1:
         remarks.append(f"its orientation tag ({int(page.tags.valueof(274))}) isn't applied")
     return SourceFacts(
@@ -48,7 +54,8 @@ def read_facts(
         is_rgb=is_rgb,
         warnings=(*warnings, *remarks),
         identity_files=(path,),
-        display=_display(tiff, series, level.shape[1], level.colour, image),
+        display=display,
+        pages=meaning.pages,
     )
 
 
@@ -67,12 +74,12 @@ def _display(
 
 
 def _channel_names(
-    tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries, level: TiffLevel, image: OmeImage | None
-) -> tuple[str, ...]:
+    tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries, level: TiffLevel, image: OmeImage | None, page_names: Sequence[str],
+) -> tuple[str, ...]:  # fmt: skip
     count = level.shape[1]
     if level.is_rgb:
         return (*RGB_NAMES, *(f"extra {number + 1}" for number in range(count - len(RGB_NAMES))))
-    names: Sequence[str] = ()
+    names: Sequence[str] = page_names if len(page_names) == count else ()
     if image is not None and len(image.channel_names) == count:
         names = image.channel_names
     elif series.kind == "imagej":

@@ -4,8 +4,8 @@
 2. `levels` reads the levels, and refuses arrays whose sizes can't be true.
 3. `_name_channels` names the channels.
 
-Three channels are red, green and blue if they have these names. Otherwise `METADATA.ome.xml` decides, if it exists: three samples
-per pixel mean yes. Otherwise they are if they are 8 bit, have no names, and are coloured red, green and blue.
+Whether three channels are red, green and blue is decided by `bright_field`: by their names, by `METADATA.ome.xml` (three samples
+per pixel mean yes), by their colours; and if all that leaves it open, by a few pixels.
 """
 
 from __future__ import annotations
@@ -19,15 +19,14 @@ from typing import Any
 import numpy as np
 
 from slidesam.tasks.errors import in_one_line
+from slidesam.tasks.slides.bright_field import find_rgb, is_unnamed
 from slidesam.tasks.slides.choice import choose_image
 from slidesam.tasks.slides.ome_xml import OmeImage, read_ome_xml
 from slidesam.tasks.slides.source import (
-    RGB_NAMES,
     Display,
     ImageChoice,
     Shape5,
     SourceFacts,
-    are_rgb,
     check_dtype,
     credible_window,
     errors_as_slide_errors,
@@ -46,9 +45,7 @@ from slidesam.tasks.slides.zarr.metadata import (
 )
 from slidesam.tasks.slides.zarr.source import ZarrSpec
 
-_NO_NAME = re.compile(r"(channel|ch|c)?[ _:#-]*\d*", re.IGNORECASE)
 _COLOUR = re.compile(r"[0-9A-F]{6}")
-_RGB_COLOURS = ("FF0000", "00FF00", "0000FF")
 
 
 def inspect_zarr(path: Path, choice: ImageChoice) -> tuple[SourceFacts, ZarrSpec]:
@@ -91,7 +88,7 @@ def _facts(file: str, image: ZarrImage, multiscales: Multiscales, levels: Sequen
     pixel_size, size_remarks = multiscales.pixel_size(ome)
     missing, whole, missing_remarks = describe_missing(levels)
     entries = _channel_entries(image.attributes, finest.level.shape[1])
-    names, is_rgb = _name_channels(entries, finest.array.dtype, ome)
+    names, is_rgb = _name_channels(entries, image.attributes.get("omero"), finest.array.dtype, ome)
     folders = [image.root, image.folder, *(image.folder / dataset for dataset in multiscales.datasets)]
     files = [folder / name for folder in folders for name in METADATA_FILES] + ([] if xml is None else [xml])
     name_remarks = dict.fromkeys(remark for level in levels for remark in level.remarks)
@@ -156,26 +153,20 @@ def _display(entry: dict[str, Any]) -> Display:
 
 
 def _name_channels(
-    entries: list[dict[str, Any]], dtype: np.dtype[Any], ome: OmeImage | None
-) -> tuple[tuple[str, ...], bool]:
-    """Name the channels, and tell whether they are red, green and blue."""
+    entries: list[dict[str, Any]], omero: Any, dtype: np.dtype[Any], ome: OmeImage | None
+) -> tuple[tuple[str, ...], bool | None]:
+    """Name the channels, and tell whether they are red, green and blue; none if the metadata leave that open."""
     count = len(entries)
     labels = [entry.get("label") for entry in entries]
     names = ["" if label is None else in_one_line(str(label), 80) for label in labels]
     if ome is not None and len(ome.channel_names) == count:
         names = [
-            name if not _NO_NAME.fullmatch(name) else ome_name or name
+            name if not is_unnamed(name) else ome_name or name
             for name, ome_name in zip(names, ome.channel_names, strict=True)
         ]
-    colours = tuple(str(entry.get("color", "")).upper().lstrip("#")[:6] for entry in entries)
-    if are_rgb(names):
-        is_rgb = True
-    elif count != 3 or dtype != np.uint8:
+    colours = [_display(entry).colour for entry in entries]
+    is_rgb = find_rgb(names, colours, dtype, () if ome is None else ome.samples)
+    model = omero.get("rdefs", {}) if isinstance(omero, dict) else {}
+    if is_rgb is None and isinstance(model, dict) and model.get("model") == "greyscale":
         is_rgb = False
-    elif ome is not None and ome.samples:
-        is_rgb = ome.samples == (3,)
-    else:
-        is_rgb = colours == _RGB_COLOURS and all(_NO_NAME.fullmatch(name) for name in names)
-    if is_rgb:
-        return RGB_NAMES, True
-    return tuple(name or f"channel {number}" for number, name in enumerate(names)), False
+    return tuple(name or f"channel {number}" for number, name in enumerate(names)), is_rgb
