@@ -21,6 +21,7 @@ from tests.support import (
     pixel_files_gdal,
     pixel_files_libtiff,
     pixel_files_pillow,
+    pixel_files_rare,
     pixel_files_tifffile,
     pixel_files_vips,
     pixel_files_zarr,
@@ -30,8 +31,10 @@ from tests.support.pixel_files import Combination, Pixels
 
 _TABLES = (
     pixel_files_vips, pixel_files_gdal, pixel_files_libtiff, pixel_files_pillow, pixel_files_tifffile, pixel_files_by_hand,
-    pixel_files_colours, pixel_files_codecs, pixel_files_zarr,
+    pixel_files_colours, pixel_files_codecs, pixel_files_rare, pixel_files_zarr,
 )  # fmt: skip
+
+_PART = Region(5, 11, 37, 70)
 
 
 class Verdict(NamedTuple):
@@ -69,10 +72,13 @@ def judge(combination: Combination, folder: Path) -> Verdict:
     try:
         slide = inspect_slide(path)
         levels = read_levels(slide, len(combination.levels))
+        part = _read_part(slide)
     except SlideError as error:
         return Verdict("misnamed", str(error))
     if combination.remark not in " ".join(slide.warnings):
         return Verdict("wrong", f"no word of {combination.remark} in its warnings, {slide.warnings}")
+    if not np.array_equal(part, levels[0][(slice(-1, None), *_PART.slices)], equal_nan=True):
+        return Verdict("wrong", "a part of the last channel differs from the same part of the whole image")
     return _judge_pixels(combination, levels, decoded)
 
 
@@ -107,6 +113,12 @@ def read_levels(slide: Slide, count: int) -> list[Pixels]:
             reader.read_planes(Region(0, 0, *level.shape), number, channels)
             for number, level in enumerate(slide.levels[:count])
         ]
+
+
+def _read_part(slide: Slide) -> Pixels:
+    """Read a part of the last channel that begins and ends inside tiles, strips and chunks."""
+    with SlideReader(slide) as reader:
+        return reader.read_planes(_PART, 0, [slide.size_c - 1])
 
 
 def difference(pixels: Pixels, truth: Pixels, tolerance: float) -> str:

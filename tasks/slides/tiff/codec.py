@@ -84,6 +84,10 @@ class Codec(BaseModel):
         if _is_jpeg_of_channels(page):
             # Told that they are RGB, the decoder leaves them alone; otherwise it takes them for YCbCr.
             numbers["photometric"], extra_samples = 2, ()
+        if page.compression == 1:
+            numbers["predictor"] = (
+                1  # it belongs to compression (TIFF 6.0, section 14); some writers state it all the same
+            )
         if page.planarconfig != 1:
             numbers["photometric"] = 1  # a plane is grey, whatever colour it shows
         return cls(

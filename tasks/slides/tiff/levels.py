@@ -169,7 +169,6 @@ def _is_raw(page: tifffile.TiffPage) -> bool:
     return (
         not page.is_tiled
         and page.compression == 1
-        and page.predictor == 1
         and page.fillorder == 1
         and page.sampleformat in (1, 2, 3)
         and page.bitspersample in (8, 16, 32, 64)

@@ -7,31 +7,16 @@ be read is read by another program too: that shows that the file is what the tab
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from _pytest.mark import ParameterSet
 
 from tests.support.pixel_decoders import PROGRAMS
 from tests.support.pixel_files import Combination, missing_programs
 from tests.support.pixel_oracle import all_combinations, judge
 
-# Refused as damaged files, which they aren't.
-UNFINISHED = (
-    "JPEG, RGB, uint8, strips of 16, separate", "JPEG, RGB, uint8, tiles 16 × 32, separate", "5, 6 and 5 bit",
-    "the last one padded", "method 65000",
-)  # fmt: skip
 
-
-def parameters() -> Iterator[ParameterSet]:
-    for combination in all_combinations():
-        is_unfinished = any(words in combination.name for words in UNFINISHED)
-        marks = [pytest.mark.xfail(reason="being worked on")] if is_unfinished else []
-        yield pytest.param(combination, id=combination.name.replace("×", "x"), marks=marks)
-
-
-@pytest.mark.parametrize("combination", list(parameters()))
+@pytest.mark.parametrize("combination", all_combinations(), ids=lambda combination: combination.name.replace("×", "x"))
 def test_pixels_are_right_or_refused_by_name(combination: Combination, tmp_path: Path) -> None:
     missing = missing_programs(combination, PROGRAMS)
     if missing:
