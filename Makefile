@@ -10,7 +10,7 @@ DEMO   ?= demo-output
 
 .DEFAULT_GOAL := help
 STITCHING := stitching-accuracy stitching-speed stitching-memory
-BENCHMARKS := accuracy block conversion empty guide kills memory open-slide overhead pixel-oracle rechunk same-results structure tissue
+BENCHMARKS := accuracy block conversion empty guide kills memory mosaics open-slide overhead pixel-oracle rechunk same-results structure tissue
 .PHONY: help install lock demo test test-fast many-slides full-networks screenshots slurm-overhead stardist $(BENCHMARKS) $(STITCHING) peers lint format typed imports typecheck clean
 
 help:  ## list the targets

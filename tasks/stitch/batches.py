@@ -120,7 +120,7 @@ def load_labels(run: Run) -> tuple[BlockLabels, LabelPairs]:
         OutputError: A batch's file is damaged or gone.
     """
     paths = [_overlaps_path(run, batch) for batch in block_batches(run)]
-    return join_batches(run.grid, [BatchOverlaps(**load_arrays(path)) for path in paths])
+    return join_batches(run.grid, [BatchOverlaps(**load_arrays(path)) for path in paths], run.scale.factor)
 
 
 def _overlaps_path(run: Run, batch: Batch) -> Path:

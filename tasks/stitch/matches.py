@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from slidesam.tasks.settings.sections import StitchSettings
+from slidesam.tasks.stitch.cut_views import find_whole, keep_whole_apart
 from slidesam.tasks.stitch.tables import BlockLabels, Flags, Ints, LabelPairs, number_components, run_starts
 
 # Half of a split pair may match at less than `min_iou` where its other half matches the same label, and both together fit it.
@@ -36,7 +37,8 @@ def judge_pairs(labels: BlockLabels, pairs: LabelPairs, rules: StitchSettings) -
     Visible labels match at `min_iou`, and at less where one is half of a split pair whose other half matches the same label.
     A halo-only label, where labels are at their worst, is another view of an object and matches likewise; but if it covers
     several labels that their block tells apart, and which don't look like one object cut in two, it is ambiguous and matches
-    the best of them only. Among halo-only labels only those match that their owners missed.
+    the best of them only; so it is, whatever they look like, if it is cut itself. No cut label joins what other blocks see
+    whole. Among halo-only labels only those match that their owners missed.
     """
     visible = labels.visible
     matched = _match_by_iou(labels, pairs, rules)
@@ -48,13 +50,16 @@ def judge_pairs(labels: BlockLabels, pairs: LabelPairs, rules: StitchSettings) -
     attached = np.zeros(len(labels), bool)
     for side in (pairs.first, pairs.second):
         attached[side[views]] = True
-    missed = _find_missed(labels, pairs, visible, attached, rules)
-    both_missed = matched & missed[pairs.first] & missed[pairs.second]
-    return Matches((matched & both_visible) | views | both_missed, ambiguous, missed)
+    known = keep_whole_apart(labels, pairs, (matched & both_visible) | views)
+    missed = _find_missed(labels, pairs, known, attached, rules)
+    return Matches(known | (matched & missed[pairs.first] & missed[pairs.second]), ambiguous, missed)
 
 
 def _match_by_iou(labels: BlockLabels, pairs: LabelPairs, rules: StitchSettings) -> Flags:
-    """Return (pairs,) whether the IoU suffices, on its own or together with the other half of a split pair."""
+    """Return (pairs,) whether the IoU suffices, on its own or together with the other half of a split pair.
+
+    A label that is cut tells nothing about halves.
+    """
     iou = pairs.iou
     matched = iou >= rules.min_iou
     if not labels.split_pairs.size:
@@ -65,6 +70,7 @@ def _match_by_iou(labels: BlockLabels, pairs: LabelPairs, rules: StitchSettings)
     area_sum = lookup.area[row_one] + lookup.area[row_two] + lookup.other_area[row_one]
     together = pixels / (area_sum - pixels) >= min(1.0, _TOGETHER_IOU * rules.min_iou)
     joined = together & (matched[lookup.pair[row_one]] | matched[lookup.pair[row_two]])
+    joined &= labels.uncut[lookup.other_label[row_one]]
     matched[lookup.pair[row_one[joined]]] = True
     matched[lookup.pair[row_two[joined]]] = True
     return matched
@@ -132,7 +138,10 @@ def _halo_only_rows(pairs: LabelPairs, mask: Flags, visible: Flags) -> tuple[Int
 
 
 def _find_ambiguous(labels: BlockLabels, pairs: LabelPairs, matched: Flags, visible: Flags) -> Flags:
-    """Return (labels,) whether a halo-only label matches several labels of one block which aren't linked as split pairs."""
+    """Return (labels,) whether a halo-only label matches several labels of one block which aren't linked as split pairs.
+
+    Of a label that is cut no split pair is one object.
+    """
     ambiguous = np.zeros(len(labels), bool)
     label, other_label, _ = _halo_only_rows(pairs, matched, visible)
     cases = label * labels.offsets.size + labels.blocks_of(other_label)
@@ -148,7 +157,7 @@ def _find_ambiguous(labels: BlockLabels, pairs: LabelPairs, matched: Flags, visi
     start, stop = (np.searchsorted(both_ways[:, 0], other_label, side=side) for side in ("left", "right"))
     row = np.repeat(np.arange(label.size), stop - start)
     half = both_ways[_ranges(start, stop), 1]
-    at = _find_rows(label, other_label, label[row], half)
+    at = np.where(labels.uncut[label[row]], _find_rows(label, other_label, label[row], half), -1)
     component = number_components(label.size, row[at >= 0], at[at >= 0])
     case_of_component = np.unique(np.column_stack([case, component]), axis=0)[:, 0]
     numbers, counts = np.unique(case_of_component, return_counts=True)
@@ -176,9 +185,10 @@ def _best_of_ambiguous(pairs: LabelPairs, views: Flags, visible: Flags, ambiguou
 
 
 def _find_missed(
-    labels: BlockLabels, pairs: LabelPairs, visible: Flags, attached: Flags, rules: StitchSettings
+    labels: BlockLabels, pairs: LabelPairs, matched: Flags, attached: Flags, rules: StitchSettings
 ) -> Flags:
     """Return (labels,) whether a block sees an object whole in its halo that the owner of the pixels doesn't have."""
+    visible = labels.visible
     missed = ~visible & ~attached & labels.uncut
     if rules.rescue is None or not missed.any():
         return np.zeros(len(labels), bool)
@@ -189,6 +199,9 @@ def _find_missed(
     missed &= 2 * free >= labels.area
     smaller = np.minimum(labels.area[pairs.first], labels.area[pairs.second])
     is_known = pairs.shared >= _KNOWN_SHARE * smaller
+    # A cut view of another object, which others see whole, may be fused with this one.
+    component = number_components(len(labels), pairs.first[matched], pairs.second[matched])
+    knows = visible & (labels.uncut | ~find_whole(labels, component)[component])
     for label_one, label_two in pairs.sides:
-        missed[label_one[is_known & visible[label_two]]] = False
+        missed[label_one[is_known & knows[label_two]]] = False
     return missed

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from slidesam.tasks.settings.sections import StitchSettings
+from slidesam.tasks.stitch.cut_views import count_shown_of_others
 from slidesam.tasks.stitch.matches import Matches
 from slidesam.tasks.stitch.tables import BlockLabels, Flags, Ints, LabelPairs, count_components, run_starts
 
@@ -34,10 +35,10 @@ def choose_outlines(
     """Choose the label whose outline each object gets.
 
     A label can stand for its object if nothing cuts it, its block has no other label of the object, and it covers `min_cover`
-    of what every other block shows of it. Of several the one is taken with which the others agree best, each agreement (IoU)
-    weighted by how far that other label is from its edge, and its own by its own depth; so of two views the more central one.
-    Where no label can, the object is wider than the halo, or blocks disagree on its fragments: every block paints what it owns
-    of it.
+    of what every other block shows of it; what a cut label shows of other objects doesn't count. Of several the one is taken
+    with which the others agree best, each agreement (IoU) weighted by how far that other label is from its edge, and its own by
+    its own depth; so of two views the more central one. Where no label can, the object is wider than the halo, or blocks
+    disagree on its fragments: every block paints what it owns of it.
     """
     visible = labels.visible
     counted = visible | matches.missed
@@ -75,9 +76,10 @@ def _find_candidates(
     only_one = member[(counts[case] == 1) & labels.uncut[member]]
     covers = np.zeros(len(labels), np.int64)
     needed = np.bincount(component[counted], minlength=count_components(component))
+    to_cover = rules.min_cover * (labels.area - count_shown_of_others(labels, pairs, component))
     label_one, label_two, shared = pairs.first[matched], pairs.second[matched], pairs.shared[matched]
     for covering, covered in ((label_one, label_two), (label_two, label_one)):
-        is_covered = counted[covered] & (shared >= rules.min_cover * labels.area[covered])
+        is_covered = counted[covered] & (shared >= to_cover[covered])
         covers += np.bincount(covering[is_covered], minlength=len(labels))
     return np.asarray(only_one[covers[only_one] >= needed[component[only_one]] - counted[only_one]])
 

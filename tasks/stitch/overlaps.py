@@ -16,7 +16,7 @@ from slidesam.tasks.grid import Block, BlockGrid, Region
 from slidesam.tasks.labels.kernels import View
 from slidesam.tasks.labels.objects import ObjectTable, find_split_pairs
 from slidesam.tasks.stitch.compare import compare_views
-from slidesam.tasks.stitch.tables import BlockLabels, LabelPairs
+from slidesam.tasks.stitch.tables import BlockLabels, LabelPairs, scale_min_depth
 
 # Returns a block's labels on a region of the slide that the block sees.
 ReadView = Callable[[Block, Region], View]
@@ -106,8 +106,16 @@ def _with_block(block_id: int, rows: NDArray[np.uint32]) -> NDArray[np.int64]:
     return np.column_stack([np.full(len(rows), block_id), rows]).astype(np.int64)
 
 
-def join_batches(grid: BlockGrid, batches: Sequence[BatchOverlaps]) -> tuple[BlockLabels, LabelPairs]:
-    """Join the tables of all batches, at least one, into those of the slide."""
+def join_batches(
+    grid: BlockGrid, batches: Sequence[BatchOverlaps], factor: tuple[float, float] = (1.0, 1.0)
+) -> tuple[BlockLabels, LabelPairs]:
+    """Join the tables of all batches, at least one, into those of the slide.
+
+    Args:
+        grid: All blocks of the slide.
+        batches: Their tables.
+        factor: Pixels of the grid per pixel that the segmenter saw, along y and x.
+    """
     joined = BatchOverlaps(*(np.concatenate(columns) for columns in zip(*batches, strict=True)))
     per_block = np.zeros(len(grid), np.int64)
     per_block[joined.blocks] = joined.counts
@@ -122,6 +130,7 @@ def join_batches(grid: BlockGrid, batches: Sequence[BatchOverlaps]) -> tuple[Blo
         box=_placed(joined.box, rows),
         split_pairs=offsets[joined.twins[:, :1]] + joined.twins[:, 1:] - 1,
         halo=grid.halo,
+        min_depth=scale_min_depth(factor),
     )
     pairs, reach = joined.pairs.astype(np.int64), joined.reach.astype(np.int64)
     return labels, LabelPairs(

@@ -9,7 +9,6 @@ import numpy as np
 from slidesam.tasks.grid import BlockGrid
 from slidesam.tasks.run.records import SeamReport
 from slidesam.tasks.stitch.tables import (
-    MIN_DEPTH,
     BlockLabels,
     Decisions,
     Flags,
@@ -161,7 +160,7 @@ def _needed_halo(grid: BlockGrid, labels: BlockLabels, component: Ints, wide: In
     beyond = np.maximum(inner[:, :2] - low[row], high[row] - inner[:, 2:]).max(1)
     needed = np.full(wide.size, np.iinfo(np.int64).max)
     np.minimum.at(needed, row, np.maximum(beyond, 0))
-    return needed + MIN_DEPTH
+    return needed + labels.min_depth
 
 
 def _advise(grid: BlockGrid, objects: int, wide: int, needed: Ints, factor: float) -> tuple[int | None, str | None]:

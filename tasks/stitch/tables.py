@@ -5,6 +5,7 @@ Every table is an array over block labels or over pairs of them: a few hundred b
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 # A label this close to the edge of what its block sees may be cut; segmenters often leave the last pixel empty.
-MIN_DEPTH = 2
+_MIN_DEPTH = 2
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class BlockLabels:
         box: (n, 4) y0, x0, y1, x1 on the slide.
         split_pairs: (k, 2) two labels of one block that look like one object cut in two.
         halo: In pixels.
+        min_depth: Pixels that a label keeps clear of that edge if nothing cuts it; `scale_min_depth` computes it.
     """
 
     offsets: Ints
@@ -40,6 +42,7 @@ class BlockLabels:
     box: NDArray[np.integer[Any]]
     split_pairs: Ints
     halo: int
+    min_depth: int
 
     def __len__(self) -> int:
         return int(self.offsets[-1])
@@ -52,7 +55,7 @@ class BlockLabels:
     @property
     def uncut(self) -> Flags:
         """(n,) whether a label keeps clear of the edge of what its block sees."""
-        return np.asarray(self.depth >= MIN_DEPTH)
+        return np.asarray(self.depth >= self.min_depth)
 
     def blocks_of(self, labels: Ints) -> Ints:
         """Return the block of each of these labels."""
@@ -131,6 +134,15 @@ class Resolution(NamedTuple):
     size: Ints
     objects: int
     decisions: Decisions
+
+
+def scale_min_depth(factor: tuple[float, float] = (1.0, 1.0)) -> int:
+    """Return how far a label that nothing cuts keeps from the edge of what its block sees, in pixels of level 0.
+
+    Args:
+        factor: Pixels of level 0 per pixel that the segmenter saw, along y and x.
+    """
+    return max(_MIN_DEPTH, math.ceil(_MIN_DEPTH * max(factor)))
 
 
 def number_components(count: int, node_one: Ints, node_two: Ints) -> Ints:

@@ -33,6 +33,11 @@ def bright_pieces(image, log=None, fail_on=None, times=10**9, seconds=0.0, deed=
     return ndimage.label(image > 0)[0].astype(np.int32)
 
 
+def bright_pieces_clear_of_the_edge(image: np.ndarray) -> np.ndarray:
+    """Label bright pieces, and leave the outermost pixels empty, as some segmenters do."""
+    return np.pad(bright_pieces(image)[1:-1, 1:-1], 1)
+
+
 def _count(log, line):
     if log is None:
         return 0

@@ -129,6 +129,17 @@ def test_an_object_is_painted_where_its_other_block_was_left_out(tmp_path: Path)
     np.testing.assert_array_equal(labels, (image > 0).astype(int))
 
 
+def test_what_a_window_of_coarser_pixels_cuts_is_painted_whole(tmp_path: Path) -> None:
+    # One pixel that the segmenter leaves empty at its window's edge is four of the slide.
+    image = np.zeros((256, 512), np.uint8)
+    image[100:120, 112:368] = 200
+    tifffile.imwrite(tmp_path / "s.tif", image, tile=(64, 64))
+    settings = {"segmenter.target": "tests.support.faults:bright_pieces_clear_of_the_edge"}
+    scale = {"slide.mpp": 0.25, "slide.target_mpp": 1.0}
+    labels = segment_serially(tmp_path / "s.tif", tmp_path / "out", SETTINGS | settings | scale)
+    np.testing.assert_array_equal(labels, (image > 0).astype(int))
+
+
 def test_no_object_at_all(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "s.tif", np.zeros((130, 130), np.uint8), tile=(64, 64))
     assert not segment_serially(tmp_path / "s.tif", tmp_path / "out", SETTINGS).any()
