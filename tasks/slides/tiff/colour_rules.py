@@ -24,9 +24,10 @@ from slidesam.tasks.errors import SlideError
 from slidesam.tasks.slides.source import check_dtype, find_white
 from slidesam.tasks.slides.tiff.colour import Colour
 
-JPEGS = (6, 7, 33007, 34892)  # their decoder converts, if Y, Cb and Cr are interleaved
-APERIO_YCBCR = 33003  # JPEG 2000 of Y, Cb and Cr, whatever PhotometricInterpretation says
-_JPEG_2000 = (33003, 33004, 33005, 34712)
+_JPEGS = (6, 7, 33007, 34892)  # their decoder converts, if Y, Cb and Cr are interleaved
+_APERIO_YCBCR = 33003  # JPEG 2000 of Y, Cb and Cr, whatever PhotometricInterpretation says
+_APERIO_RGB = 33005  # JPEG 2000 of red, green and blue, whatever it says
+_JPEG_2000 = (_APERIO_YCBCR, 33004, _APERIO_RGB, 34712)
 _OF_OWN_COLOURS = {
     22610: "JPEG XR", 34927: "WebP", 34933: "PNG", 34934: "JPEG XR", 50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL",
 }  # fmt: skip
@@ -86,11 +87,11 @@ def find_packing(page: tifffile.TiffPage, file: str) -> tuple[int, int] | None:
     Raises:
         ColourError: They are packed in a way that isn't read.
     """
-    is_left_to_decoder = page.compression in (*JPEGS, *_JPEG_2000, *_OF_OWN_COLOURS)
+    is_left_to_decoder = page.compression in (*_JPEGS, *_JPEG_2000, *_OF_OWN_COLOURS)
     stated = page.subsampling
     if page.photometric != _YCBCR or is_left_to_decoder or stated == (1, 1):
         return None
-    if page.planarconfig != 1 or page.predictor != 1:
+    if page.planarconfig != 1 or (page.predictor != 1 and page.compression != 1):
         if stated is None:
             return None
         raise ColourError(
@@ -110,8 +111,10 @@ def find_packing(page: tifffile.TiffPage, file: str) -> tuple[int, int] | None:
 
 
 def _find_photometric(page: tifffile.TiffPage, samples: int) -> int:
-    if page.compression == APERIO_YCBCR and samples >= 3 and page.planarconfig == 1:
+    if page.compression == _APERIO_YCBCR and samples >= 3 and page.planarconfig == 1:
         return _YCBCR
+    if page.compression == _APERIO_RGB and page.photometric == _YCBCR:
+        return _RGB
     if 262 not in page.tags and page.photometric == _WHITE_IS_ZERO:  # tifffile's default; libtiff guesses so, too
         return _RGB if samples >= 3 else _BLACK_IS_ZERO
     return int(page.photometric)
@@ -207,14 +210,14 @@ def _find_cmyk(page: tifffile.TiffPage, file: str) -> tuple[dict[str, Any], list
 
 def _find_ycbcr(page: tifffile.TiffPage, file: str) -> tuple[dict[str, Any], list[str]]:
     is_interleaved = page.planarconfig == 1
-    if page.compression in JPEGS and is_interleaved and page.samplesperpixel == 3:
+    if page.compression in _JPEGS and is_interleaved and page.samplesperpixel == 3:
         return {}, []
     if page.compression in _JPEG_2000 and is_interleaved and _is_converted_by_openjpeg(page):
         return {}, []
     _check_compression(page, _YCBCR, file)
     _check_unsigned(page, _YCBCR, file)
     changes: dict[str, Any] = {"space": "ycbcr"}
-    if page.compression == APERIO_YCBCR:
+    if page.compression == _APERIO_YCBCR:
         return changes, []
     luma, ends = _fractions(page, 529), _fractions(page, 532)
     if luma is not None:
@@ -231,7 +234,10 @@ def _find_ycbcr(page: tifffile.TiffPage, file: str) -> tuple[dict[str, Any], lis
 def _find_palette(page: tifffile.TiffPage, file: str) -> tuple[dict[str, Any], list[str]]:
     _check_unsigned(page, _PALETTE, file)
     bits, table = page.bitspersample, page.colormap
-    if table is None or table.shape[1] < 2**bits or bits > 16 or (page.samplesperpixel > 1 and bits != 8):
+    has_one_index = page.samplesperpixel == 1 or (
+        page.samplesperpixel == 2 and len(page.extrasamples) == 1 and bits == 8
+    )
+    if table is None or table.shape[1] < 2**bits or bits > 16 or not has_one_index:
         entries = "no ColorMap" if table is None else f"a ColorMap of {table.shape[1]} entries"
         raise ColourError(
             f"{file}: says that its pixels are palette colours of {bits} bits, {page.samplesperpixel} per pixel, and has "

@@ -243,9 +243,11 @@ def test_jpeg_2000_of_ycbcr_is_converted_once(tmp_path: Path, code: int, step: t
     assert_near(pixels, rgb, 3 if step in (None, (1, 1)) else 8)
 
 
-def test_jpeg_2000_of_rgb_stays(tmp_path: Path) -> None:
+@pytest.mark.parametrize("photometric", [2, 6])
+def test_jpeg_2000_of_rgb_stays(tmp_path: Path, photometric: int) -> None:
     options = {"codecformat": "j2k", "mct": True, "reversible": True, "level": 0}
     path = write(tmp_path / "a.tif", picture(), photometric="rgb", compression=33005, compressionargs=options)
+    overwrite(path, "PhotometricInterpretation", photometric)
     assert_near(read(path)[1], picture(), 0)
 
 
@@ -298,6 +300,33 @@ def test_what_is_transparent_is_background(tmp_path: Path, dtype: str, kind: str
     assert_near(pixels, rgb * share + full * (1 - share), full / 120)
     assert (pixels[:50, 40:] == full).all()
     assert any("alpha is applied" in warning for warning in slide.warnings)
+
+
+@pytest.mark.parametrize("colours", ["ycbcr", "rgba", "cmyk", "palette"])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_tiles_that_are_missing_are_white_whatever_the_colours(tmp_path: Path, colours: str, planar: str) -> None:
+    image, options = {
+        "ycbcr": (to_ycbcr(picture()), {"photometric": "ycbcr"}),
+        "rgba": (
+            np.dstack([picture(), np.full((SIDE, SIDE), 255, np.uint8)]),
+            {"photometric": "rgb", "extrasamples": [2]},
+        ),
+        "cmyk": (np.asarray(Image.fromarray(picture()).convert("CMYK")), {"photometric": "separated"}),
+        "palette": (picture()[..., 0], {"photometric": "palette", "colormap": colour_map(8)}),
+    }[colours]
+    if image.ndim == 3:
+        options["planarconfig"] = planar
+        image = np.ascontiguousarray(np.moveaxis(image, 2, 0)) if planar == "separate" else image
+    path = write(tmp_path / "a.tif", image, tile=(32, 32), compression="zlib", **options)
+    whole = read(path)[1]
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        counts = list(tiff.pages[0].databytecounts)
+        counts[1::4] = [0] * len(counts[1::4])
+        tiff.pages[0].tags["TileByteCounts"].overwrite(tuple(counts))
+    slide, pixels = read(path)
+    whole[:32, 32:] = 255
+    np.testing.assert_array_equal(pixels, whole)
+    assert any("aren't there" in warning for warning in slide.warnings)
 
 
 @pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])
@@ -457,6 +486,51 @@ def test_contradictions_are_refused_by_what_contradicts_what(
     path = write(tmp_path / "a.tif", image, photometric=name, **options)
     with pytest.raises(SlideError, match=f"a.tif: .*{message}.*export it"):
         inspect_slide(overwrite(path, "PhotometricInterpretation", photometric))
+
+
+@pytest.mark.parametrize("extra", [{}, {338: 0}])
+def test_palettes_have_one_index(tmp_path: Path, extra: dict[int, Any]) -> None:
+    tags = {
+        256: SIDE,
+        257: SIDE,
+        258: (8, 8, 8),
+        259: 1,
+        262: 3,
+        277: 3,
+        278: SIDE,
+        320: tuple(colour_map(8).ravel().tolist()),
+    }
+    with pytest.raises(SlideError, match=r"palette colours of 8 bits, 3 per pixel, .* contradict each other"):
+        inspect_slide(write_by_hand(tmp_path / "a.tif", [picture().tobytes()], tags | extra))
+
+
+def test_palettes_with_alpha(tmp_path: Path) -> None:
+    indices, colours = picture()[..., 0], colour_map(8)
+    alpha = np.where(np.arange(SIDE) < 40, 255, 0).astype(np.uint8)[None].repeat(SIDE, 0)
+    tags = {
+        256: SIDE,
+        257: SIDE,
+        258: (8, 8),
+        259: 1,
+        262: 3,
+        277: 2,
+        278: SIDE,
+        320: tuple(colours.ravel().tolist()),
+        338: 2,
+    }
+    path = write_by_hand(tmp_path / "a.tif", [np.dstack([indices, alpha]).tobytes()], tags)
+    np.testing.assert_array_equal(read(path)[1], np.where(alpha[..., None] > 0, (colours >> 8).T[indices], 255))
+
+
+def test_jpeg_of_ycbcr_with_alpha(tmp_path: Path) -> None:
+    """libjpeg leaves four components alone."""
+    alpha = np.full((SIDE, SIDE), 255, np.uint8)
+    alpha[:, 32:] = 0
+    image = np.dstack([to_ycbcr(picture()), alpha])
+    stream = bytes(imagecodecs.jpeg_encode(image, level=99, colorspace="CMYK", outcolorspace="CMYK"))
+    tags = {256: SIDE, 257: SIDE, 258: (8,) * 4, 259: 7, 262: 6, 277: 4, 322: SIDE, 323: SIDE, 338: 2, 530: (1, 1)}
+    pixels = read(write_by_hand(tmp_path / "a.tif", [stream], tags))[1]
+    assert_near(pixels, np.where(alpha[..., None] > 0, picture(), 255), 8)
 
 
 def test_more_extra_samples_than_there_are_samples_beside_colours(tmp_path: Path) -> None:
