@@ -27,7 +27,7 @@ def find_ome_image(
         The element, none if there is none that fits, and remarks.
 
     Raises:
-        SlideError: What the planes are isn't known: there are several, and the document is about an image of another size.
+        SlideError: What the planes are isn't known: there are several, and the document is about an image of another form.
     """
     if ome is None:
         has_xml = "<OME" in tiff.pages.first.description[:_START_CHARACTERS]
@@ -37,12 +37,17 @@ def find_ome_image(
     if fitting and series.kind == "ome":
         return fitting[0], _remark_on_pages(tiff, series)
     planes = level.axes.planes
+    if fitting and planes == 1 and fitting[0].planes in (1, level.shape[1]):
+        return fitting[0], []  # one page is one page, whatever its samples are called
     stated = "no image" if not ome.images else "an image of {} × {} px".format(*ome.images[0].size)
-    finding = f"its OME metadata describe {stated} and the file holds one of {size[0]} × {size[1]} px"
+    held = f"one of {size[0]} × {size[1]} px"
     if fitting:
-        finding = f"its OME metadata describe {fitting[0].planes} planes, which the file doesn't hold in that form"
+        samples = max(fitting[0].samples, default=1)
+        stated = f"{fitting[0].planes // samples} planes of {samples} samples per pixel"
+        held = f"{planes} of {level.samples}"
+    finding = f"its OME metadata describe {stated} and the file holds {held}"
     if planes > 1 and ome.images:
-        raise SlideError(f"{file}: {finding}, so what its {planes} planes are isn't known; write it again as OME-TIFF")
+        raise SlideError(f"{file}: {finding}, so what its planes are isn't known; write it again as OME-TIFF")
     return None, [f"{finding}; the OME metadata aren't used"]
 
 

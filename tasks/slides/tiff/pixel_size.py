@@ -113,12 +113,7 @@ def _state_of_leica(tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries) ->
     return None
 
 
-def _state_of_lsm(tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> SizeStatement | None:
-    metadata = tiff.lsm_metadata or {}
-    return state_size("Zeiss metadata", metadata.get("VoxelSizeY"), metadata.get("VoxelSizeX"), "m")
-
-
-_VENDORS = {"philips": _state_of_philips, "bif": _state_of_ventana, "scn": _state_of_leica, "lsm": _state_of_lsm}
+_VENDORS = {"philips": _state_of_philips, "bif": _state_of_ventana, "scn": _state_of_leica}
 
 
 def _parse(page: tifffile.TiffPage, code: int) -> ElementTree.Element | None:
@@ -136,7 +131,8 @@ def _state_of_tags(tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries) -> 
         # Trestle states µm per pixel where TIFF means pixels per unit.
         return state_size("Trestle resolution tags", resolutions[0], resolutions[1], "µm", is_optical=True)
     sizes = [1 / resolution if resolution else None for resolution in resolutions]
-    unit = _UNITS.get(int(tags.valueof(_RESOLUTION_UNIT, 2)))
+    stated = tags.valueof(_RESOLUTION_UNIT, 2)
+    unit = _UNITS.get(stated) if isinstance(stated, int) else None
     origin = "resolution tags"
     if series.kind == "imagej":
         own_unit = str((tiff.imagej_metadata or {}).get("unit") or "")

@@ -239,6 +239,18 @@ def test_view_of_leica(tmp_path: Path) -> None:
         assert (slide.format, slide.mpp, slide.mpp_origin) == ("Leica SCN", close((mpp, mpp)), "Leica metadata")
 
 
+def test_resolution_tags_of_qptiff(tmp_path: Path) -> None:
+    xml = '<?xml version="1.0" encoding="utf-16"?><PerkinElmer-QPI-ImageDescription/>'  # though it is ASCII
+    slide = write(
+        tmp_path / "a.qptiff",
+        software="PerkinElmer-QPI",
+        description=xml,
+        resolution=(20_000, 20_000),
+        resolutionunit=3,
+    )
+    assert (slide.format, slide.mpp, slide.mpp_origin) == ("PerkinElmer QPTIFF", (0.5, 0.5), "resolution tags")
+
+
 def test_resolution_tags_of_trestle_are_micrometres(tmp_path: Path) -> None:
     slide = write(
         tmp_path / "a.tif", software="MedScan 5", description="Objective Power=20", resolution=(0.5, 0.5), tile=(16, 16)
@@ -317,8 +329,19 @@ def test_ome_xml_of_another_size(tmp_path: Path) -> None:
     )
     assert has_note(slide, "80 × 60 px", "70 × 60 px", "aren't used")
     assert slide.mpp_origin == "resolution tags"
-    with pytest.raises(SlideError, match=r"three.ome.tif: .*80 × 60 px .*70 × 60 px, so what its 3 planes are"):
+    with pytest.raises(SlideError, match=r"three.ome.tif: .*80 × 60 px .*70 × 60 px, so what its planes are"):
         write(tmp_path / "three.ome.tif", pixels(3, 60, 70), description=ome_xml(width=80, channels=3).encode())
+
+
+def test_ome_xml_of_other_samples(tmp_path: Path) -> None:
+    """One page of three samples may be called one channel or three; three pages of one sample aren't one page of three."""
+    rgb = pixels(60, 70, 3, dtype="uint8")
+    for channels in (1, 3):
+        slide = write(tmp_path / "one.ome.tif", rgb, description=ome_xml(channels=channels).encode())
+        assert (slide.mpp, slide.is_rgb, slide.warnings) == ((0.5, 0.5), True, ())
+    xml = ome_xml().replace('SizeC="1"', 'SizeC="3"').replace('SamplesPerPixel="1"', 'SamplesPerPixel="3"')
+    with pytest.raises(SlideError, match=r"describe 1 planes of 3 samples per pixel and the file holds 3 of 1, so"):
+        write(tmp_path / "three.ome.tif", pixels(3, 60, 70, dtype="uint8"), description=xml.encode())
 
 
 def test_ome_xml_of_fewer_planes_or_cut_short(tmp_path: Path) -> None:
