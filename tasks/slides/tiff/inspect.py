@@ -27,6 +27,7 @@ from slidesam.tasks.slides.tiff.pages import find_meaning
 from slidesam.tasks.slides.tiff.quiet import quiet_tifffile
 from slidesam.tasks.slides.tiff.source import TiffSpec
 from slidesam.tasks.slides.tiff.text import correct_description
+from slidesam.tasks.slides.tiff.ventana import refuse_overlapping_tiles
 
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_DIRECTORIES = 10**6
@@ -92,6 +93,7 @@ def _inspect_open(
         )
     number, choice_remarks = choose_image([_summarise(series) for series in all_series], choice.series, file)
     series = all_series[number]
+    refuse_overlapping_tiles(tiff, series, file)
     meaning = find_meaning(series, choice.pages)
     levels, holes, warnings = read_levels(series, meaning.pages, count, file, path.stat().st_size)
     warnings += [*choice_remarks, *meaning.remarks, *describe_holes(levels, holes, series.kind)]
