@@ -30,14 +30,15 @@ _GLASS_SHARE = 0.01  # of the pixels that glass must have
 _EVEN, _CONTRAST, _BRIGHT_SHARE = 0.05, 5.0, 0.001
 
 
-def find_tissue(overview: NDArray[Any], *, is_rgb: bool) -> NDArray[np.bool_]:
+def find_tissue(overview: NDArray[Any], *, is_rgb: bool, has_gaps: bool = False) -> NDArray[np.bool_]:
     """Find where a slide isn't background.
 
     Glass is the brightest bright grey that many pixels have, the background of fluorescence the darkest value that many have.
     Tissue stands out from it by five times its noise, or, fainter, from its surroundings. It is grown by two pixels.
 
     - Where there is no such background, or too little stands out to tell it from even tissue, everything is tissue.
-    - Bright field: black is where nothing was scanned; white, and whatever is brighter than glass, isn't tissue either.
+    - Bright field: black is where nothing was scanned, and in a slide with gaps also what is exactly white; white, and whatever
+      is brighter than glass, isn't tissue either.
     - Fluorescence: pixels of value 0 aren't tissue. Saturated ones are, since cells may be. What is darker than the background
       is too, since a grey image may show dark objects.
     - One value all over is no tissue, unless in bright field glass can't have it.
@@ -46,6 +47,7 @@ def find_tissue(overview: NDArray[Any], *, is_rgb: bool) -> NDArray[np.bool_]:
     Args:
         overview: (y, x, c) coarse image of any dtype; in fluorescence the channels that are segmented.
         is_rgb: Whether background is bright (glass) rather than dark.
+        has_gaps: Whether parts of the slide weren't scanned, which are white in bright field, and brighter than its glass.
 
     Returns:
         (y, x) bool.
@@ -60,11 +62,24 @@ def find_tissue(overview: NDArray[Any], *, is_rgb: bool) -> NDArray[np.bool_]:
         with np.errstate(over="ignore"):
             overview = overview.astype(np.float32)
         overview = np.where(np.abs(overview) < _NO_NUMBER, overview, np.float32(np.nan))
-    scanned = (np.isfinite(overview) & (overview != 0)).any(axis=2)
-    outstanding = _darker_than_glass(overview, scanned) if is_rgb else _brighter_than_dark(overview)
+    outstanding = None
+    if is_rgb and has_gaps:
+        gaps = (overview == _white_of_bit_depth(overview)).all(axis=2, keepdims=True)
+        blackened = np.where(gaps, overview.dtype.type(0), overview)
+        scanned = _find_scanned(blackened)
+        outstanding = _darker_than_glass(blackened, scanned)
+    if outstanding is None:
+        scanned = _find_scanned(overview)
+        outstanding = _darker_than_glass(overview, scanned) if is_rgb else _brighter_than_dark(overview)
     tissue = scanned if outstanding is None else outstanding & scanned
     grown: NDArray[np.uint8] = ndimage.maximum_filter(tissue.astype(np.uint8), 2 * _MARGIN + 1)
     return grown > 0
+
+
+def _find_scanned(overview: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return (y, x) bool: the pixels that aren't 0, or no numbers, in all channels."""
+    scanned: NDArray[np.bool_] = (np.isfinite(overview) & (overview != 0)).any(axis=2)
+    return scanned
 
 
 def blocks_with_tissue(mask: NDArray[np.bool_], grid: BlockGrid) -> list[int]:

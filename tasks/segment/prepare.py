@@ -70,7 +70,10 @@ def _find_blocks(run: Run, overview: NDArray[Any]) -> tuple[int, ...] | None:
     if tissue == "off":
         return None
     is_rgb = run.slide.is_rgb
-    mask = find_tissue(overview, is_rgb=is_rgb) if tissue == "auto" else read_mask(Path(tissue), run.slide.shape)
+    if tissue == "auto":
+        mask = find_tissue(overview, is_rgb=is_rgb, has_gaps=run.slide.has_gaps)
+    else:
+        mask = read_mask(Path(tissue), run.slide.shape)
     arrays = {"bits": np.packbits(mask), "shape": np.asarray(mask.shape)}
     save_arrays(run.segment_folder.tissue, arrays, compressed=True)
     return tuple(blocks_with_tissue(mask, run.grid))

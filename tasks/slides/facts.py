@@ -93,6 +93,8 @@ class Slide(BaseModel):
     """Focal plane chosen by the settings."""
     channels: tuple[int, ...]
     """Channels chosen by the settings."""
+    has_gaps: bool = Field(default=False, exclude_if=lambda has_gaps: not has_gaps)
+    """Whether parts of it may not have been scanned: tiles or chunks are missing, or there is an alpha channel."""
     pages: Pages | None = Field(default=None, exclude_if=lambda pages: pages is None)
     """What the pages of the file were taken for if it doesn't say what they are: channels or focal planes."""
     identity: SlideIdentity

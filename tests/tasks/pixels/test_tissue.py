@@ -108,6 +108,23 @@ class TestBrightField:
             assert not mask[:, begin + 20 :].any()
         assert find_tissue(image, is_rgb=True)[:, :begin][:, 130:].mean() < 0.2
 
+    @pytest.mark.parametrize("share", [0.05, 0.6, 0.95])
+    @pytest.mark.parametrize("glass", [243, 255])
+    def test_what_wasnt_scanned_doesnt_pass_for_glass(self, share, glass) -> None:
+        """Gaps are whiter than glass, which must not count as tissue beside them; nor may any tissue be lost."""
+        rng = np.random.default_rng(0)
+        image = np.full((400, 400, 3), glass, np.int16)
+        tissue = np.zeros((400, 400), bool)
+        tissue[150:250, 150:250] = True
+        image[tissue] = 228, 178, 205
+        image = (image + rng.integers(-2, 3, image.shape)).clip(0, 255).astype(np.uint8)
+        is_gap = rng.random((20, 20)) < share
+        is_gap[7:13, 7:13] = False
+        image[np.kron(is_gap, np.ones((20, 20))) > 0] = 255
+        found = find_tissue(image, is_rgb=True, has_gaps=True)
+        assert found[tissue].all()
+        assert found.sum() < 1.3 * tissue.sum()
+
     @pytest.mark.parametrize("colour", [(185, 160, 215), (225, 215, 228), (205, 150, 190), (215, 212, 214)])
     @pytest.mark.parametrize("white", [0.0, 0.3])
     def test_an_image_of_nothing_but_tissue_is_kept(self, colour, white) -> None:

@@ -86,6 +86,7 @@ def test_missing_tiles_are_background_and_said(
     count = "3 of 60" if samples_apart else f"1 of {per_plane}"
     said = f"{count} {'tiles' if is_tiled else 'strips'} of level 0 aren't there and are read as background"
     assert any(said in warning for warning in slide.warnings), slide.warnings
+    assert slide.has_gaps
 
 
 def write_svs(path: Path, image: NDArray[Any], factor: int = 2) -> Path:
@@ -106,6 +107,7 @@ def test_a_level_with_a_hole_of_its_own_decides_nothing(tmp_path: Path, monkeypa
     image[300:320, 300:320] = 90, 60, 140
     path = write_svs(tmp_path / "a.svs", image)
     whole = inspect_slide(path)
+    assert not whole.has_gaps
     assert [level.is_whole for level in whole.levels] == [True, True]
     remove_tiles(path, 2, [0])
     slide = inspect_slide(path)
