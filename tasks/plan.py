@@ -20,13 +20,14 @@ from slidesam.tasks.segmenters.microsam.inputs import check_inputs
 from slidesam.tasks.segmenters.microsam.sizes import explain_sizes, with_tiles
 from slidesam.tasks.settings.methods import MicroSam
 from slidesam.tasks.settings.sections import Settings
+from slidesam.tasks.slides.decimation import mark_decimated
 from slidesam.tasks.slides.facts import Slide
 from slidesam.tasks.slides.inspect import inspect_slide
 from slidesam.tasks.store import convert
 
 
 def plan_run(slide: Path, output: Path, settings: Settings) -> Run:
-    """Plan a run from the slide's metadata; no pixel is read.
+    """Plan a run from the slide's metadata, and a few pixels of its coarser levels.
 
     Args:
         slide: The slide file or OME-Zarr folder.
@@ -39,7 +40,7 @@ def plan_run(slide: Path, output: Path, settings: Settings) -> Run:
         SegmenterError: The segmenter's weights or function aren't there.
         OutputError: The output folder can't be written.
     """
-    facts = inspect_slide(slide, settings.slide)
+    facts = mark_decimated(inspect_slide(slide, settings.slide))
     settings, mask = _with_mask(settings)
     settings = resolve_sizes(facts, settings)
     run = Run(
@@ -96,7 +97,21 @@ def prepare_output(output: Path) -> None:
 
 def explain(run: Run) -> list[str]:
     """Say what the segmenter sees, and in a line per stage what is reused and what is done again, and why."""
-    return [*_explain_segmenter(run), _explain_image(run), _explain_segmenting(run), _explain_stitching(run)]
+    return [
+        *_explain_segmenter(run),
+        *_explain_levels(run.slide),
+        _explain_image(run),
+        _explain_segmenting(run),
+        _explain_stitching(run),
+    ]
+
+
+def _explain_levels(slide: Slide) -> list[str]:
+    """Say which levels of the slide are decimated; nothing where none is."""
+    decimated = [str(number) for number, level in enumerate(slide.levels) if not level.is_averaged]
+    if not decimated:
+        return []
+    return [f"image: coarse levels ({', '.join(decimated)}) take single pixels, no averages: they aren't used"]
 
 
 def _explain_segmenter(run: Run) -> list[str]:

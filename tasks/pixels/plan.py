@@ -226,7 +226,7 @@ def pyramid_levels(slide: Slide, in_memory: int) -> tuple[PyramidLevel, ...]:
 def _own_level(levels: Sequence[Level], shape: Pair, factor: int) -> int | None:
     """Return the source's level of this size; many writers round down where we round up."""
     for number, level in enumerate(levels[1:], 1):
-        if not level.is_whole:
+        if not level.is_faithful:
             continue
         sizes = zip(level.shape, shape, levels[0].shape, strict=True)
         if all(size in (halved_size, full // factor) for size, halved_size, full in sizes):

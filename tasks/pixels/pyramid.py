@@ -106,13 +106,19 @@ def is_coarse(shape: tuple[int, ...]) -> bool:
     return max(shape) <= OVERVIEW_SIDE
 
 
+def first_coarse_level(slide: Slide) -> int:
+    """Return the first level that is coarse enough for an overview, else the last one."""
+    return next((number for number, level in enumerate(slide.levels) if is_coarse(level.shape)), len(slide.levels) - 1)
+
+
 def overview_level(slide: Slide) -> tuple[int, int]:
     """Return the level that the slide's overview is read from, and how often it has to be halved, mostly never.
 
-    A level in which tiles are missing that level 0 has would hide tissue: then it is a finer one.
+    A level in which tiles are missing that level 0 has, or that takes single pixels of it, would hide tissue: a finer one is
+    read instead.
     """
-    level = next((number for number, level in enumerate(slide.levels) if is_coarse(level.shape)), len(slide.levels) - 1)
-    while level and not slide.levels[level].is_whole:
+    level = first_coarse_level(slide)
+    while level and not slide.levels[level].is_faithful:
         level -= 1
     size, halvings = max(slide.levels[level].shape), 0
     while -(-size // 2**halvings) > OVERVIEW_SIDE:

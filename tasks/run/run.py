@@ -93,8 +93,8 @@ class Run(BaseModel):
         plan = self.image_plan
         if plan.mode == "rechunk":
             return 0
-        # A level in which something is missing is none that can be read: it counts as coarser than any pixel.
-        source_factors = [level.downsample if level.is_whole else (math.inf,) * 2 for level in self.slide.levels]
+        # A level that can't stand for level 0 counts as coarser than any pixel.
+        source_factors = [level.downsample if level.is_faithful else (math.inf,) * 2 for level in self.slide.levels]
         pyramid_factors = [(2.0**level, 2.0**level) for level in range(len(plan.levels))]
         return best_level(pyramid_factors if plan.mode == "convert" else source_factors, self.scale)
 
@@ -112,6 +112,8 @@ class Run(BaseModel):
             "slide": slide.identity.model_dump(mode="json"),
             **{f"slide.{key}": getattr(slide, key) for key in ("series", "t", "z")},
         }
+        if slide.unused_levels:
+            source["levels that aren't used"] = slide.unused_levels
         arrays = {f"image.{key}": getattr(settings.image, key) for key in ("ome_zarr", "chunk_shape", "codec")}
         image = source | arrays | {"mode": plan.mode, "channels": plan.channels, "shard": plan.shard}
         # How the pixels reach the blocks isn't among them: the pixels are the same, so another way costs no segmenting.

@@ -28,6 +28,13 @@ class Level(BaseModel):
     """Sizes of what is decoded at once, (t, c, z, y, x)."""
     is_whole: bool = Field(default=True, exclude_if=bool)
     """Whether it shows all that level 0 shows: nothing is missing here that is there."""
+    is_averaged: bool = Field(default=True, exclude_if=bool)
+    """Whether its pixels average those of level 0, as far as a few places tell; else they are some of these."""
+
+    @property
+    def is_faithful(self) -> bool:
+        """Whether it can stand for averages of level 0."""
+        return self.is_whole and self.is_averaged
 
 
 class SlideIdentity(BaseModel):
@@ -115,6 +122,11 @@ class Slide(BaseModel):
         """Where the centre of the first pixel lies along y and x, in µm; in pixels where their size isn't known."""
         y, x = self.mpp or (1.0, 1.0)
         return self.origin[0] * y, self.origin[1] * x
+
+    @property
+    def unused_levels(self) -> tuple[int, ...]:
+        """The levels that can't stand for averages of level 0, and so aren't used."""
+        return tuple(number for number, level in enumerate(self.levels) if not level.is_faithful)
 
 
 def slide_name(path: str | os.PathLike[str], chosen_name: str | None = None) -> str:

@@ -171,19 +171,20 @@ def read_published(run: Run, channels: tuple[int, ...]) -> tuple[NDArray[Any], t
 def read_slide_overview(run: Run) -> NDArray[Any]:
     """Read the (y, x, c) overview of the channels to segment: the same however pixels are stored, since labels depend on it."""
     converted = _read_shown(zarr.open_group(run.store, mode="r")).get("converted")
-    # Both ways halve a slide without levels of its own alike; reading it all again would take minutes.
-    if converted is None or len(run.slide.levels) == 1:
+    # Both ways halve level 0 alike; reading it all again would take minutes.
+    if converted is None or overview_level(run.slide)[0] == 0:
         return read_published(run, run.slide.channels)[0]
     return read_overview(run.slide, run.slide.channels)
 
 
 def _describe_shown(run: Run) -> dict[str, Any]:
-    """Describe what the store's image shows: one plane of one slide."""
+    """Describe what the store's image shows: one plane of one slide, as made without the levels that aren't used."""
     slide = run.slide
-    return {
+    facts: dict[str, Any] = {
         "slide": slide.identity.model_dump(mode="json"),
         "plane": [slide.series, slide.t, slide.z, None if slide.mpp is None else list(slide.mpp)],
     }
+    return facts | ({"unused levels": list(slide.unused_levels)} if slide.unused_levels else {})
 
 
 def _read_shown(root: zarr.Group) -> dict[str, Any]:

@@ -83,11 +83,16 @@ def test_any_kind_of_slide_converts_and_rechunks_to_its_own_pixels(
 
 
 def test_the_sources_own_levels_are_used_above_what_a_piece_fills(
-    made: dict[str, Made], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(image_plan, "SHARD_SIDE", 64)
     monkeypatch.setattr(image_plan, "_SMALLEST_LEVEL", 20)
-    run = planned(made["generic rgb pyramid"].path, tmp_path)
+    level = np.random.default_rng(0).integers(0, 255, (3, 101, 130)).astype(np.uint8)
+    with tifffile.TiffWriter(tmp_path / "s.tif") as tiff:
+        for number in range(3):
+            tiff.write(np.moveaxis(level, 0, 2), subfiletype=int(number > 0), tile=(32, 48), photometric="rgb")
+            level = pyramid.halve(level)
+    run = planned(tmp_path / "s.tif", tmp_path)
     assert run.image_plan.in_memory == 1
     assert [level.source_level for level in run.image_plan.levels] == [None, 1, 2, None]
 
