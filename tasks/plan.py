@@ -18,6 +18,7 @@ from slidesam.tasks.run.run import Run
 from slidesam.tasks.segmenters import segmenter_identity
 from slidesam.tasks.segmenters.microsam.inputs import check_inputs
 from slidesam.tasks.segmenters.microsam.sizes import explain_sizes, with_tiles
+from slidesam.tasks.segmenters.packages import describe_differences
 from slidesam.tasks.settings.methods import MicroSam
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.decimation import mark_decimated
@@ -179,8 +180,12 @@ def _explain_change(paths: RunPaths, stage: str, causes: dict[str, Any]) -> str 
 
 def _word_difference(name: str, old_value: object, new_value: object) -> str:
     """Say how one setting changed; of hashes and long values, only that they did."""
+    if name == "the segmenter's weights, code or versions" and isinstance(old_value, str):
+        return describe_differences(old_value, str(new_value))
     if name == "segment":
         return "the blocks' labels are others"
     if name in ("slide", "stitch") or "weights" in name or max(len(str(old_value)), len(str(new_value))) > 60:
         return f"{name} changed"
-    return f"{name} was {old_value}, is {new_value}"
+    return (
+        f"{name} is {new_value}, and wasn't noted" if old_value is None else f"{name} was {old_value}, is {new_value}"
+    )

@@ -28,7 +28,8 @@ from pydantic import TypeAdapter
 from slidesam.tasks.errors import SlidesamError, in_one_line
 from slidesam.tasks.segment import devices
 from slidesam.tasks.segment.worker_state import this_worker
-from slidesam.tasks.segmenters import package_version, segmenter_identity
+from slidesam.tasks.segmenters import segmenter_identity
+from slidesam.tasks.segmenters.packages import package_version
 from slidesam.tasks.settings.methods import SegmenterSettings
 
 PACKAGES = ("slidesam", "dask", "distributed", "prefect", "zarr", "numpy")

@@ -65,9 +65,14 @@ class Scale(NamedTuple):
         )
         return height, width
 
-    def level0_halo(self, halo: int) -> int:
-        """The widest halo in pixels of level 0 that lies within one of segmented pixels, along both axes."""
-        return min(halo * of // to for of, to in zip(self.level0, self.segmented, strict=True))
+    def halos(self, halo: int) -> Pair:
+        """Find the halo on level 0 and in segmented pixels that is `halo` segmented pixels wide along both axes.
+
+        There is one halo for both axes. Where pixels aren't square, it is that of the axis that needs more.
+        """
+        axes = tuple(zip(self.level0, self.segmented, strict=True))
+        level0 = max(halo * of // to for of, to in axes)
+        return level0, max(halo, *(-(-level0 * to // of) for of, to in axes))
 
 
 def make_scale(mpp: tuple[float, float] | None, target_mpp: float | None, block_shape: Pair) -> Scale:
@@ -88,7 +93,7 @@ def make_scale(mpp: tuple[float, float] | None, target_mpp: float | None, block_
             f"setting slide.target_mpp: {target_mpp:g} µm can't be reached, as the slide's pixel size isn't known: "
             "state it in slide.mpp"
         )
-    level0 = tuple(_round_side(side * target_mpp / of) for side, of in zip(block_shape, mpp, strict=True))
+    level0 = tuple(_round_side(side * target_mpp / of, side) for side, of in zip(block_shape, mpp, strict=True))
     if max(level0) > _LARGEST_BLOCK or min(level0) < _STEPS[-1]:
         raise SettingsError(
             f"setting slide.target_mpp: blocks of {block_shape[1]} × {block_shape[0]} px of {target_mpp:g} µm are "
@@ -98,8 +103,10 @@ def make_scale(mpp: tuple[float, float] | None, target_mpp: float | None, block_
     return Scale((level0[0], level0[1]), block_shape)
 
 
-def _round_side(side: float) -> int:
-    """Return the multiple of the largest power of two that comes near enough."""
+def _round_side(side: float, segmented: int) -> int:
+    """Return the side in segmented pixels if it comes near enough, else the multiple of the largest power of two that does."""
+    if abs(segmented - side) <= _TOLERANCE * side:
+        return segmented
     for step in _STEPS:
         rounded = round(side / step) * step
         if abs(rounded - side) <= _TOLERANCE * side:
@@ -115,8 +122,9 @@ def make_grids(shape: Pair, scale: Scale, halo: int) -> tuple[BlockGrid, BlockGr
         scale: How both fit together.
         halo: In segmented pixels.
     """
-    level0 = BlockGrid(shape, scale.level0, halo if scale.is_one else scale.level0_halo(halo))
-    return level0, level0 if scale.is_one else BlockGrid(scale.shape(shape), scale.segmented, halo)
+    level0_halo, segmented_halo = scale.halos(halo)
+    level0 = BlockGrid(shape, scale.level0, level0_halo)
+    return level0, level0 if scale.is_one else BlockGrid(scale.shape(shape), scale.segmented, segmented_halo)
 
 
 def best_level(downsamples: Sequence[tuple[float, float]], scale: Scale) -> int:

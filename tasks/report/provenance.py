@@ -9,7 +9,7 @@ from slidesam.tasks.errors import OutputError
 from slidesam.tasks.run.marks import find_mark, list_blocks, read_params
 from slidesam.tasks.run.records import ImageFacts, Provenance, SeamReport, SegmenterFacts
 from slidesam.tasks.run.run import Run
-from slidesam.tasks.segmenters import package_version
+from slidesam.tasks.segmenters.packages import package_version
 from slidesam.tasks.store.image import is_shown
 from slidesam.tasks.store.ome_zarr import is_finished
 
@@ -24,8 +24,16 @@ _PACKAGES = (
     "zarr",
     "fastremap",
     "torch",
+    "torchvision",
+    "pillow",
     "micro-sam",
+    "torch-em",
+    "python-elf",
+    "bioimage-cpp",
+    "segment-anything-py",
+    "segment-anything",
     "cellpose",
+    "opencv-python-headless",
     "stardist",
     "tensorflow",
 )

@@ -16,6 +16,7 @@ from slidesam.tasks.grid import BlockGrid
 from slidesam.tasks.pixels.plan import ImagePlan, plan_image
 from slidesam.tasks.pixels.resample import Scale, best_level, make_grids, make_scale
 from slidesam.tasks.run.layout import ImageFolder, PaintFolder, RunPaths, SegmentFolder, StitchFolder
+from slidesam.tasks.segmenters.packages import read_versions
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.facts import Slide
 
@@ -116,6 +117,8 @@ class Run(BaseModel):
             source["levels that aren't used"] = slide.unused_levels
         arrays = {f"image.{key}": getattr(settings.image, key) for key in ("ome_zarr", "chunk_shape", "codec")}
         image = source | arrays | {"mode": plan.mode, "channels": plan.channels, "shard": plan.shard}
+        # Of the plan, not of this machine: workers must name the same folders.
+        image["version of imagecodecs"] = read_versions(self.segmenter_identity).get("imagecodecs")
         # How the pixels reach the blocks isn't among them: the pixels are the same, so another way costs no segmenting.
         segment = source | {
             "slide.mpp": slide.mpp,

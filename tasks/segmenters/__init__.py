@@ -5,7 +5,6 @@ This module must stay light: torch, TensorFlow and what runs on them are importe
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from collections.abc import Mapping
 from functools import lru_cache
@@ -15,6 +14,7 @@ from pydantic import TypeAdapter
 
 from slidesam.tasks.errors import SegmenterError
 from slidesam.tasks.segmenters.base import Segmenter
+from slidesam.tasks.segmenters.packages import describe_differences, describe_versions
 from slidesam.tasks.settings.methods import Cellpose, Function, MicroSam, SegmenterSettings, StarDist, Watershed
 
 
@@ -34,7 +34,7 @@ def load_segmenter(settings_json: str, is_rgb: bool, identity: str) -> Segmenter
     current = segmenter_identity(settings, is_rgb)
     if current != identity:
         raise SegmenterError(
-            f"the segmenter isn't the one that the run was planned with ({current} here, {identity} planned)",
+            f"the segmenter isn't the one that the run was planned with: {describe_differences(identity, current)} here",
             "give workers the same files and versions, then run the same command again",
         )
     match settings:
@@ -68,35 +68,26 @@ def segmenter_identity(settings: SegmenterSettings, is_rgb: bool) -> str:
     Raises:
         SegmenterError: The weights or the function are missing; the message says how to get them.
     """
-    packages: tuple[str, ...]
     match settings:
         case MicroSam():
             from slidesam.tasks.segmenters.microsam.weights import identify_model
 
-            identity, packages = identify_model(settings, is_rgb), ("micro-sam", "torch")
+            identity = identify_model(settings, is_rgb)
         case Watershed():
-            identity, packages = "watershed", ("scikit-image", "scipy")
+            identity = "watershed"
         case Cellpose():
-            from slidesam.tasks.segmenters import cellpose
+            from slidesam.tasks.segmenters.cellpose import identify_cellpose_weights
 
-            identity, packages = cellpose.identify_cellpose_weights(settings), ("cellpose", "torch")
+            identity = identify_cellpose_weights(settings)
         case StarDist():
-            from slidesam.tasks.segmenters import stardist
+            from slidesam.tasks.segmenters.stardist import identify_stardist_model
 
-            identity, packages = stardist.identify_stardist_model(settings), stardist.list_packages()
+            identity = identify_stardist_model(settings)
         case Function():
             from slidesam.tasks.segmenters.function import identify_source
 
-            identity, packages = identify_source(settings), ("numpy", *_package_of(settings))
-    # imagecodecs decides what a compressed tile's pixels are.
-    versions = (f"{name} {package_version(name)}" for name in (*packages, "imagecodecs", "slidesam"))
-    return ", ".join((identity, *versions))
-
-
-def _package_of(settings: Function) -> tuple[str, ...]:
-    """Name the installed package that has the name of the function's module, if there is one."""
-    name = settings.target.partition(":")[0].partition(".")[0]
-    return (name,) if package_version(name) else ()
+            identity = identify_source(settings)
+    return ", ".join((identity, *describe_versions(settings)))
 
 
 def jsonable_params(params: object) -> dict[str, Any]:
@@ -113,11 +104,3 @@ def jsonable_params(params: object) -> dict[str, Any]:
         raise SegmenterError(f"the segmenter's prepare returned {type(params).__name__}: it must be a mapping")
     parsed: dict[str, Any] = json.loads(text)
     return parsed
-
-
-def package_version(package: str) -> str | None:
-    """Return the version of an installed package, or None."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -15,7 +15,6 @@ References:
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import importlib.util
 import io
 import json
@@ -42,8 +41,6 @@ _CURE = (
     'Where there is internet, `python -c "from stardist.models import StarDist2D; '
     "print(StarDist2D.from_pretrained('2D_versatile_he').logdir)\"` fetches one of StarDist's own and says where it is"
 )
-# Names under which TensorFlow is published.
-_TENSORFLOW = ("tensorflow", "tensorflow-cpu", "tensorflow-macos", "tensorflow-rocm")
 
 
 @dataclass(frozen=True)
@@ -72,12 +69,6 @@ def identify_stardist_model(settings: StarDist) -> str:
     """
     files = find_stardist_model(settings)
     return f"model {hash_files(filter(None, (files.config, files.weights, files.thresholds)))}"
-
-
-def list_packages() -> tuple[str, ...]:
-    """List the installed packages that compute, TensorFlow under the name that it has on this machine."""
-    installed = {name for name in _TENSORFLOW if any(importlib.metadata.distributions(name=name))}
-    return ("stardist", "csbdeep", *sorted(installed), "keras")
 
 
 def find_stardist_model(settings: StarDist) -> StarDistFiles:

@@ -103,7 +103,7 @@ def resolve_run(run: Run) -> Resolved:
         return resolved
     labels, pairs = load_labels(run)
     resolution = resolve_labels(labels, pairs, run.settings.stitch)
-    report = make_report(run.grid, labels, pairs, resolution, min(run.scale.factor))
+    report = make_report(run.grid, labels, pairs, resolution, max(run.scale.factor))
     numbering = Numbering(labels.offsets, resolution.relabelling, resolution.size)
     for name, array in numbering._asdict().items():
         save_array(folder.numbering(name), array)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -43,7 +44,7 @@ def make_report(
         labels: All labels of all blocks.
         pairs: Their overlaps.
         resolution: What was made of them.
-        factor: Pixels of level 0 per pixel in which `blocks.halo` is given.
+        factor: Pixels of level 0 per pixel in which `blocks.halo` is given; of two axes, the larger.
     """
     decisions = resolution.decisions
     sightings = _Sightings(grid, labels, pairs, decisions.component)
@@ -172,6 +173,8 @@ def _advise(grid: BlockGrid, objects: int, wide: int, needed: Ints, factor: floa
         return None, None
     # Most of them, so that one freak doesn't set the halo for all.
     halo = -(-int(np.percentile(needed, 95, method="higher") / factor) // _STEP) * _STEP
+    # Their fragments tell a width to a few pixels, so the advice may not stay at what proved too small.
+    halo = max(halo, (math.ceil(grid.halo / factor) // _STEP + 1) * _STEP)
     finding = (
         f"{100 * wide / objects:.0f} % of the {objects:,} objects at seams are wider than the halo of "
         f"{grid.halo / factor:.0f} px"

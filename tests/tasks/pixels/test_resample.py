@@ -124,6 +124,27 @@ def test_the_pixel_size_is_nearly_the_wanted_one() -> None:
     assert make_scale((0.499, 0.499), 0.5, (2048, 2048)).is_one
 
 
+@pytest.mark.parametrize(
+    ("mpp", "target"), [(0.25, 0.25), (0.1 + 0.2, 0.3), (0.2499, 0.25), (0.252, 0.252 * (1 - 1e-9))]
+)
+def test_a_slide_that_has_the_wanted_pixel_size_is_segmented_as_it_is(mpp: float, target: float) -> None:
+    resampled = [side for side in range(16, 8193, 16) if not make_scale((mpp, mpp), target, (side, side)).is_one]
+    assert resampled == []
+
+
+@pytest.mark.parametrize("mpp", [(0.25, 0.5), (0.5, 0.25), (0.25, 0.26), (0.1, 0.4)])
+@pytest.mark.parametrize("halo", [0, 1, 17, 64])
+def test_the_halo_is_as_wide_as_wanted_along_both_axes(mpp: tuple[float, float], halo: int) -> None:
+    scale = make_scale(mpp, 0.5, (128, 128))
+    level0, segmented = make_grids((2000, 3000), scale, halo)
+    for axis in (0, 1):
+        assert level0.halo >= np.floor(halo * scale.factor[axis])
+        # What a block owns and needs on level 0 lies within what its segmenter sees.
+        assert segmented.halo * scale.factor[axis] >= level0.halo
+    equal = make_scale((0.2, 0.2), 0.5, (128, 128))
+    assert make_grids((2000, 3000), equal, halo)[1].halo == halo
+
+
 def test_what_cannot_be_had_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"pixel size isn't known: state it in slide\.mpp"):
         make_scale(None, 0.5, (512, 512))

@@ -91,8 +91,7 @@ class TestOwnSegmenter:
         settings = Function(kind="function", target="own_segmenter:BrightSpots")
         identity = segmenter_identity(settings, False)
         source = hashlib.sha256((EXAMPLE / "own_segmenter.py").read_bytes()).hexdigest()[:16]
-        assert identity.startswith(f"own_segmenter:BrightSpots sha256:{source}, numpy ")
-        assert ", own_segmenter 0.1.0, " in identity
+        assert identity.startswith(f"own_segmenter:BrightSpots sha256:{source}, own_segmenter 0.1.0, numpy ")
 
     def test_one_block_can_be_tried(self, own_package: Path, slide: Path, tmp_path: Path) -> None:
         target = ["--set", "segmenter.kind=function", "--set", "segmenter.target=own_segmenter:BrightSpots"]

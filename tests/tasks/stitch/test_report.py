@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
@@ -12,6 +13,7 @@ from scipy import ndimage
 from slidesam.tasks.grid import BlockGrid
 from slidesam.tasks.run.records import SeamReport
 from slidesam.tasks.settings.sections import StitchSettings
+from slidesam.tasks.stitch import report as seam_report
 from slidesam.tasks.stitch.report import COLUMNS, make_report
 from tests.support.blockwise import segmented, stitched
 from tests.tasks.stitch.test_resolve import disagreeing_blocks, rules
@@ -185,6 +187,16 @@ def test_a_halo_that_is_too_small_is_named_with_one_that_is_not() -> None:
     assert words == "100 % of the 8 objects at seams are wider than the halo of 16 px: raise it to 48 (blocks.halo)"
     better = report_of_labels(labels, BlockGrid(labels.shape, (64, width // 2), 48))
     assert (better.wide, better.advised_halo, better.warnings) == (0, None, ())
+
+
+@pytest.mark.parametrize(("halo", "needed", "factor", "advised"), [
+    (64, 64, 1.0, 80), (64, 62, 1.0, 80), (64, 66, 1.0, 80), (64, 90, 1.0, 96), (70, 66, 1.0, 80), (106, 100, 213 / 128, 80),
+])  # fmt: skip
+def test_an_advised_halo_is_wider_than_the_one_that_was_too_small(halo, needed, factor, advised) -> None:
+    grid = BlockGrid((4000, 4000), (1000, 1000), halo)
+    found, warning = seam_report._advise(grid, 100, 90, np.full(90, needed), factor)
+    assert found == advised
+    assert f"halo of {halo / factor:.0f} px: raise it to {advised} (" in warning
 
 
 def test_objects_longer_than_blocks_need_larger_blocks() -> None:
