@@ -124,7 +124,7 @@ class Attempt:
                 self.reporter.inform(f"{run.name}: {line}")
             record = run_stages(run, StepExecutor(self.reporter, self.client, lock.check), lock.check)
             lock.check()
-            self._note("finished", objects=record.objects)
+            self._note("finished", objects=record.objects, warnings=record.warnings)
 
     def _note(self, status: str, **facts: Any) -> None:
         write_state(self.output, self.name, self.label, status, **self._known, **facts)

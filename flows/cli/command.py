@@ -185,7 +185,7 @@ class _SlideRunner:
 
     def _print_result(self, slide: Listed, record: Provenance, seconds: float) -> None:
         name = slide.name
-        for warning in record.slide.warnings:
+        for warning in (*record.slide.warnings, *record.warnings):
             say("[yellow]note:[/]", f"{name}: {warning}")
         say(
             "[green]✓[/]",

@@ -96,7 +96,7 @@ def _plan_rows(slide: Slide, settings: Settings, output: Path | None) -> list[tu
 
 
 def status_table(states: list[RunState]) -> Group:
-    """Make a table with a row per run of an output folder, and the errors below it.
+    """Make a table with a row per run of an output folder, and the warnings and errors below it.
 
     Args:
         states: As `read_states` returns them.
@@ -113,7 +113,13 @@ def status_table(states: list[RunState]) -> Group:
         table.add_row(Text(run.slide), Text(run.label), status, blocks, objects, updated)
     pages = {page for run in states if run.state.status == "running" for page in run.state.dashboards.values()}
     dashboards = (Text(f"\nDask dashboard: {page} (from elsewhere: {ssh_line(page)})") for page in sorted(pages))
-    return Group(table, *dashboards, *(Text(f"\n{run.state.error}") for run in states if run.state.error is not None))
+    notes = [
+        Text.assemble("\n", ("note: ", "yellow"), f"{run.slide}: {warning}")
+        for run in states
+        for warning in run.state.warnings
+    ]
+    errors = (Text(f"\n{run.state.error}") for run in states if run.state.error is not None)
+    return Group(table, *dashboards, *notes, *errors)
 
 
 def seams_view(record: Provenance, *, everything: bool = False) -> Group:

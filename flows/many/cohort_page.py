@@ -38,6 +38,7 @@ class Row:
         seconds: Duration of the run without waiting.
         error: Why the slide failed; empty if it didn't.
         link: The run's page in the UI.
+        warning: What a person should know of its result; empty if there is nothing.
     """
 
     slide: str
@@ -47,6 +48,7 @@ class Row:
     seconds: float | None = None
     error: str = ""
     link: str | None = None
+    warning: str = ""
 
     @property
     def is_finished(self) -> bool:
@@ -99,7 +101,7 @@ def row_of_run(run: FlowRun, slide: Listed, output: Path) -> Row:
 
 
 def _result(slide: Listed, output: Path, *, finished: bool) -> dict[str, Any]:
-    """Read a slide's numbers of objects and blocks from the output folder."""
+    """Read a slide's numbers of objects and blocks, and the warnings about them, from the output folder."""
     label = slide.settings.output.label
     paths = RunPaths(output, slide.name, label)
     if not finished:
@@ -109,7 +111,8 @@ def _result(slide: Listed, output: Path, *, finished: bool) -> dict[str, Any]:
     record = Provenance.read(paths.provenance)
     if record is None:
         return {}
-    return {"objects": record.objects, "blocks": str(record.blocks - len(record.blocks_without_tissue))}
+    n_blocks = record.blocks - len(record.blocks_without_tissue)
+    return {"objects": record.objects, "blocks": str(n_blocks), "warning": "; ".join(record.warnings)}
 
 
 @contextmanager
@@ -129,6 +132,8 @@ def cohort_progress(total: int) -> Iterator[Callable[[list[Row]], None]]:
             if (row.slide, row.state) not in logged:
                 result = f"{row.objects:,} objects" if row.objects is not None else row.error
                 log.info("%s: %s%s", row.slide, row.state.lower(), f", {result}" if result else "")
+                if row.warning:
+                    log.warning("%s: %s", row.slide, row.warning)
                 logged.add((row.slide, row.state))
         if artifact is not None:
             with harmless(log, "progress"):
@@ -146,7 +151,7 @@ def count_finished(rows: Sequence[Row]) -> int:
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
-    """Make the table of a cohort's slides, failed ones first.
+    """Make the table of a cohort's slides, failed ones first, then those with a warning.
 
     Args:
         rows: How the slides ended.
@@ -159,9 +164,9 @@ def as_markdown(rows: Sequence[Row]) -> str:
             "" if row.objects is None else f"{row.objects:,}",
             row.blocks,
             "" if row.seconds is None else f"{row.seconds:.1f}",
-            text(in_one_line(row.error, _ERROR_LENGTH)),
+            text(in_one_line(row.error or row.warning, _ERROR_LENGTH)),
         )
-        for row in sorted(rows, key=lambda row: row.is_finished)
+        for row in sorted(rows, key=lambda row: (row.is_finished, not row.warning))
     ]
-    head = ("slide", "state", "objects", "blocks", "seconds", "error")
+    head = ("slide", "state", "objects", "blocks", "seconds", "error or warning")
     return f"# {len(rows)} slides: {states}\n\n{table(head, cells, 'llrrrl')}"

@@ -44,7 +44,7 @@ def result_markdown(run: Run, provenance: Provenance, picture: str | None = None
         picture: URI of the overlay; None = no picture.
     """
     seams: SeamReport = provenance.seams or SeamReport()
-    warnings = [*run.slide.warnings, *seams.warnings]
+    warnings = [*run.slide.warnings, *provenance.warnings, *seams.warnings]
     parts = [f"# {text(run.name)}: {provenance.objects:,} {text(run.label)}"]
     parts += [f"**Note:** {text(warning)}" for warning in warnings]
     parts.append(table(("", ""), [(f"**{name}**", value) for name, value in _overview(run, provenance, len(warnings))]))

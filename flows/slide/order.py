@@ -175,6 +175,8 @@ def stitch_and_export(run: Run, executor: Executor, seconds: dict[str, float]) -
     todo = [batch for batch in all_batches if not is_painted(run, batch)]
     seconds["paint"] = _run_batches(executor, "painting labels", steps.paint_blocks, run, todo, len(run.grid))
     provenance: Provenance = executor.run_one(steps.export_slide, run, resolved["objects"], seconds)
+    for warning in provenance.warnings:
+        executor.warn(f"{run.name}: {warning}")
     return provenance
 
 

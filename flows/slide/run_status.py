@@ -29,6 +29,7 @@ from slidesam.tasks.errors import (
 )
 from slidesam.tasks.run.layout import RunPaths
 from slidesam.tasks.run.lock import holder
+from slidesam.tasks.run.records import Provenance
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.run.status import describe_file, read_state, write_state
 from slidesam.tasks.settings.sections import Settings
@@ -97,9 +98,9 @@ class RunStatus:
         self._facts |= facts
         self._write("running")
 
-    def finish(self, objects: int) -> None:
+    def finish(self, record: Provenance) -> None:
         """Write that the run is finished."""
-        self._write("finished", objects=objects)
+        self._write("finished", objects=record.objects, warnings=record.warnings)
 
     def _write(self, status: str, **facts: Any) -> None:
         write_state(self.output, self.name, self.label, status, **self._facts, **facts)

@@ -173,7 +173,7 @@ def _compute(run: Run, session: Session, status: RunStatus) -> Provenance:
             if not session.is_cluster_shared:
                 session.cluster.close()
         lock.check()
-        status.finish(provenance.objects)
+        status.finish(provenance)
     return provenance
 
 

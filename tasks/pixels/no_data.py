@@ -71,3 +71,25 @@ def drop_no_data(sample: NDArray[Any], fill: NDArray[Any]) -> NDArray[Any]:
         return filled
     pixels = filled[has_data]
     return pixels[: len(pixels) // width * width].reshape(-1, width, sample.shape[2])
+
+
+def describe_no_data(sample: NDArray[Any]) -> tuple[str, ...]:
+    """Word what a person should know of a sample's pixels without data; NaN beside numbers needs no words.
+
+    Args:
+        sample: Pixels of the slide, any shape and dtype.
+
+    Returns:
+        Sentences, mostly none.
+    """
+    missing = find_no_data(sample)
+    if missing is None:
+        return ()
+    if missing.all():
+        return (f"none of its pixels holds data: they are NaN, infinite or beyond {_LIMIT:g}, so nothing can be found",)
+    share = np.count_nonzero(np.isfinite(sample) & missing) / sample.size
+    if not share:
+        return ()
+    return (
+        f"{100 * share:.2g} % of the sampled values are beyond {_LIMIT:g}: they are taken for no data, as background",
+    )

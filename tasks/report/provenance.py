@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from slidesam.tasks.errors import OutputError
+from slidesam.tasks.report.nothing_found import warn_if_nothing_found
 from slidesam.tasks.run.marks import find_mark, list_blocks, read_params
 from slidesam.tasks.run.records import ImageFacts, Provenance, SeamReport, SegmenterFacts
 from slidesam.tasks.run.run import Run
@@ -88,6 +89,7 @@ def make_provenance(run: Run, *, objects: int, seams: SeamReport, seconds: dict[
         ),
         fingerprints=run.fingerprints,
         task_seconds={stage: round(value, 3) for stage, value in seconds.items()},
+        warnings=(*params.warnings, *warn_if_nothing_found(run, params, objects)),
         versions={name: version for name in _PACKAGES if (version := package_version(name))},
         # Last, as it is long.
         seams=seams,

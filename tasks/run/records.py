@@ -118,6 +118,10 @@ class Params(Record):
     """Colour of the background, per channel."""
     blocks: tuple[int, ...] | None = None
     """Ids of the blocks that hold tissue, ascending; None = all."""
+    has_tissue: bool | None = None
+    """Whether any tissue is on the slide, also where all blocks are segmented; None = that isn't known."""
+    warnings: tuple[str, ...] = ()
+    """What a person should know of the pixels, one sentence each."""
     seconds: float = 0.0
     """How long it took to find out."""
 
@@ -195,6 +199,8 @@ class State(Record):
     """URLs of the Dask dashboards, by worker pool."""
     objects: int | None = None
     """How many objects a finished run has."""
+    warnings: tuple[str, ...] = ()
+    """What a person should know of a finished run's result, one sentence each."""
     error: str | None = None
     """Why a failed run failed."""
     file: FileFacts | None = None
@@ -262,6 +268,8 @@ class Provenance(Record):
     """Per stage, the wall time of its tasks added up."""
     versions: dict[str, str] = {}
     """Versions of packages that can change a pixel."""
+    warnings: tuple[str, ...] = ()
+    """What a person should know of the result beside the slide's own warnings and those of the seams, one sentence each."""
     seams: SeamReport | None = None
     """What happened at the seams."""
 

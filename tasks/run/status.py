@@ -60,7 +60,7 @@ def record_finished(run: Run, record: Provenance) -> None:
         write_state(
             run.output, run.name, run.label, "finished",
             objects=record.objects, blocks=len(run.grid), segment_folder=run.segment_folder.path.name,
-            slide_path=run.slide.path,
+            slide_path=run.slide.path, warnings=record.warnings,
         )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from slidesam.tasks.labels.results import BlockResults
 from slidesam.tasks.pixels.background import background_of
 from slidesam.tasks.pixels.mask_image import read_mask
-from slidesam.tasks.pixels.no_data import drop_no_data
+from slidesam.tasks.pixels.no_data import describe_no_data, drop_no_data
 from slidesam.tasks.pixels.sample import sample_slide
 from slidesam.tasks.pixels.tissue import blocks_with_tissue, find_tissue
 from slidesam.tasks.run.files import load_arrays, output_errors, save_arrays, write_json
@@ -48,13 +48,15 @@ def prepare_run(run: Run) -> Params:
         with closing(open_pixels(run)) as reader:
             sample = sample_slide(run.segmented_grid.shape, overview, reader)
         fill = background_of(overview, is_bright=segmenter.has_bright_background(run.segmented_slide))
-        sample = drop_no_data(sample, fill)
+        blocks, known = _find_blocks(run, overview), drop_no_data(sample, fill)
         shared = Params(
             params=jsonable_params(
-                segmenter.prepare(sample[..., 0] if sample.shape[2] == 1 else sample, run.segmented_slide)
+                segmenter.prepare(known[..., 0] if known.shape[2] == 1 else known, run.segmented_slide)
             ),
             fill=fill.tolist(),
-            blocks=_find_blocks(run, overview),
+            blocks=blocks,
+            has_tissue=bool(find_tissue(overview, is_rgb=run.slide.is_rgb).any() if blocks is None else blocks),
+            warnings=describe_no_data(sample),
             seconds=time.perf_counter() - start_time,
         )
         write_json(run.segment_folder.causes, run.causes["segment"])
