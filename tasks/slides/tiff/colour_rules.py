@@ -31,11 +31,11 @@ _JPEG_2000 = (_APERIO_YCBCR, 33004, _APERIO_RGB, 34712)
 _OF_OWN_COLOURS = {
     22610: "JPEG XR", 34927: "WebP", 34933: "PNG", 34934: "JPEG XR", 50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL",
 }  # fmt: skip
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _MASK, _CMYK, _YCBCR = 0, 1, 2, 3, 4, 5, 6
 _NEEDED_SAMPLES = {_RGB: 3, _PALETTE: 1, _CMYK: 4, _YCBCR: 3}
 _NAMES = {
-    _RGB: "RGB", _PALETTE: "palette colours", _CMYK: "CMYK", _YCBCR: "YCbCr", 4: "a transparency mask", 8: "CIELab", 9: "ICCLab",
-    10: "ITULab", 32803: "CFA (raw camera pixels)", 32844: "LogL", 32845: "LogLuv", 34892: "LinearRaw (camera colours)",
+    _RGB: "RGB", _PALETTE: "palette colours", _CMYK: "CMYK", _YCBCR: "YCbCr", _MASK: "a transparency mask", 8: "CIELab",
+    9: "ICCLab", 10: "ITULab", 32803: "CFA (raw camera pixels)", 32844: "LogL", 32845: "LogLuv", 34892: "LinearRaw (camera)",
     51177: "a depth map", 52527: "a semantic mask",
 }  # fmt: skip
 _ASSOCIATED, _UNASSOCIATED = 1, 2  # ExtraSamples
@@ -70,6 +70,9 @@ def read_colour(page: tifffile.TiffPage, kind: str, samples: int, groups: int, f
         return colour, remarks if kind in _NUMBER_FORMATS else [*remarks, unapplied]
     if photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO):
         return _read_grey(page, photometric, samples, file)
+    if photometric == _MASK and page.is_mask:
+        colour, _ = _read_grey(page, _BLACK_IS_ZERO, samples, file)
+        return colour, ["it is the transparency mask of another image: 0 is hidden there"]
     if photometric not in _NEEDED_SAMPLES:
         name = _NAMES.get(photometric, f"of an unknown kind ({photometric})")
         raise ColourError(f"{file}: its pixels are {name}, which isn't read; export it as RGB or grey")

@@ -10,6 +10,7 @@ tifffile parses the file; this package decides whether the file can be trusted.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,8 +61,7 @@ def inspect_tiff(path: Path, choice: ImageChoice) -> tuple[SourceFacts, TiffSpec
         errors_as_slide_errors(file, "isn't a TIFF file that can be read", "get it again or leave it out"),
         tifffile.TiffFile(path) as tiff,
     ):
-        facts, levels = _inspect_open(tiff, path, file, choice)
-        return facts, TiffSpec(levels=levels)
+        return _inspect_open(tiff, path, file, choice)
 
 
 def _check_header(path: Path, file: str) -> None:
@@ -79,9 +79,7 @@ def _check_header(path: Path, file: str) -> None:
     )
 
 
-def _inspect_open(
-    tiff: tifffile.TiffFile, path: Path, file: str, choice: ImageChoice
-) -> tuple[SourceFacts, tuple[TiffLevel, ...]]:
+def _inspect_open(tiff: tifffile.TiffFile, path: Path, file: str, choice: ImageChoice) -> tuple[SourceFacts, TiffSpec]:
     count, cut = _count_directories(tiff, file)
     if count:
         correct_description(tiff.pages.first)
@@ -96,6 +94,12 @@ def _inspect_open(
     refuse_overlapping_tiles(tiff, series, file)
     meaning = find_meaning(series, choice.pages)
     levels, holes, warnings = read_levels(series, meaning.pages, count, file, path.stat().st_size)
+    masks = _find_masks(tiff, series, levels, count, file)
+    if masks:
+        # Without its mask a level would show other pixels than the finer ones.
+        count_masked = next((number for number, mask in enumerate(masks) if mask is None), len(masks))
+        levels, holes, masks = levels[:count_masked], holes[:count_masked], masks[:count_masked]
+        warnings.append("its transparency mask is applied: what it hides wasn't scanned and is read as background")
     warnings += [*choice_remarks, *meaning.remarks, *describe_holes(levels, holes, series.kind)]
     if cut:
         warnings.append(
@@ -103,7 +107,26 @@ def _inspect_open(
         )
     facts = read_facts(tiff, series, levels, ome, meaning, warnings, path)
     whole = find_whole_levels(levels, holes, series.kind)
-    return replace(facts, missing_chunks=sum(each.missing for each in holes), whole_levels=whole), levels
+    facts = replace(facts, missing_chunks=sum(each.missing for each in holes), whole_levels=whole)
+    return facts, TiffSpec(levels=levels, masks=tuple(mask for mask in masks if mask is not None))
+
+
+def _find_masks(
+    tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries, levels: Sequence[TiffLevel], directories: int, file: str
+) -> list[TiffLevel | None]:
+    """Find the transparency mask of each level, as GDAL stores them beside the image; empty if level 0 has none.
+
+    References:
+        TIFF Revision 6.0 (Adobe, 1992), NewSubfileType and PhotometricInterpretation 4: 1 is inside, 0 is hidden.
+    """
+    for other in tiff.series:
+        if other is series or not other.keyframe.is_mask or levels[0].shape[0] * levels[0].shape[2] > 1:
+            continue
+        masks, _, _ = read_levels(other, None, directories, file, tiff.filehandle.size)
+        by_size = {mask.shape[3:]: mask for mask in masks}
+        if levels[0].shape[3:] in by_size:
+            return [by_size.get(level.shape[3:]) for level in levels]
+    return []
 
 
 def _summarise(series: tifffile.TiffPageSeries) -> ImageInFile:
@@ -111,7 +134,9 @@ def _summarise(series: tifffile.TiffPageSeries) -> ImageInFile:
     sizes = dict(zip(series.get_axes(False), series.get_shape(False), strict=True))
     page = series.keyframe
     name = series.name or str(page.tags.valueof(_PAGE_NAME, "")) or page.description[:_MAX_NAME].partition("\n")[0]
-    return ImageInFile(in_one_line(name, _MAX_NAME), (sizes["Y"], sizes["X"]), len(series.levels), page.is_reduced)
+    return ImageInFile(
+        in_one_line(name, _MAX_NAME), (sizes["Y"], sizes["X"]), len(series.levels), page.is_reduced or page.is_mask
+    )
 
 
 def _count_directories(tiff: tifffile.TiffFile, file: str) -> tuple[int, bool]:

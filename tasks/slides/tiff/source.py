@@ -28,6 +28,8 @@ class TiffSpec(SourceSpec):
     kind: Literal["tiff"] = "tiff"
     levels: tuple[TiffLevel, ...]
     """Levels, finest first."""
+    masks: tuple[TiffLevel, ...] = ()
+    """Per level, the image that is 0 where the level wasn't scanned; empty if there is none."""
 
     @property
     def shapes(self) -> tuple[Shape5, ...]:
@@ -47,7 +49,7 @@ class TiffSpec(SourceSpec):
             level.model_copy(update={"colour": level.colour.model_copy(update={"alpha": None})})
             for level in self.levels
         )
-        return self.model_copy(update={"levels": levels})
+        return self.model_copy(update={"levels": levels, "masks": ()})
 
     def open(self, path: Path) -> TiffSource:
         """Open the file."""
@@ -67,6 +69,7 @@ class TiffSource:
 
     def __init__(self, path: Path, spec: TiffSpec) -> None:
         self._spec = spec
+        self._masks = TiffSource(path, TiffSpec(levels=spec.masks)) if spec.masks else None
         self._descriptor = os.open(path, os.O_RDONLY)
         # Made for a level or page when they are first needed.
         self._decoder = cache(lambda level: spec.levels[level].codec.make_decoder())
@@ -79,6 +82,8 @@ class TiffSource:
 
     def close(self) -> None:
         """Close the file."""
+        if self._masks is not None:
+            self._masks.close()
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -94,6 +99,9 @@ class TiffSource:
             for i, t in enumerate(ts):
                 for j, z in enumerate(zs):
                     read(level, t, cs, z, region, out[i, j])
+        if self._masks is not None:
+            is_hidden = self._masks.fetch(level, range(1), [0], range(1), region)[0, 0, 0] == 0
+            out[:, :, is_hidden] = layout.fill
         return out.transpose(0, 4, 1, 2, 3)
 
     def _read_converted(

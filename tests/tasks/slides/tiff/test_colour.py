@@ -302,6 +302,33 @@ def test_what_is_transparent_is_background(tmp_path: Path, dtype: str, kind: str
     assert any("alpha is applied" in warning for warning in slide.warnings)
 
 
+@pytest.mark.parametrize("n_masks", [1, 2])
+@pytest.mark.parametrize("is_rgb", [True, False])
+def test_what_a_transparency_mask_hides_is_background(tmp_path: Path, n_masks: int, is_rgb: bool) -> None:
+    """As GDAL writes it: a mask beside the image, of one bit, and one beside each smaller level."""
+    image = picture() if is_rgb else picture()[..., 0]
+    mask = np.ones((SIDE, SIDE), bool)
+    mask[:, 40:] = False
+    path, options = (
+        tmp_path / "a.tif",
+        {"photometric": "rgb" if is_rgb else "minisblack", "tile": (16, 16), "metadata": None},
+    )
+    with tifffile.TiffWriter(path) as writer:
+        writer.write(image, **options)
+        writer.write(mask, subfiletype=4, **options | {"photometric": "mask"}, compression="zlib")
+        writer.write(image[::2, ::2], subfiletype=1, **options)
+        if n_masks == 2:
+            writer.write(mask[::2, ::2], subfiletype=5, **options | {"photometric": "mask"}, compression="zlib")
+    for level in range(n_masks):
+        slide, pixels = read(path, level)
+        shown, expected = mask[:: level + 1, :: level + 1], image[:: level + 1, :: level + 1].reshape(*pixels.shape)
+        np.testing.assert_array_equal(pixels, np.where(shown[..., None], expected, 255 if is_rgb else 0))
+    assert len(slide.levels) == n_masks
+    assert (slide.is_rgb, slide.size_c) == (is_rgb, 3 if is_rgb else 1)
+    assert any("transparency mask is applied" in warning for warning in slide.warnings)
+    assert not any("further large images" in warning for warning in slide.warnings)
+
+
 @pytest.mark.parametrize("colours", ["ycbcr", "rgba", "cmyk", "palette"])
 @pytest.mark.parametrize("planar", ["contig", "separate"])
 def test_tiles_that_are_missing_are_white_whatever_the_colours(tmp_path: Path, colours: str, planar: str) -> None:
