@@ -88,9 +88,13 @@ def read_level(file: str, number: int, folder: Path, axes: str, zarr_format: int
     found = [values for values in versions if values is not None and values.get("node_type", "array") == "array"]
     if not found:
         raise SlideError(f"{file}: level {number} (folder {folder.name!r}) isn't there; copy the whole folder again")
-    levels = [_check_array(file, number, folder, {**values, "attributes": {}}, axes) for values in found]
-    has_files = [level for level in levels if level.present is None or level.present.any()]
-    return has_files[0] if has_files else _find_other_names(file, number, levels, axes)
+    levels: list[CheckedLevel] = []
+    for values in found:
+        level = _check_array(file, number, folder, {**values, "attributes": {}}, axes)
+        if level.present is None or level.present.any():
+            return level
+        levels.append(level)
+    return _find_other_names(file, number, levels, axes)
 
 
 def _check_array(file: str, number: int, folder: Path, metadata: dict[str, Any], axes: str) -> CheckedLevel:

@@ -204,6 +204,9 @@ def test_metadata_of_two_versions(tmp_path: Path) -> None:
     for level in "01":  # arrays of v3 beside those of v2
         shutil.copy(other / level / "zarr.json", path / level)
     np.testing.assert_array_equal(read(inspect_slide(path)), IMAGE)
+    change(path / "0/zarr.json", codecs=["of no kind"])  # what doesn't count isn't looked at
+    np.testing.assert_array_equal(read(inspect_slide(path)), IMAGE)
+    shutil.copy(other / "0/zarr.json", path / "0")
     for level in "01":
         shutil.copytree(other / level / "c", path / level / "c")
     np.testing.assert_array_equal(read(inspect_slide(path)), IMAGE)
