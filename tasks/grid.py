@@ -1,7 +1,7 @@
 """Owns block geometry: the pixels that a block owns, those that it reads, and where two blocks meet. Only integers.
 
 A block's *inner region* is what it owns. Its *outer region* is the inner region grown by the halo and clipped to the slide. A
-*seam* is where two inner regions meet; their *overlap* is what both blocks read.
+*seam* is a pair of blocks whose inner regions meet, or whose outer regions overlap; their *overlap* is what both read.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Block(NamedTuple):
 
 
 class Seam(NamedTuple):
-    """Two neighbouring blocks, `first` < `second` in id, and the pixels that both read."""
+    """Two blocks that read the same pixels, `first` < `second` in id, and these pixels."""
 
     first: int
     second: int
@@ -140,22 +140,20 @@ class BlockGrid:
         y0, x0 = block.inner.y0 - self.halo, block.inner.x0 - self.halo
         return Region(y0, x0, y0 + self.outer_shape[0], x0 + self.outer_shape[1])
 
-    @property
-    def _reach(self) -> tuple[int, int]:
-        """Largest distance of a neighbour, in rows and columns of blocks."""
-        reach_y, reach_x = (max(1, -(-self.halo // block)) for block in self.block_shape)
+    def _reach(self, pixels: int) -> tuple[int, int]:
+        """Largest distance, in rows and columns, of blocks whose inner regions lie less than so many pixels apart, at least 1."""
+        reach_y, reach_x = (max(1, -(-pixels // block)) for block in self.block_shape)
         return reach_y, reach_x
 
     def seams(self, block_id: int | None = None) -> Iterator[Seam]:
-        """List pairs of neighbouring blocks, corners included, with the pixels that both read; no pair comes twice.
+        """List pairs of blocks that read the same pixels, with these pixels; no pair comes twice.
 
-        Neighbours are blocks whose inner regions lie less than a halo apart: the eight around a block, and more if the halo is
-        wider than a block.
+        A block meets the eight around it, corners included, and more if the halo is wider than half a block.
 
         Args:
             block_id: List only the seams in which this block comes first; by default all seams.
         """
-        reach_y, reach_x = self._reach
+        reach_y, reach_x = self._reach(2 * self.halo)
         for first in self if block_id is None else (self[block_id],):
             row, column = first.block_index
             for y in range(row, min(row + reach_y + 1, self.grid_shape[0])):
@@ -183,7 +181,7 @@ class BlockGrid:
     def neighbours(self, block_id: int) -> Iterator[int]:
         """List the ids of the blocks that read pixels which this block owns, ascending."""
         row, column = self[block_id].block_index
-        reach_y, reach_x = self._reach
+        reach_y, reach_x = self._reach(self.halo)
         for y in range(max(0, row - reach_y), min(row + reach_y + 1, self.grid_shape[0])):
             for x in range(max(0, column - reach_x), min(column + reach_x + 1, self.grid_shape[1])):
                 if (y, x) != (row, column):

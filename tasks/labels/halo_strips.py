@@ -23,6 +23,8 @@ from slidesam.tasks.run.run import Run
 
 # Decoded strips that stay in memory, by blocks and bytes: enough for the rows around a block in a batch of blocks.
 _CACHED_BLOCKS, _CACHED_BYTES = 32, 192 * 2**20
+# What Blosc compresses at once.
+_LARGEST_BYTES = int(blosc.MAX_BUFFERSIZE)
 
 
 class Strip(NamedTuple):
@@ -74,7 +76,7 @@ class HaloStrips:
 
 def save_strips(run: Run, block: Block, labels: NDArray[np.uint32]) -> None:
     """Write a block's halo strips from its (y, x) labels of the outer region."""
-    strips = [labels[region.relative_to(block.outer).slices].ravel() for region in _strip_regions(run.grid, block)]
+    strips = [labels[region.relative_to(block.outer).slices].ravel() for region in place_strips(run.grid, block)]
     pixels = np.concatenate([np.zeros(0, np.uint32), *strips])
     data: bytes = blosc.compress(pixels, b"lz4hc", 5, blosc.SHUFFLE) if pixels.size else b""
     write_atomic(run.segment_folder.frame(block.block_id), zlib.crc32(data).to_bytes(4, "little") + data)
@@ -86,7 +88,7 @@ def load_strips(run: Run, block: Block) -> list[Strip]:
     Raises:
         OutputError: The file is damaged; it is removed, so that the block is segmented again.
     """
-    regions = _strip_regions(run.grid, block)
+    regions = place_strips(run.grid, block)
     sizes = [region.shape[0] * region.shape[1] for region in regions]
     pixels = np.empty(sum(sizes), np.uint32)
     path = run.segment_folder.frame(block.block_id)
@@ -103,10 +105,11 @@ def load_strips(run: Run, block: Block) -> list[Strip]:
     return [Strip(region, column.reshape(region.shape)) for region, column in zip(regions, columns, strict=True)]
 
 
-def _strip_regions(grid: BlockGrid, block: Block) -> list[Region]:
+def place_strips(grid: BlockGrid, block: Block) -> list[Region]:
     """Return where on the slide a block's strips lie: along each edge of its outer region inside the slide.
 
-    There are none where strips would take more room than the block has.
+    There are none where strips would take more room than the block has, or more than Blosc compresses: neighbours then read the
+    block's result.
     """
     outer, width = block.outer, 2 * grid.halo
     if 2 * width > min(outer.shape):
@@ -117,4 +120,6 @@ def _strip_regions(grid: BlockGrid, block: Block) -> list[Region]:
         (outer.x0 > 0, outer._replace(x1=outer.x0 + width)),
         (outer.x1 < grid.shape[1], outer._replace(x0=outer.x1 - width)),
     )
-    return [strip for is_inside, strip in strips if is_inside and width]
+    regions = [strip for is_inside, strip in strips if is_inside and width]
+    n_pixels = sum(region.shape[0] * region.shape[1] for region in regions)
+    return regions if n_pixels * np.dtype(np.uint32).itemsize <= _LARGEST_BYTES else []

@@ -135,6 +135,9 @@ class Run(BaseModel):
             level = (plan.mode, self.segmented_level) if self.segmented_level else 0
             segment |= {"slide.target_mpp": self.scale, "the level that is read": level}
         stitch = {"segment": _digest(segment)} | {f"stitch.{key}": value for key, value in settings.stitch}
+        if any(2 * self.grid.halo > side for side in self.grid.block_shape):
+            # Version 0.1.0 compared neighbours only.
+            stitch["blocks that are compared"] = "all that see the same pixels"
         export = arrays | {"stitch": _digest(stitch), "output.label": settings.output.label}
         return {"image": image, "segment": segment, "stitch": stitch, "export": export}
 

@@ -47,12 +47,10 @@ def judge_pairs(labels: BlockLabels, pairs: LabelPairs, rules: StitchSettings) -
     ambiguous = _find_ambiguous(labels, pairs, matched & ~both_visible, visible)
     views = matched & ~both_visible & ~both_halo_only
     views &= _best_of_ambiguous(pairs, views, visible, ambiguous)
-    attached = np.zeros(len(labels), bool)
-    for side in (pairs.first, pairs.second):
-        attached[side[views]] = True
     known = keep_whole_apart(labels, pairs, (matched & both_visible) | views)
-    missed = _find_missed(labels, pairs, known, attached, rules)
-    return Matches(known | (matched & missed[pairs.first] & missed[pairs.second]), ambiguous, missed)
+    missed = _find_missed(labels, pairs, known, rules)
+    either_missed, both_missed = missed[pairs.first] | missed[pairs.second], missed[pairs.first] & missed[pairs.second]
+    return Matches((known & ~either_missed) | (matched & both_missed), ambiguous, missed)
 
 
 def _match_by_iou(labels: BlockLabels, pairs: LabelPairs, rules: StitchSettings) -> Flags:
@@ -184,12 +182,15 @@ def _best_of_ambiguous(pairs: LabelPairs, views: Flags, visible: Flags, ambiguou
     return is_allowed
 
 
-def _find_missed(
-    labels: BlockLabels, pairs: LabelPairs, matched: Flags, attached: Flags, rules: StitchSettings
-) -> Flags:
+def _find_missed(labels: BlockLabels, pairs: LabelPairs, matched: Flags, rules: StitchSettings) -> Flags:
     """Return (labels,) whether a block sees an object whole in its halo that the owner of the pixels doesn't have."""
     visible = labels.visible
-    missed = ~visible & ~attached & labels.uncut
+    component = number_components(len(labels), pairs.first[matched], pairs.second[matched])
+    # A cut view of an object that others see whole may be fused with this one.
+    knows = visible & (labels.uncut | ~find_whole(labels, component)[component])
+    missed = ~visible & labels.uncut
+    for label_one, label_two in pairs.sides:
+        missed[label_one[matched & knows[label_two]]] = False
     if rules.rescue is None or not missed.any():
         return np.zeros(len(labels), bool)
     whole_area = labels.area[visible & labels.uncut]
@@ -199,9 +200,6 @@ def _find_missed(
     missed &= 2 * free >= labels.area
     smaller = np.minimum(labels.area[pairs.first], labels.area[pairs.second])
     is_known = pairs.shared >= _KNOWN_SHARE * smaller
-    # A cut view of another object, which others see whole, may be fused with this one.
-    component = number_components(len(labels), pairs.first[matched], pairs.second[matched])
-    knows = visible & (labels.uncut | ~find_whole(labels, component)[component])
     for label_one, label_two in pairs.sides:
         missed[label_one[is_known & knows[label_two]]] = False
     return missed

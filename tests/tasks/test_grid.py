@@ -45,14 +45,14 @@ def test_all_input_tiles_have_one_shape_and_hold_the_outer_region(grid: BlockGri
 
 @settings(deadline=None)
 @given(grids)
-def test_seams_are_the_pairs_within_a_halo_each_once(grid: BlockGrid) -> None:
+def test_seams_are_the_pairs_that_read_the_same_pixels_each_once(grid: BlockGrid) -> None:
     near = {
         (a.block_id, b.block_id)
         for a in grid
         for b in grid
         if a.block_id < b.block_id
         and all(
-            abs(a.block_index[axis] - b.block_index[axis]) <= max(1, -(-grid.halo // grid.block_shape[axis]))
+            abs(a.block_index[axis] - b.block_index[axis]) <= max(1, -(-2 * grid.halo // grid.block_shape[axis]))
             for axis in (0, 1)
         )
     }
@@ -63,6 +63,9 @@ def test_seams_are_the_pairs_within_a_halo_each_once(grid: BlockGrid) -> None:
         met = {pair for pair in near if block.block_id in pair}
         seen = [other for other in grid if not (other.inner & block.outer).is_empty and other != block]
         assert {tuple(sorted((block.block_id, other.block_id))) for other in seen} <= met
+    same_pixels = {(a.block_id, b.block_id) for a in grid for b in grid if not (a.outer & b.outer).is_empty}
+    assert {pair for pair in same_pixels if pair[0] < pair[1]} <= near
+    assert grid.halo == 0 or near <= same_pixels
     assert all(seam.overlap == grid[seam.first].outer & grid[seam.second].outer for seam in seams)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numcodecs
 import numpy as np
 import pytest
 import tifffile
@@ -13,6 +14,9 @@ from skimage.measure import regionprops_table
 
 from slidesam.tasks import steps
 from slidesam.tasks.errors import OutputError
+from slidesam.tasks.grid import BlockGrid
+from slidesam.tasks.labels import halo_strips
+from slidesam.tasks.labels.halo_strips import place_strips
 from slidesam.tasks.plan import plan_run
 from slidesam.tasks.run.marks import find_mark, list_blocks
 from slidesam.tasks.run.run import Run
@@ -138,6 +142,30 @@ def test_what_a_window_of_coarser_pixels_cuts_is_painted_whole(tmp_path: Path) -
     scale = {"slide.mpp": 0.25, "slide.target_mpp": 1.0}
     labels = segment_serially(tmp_path / "s.tif", tmp_path / "out", SETTINGS | settings | scale)
     np.testing.assert_array_equal(labels, (image > 0).astype(int))
+
+
+def test_blocks_whose_strips_are_too_large_for_the_codec_are_read_themselves(
+    slide: Path, blobs: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = SETTINGS | {"blocks.halo": 10}
+    labels = segment_serially(slide, tmp_path / "strips", settings)
+    run = planned(slide, tmp_path / "strips", **settings)
+    n_bytes = [
+        sum(4 * y * x for y, x in (strip.shape for strip in place_strips(run.grid, block))) for block in run.grid
+    ]
+    # The largest strips exceed the limit by a byte.
+    monkeypatch.setattr(halo_strips, "_LARGEST_BYTES", max(n_bytes) - 1)
+    placed = [len(place_strips(run.grid, block)) for block in run.grid]
+    assert [size in (0, max(n_bytes)) for size in n_bytes] == [count == 0 for count in placed]
+    np.testing.assert_array_equal(segment_serially(slide, tmp_path / "none", settings), labels)
+
+
+@pytest.mark.parametrize("halo", [64, 2048, 4096, 6000, 8192])
+def test_strips_fit_the_codec_in_blocks_of_any_size(halo: int) -> None:
+    grid = BlockGrid((90000, 90000), (16384, 16384), halo)
+    n_pixels = [sum(strip.shape[0] * strip.shape[1] for strip in place_strips(grid, grid[block])) for block in (0, 8)]
+    assert max(n_pixels) * 4 <= numcodecs.blosc.MAX_BUFFERSIZE
+    assert min(n_pixels) > 0 or halo > 2048
 
 
 def test_no_object_at_all(tmp_path: Path) -> None:

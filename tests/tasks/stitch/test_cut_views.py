@@ -113,6 +113,37 @@ def test_at_every_offset_to_a_seam_and_to_a_corner(gap: float, angle: float, seg
         check(pair, (offset, offset), grid, segmenter)
 
 
+def stitch(image: Labels, grid: BlockGrid, **seen: Labels) -> Labels:
+    """Stitch blocks that see the image, but those named b0, b1, ... see what is given."""
+    outer = [image[block.outer.slices] for block in grid]
+    for name, labels in seen.items():
+        outer[int(name[1:])] = labels[grid[int(name[1:])].outer.slices]
+    return stitch_arrays(outer, grid)
+
+
+def test_a_cut_label_that_is_visible_joins_nothing_and_gives_no_outline() -> None:
+    # The left block sees two bars, one on the other, whole; the right one, from column 20 on, one object, of which it owns some.
+    grid, bars = BlockGrid((40, 80), (40, 40), 20), np.zeros((40, 80), np.uint32)
+    bars[5:15, 20:50], bars[15:25, 0:45] = 1, 2
+    np.testing.assert_array_equal(stitch(bars, grid, b1=np.minimum(bars, 1)), bars)
+
+
+def test_a_cut_label_hides_no_object_that_its_owner_missed() -> None:
+    # Of two objects, one over the other, the block above misses the first, and the one beside it sees both whole. The block
+    # below sees both as one, and cut.
+    grid, both = BlockGrid((80, 80), (40, 40), 20), np.zeros((80, 80), np.uint32)
+    both[15:36, 24:38], both[36:50, 24:38] = 1, 2
+    seen = {"b0": both * (both == 2), "b2": np.minimum(both, 1), "b3": np.minimum(both, 1)}
+    np.testing.assert_array_equal(stitch(both, grid, **seen) > 0, both > 0)
+    assert stitch(both, grid, **seen).max() == 2
+
+
+def test_cut_labels_are_one_object_where_no_block_sees_it_whole() -> None:
+    bar = np.zeros((40, 200), np.uint32)
+    bar[10:20, 10:190] = 1
+    np.testing.assert_array_equal(stitch(bar, BlockGrid(bar.shape, (40, 40), 20)), bar)
+
+
 # Half of them alike: the border of two discs of one size is the longest for how thick they are.
 radii = st.floats(3, 25).flatmap(lambda radius: st.tuples(st.just(radius), st.just(radius) | st.floats(3, 25)))
 

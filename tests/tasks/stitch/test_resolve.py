@@ -251,6 +251,19 @@ def test_what_its_owner_missed_is_left_out_if_the_neighbour_sees_it_cut() -> Non
     assert TwoBlocks().see(0, 1, slice(10, 20), slice(20, 38)).stitched().resolution.objects == 0
 
 
+@pytest.mark.parametrize("halo", [20, 21, 30, 40, 55])
+def test_what_two_blocks_see_that_are_no_neighbours_is_one_object(halo: int) -> None:
+    # The middle block misses the object, and both others see it whole.
+    grid = BlockGrid((40, 120), (40, 40), halo)
+    image = np.zeros(grid.shape, np.uint8)
+    image[10:20, 57:63] = 1
+    outer = [image[block.outer.slices] * (block.block_id != 1) for block in grid]
+    result = stitched(outer, grid)
+    assert_numbered(result)
+    assert result.resolution.objects == (1 if halo > 25 else 0)
+    assert not result.labels.any() or (result.labels == image).all()
+
+
 def test_a_pixel_that_two_objects_claim_goes_to_the_smaller() -> None:
     # Each block sees its own object reach two columns over the seam, and not the other's.
     case = TwoBlocks().see(1, 0, slice(10, 20), slice(30, 42)).see(0, 1, slice(10, 20), slice(38, 60))
