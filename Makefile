@@ -95,7 +95,7 @@ stitching-speed:  ## stitching: seconds beside the raw limit and peers
 memory:      ## peak memory of every process for slides of 10 000 and 20 000 px
 open-slide:  ## what opening a slide takes in each task: milliseconds and system calls (needs strace, and ../shared/data)
 overhead:    ## what Prefect and Dask take when segmenting takes 2 s, or 0.1 s, a block
-pixel-oracle:  ## pixels of 800 combinations of format, compression and colours by eight writers: right, refused, or wrong, 15 seconds
+pixel-oracle:  ## pixels of 930 combinations of format, compression and colours by eight writers: right, refused, or wrong, 15 seconds
 rechunk:     ## slides that are costly to read block by block, as they are and rechunked
 same-results:  ## digests of three slides' labels, halo strips and tables; --compare shows what a change of code changed
 structure:   ## sizes of files, functions and folders, vague names, duplicates

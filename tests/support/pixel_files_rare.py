@@ -213,6 +213,13 @@ def _jpegs() -> Iterator[Combination]:
     def encode(segment: Pixels, **options: Any) -> bytes:
         return imagecodecs.jpeg8_encode(np.ascontiguousarray(segment), level=97, **options)
 
+    # RGB is never subsampled, so these hold YCbCr, whatever the tag says.
+    for subsampling in ("422", "420"):
+        yield make(
+            rgb, "uint8", "tiles 16 × 32", TILES, photometric=2, colours=f"RGB that is YCbCr {':'.join(subsampling)} inside",
+            compression="JPEG without JFIF header", tolerance=25, tags={COMPRESSION: (SHORT, [JPEG])},
+            encode=lambda segment, subsampling=subsampling: _without_jfif(encode(segment, subsampling=subsampling)),
+        )  # fmt: skip
     yield make(
         grey, "uint8", "tiles 16 × 32", TILES, photometric=0, colours="WhiteIsZero", compression="JPEG", encode=encode,
         tolerance=10, tags={COMPRESSION: (SHORT, [JPEG])}, decoder="GDAL", agreement=2,
@@ -251,6 +258,12 @@ def _jpegs() -> Iterator[Combination]:
         encode=lambda segment: imagecodecs.jpeg8_encode(np.ascontiguousarray(segment[..., 0]), level=97, bitspersample=12),
         tags={COMPRESSION: (SHORT, [JPEG])}, decoder="tifffile",
     )  # fmt: skip
+
+
+def _without_jfif(data: bytes) -> bytes:
+    """Leave out the APP0 marker, which is the first."""
+    assert data[2:4] == b"\xff\xe0"
+    return data[:2] + data[4 + int.from_bytes(data[4:6]) :]
 
 
 def _codecs_with_alpha() -> Iterator[Combination]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import imagecodecs
+import numcodecs
 import numpy as np
 import zarr
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ def combinations() -> Iterator[Combination]:
     """Yield all OME-Zarr folders."""
     yield from _by_ome_zarr_py()
     yield from _by_zarr()
+    yield from _nested_by_zarr()
     yield from _by_hand()
 
 
@@ -142,8 +144,6 @@ def _by_zarr() -> Iterator[Combination]:
         "chunks, names as in version 2",
         {"chunk_key_encoding": {"name": "v2", "separator": "/"}},
     )
-    import numcodecs
-
     v2: dict[str, Any] = {
         "none": None, "blosc": numcodecs.Blosc(), "zstd": numcodecs.Zstd(), "gzip": numcodecs.GZip(), "zlib": numcodecs.Zlib(),
     }  # fmt: skip
@@ -157,6 +157,37 @@ def _by_zarr() -> Iterator[Combination]:
     )  # fmt: skip
 
 
+def _nested_by_zarr() -> Iterator[Combination]:
+    """Yield chunks in shards in shards, and other layouts that no converter writes by itself."""
+    from zarr import codecs
+
+    numbers, inner, outer = codecs.BytesCodec(), (1, 32, 48), {"chunks": (2, 64, 96), "compressors": None}
+    for layout, serializer in {
+        "shards, index first": codecs.ShardingCodec(
+            chunk_shape=inner, index_location="start", codecs=[numbers, codecs.ZstdCodec()]
+        ),
+        "shards in shards": codecs.ShardingCodec(
+            chunk_shape=(1, 64, 96), codecs=[codecs.ShardingCodec(chunk_shape=inner, codecs=[numbers, codecs.GzipCodec()])]
+        ),
+        "shards of transposed chunks": codecs.ShardingCodec(
+            chunk_shape=inner, codecs=[codecs.TransposeCodec(order=(2, 1, 0)), numbers, codecs.ZstdCodec()]
+        ),
+    }.items():  # fmt: skip
+        yield _zarr_row("0.5", "inside shards", "uint16", "cyx", layout, {**outer, "serializer": serializer})
+    for chunks in ((1, 7, 7), (2, 512, 512), (2, 61, 1)):
+        yield _zarr_row("0.5", "zstd", "uint16", "cyx", f"chunks of {chunks}", {"chunks": chunks})
+    for dtype in ("float16", "int8", "int64", "uint64", ">i2", ">f8"):
+        yield _zarr_row("0.5", "zstd", dtype, "cyx", "chunks, further types", {})
+        yield _zarr_row(
+            "0.4",
+            "blosc",
+            dtype,
+            "cyx",
+            "chunks, further types",
+            {"compressors": numcodecs.Blosc(cname="zstd", shuffle=2)},
+        )
+
+
 def _zarr_row(
     version: str, compression: str, dtype: str, axes: str, layout: str, options: dict[str, Any]
 ) -> Combination:
@@ -166,7 +197,7 @@ def _zarr_row(
         group = zarr.create_group(
             path, zarr_format=3 if version == "0.5" else 2, attributes=_metadata(axes, version, len(levels))
         )
-        chunks = tuple(CHUNKS[axis] for axis in axes)
+        sizes = {"chunks": tuple(CHUNKS[axis] for axis in axes), **options}
         encoding = (
             {}
             if version == "0.5" or "chunk_key_encoding" in options
@@ -175,12 +206,10 @@ def _zarr_row(
         for number, level in enumerate(levels):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                array = group.create_array(
-                    str(number), shape=level.shape, dtype=level.dtype, chunks=chunks, **encoding, **options
-                )
+                array = group.create_array(str(number), shape=level.shape, dtype=level.dtype, **encoding, **sizes)
             array[...] = level
 
-    depth = dtype.replace(">u2", "big-endian uint16").replace("<f4", "float32")
+    depth = ("big-endian " if dtype[0] == ">" else "") + np.dtype(dtype).name
     return _row("zarr", version, compression, depth, axes, layout, write, levels)
 
 

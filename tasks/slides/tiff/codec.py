@@ -22,7 +22,7 @@ _NUMBERS = (
     "compression", "predictor", "photometric", "planarconfig", "samplesperpixel", "sampleformat", "fillorder", "imagewidth",
     "imagelength", "tilewidth", "tilelength", "tiledepth", "rowsperstrip",
 )  # fmt: skip
-
+_JPEGS = (7, 33007)
 
 Decoder: TypeAlias = Callable[[bytes, int, bytes | None], NDArray[Any]]
 
@@ -124,6 +124,7 @@ class Codec(BaseModel):
         height, length = self.numbers["tilelength"] or self.numbers["rowsperstrip"], self.numbers["imagelength"]
         width = self.numbers["tilewidth"] or self.numbers["imagewidth"]
         decode = self._make_tifffile_decoder(length)
+        decode_ycbcr = self._make_decoder_of_wrongly_tagged()
         if decode.__name__.startswith("decode_raise"):
             decode(b"", 0)  # raises what tifffile found wrong, which would otherwise count as a damaged tile
 
@@ -132,6 +133,8 @@ class Codec(BaseModel):
             options = {"jpegtables": jpeg_tables, "jpegheader": self.jpeg_header}
             arguments = {name: value for name, value in options.items() if value is not None}
             try:
+                if decode_ycbcr is not None and _has_subsampled_colours(data):
+                    return self._scaled(decode_ycbcr(data, number, **arguments)[0])
                 return self._scaled(decode(data, number, **arguments)[0])
             except Exception:
                 if self.numbers["tilewidth"] or length % height == 0:
@@ -141,6 +144,17 @@ class Codec(BaseModel):
             return self._scaled(padded(data, number, **arguments)[0])
 
         return decode_tile
+
+    def _make_decoder_of_wrongly_tagged(self) -> Callable[..., tuple[NDArray[Any], Any, Any]] | None:
+        """Make the decoder of JPEG tiles that hold YCbCr in an image that calls itself RGB; none for other images.
+
+        tifffile finds it out by a JFIF header, which not all of them have. RGB is never subsampled, so that shows it too.
+        """
+        numbers = self.numbers
+        if numbers["compression"] not in _JPEGS or numbers["photometric"] != 2 or self.shaped[4] != 3 or self.is_jfif:
+            return None
+        as_ycbcr = self.model_copy(update={"numbers": numbers | {"photometric": 6}})
+        return as_ycbcr._make_tifffile_decoder(numbers["imagelength"])
 
     def _make_tifffile_decoder(self, length: int) -> Callable[..., tuple[NDArray[Any], Any, Any]]:
         """Make tifffile's decoder of the tiles or strips of an image of so many rows."""
@@ -199,7 +213,7 @@ class Codec(BaseModel):
 def _is_jpeg_of_channels(page: tifffile.TiffPage) -> bool:
     """Whether a JPEG holds three channels that aren't colours, as libtiff writes them: without a JFIF header."""
     return (
-        page.compression in (7, 33007)
+        page.compression in _JPEGS
         and page.planarconfig == 1
         and page.samplesperpixel == 3
         and page.photometric in (0, 1)
@@ -259,13 +273,24 @@ def _check_embedded_size(data: bytes, height: int, width: int) -> None:
 
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     """Find height and width in the frame header of a JPEG."""
+    position = _find_frame_header(data)
+    if position is None:
+        return None
+    return int.from_bytes(data[position + 5 : position + 7]), int.from_bytes(data[position + 7 : position + 9])
+
+
+def _has_subsampled_colours(data: bytes) -> bool:
+    """Tell whether the components of a JPEG differ in their number of pixels, by its frame header."""
+    position = _find_frame_header(data)
+    return position is not None and len(set(data[position + 11 : position + 18 : 3])) > 1
+
+
+def _find_frame_header(data: bytes) -> int | None:
+    """Find the byte at which the frame header (SOF) of a JPEG begins (ITU-T T.81, section B.2.2)."""
     position = 2
     while position + 9 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return (
-                int.from_bytes(data[position + 5 : position + 7]),
-                int.from_bytes(data[position + 7 : position + 9]),
-            )
+            return position
         position += 1 if marker == 0xFF else 2 + int.from_bytes(data[position + 2 : position + 4])
     return None

@@ -1,4 +1,4 @@
-"""The pixel oracle: files of some 800 combinations, by eight writers, whose pixels are known before they are written.
+"""The pixel oracle: files of some 930 combinations, by eight writers, whose pixels are known before they are written.
 
 slidesam has to read every level as it was written, or to refuse the file by the name of what it can't read. Each file that has to
 be read is read by another program too: that shows that the file is what the table says. `make pixel-oracle` prints the figures.
