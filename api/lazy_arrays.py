@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from slidesam.tasks.grid import Region
+from slidesam.tasks.store.multiscales import LevelPlace
 
 Index = int | slice | EllipsisType
+FINEST = LevelPlace((1.0, 1.0), (0.0, 0.0))
 
 
 class LazyArray:
@@ -21,7 +23,11 @@ class LazyArray:
         shape: Height and width, and the number of channels where there are several.
         dtype: Type of the pixels.
         read: Reads a region as (y, x) or (y, x, c).
+        place: Where its pixels lie.
         coarser: The levels above, finest first.
+
+    Attributes:
+        place: Pixel (i, j) has its centre at `place.first + (i, j) * place.step`, in pixels of level 0 along y and x.
 
     Example:
         >>> plane = np.arange(12).reshape(3, 4)
@@ -35,9 +41,10 @@ class LazyArray:
         shape: tuple[int, ...],
         dtype: DTypeLike,
         read: Callable[[Region], NDArray[Any]],
+        place: LevelPlace = FINEST,
         coarser: tuple[LazyArray, ...] = (),
     ) -> None:
-        self.shape, self.dtype = tuple(shape), np.dtype(dtype)
+        self.shape, self.dtype, self.place = tuple(shape), np.dtype(dtype), place
         self._read, self._coarser = read, coarser
 
     @property

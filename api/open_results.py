@@ -21,10 +21,14 @@ from slidesam.tasks.run.records import Provenance
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.run.status import read_states
 from slidesam.tasks.settings.sections import Settings
-from slidesam.tasks.slides.facts import Slide
+from slidesam.tasks.slides.facts import Level, Slide
 from slidesam.tasks.slides.reader import SlideReader
 from slidesam.tasks.store import ome_zarr
 from slidesam.tasks.store.image import has_pyramid
+from slidesam.tasks.store.multiscales import LevelPlace, place_averages, place_samples, read_places
+
+# Of a level: shape, dtype, what reads a region of it, and where its pixels lie.
+_Described = tuple[tuple[int, ...], DTypeLike, Callable[[Region], NDArray[Any]], LevelPlace]
 
 
 class Result:
@@ -73,10 +77,16 @@ class Result:
 
     @cached_property
     def labels(self) -> LazyArray:
-        """(y, x) ids on the grid of the slide's level 0, 0 = background; `levels` has the coarser ones."""
+        """(y, x) ids on the grid of the slide's level 0, 0 = background; `levels` has the coarser ones, with their places."""
         self._refuse_if_replaced()
-        arrays = _arrays(zarr.open_group(self._run.paths.label_image, mode="r"))
-        return _pyramid([(array.shape[3:], array.dtype, partial(_read_plane, array)) for array in arrays])
+        group = zarr.open_group(self._run.paths.label_image, mode="r")
+        places = read_places(group, self.slide.mpp, self.slide.position, place_samples)
+        return _pyramid(
+            [
+                (array.shape[3:], array.dtype, partial(_read_plane, array), place)
+                for array, place in zip(_arrays(group), places, strict=True)
+            ]
+        )
 
     @cached_property
     def image(self) -> LazyArray:
@@ -93,13 +103,17 @@ class Result:
                 raise OutputError(
                     f"{self.store} has another image by now: segment the slide again with the same settings"
                 )
-            arrays = _arrays(zarr.open_group(self.store, mode="r"))
+            group = zarr.open_group(self.store, mode="r")
+            places = read_places(group, slide.mpp, slide.position, place_averages)
             return _pyramid(
-                [((*array.shape[3:], array.shape[1]), array.dtype, partial(_read_channels, array)) for array in arrays]
+                [
+                    ((*array.shape[3:], array.shape[1]), array.dtype, partial(_read_channels, array), place)
+                    for array, place in zip(_arrays(group), places, strict=True)
+                ]
             )
         return _pyramid(
             [
-                ((*level.shape, slide.size_c), slide.dtype, partial(_read_slide, slide, number))
+                ((*level.shape, slide.size_c), slide.dtype, partial(_read_slide, slide, number), _place(level))
                 for number, level in enumerate(slide.levels)
             ]
         )
@@ -178,8 +192,13 @@ def _arrays(group: zarr.Group) -> list[zarr.Array[Any]]:
     return [zarr.open_array(group.store_path / name, mode="r") for name in names]
 
 
-def _pyramid(levels: Sequence[tuple[tuple[int, ...], DTypeLike, Callable[[Region], NDArray[Any]]]]) -> LazyArray:
-    """Return the first of several levels (shape, type, function that reads a region), which knows the coarser ones."""
+def _place(level: Level) -> LevelPlace:
+    """Place a level of the slide's file."""
+    return place_averages(level.downsample) if level.is_averaged else place_samples(level.downsample)
+
+
+def _pyramid(levels: Sequence[_Described]) -> LazyArray:
+    """Return the first of several levels, which knows the coarser ones."""
     return LazyArray(*levels[0], tuple(LazyArray(*level) for level in levels[1:]))
 
 

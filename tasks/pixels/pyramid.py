@@ -126,6 +126,13 @@ def overview_level(slide: Slide) -> tuple[int, int]:
     return level, halvings
 
 
+def overview_step(slide: Slide) -> tuple[float, float]:
+    """Return how many rows and columns of level 0 a pixel of the slide's overview takes."""
+    level, halvings = overview_level(slide)
+    y, x = slide.levels[level].downsample
+    return y * 2.0**halvings, x * 2.0**halvings
+
+
 def read_overview(slide: Slide, channels: tuple[int, ...]) -> NDArray[Any]:
     """Read a coarse image of the slide, at most `OVERVIEW_SIDE` pixels a side; each chunk of the source is decoded once.
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,12 +82,25 @@ def _find_scanned(overview: NDArray[Any]) -> NDArray[np.bool_]:
     return scanned
 
 
-def blocks_with_tissue(mask: NDArray[np.bool_], grid: BlockGrid) -> list[int]:
+class TissueMask(NamedTuple):
+    """Where a slide holds tissue.
+
+    Attributes:
+        pixels: (y, x) bool.
+        step: Rows and columns of level 0 that a pixel takes. The last ones may reach past the slide's end, or end before it.
+    """
+
+    pixels: NDArray[np.bool_]
+    step: tuple[float, float]
+
+
+def blocks_with_tissue(mask: NDArray[np.bool_], grid: BlockGrid, step: tuple[float, float] | None = None) -> list[int]:
     """Find the blocks that see tissue.
 
     Args:
-        mask: (y, x) bool over the grid's whole shape, at any resolution.
+        mask: (y, x) bool at any resolution.
         grid: The blocks.
+        step: Rows and columns of the grid that a pixel of the mask takes; None = the mask is stretched over the grid's shape.
 
     Returns:
         Ascending ids of the blocks whose outer region meets a pixel of the mask, be it by a corner.
@@ -98,7 +111,7 @@ def blocks_with_tissue(mask: NDArray[np.bool_], grid: BlockGrid) -> list[int]:
         >>> blocks_with_tissue(mask, BlockGrid((1000, 1000), (250, 250), 0))
         [3, 7]
     """
-    rows, columns = (_reached(mask, grid, axis) for axis in (0, 1))
+    rows, columns = (_reached(mask, grid, axis, None if step is None else step[axis]) for axis in (0, 1))
     # Where between two ends of blocks tissue lies makes no difference: few cells remain to be counted, however fine the mask.
     cuts_y, cuts_x = (np.unique(np.concatenate(ends)) for ends in (rows, columns))
     cells = np.logical_or.reduceat(np.logical_or.reduceat(mask, cuts_y[:-1], axis=0), cuts_x[:-1], axis=1)
@@ -110,13 +123,18 @@ def blocks_with_tissue(mask: NDArray[np.bool_], grid: BlockGrid) -> list[int]:
     return block_ids
 
 
-def _reached(mask: NDArray[np.bool_], grid: BlockGrid, axis: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _reached(
+    mask: NDArray[np.bool_], grid: BlockGrid, axis: int, step: float | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the first and last + 1 row (or column) of the mask that each row of blocks sees, partly seen ones included."""
     size, block, pixels = grid.shape[axis], grid.block_shape[axis], mask.shape[axis]
     starts = np.arange(grid.grid_shape[axis], dtype=np.int64) * block
-    first = np.maximum(starts - grid.halo, 0) * pixels // size
-    stop = -(-np.minimum(starts + block + grid.halo, size) * pixels // size)
-    return first, stop
+    first, stop = np.maximum(starts - grid.halo, 0), np.minimum(starts + block + grid.halo, size)
+    if step is None:
+        return first * pixels // size, -(-stop * pixels // size)
+    # A block past the mask's end sees its last pixel.
+    first = np.minimum(np.floor(first / step).astype(np.int64), pixels - 1)
+    return first, np.clip(np.ceil(stop / step).astype(np.int64), first + 1, pixels)
 
 
 def _darker_than_glass(overview: NDArray[Any], scanned: NDArray[np.bool_]) -> NDArray[np.bool_] | None:

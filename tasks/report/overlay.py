@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from slidesam.tasks.grid import BlockGrid, Region
 from slidesam.tasks.pixels.no_data import fill_no_data
 from slidesam.tasks.pixels.percentiles import common_window, nearest_percentiles
+from slidesam.tasks.pixels.tissue import TissueMask
 from slidesam.tasks.run.files import write_atomic
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.slides.facts import Slide
@@ -40,15 +41,31 @@ class Detail(NamedTuple):
     objects_at_seam: int
 
 
+class PictureView(NamedTuple):
+    """Which part of the slide a picture shows.
+
+    Attributes:
+        corner: Row and column of level 0 at which the picture begins.
+        step: Rows and columns of level 0 that a pixel of it takes.
+    """
+
+    corner: tuple[float, float]
+    step: tuple[float, float]
+
+    def find(self, at: float, axis: int) -> float:
+        """Return where a row (axis 0) or column of level 0 begins in the picture."""
+        return (at - self.corner[axis]) / self.step[axis]
+
+
 def write_overlay(
-    run: Run, n_objects: int, tissue_mask: NDArray[np.bool_] | None = None, block_ids: Collection[int] | None = None
+    run: Run, n_objects: int, tissue_mask: TissueMask | None = None, block_ids: Collection[int] | None = None
 ) -> None:
     """Write the overlay PNG.
 
     Args:
         run: A run whose label arrays are painted.
         n_objects: Number of objects, for the caption.
-        tissue_mask: (y, x) bool over the whole slide at any resolution, outlined in the picture; None = no outline.
+        tissue_mask: Where tissue is, outlined in the picture; None = no outline.
         block_ids: The segmented blocks; the others are hatched. None = all.
 
     Raises:
@@ -179,46 +196,55 @@ def _draw_overview(
     channels: tuple[int, ...],
     windows: list[tuple[float, float]],
     details: list[Detail],
-    mask: NDArray[np.bool_] | None,
+    mask: TissueMask | None,
     is_segmented: NDArray[np.bool_],
 ) -> Image.Image:
     """Draw the slide with its grid of blocks, the skipped blocks, the mask and the frames of the details."""
-    pixels, (scale_y, scale_x) = read_published(run, channels)
+    pixels, place = read_published(run, channels)
     picture = Image.fromarray(to_rgb(pixels, windows))
     shrink = min(1.0, 2 * _OVERVIEW_SIDE / max(picture.size))
     picture = picture.resize(
         (max(1, round(picture.width * shrink)), max(1, round(picture.height * shrink))), Image.Resampling.BOX
     )
-    picture = Image.fromarray(_draw_blocks_and_mask(np.array(picture), mask, is_segmented, run.grid))
+    shrunk = (picture.height / pixels.shape[0], picture.width / pixels.shape[1])
+    view = PictureView(place.corner, (place.step[0] / shrunk[0], place.step[1] / shrunk[1]))
+    picture = Image.fromarray(_draw_blocks_and_mask(np.array(picture), mask, is_segmented, run.grid, view))
     draw = ImageDraw.Draw(picture)
     for x in range(run.grid.block_shape[1], run.slide.shape[1], run.grid.block_shape[1]):
-        draw.line([(x / scale_x * shrink, 0), (x / scale_x * shrink, picture.height)], fill=_SEAM)
+        draw.line([(view.find(x, 1), 0), (view.find(x, 1), picture.height)], fill=_SEAM)
     for y in range(run.grid.block_shape[0], run.slide.shape[0], run.grid.block_shape[0]):
-        draw.line([(0, y / scale_y * shrink), (picture.width, y / scale_y * shrink)], fill=_SEAM)
+        draw.line([(0, view.find(y, 0)), (picture.width, view.find(y, 0))], fill=_SEAM)
     font = ImageFont.load_default(size=22)
     for number, detail in enumerate(details, 1):
-        y0, x0, y1, x1 = (at / scale * shrink for at, scale in zip(detail.region, (scale_y, scale_x) * 2, strict=True))
+        y0, x0, y1, x1 = (view.find(at, axis) for at, axis in zip(detail.region, (0, 1, 0, 1), strict=True))
         draw.rectangle([x0, y0, x1, y1], outline=_INK, width=3)
         draw.text((x0 + 6, y0 + 2), str(number), fill=_INK, font=font, stroke_width=3, stroke_fill=_PAPER)
     return picture
 
 
 def _draw_blocks_and_mask(
-    picture: NDArray[np.uint8], mask: NDArray[np.bool_] | None, is_segmented: NDArray[np.bool_], grid: BlockGrid
+    picture: NDArray[np.uint8],
+    mask: TissueMask | None,
+    is_segmented: NDArray[np.bool_],
+    grid: BlockGrid,
+    view: PictureView,
 ) -> NDArray[np.uint8]:
     """Hatch the skipped blocks and outline the mask."""
-    # Row and column of level 0 at the centre of each pixel of the picture.
+    # Row and column of level 0 at the centre of each pixel of the picture; the last ones may lie past the slide's end.
     y, x = (
-        (np.arange(n_pixels) + 0.5) * size / n_pixels
-        for n_pixels, size in zip(picture.shape[:2], grid.shape, strict=True)
+        np.clip(view.corner[axis] + (np.arange(picture.shape[axis]) + 0.5) * view.step[axis], 0, grid.shape[axis] - 1)
+        for axis in (0, 1)
     )
     is_skipped = ~is_segmented[np.ix_((y // grid.block_shape[0]).astype(int), (x // grid.block_shape[1]).astype(int))]
     picture[is_skipped] = picture[is_skipped] // 4 * 3 + _SKIPPED // 4
     diagonal = np.add.outer(np.arange(picture.shape[0]), np.arange(picture.shape[1]))
     picture[is_skipped & (diagonal % _HATCH == 0)] = _SKIPPED
     if mask is not None:
-        rows, columns = (y * mask.shape[0] / grid.shape[0]).astype(int), (x * mask.shape[1] / grid.shape[1]).astype(int)
-        picture[_find_outlines(mask[np.ix_(rows, columns)])] = _TISSUE
+        rows, columns = (
+            (at / step).astype(int).clip(0, size - 1)
+            for at, step, size in zip((y, x), mask.step, mask.pixels.shape, strict=True)
+        )
+        picture[_find_outlines(mask.pixels[np.ix_(rows, columns)])] = _TISSUE
     return picture
 
 

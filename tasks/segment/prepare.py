@@ -14,8 +14,9 @@ from slidesam.tasks.labels.results import BlockResults
 from slidesam.tasks.pixels.background import background_of
 from slidesam.tasks.pixels.mask_image import read_mask
 from slidesam.tasks.pixels.no_data import describe_no_data, drop_no_data
+from slidesam.tasks.pixels.pyramid import overview_step
 from slidesam.tasks.pixels.sample import sample_slide
-from slidesam.tasks.pixels.tissue import blocks_with_tissue, find_tissue
+from slidesam.tasks.pixels.tissue import TissueMask, blocks_with_tissue, find_tissue
 from slidesam.tasks.run.files import load_arrays, output_errors, save_arrays, write_json
 from slidesam.tasks.run.marks import is_segmented, read_params
 from slidesam.tasks.run.records import Params
@@ -74,21 +75,27 @@ def _find_blocks(run: Run, overview: NDArray[Any]) -> tuple[int, ...] | None:
     is_rgb = run.slide.is_rgb
     if tissue == "auto":
         mask = find_tissue(overview, is_rgb=is_rgb, has_gaps=run.slide.has_gaps)
+        step = overview_step(run.slide)
+        arrays = {"step": np.asarray(step)}
     else:
-        mask = read_mask(Path(tissue), run.slide.shape)
-    arrays = {"bits": np.packbits(mask), "shape": np.asarray(mask.shape)}
+        # A mask image is stretched over the slide.
+        mask, step, arrays = read_mask(Path(tissue), run.slide.shape), None, {}
+    arrays |= {"bits": np.packbits(mask), "shape": np.asarray(mask.shape)}
     save_arrays(run.segment_folder.tissue, arrays, compressed=True)
-    return tuple(blocks_with_tissue(mask, run.grid))
+    return tuple(blocks_with_tissue(mask, run.grid, step))
 
 
-def read_tissue(run: Run) -> NDArray[np.bool_] | None:
-    """Read the mask of tissue, (y, x); None if all blocks are segmented."""
+def read_tissue(run: Run) -> TissueMask | None:
+    """Read the mask of tissue; None if all blocks are segmented."""
     path = run.segment_folder.tissue
     if not path.exists():
         return None
     arrays = load_arrays(path)
     height, width = arrays["shape"]
-    return np.unpackbits(arrays["bits"], count=height * width).reshape(height, width).astype(bool)
+    pixels = np.unpackbits(arrays["bits"], count=height * width).reshape(height, width).astype(bool)
+    stretched = np.array(run.slide.shape) / (height, width)
+    step_y, step_x = arrays.get("step", stretched).tolist()
+    return TissueMask(pixels, (step_y, step_x))
 
 
 def load_run_segmenter(run: Run) -> Segmenter:

@@ -17,12 +17,12 @@ from slidesam.tasks.errors import OutputError
 from slidesam.tasks.grid import Region
 from slidesam.tasks.pixels.percentiles import common_window, nearest_percentiles
 from slidesam.tasks.pixels.plan import level_shapes
-from slidesam.tasks.pixels.pyramid import halve, is_coarse, overview_level, read_overview
+from slidesam.tasks.pixels.pyramid import halve, is_coarse, overview_level, overview_step, read_overview
 from slidesam.tasks.run.layout import list_runs, slide_folder
 from slidesam.tasks.run.lock import holder
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.slides.facts import Slide
-from slidesam.tasks.store.multiscales import LevelPlace, place_averages
+from slidesam.tasks.store.multiscales import LevelPlace, place_averages, read_places
 from slidesam.tasks.store.ome_zarr import (
     FORMATS,
     create_plane_array,
@@ -137,8 +137,7 @@ def publish_image(run: Run) -> None:
         return
     root = prepare_store(run)
     n_levels = _write_levels(root, run)
-    level, halvings = overview_level(run.slide)
-    y, x = (down * 2.0**halvings for down in run.slide.levels[level].downsample)
+    y, x = overview_step(run.slide)
     show_image(run, root, [place_averages((y * 2.0**level, x * 2.0**level)) for level in range(n_levels)])
 
 
@@ -157,15 +156,15 @@ def show_image(run: Run, root: zarr.Group, levels: list[LevelPlace]) -> None:
     root.attrs[_SHOWN_KEY] = {**_describe_shown(run), "ready": True, "filling": None, "converted": converted}
 
 
-def read_published(run: Run, channels: tuple[int, ...]) -> tuple[NDArray[Any], tuple[float, float]]:
+def read_published(run: Run, channels: tuple[int, ...]) -> tuple[NDArray[Any], LevelPlace]:
     """Read the store's image at the first level that fits into `OVERVIEW_SIDE`.
 
     Returns:
-        (y, x, c) pixels, and how many rows and columns of the slide's level 0 are in one of theirs.
+        (y, x, c) pixels, and where they lie.
     """
-    pixels = np.stack([_overview_plane(run, channel) for channel in channels], axis=-1)
-    height, width = pixels.shape[:2]
-    return pixels, (run.slide.shape[0] / height, run.slide.shape[1] / width)
+    root = zarr.open_group(run.store, mode="r")
+    places = read_places(root, run.slide.mpp, run.slide.position, place_averages)
+    return np.stack([_overview_plane(run, channel) for channel in channels], axis=-1), places[_overview_number(run)]
 
 
 def read_slide_overview(run: Run) -> NDArray[Any]:
@@ -211,10 +210,15 @@ def _refuse_to_mix(run: Run, root: zarr.Group, old_facts: dict[str, Any]) -> Non
 
 def _overview_plane(run: Run, channel: int) -> NDArray[Any]:
     """Read (y, x) pixels of the first of the store's levels that fits."""
+    return np.asarray(zarr.open_array(run.store / str(_overview_number(run)), mode="r")[0, channel, 0])
+
+
+def _overview_number(run: Run) -> int:
+    """Return the first of the store's levels that fits into `OVERVIEW_SIDE`."""
     number = 0
-    while not is_coarse((array := zarr.open_array(run.store / str(number), mode="r")).shape[3:]):
+    while not is_coarse(zarr.open_array(run.store / str(number), mode="r").shape[3:]):
         number += 1
-    return np.asarray(array[0, channel, 0])
+    return number
 
 
 def _write_levels(root: zarr.Group, run: Run) -> int:

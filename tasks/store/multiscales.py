@@ -7,7 +7,7 @@ than levels that take every d-th pixel, so that the scale alone doesn't place th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import zarr
@@ -27,6 +27,11 @@ class LevelPlace(NamedTuple):
 
     step: Pixel
     first: Pixel
+
+    @property
+    def corner(self) -> Pixel:
+        """Where its first pixel begins, in pixels of level 0 of which the first begins at 0."""
+        return self.first[0] + (1 - self.step[0]) / 2, self.first[1] + (1 - self.step[1]) / 2
 
 
 def place_averages(step: Pixel) -> LevelPlace:
@@ -67,6 +72,30 @@ def level_transformations(
 
 def _multiply(a: Pixel, b: Pixel) -> list[float]:
     return [a[0] * b[0], a[1] * b[1]]
+
+
+def read_places(
+    group: zarr.Group, mpp: Pixel | None, origin: Pixel, without: Callable[[Pixel], LevelPlace]
+) -> list[LevelPlace]:
+    """Read where an image or label image says that the pixels of its levels lie.
+
+    Args:
+        group: The image or label image.
+        mpp: See `level_transformations`.
+        origin: See `level_transformations`.
+        without: Places a level for which no translation is stated, by its step: version 0.1.0 stated none.
+    """
+    attributes: dict[str, Any] = group.attrs.asdict()
+    pixel, places = mpp or (1.0, 1.0), []
+    for dataset in attributes.get("ome", attributes)["multiscales"][0]["datasets"]:
+        scale, *rest = dataset["coordinateTransformations"]
+        y, x = (size / of for size, of in zip(scale["scale"][-2:], pixel, strict=True))
+        place = without((y, x))
+        if rest:
+            start_y, start_x = rest[0]["translation"][-2:]
+            place = LevelPlace((y, x), ((start_y - origin[0]) / pixel[0], (start_x - origin[1]) / pixel[1]))
+        places.append(place)
+    return places
 
 
 def make_multiscale(

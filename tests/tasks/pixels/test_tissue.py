@@ -313,6 +313,26 @@ def test_blocks_are_those_that_see_a_pixel_of_the_mask(mask, grid) -> None:
     assert blocks_with_tissue(mask, grid) == blocks_by_looking(mask, grid)
 
 
+@pytest.mark.parametrize(("size", "pixels"), [(1601, 51), (1599, 49), (1600, 50)])
+def test_the_pixels_of_a_coarse_level_lie_where_its_step_says(size: int, pixels: int) -> None:
+    grid = BlockGrid((size, size), (100, 100), 10)
+    for pixel in range(pixels):
+        mask = np.zeros((pixels, pixels), bool)
+        mask[pixel, 0] = True
+        rows = [
+            row
+            for row in range(grid.grid_shape[0])
+            if row * grid.grid_shape[1] in blocks_with_tissue(mask, grid, (32, 32))
+        ]
+        expected = [
+            block.block_index[0]
+            for block in grid
+            if block.block_index[1] == 0 and block.outer.y0 < 32 * (pixel + 1) and block.outer.y1 > 32 * pixel
+        ]
+        assert set(rows) >= set(expected)
+        assert pixel == pixels - 1 or rows == expected
+
+
 @given(masks, grids, st.randoms(use_true_random=False))
 def test_more_mask_never_means_fewer_blocks(mask, grid, random) -> None:
     more = mask.copy()

@@ -11,24 +11,41 @@ import zarr
 from scipy import ndimage
 
 from slidesam.tasks.grid import BlockGrid, Region
+from slidesam.tasks.pixels.tissue import TissueMask
 from slidesam.tasks.report import overlay
+from slidesam.tasks.store.multiscales import place_samples
 from tests.support.serial import segment_serially
 
 
 class TestPicture:
     grid = BlockGrid((400, 600), (100, 100), 10)
+    view = overlay.PictureView((0.0, 0.0), (2.0, 2.0))
 
     def test_only_blocks_that_were_left_out_are_hatched(self) -> None:
         kept = np.random.default_rng(0).random(self.grid.grid_shape) > 0.5
-        drawn = overlay._draw_blocks_and_mask(np.full((200, 300, 3), 250, np.uint8), None, kept, self.grid)
+        drawn = overlay._draw_blocks_and_mask(np.full((200, 300, 3), 250, np.uint8), None, kept, self.grid, self.view)
         changed = (drawn != 250).any(axis=2)
         assert (changed == ~kept.repeat(50, 0).repeat(50, 1)).all()
+
+    def test_a_level_that_reaches_past_the_slide_isnt_squeezed_into_it(self) -> None:
+        # 1601 rows are 51 pixels of a level that is 32 times coarser; pixel 25 begins at row 800, where a block does.
+        grid = BlockGrid((1601, 1601), (800, 1601), 0)
+        view = overlay.PictureView((0.0, 0.0), (32.0, 32.0))
+        drawn = overlay._draw_blocks_and_mask(
+            np.full((51, 51, 3), 250, np.uint8), None, np.array([[True], [False], [False]]), grid, view
+        )
+        assert ((drawn != 250).any(axis=2) == (np.arange(51) >= 25)[:, None]).all()
+        assert view.find(800, 0) == 25
+        # Where a level takes single pixels, its first one begins left of the slide.
+        assert overlay.PictureView(place_samples((32.0, 32.0)).corner, (32.0, 32.0)).find(0.5, 0) == 0.5
 
     def test_the_mask_is_outlined_inside(self) -> None:
         mask = np.zeros((40, 60), bool)
         mask[10:20, 10:30] = True
         kept = np.ones(self.grid.grid_shape, bool)
-        drawn = overlay._draw_blocks_and_mask(np.zeros((200, 300, 3), np.uint8), mask, kept, self.grid)
+        drawn = overlay._draw_blocks_and_mask(
+            np.zeros((200, 300, 3), np.uint8), TissueMask(mask, (10.0, 10.0)), kept, self.grid, self.view
+        )
         outline = (drawn == overlay._TISSUE).all(axis=2)
         inside = mask.repeat(5, 0).repeat(5, 1)
         assert (outline == (inside & ~ndimage.binary_erosion(inside, np.ones((3, 3))))).all()

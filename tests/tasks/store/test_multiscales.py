@@ -10,15 +10,17 @@ import pytest
 import tifffile
 import zarr
 
+from slidesam.attempts import run_stages
+from slidesam.open_results import open_result
 from slidesam.tasks.pixels import plan as image_plan
 from slidesam.tasks.pixels import pyramid
 from slidesam.tasks.pixels.pyramid import halve_labels
 from slidesam.tasks.plan import plan_run
 from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.settings.sections import ImageSettings
-from slidesam.tasks.store.multiscales import level_transformations, place_averages, place_samples
-from slidesam.tasks.store.ome_zarr import create_label, create_store, finish_label
-from tests.support.serial import write_image_serially
+from slidesam.tasks.store.multiscales import level_transformations, place_averages, place_samples, read_places
+from slidesam.tasks.store.ome_zarr import create_label, create_store, finish_label, write_image_metadata
+from tests.support.serial import EXECUTOR, write_image_serially
 
 SHAPE = (600, 1000)
 
@@ -89,6 +91,38 @@ def test_the_pixels_of_labels_lie_where_it_is_stated(version: str, tmp_path: Pat
     assert len(levels) == 2
     for plane, _, columns in levels:
         np.testing.assert_array_equal(plane[0, 0], columns)
+
+
+@pytest.mark.parametrize("way", ["always", "never"])
+def test_a_result_tells_where_the_pixels_of_its_levels_lie(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_plan, "SHARD_SIDE", 256)
+    level = ramps()[:, :300, :600]
+    with tifffile.TiffWriter(tmp_path / "s.tif") as tiff:
+        for number in range(3):
+            tiff.write(level[1], subfiletype=int(number > 0), tile=(64, 64), photometric="minisblack")
+            level = pyramid.halve(level)
+    overrides = {"segmenter.kind": "watershed", "blocks.block_shape": 512, "image.convert": way, "slide.mpp": 0.25}
+    run_stages(
+        plan_run(tmp_path / "s.tif", tmp_path / "out", make_settings(overrides=overrides)), EXECUTOR, lambda: None
+    )
+    result = open_result(tmp_path / "out")
+    assert len(result.image.levels) == {"always": 2, "never": 3}[way]
+    for image in result.image.levels:
+        columns = image.place.first[1] + image.place.step[1] * np.arange(image.shape[1])
+        np.testing.assert_allclose(image[3, :, 0], columns, atol=1e-3)
+    assert [labels.place for labels in result.labels.levels] == [place_samples((1.0, 1.0)), place_samples((2.0, 2.0))]
+
+
+def test_places_are_read_as_they_were_written(tmp_path: Path) -> None:
+    group = zarr.create_group(tmp_path / "s.ome.zarr")
+    levels = [place_averages((1.0, 1.0)), place_averages((4.0, 2.0))]
+    write_image_metadata(group, "s", levels, (0.5, 0.25), None, (100.0, -7.0))
+    assert read_places(group, (0.5, 0.25), (100.0, -7.0), place_samples) == levels
+    # An older version stated no translations.
+    write_image_metadata(group, "s", [place_samples(level.step) for level in levels], (0.5, 0.25), None)
+    assert read_places(group, (0.5, 0.25), (0.0, 0.0), place_averages) == levels
 
 
 def test_what_the_slide_states_is_added() -> None:
