@@ -104,6 +104,12 @@ class Run(BaseModel):
         """How the pixels reach the blocks."""
         return plan_image(self.slide, self.settings.image, self.grid)
 
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What the settings say that pages and channels mean, where that isn't what slidesam has always taken them for."""
+        reading: dict[str, Any] = {"slide.pages": "channels"} if self.slide.pages == "channels" else {}
+        return reading if self.settings.slide.rgb == "auto" else reading | {"slide.rgb": self.slide.is_rgb}
+
     @cached_property
     def causes(self) -> dict[str, dict[str, Any]]:
         """The inputs of each stage's cache key (image, segment, stitch, export), by name: all that its result depends on."""
@@ -113,6 +119,7 @@ class Run(BaseModel):
             "slide": slide.identity.model_dump(mode="json"),
             **{f"slide.{key}": getattr(slide, key) for key in ("series", "t", "z")},
         }
+        source |= self.reading
         if slide.unused_levels:
             source["levels that aren't used"] = slide.unused_levels
         arrays = {f"image.{key}": getattr(settings.image, key) for key in ("ome_zarr", "chunk_shape", "codec")}

@@ -179,9 +179,10 @@ def read_slide_overview(run: Run) -> NDArray[Any]:
 def _describe_shown(run: Run) -> dict[str, Any]:
     """Describe what the store's image shows: one plane of one slide, as made without the levels that aren't used."""
     slide = run.slide
+    mpp = None if slide.mpp is None else list(slide.mpp)
     facts: dict[str, Any] = {
         "slide": slide.identity.model_dump(mode="json"),
-        "plane": [slide.series, slide.t, slide.z, None if slide.mpp is None else list(slide.mpp)],
+        "plane": [slide.series, slide.t, slide.z, mpp, *run.reading.values()],
     }
     return facts | ({"unused levels": list(slide.unused_levels)} if slide.unused_levels else {})
 

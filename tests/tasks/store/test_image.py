@@ -89,6 +89,24 @@ def test_a_finished_run_isnt_believed_over_another_image(
     np.testing.assert_array_equal(zarr.open_array(run.paths.label_image / "0", mode="r")[0, 0, 0], labels)
 
 
+@pytest.mark.parametrize("options", [{}, IN_PLACE])
+@pytest.mark.parametrize("change", [{"slide__pages": "channels", "slide__channels": 0}, {"slide__rgb": True}])
+def test_another_meaning_of_pages_or_channels_is_another_image(options: dict, change: dict, tmp_path: Path) -> None:
+    pages = np.random.default_rng(0).integers(1, 250, (2, 3, 300, 300)).astype(np.uint8)
+    pages = pages[:, 0] if "slide__pages" in change else pages[0]
+    axes = {} if "slide__pages" in change else {"ome": True, "metadata": {"axes": "CYX"}}
+    slide = tmp_path / ("s.ome.tif" if axes else "s.tif")
+    tifffile.imwrite(slide, pages, tile=(64, 64), photometric="minisblack", **axes)
+    finish(planned(slide, **options))
+    other = planned(slide, **change, **options)
+    assert read_finished(other) is None
+    assert not is_shown(other)
+    finish(other)
+    assert zarr.open_array(other.store / "0", mode="r").shape[1] == other.slide.size_c
+    assert read_finished(other) is not None
+    assert read_finished(planned(slide, **options)) is None
+
+
 def test_a_slide_that_was_replaced_for_a_while_is_shown_again(tmp_path: Path) -> None:
     slide = write_slide(tmp_path / "s.ome.tif")
     kept = shutil.copy2(slide, tmp_path / "kept.tif")
