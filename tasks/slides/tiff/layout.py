@@ -122,6 +122,8 @@ class TiffLevel(BaseModel):
     """Whether strips are plain numbers, of which any row can be read alone."""
     fill: int | float
     """Value of pixels that are missing in the file: background, once it is known whether that is bright or dark."""
+    no_data: float | None = None
+    """Value of floats that hold no data, and are read as NaN."""
     is_rgb: bool
     """Whether channels are red, green and blue."""
     is_tiled: bool

@@ -99,6 +99,7 @@ def _read_level(
         dtype=colour.dtype,
         is_raw=_is_raw(page),
         fill=0 if colour.is_converted else _find_fill(page),
+        no_data=None if colour.is_converted else _find_no_data(page),
         is_rgb=colour.is_rgb,
         is_tiled=page.is_tiled,
         tile=_tile_shape(page),
@@ -180,6 +181,18 @@ def _find_fill(page: tifffile.TiffPage) -> int | float:
     """Return the value that the file states for pixels that it doesn't hold (GDAL_NODATA), otherwise 0."""
     value = page.nodata.item() if isinstance(page.nodata, np.generic) else page.nodata
     return value if abs(value) < _NO_NUMBER else 0
+
+
+def _find_no_data(page: tifffile.TiffPage) -> float | None:
+    """Return the value that floats without data have, if the file states one (GDAL_NODATA)."""
+    if page.dtype is None or page.dtype.kind != "f" or "GDAL_NODATA" not in page.tags:
+        return None
+    try:
+        value = float(str(page.tags["GDAL_NODATA"].value).strip("\0 "))
+    except ValueError:
+        return None
+    # What is no number, or beyond the type, needs no statement to be told from pixels.
+    return value if abs(value) <= min(_NO_NUMBER, float(np.finfo(page.dtype).max)) else None
 
 
 def _check_codec(page: tifffile.TiffPage, file: str) -> None:

@@ -102,6 +102,8 @@ class TiffSource:
         if self._masks is not None:
             is_hidden = self._masks.fetch(level, range(1), [0], range(1), region)[0, 0, 0] == 0
             out[:, :, is_hidden] = layout.fill
+        if layout.no_data is not None:
+            out[out == out.dtype.type(layout.no_data)] = np.nan
         return out.transpose(0, 4, 1, 2, 3)
 
     def _read_converted(

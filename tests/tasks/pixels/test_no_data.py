@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
+from scipy import ndimage
 
 from slidesam.tasks.grid import Region
 from slidesam.tasks.pixels.no_data import drop_no_data, fill_no_data, find_no_data
@@ -14,6 +16,8 @@ from slidesam.tasks.pixels.percentiles import finite_values
 from slidesam.tasks.pixels.pyramid import halve
 from slidesam.tasks.pixels.resample import ScaledReader
 from slidesam.tasks.pixels.sample import choose_sample
+from slidesam.tasks.slides.inspect import inspect_slide
+from slidesam.tasks.slides.reader import SlideReader
 from tests.support.same import assert_same_segmentation, score
 from tests.support.serial import segment_serially
 
@@ -42,6 +46,17 @@ class Pixels:
 
     def close(self) -> None:
         pass
+
+
+class Strict:
+    """A segmenter of a user's that trusts its pixels."""
+
+    def prepare(self, sample: np.ndarray, slide: object) -> dict[str, float]:
+        return {"threshold": float((sample.min() + sample.max()) / 2)}
+
+    def segment(self, image: np.ndarray, params: dict[str, float]) -> np.ndarray:
+        assert np.abs(image).max() < 10
+        return ndimage.label(image > params["threshold"])[0]
 
 
 class TestFunctions:
@@ -125,6 +140,40 @@ class TestSlides:
         assert found.max() == len(np.unique(truth)) - 1
         assert score(found, truth, 0.8) == 1.0
         assert not found[:, 204:].any()
+
+    @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+    @pytest.mark.parametrize("value", [-9999.0, 0.1, 0.0, 7.0])
+    def test_what_a_file_states_as_no_data_is_none(self, value: float, dtype: str, tmp_path: Path) -> None:
+        image, truth = nuclei(dtype)
+        image[:, 200:], truth[:, 200:] = value, 0
+        write = partial(tifffile.imwrite, photometric="minisblack", metadata=None, tile=(64, 64), compression="zlib")
+        write(tmp_path / "s.tif", image, extratags=[(42113, 2, 0, str(value), True)])
+        slide = inspect_slide(tmp_path / "s.tif")
+        with SlideReader(slide) as reader:
+            pixels = reader.read(Region(0, 0, *slide.shape))[..., 0]
+        assert np.isnan(pixels[:, 200:]).all()
+        np.testing.assert_array_equal(pixels[:, :200], image[:, :200])
+        found = segment_serially(tmp_path / "s.tif", tmp_path / "out", WATERSHED)
+        assert found.max() == len(np.unique(truth)) - 1
+        assert score(found, truth, 0.8) == 1.0
+
+    @pytest.mark.parametrize("text", ["none", "nan", "inf", "-3.4028234663852886e+38", "1e400", ""])
+    def test_other_statements_change_no_number(self, text: str, tmp_path: Path) -> None:
+        image = nuclei()[0]
+        image[0, :3] = 0, np.nan, -3.4028234663852886e38
+        tifffile.imwrite(tmp_path / "s.tif", image, photometric="minisblack", metadata=None,
+                         extratags=[(42113, 2, 0, text, True)])  # fmt: skip
+        slide = inspect_slide(tmp_path / "s.tif")
+        with SlideReader(slide) as reader:
+            np.testing.assert_array_equal(reader.read(Region(0, 0, *slide.shape))[..., 0], image)
+
+    def test_segmenters_of_yours_see_numbers_only(self, tmp_path: Path) -> None:
+        image, truth = nuclei()
+        image[:, 200:], image[5, :5], truth[:, 200:] = np.nan, NO_DATA, 0
+        tifffile.imwrite(tmp_path / "s.tif", image, photometric="minisblack", metadata=None)
+        own = {"segmenter.kind": "function", "segmenter.target": "tests.tasks.pixels.test_no_data:Strict"}
+        found = segment_serially(tmp_path / "s.tif", tmp_path / "out", own | {"blocks.block_shape": 128})
+        assert found.max() == len(np.unique(truth)) - 1
 
     def test_half_precision(self, tmp_path: Path) -> None:
         image, truth = nuclei("float16")
