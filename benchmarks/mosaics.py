@@ -8,7 +8,7 @@ count      objects more or less than in one block
 merged     pairs that one block tells apart, of both of which one object holds more than half
 split      pairs of objects more than half of each of which lies in one object of the one block
 
-    .venv/bin/python -m benchmarks.mosaics [--slidesam OLD/.venv/bin/slidesam] [--blocks 1024 512 256] [--diameter 18]
+    .venv/bin/python -m benchmarks.mosaics [--slidesam OLD/.venv/bin/slidesam] [--blocks 1024 512 256] [--diameter 8]
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slidesam", type=Path, default=Path(sys.executable).with_name("slidesam"))
     parser.add_argument("--blocks", type=int, nargs="+", default=[1024, 512, 256], help="sides in pixels")
-    parser.add_argument("--diameter", type=float, default=18, help="of the objects, in pixels (default: %(default)s)")
+    parser.add_argument("--diameter", type=float, default=8, help="of the objects, in pixels (default: %(default)s)")
     arguments = parser.parse_args()
     table = Table(title=f"watershed, diameter {arguments.diameter:g} px, halo {HALO} px", box=None)
     for column in ("mosaic", "block", "objects", "as whole", "count", "merged", "split"):
