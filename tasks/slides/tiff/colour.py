@@ -130,18 +130,13 @@ def _ycbcr_to_rgb(
     References:
         TIFF Revision 6.0 (Adobe, 1992), sections 20 (ReferenceBlackWhite) and 21 (YCbCr Images).
     """
-    red, green, blue = luma
-    # Columns are Y, Cb and Cr.
-    matrix = np.array(
-        [
-            [1, 0, 2 - 2 * red],
-            [1, -blue * (2 - 2 * blue) / green, -red * (2 - 2 * red) / green],
-            [1, 2 - 2 * blue, 0],
-        ]
-    )
+    red, green, blue = (np.float32(share) for share in luma)
     middle = (full + 1) // 2
     ends = np.reshape(black_white or (0, full, middle, full, middle, full), (3, 2))
     ranges = np.array([full, full - middle, full - middle]) / (ends[:, 1] - ends[:, 0])
     codes = (samples - ends[:, 0].astype(np.float32)) * ranges.astype(np.float32)
-    rgb: NDArray[np.float32] = codes @ matrix.T.astype(np.float32)
+    y, cb, cr = np.moveaxis(codes, -1, 0)
+    # Pixel by pixel: a product of matrices may round by the number of pixels, and a part must equal the part of the whole.
+    of_red, of_blue = (2 - 2 * red) * cr, (2 - 2 * blue) * cb
+    rgb: NDArray[np.float32] = np.stack([y + of_red, y - (blue * of_blue + red * of_red) / green, y + of_blue], axis=-1)
     return rgb
