@@ -20,8 +20,8 @@ from slidesam.tasks.segmenters.packages import read_versions
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.facts import Slide
 
-# Increased when the meaning of the files changes, so that a new version never reads an old one's results as its own.
-_WORK_FORMAT = 3
+# Increased when what is read or the meaning of files changes, so that a new version never takes an old one's results for its own.
+_WORK_FORMAT = 4
 
 
 class Run(BaseModel):
@@ -142,9 +142,6 @@ class Run(BaseModel):
             level = (plan.mode, self.segmented_level) if self.segmented_level else 0
             segment |= {"slide.target_mpp": self.scale, "the level that is read": level}
         stitch = {"segment": _digest(segment)} | {f"stitch.{key}": value for key, value in settings.stitch}
-        if any(2 * self.grid.halo > side for side in self.grid.block_shape):
-            # Version 0.1.0 compared neighbours only.
-            stitch["blocks that are compared"] = "all that see the same pixels"
         export = arrays | {"stitch": _digest(stitch), "output.label": settings.output.label}
         return {"image": image, "segment": segment, "stitch": stitch, "export": export}
 
