@@ -101,7 +101,7 @@ class Slide(BaseModel):
     channels: tuple[int, ...]
     """Channels chosen by the settings."""
     has_gaps: bool = Field(default=False, exclude_if=lambda has_gaps: not has_gaps)
-    """Whether parts of it may not have been scanned: tiles or chunks are missing, or there is an alpha channel."""
+    """Whether parts of it may not have been scanned: tiles or chunks are or can be missing, or there is alpha or a mask."""
     pages: Pages | None = Field(default=None, exclude_if=lambda pages: pages is None)
     """What the pages of the file were taken for if it doesn't say what they are: channels or focal planes."""
     identity: SlideIdentity

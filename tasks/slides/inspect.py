@@ -107,7 +107,7 @@ def _make_slide(path: Path, file: str, facts: SourceFacts, source: SourceSpec, s
         channel_names=facts.channel_names,
         display=facts.display,
         is_rgb=bool(facts.is_rgb),
-        has_gaps=facts.has_alpha or facts.missing_chunks > 0,
+        has_gaps=facts.can_have_gaps or facts.missing_chunks > 0,
         pages=facts.pages,
         t=_choose_plane(file, "t", settings.t, finest[0], "time points"),
         z=_choose_plane(file, "z", settings.z, finest[2], "focal planes"),

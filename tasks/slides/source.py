@@ -84,7 +84,8 @@ class SourceFacts:
         identity_files: Files whose content identifies the slide.
         display: One per channel.
         missing_chunks: Number of chunks, tiles or strips that are missing and read as background; 0 if they aren't counted.
-        has_alpha: Whether it marks what wasn't scanned by an alpha channel.
+        can_have_gaps: Whether more may not have been scanned: there is an alpha channel or a transparency mask, or chunks can be
+            missing that aren't counted.
         whole_levels: Per level, whether it shows all that level 0 shows; empty if all do.
         origin: Where the file says that the centre of the first pixel lies, in pixels of level 0 along y and x.
     """
@@ -102,7 +103,7 @@ class SourceFacts:
     identity_files: tuple[Path, ...]
     display: tuple[Display, ...]
     missing_chunks: int = 0
-    has_alpha: bool = False
+    can_have_gaps: bool = False
     whole_levels: tuple[bool, ...] = ()
     origin: tuple[float, float] = (0.0, 0.0)
     pages: Pages | None = None

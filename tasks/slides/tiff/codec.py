@@ -22,7 +22,7 @@ _NUMBERS = (
     "compression", "predictor", "photometric", "planarconfig", "samplesperpixel", "sampleformat", "fillorder", "imagewidth",
     "imagelength", "tilewidth", "tilelength", "tiledepth", "rowsperstrip",
 )  # fmt: skip
-_JPEGS = (7, 33007)
+_JPEGS = (6, 7, 33007, 34892)
 
 Decoder: TypeAlias = Callable[[bytes, int, bytes | None], NDArray[Any]]
 
@@ -55,8 +55,6 @@ class Codec(BaseModel):
     """Value of pixels that aren't in the file."""
     packing: tuple[int, int] | None
     """Columns and rows of pixels that share one Cb and Cr in the decoded bytes; none if each pixel has its own."""
-    is_jfif: bool
-    """Whether the first tile is a JPEG with a JFIF header."""
     is_eer: bool
     """Whether it is an electron-event file."""
     superres: int
@@ -99,7 +97,6 @@ class Codec(BaseModel):
             dtype=None if page.dtype is None or page._dtype is None else page._dtype.char,
             nodata=page.nodata.item() if isinstance(page.nodata, np.generic) else page.nodata,
             packing=packing,
-            is_jfif=bool(page.is_jfif),
             is_eer=bool(page.parent.is_eer),
             superres=int(page.parent._superres),
             tags={
@@ -133,7 +130,7 @@ class Codec(BaseModel):
             options = {"jpegtables": jpeg_tables, "jpegheader": self.jpeg_header}
             arguments = {name: value for name, value in options.items() if value is not None}
             try:
-                if decode_ycbcr is not None and _has_subsampled_colours(data):
+                if decode_ycbcr is not None and (_has_jfif(data) or _has_subsampled_colours(data)):
                     return self._scaled(decode_ycbcr(data, number, **arguments)[0])
                 return self._scaled(decode(data, number, **arguments)[0])
             except Exception:
@@ -148,10 +145,11 @@ class Codec(BaseModel):
     def _make_decoder_of_wrongly_tagged(self) -> Callable[..., tuple[NDArray[Any], Any, Any]] | None:
         """Make the decoder of JPEG tiles that hold YCbCr in an image that calls itself RGB; none for other images.
 
-        tifffile finds it out by a JFIF header, which not all of them have. RGB is never subsampled, so that shows it too.
+        A tile with a JFIF header is YCbCr (JFIF 1.02), which tifffile looks for in the first tile only. RGB is never
+        subsampled, so that shows it too.
         """
         numbers = self.numbers
-        if numbers["compression"] not in _JPEGS or numbers["photometric"] != 2 or self.shaped[4] != 3 or self.is_jfif:
+        if numbers["compression"] not in _JPEGS or numbers["photometric"] != 2 or self.shaped[4] != 3:
             return None
         as_ycbcr = self.model_copy(update={"numbers": numbers | {"photometric": 6}})
         return as_ycbcr._make_tifffile_decoder(numbers["imagelength"])
@@ -169,7 +167,7 @@ class Codec(BaseModel):
             _dtype=dtype,
             nodata=self.nodata,
             is_subsampled=False,  # JPEG decoders look for themselves, and tifffile can't unpack others
-            is_jfif=self.is_jfif,
+            is_jfif=False,  # tiles are asked one by one
             is_tiled=self.numbers["tilewidth"] > 0,
             tags=_Tags({code: SimpleNamespace(count=count, value=value) for code, (count, value) in self.tags.items()}),
             hash=0,
@@ -211,14 +209,13 @@ class Codec(BaseModel):
 
 
 def _is_jpeg_of_channels(page: tifffile.TiffPage) -> bool:
-    """Whether a JPEG holds three channels that aren't colours, as libtiff writes them: without a JFIF header."""
+    """Whether JPEGs hold three channels that aren't colours, as libtiff writes them, if they have no JFIF header."""
     return (
         page.compression in _JPEGS
         and page.planarconfig == 1
         and page.samplesperpixel == 3
         and page.photometric in (0, 1)
         and 262 in page.tags
-        and not page.is_jfif
     )
 
 
@@ -277,6 +274,10 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     if position is None:
         return None
     return int.from_bytes(data[position + 5 : position + 7]), int.from_bytes(data[position + 7 : position + 9])
+
+
+def _has_jfif(data: bytes) -> bool:
+    return data[6:10] == b"JFIF"
 
 
 def _has_subsampled_colours(data: bytes) -> bool:

@@ -110,13 +110,18 @@ class Colour(BaseModel):
         if not alpha.any():
             return np.full_like(colours, self.background)
         share = np.clip(alpha / np.float64(self.full), 0, 1)  # 32 bits need float64
-        over = colours if self.is_premultiplied else colours * share
-        return self._round(over + (1 - share) * self.background)
+        over = np.minimum(colours, share * self.full) if self.is_premultiplied else colours * share
+        composed = self._round(over + (1 - share) * self.background)
+        # As above: a pixel's value doesn't depend on the others that are converted with it.
+        background = colours.dtype.type(self.background)
+        return np.where(share == 1, colours, np.where(share == 0, background, composed))
 
     def _round(self, values: NDArray[Any]) -> NDArray[Any]:
         """Return values in the pixel type, integers rounded and inside their range."""
         dtype = np.dtype(self.dtype)
         if dtype.kind in "iu":
+            if dtype.itemsize > 2:
+                values = values.astype(np.float64)  # as float32, the largest value of 32 bits is beyond them
             values = np.clip(np.rint(values), np.iinfo(dtype).min, self.full)
         rounded: NDArray[Any] = values.astype(dtype)
         return rounded

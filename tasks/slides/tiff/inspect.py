@@ -107,7 +107,12 @@ def _inspect_open(tiff: tifffile.TiffFile, path: Path, file: str, choice: ImageC
         )
     facts = read_facts(tiff, series, levels, ome, meaning, warnings, path)
     whole = find_whole_levels(levels, holes, series.kind)
-    facts = replace(facts, missing_chunks=sum(each.missing for each in holes), whole_levels=whole)
+    facts = replace(
+        facts,
+        missing_chunks=sum(each.missing for each in holes),
+        can_have_gaps=facts.can_have_gaps or bool(masks),
+        whole_levels=whole,
+    )
     return facts, TiffSpec(levels=levels, masks=tuple(mask for mask in masks if mask is not None))
 
 

@@ -55,7 +55,7 @@ def read_facts(
         warnings=(*warnings, *remarks),
         identity_files=(path,),
         display=display,
-        has_alpha=level.colour.alpha is not None,
+        can_have_gaps=level.colour.alpha is not None,
         pages=meaning.pages,
     )
 

@@ -37,11 +37,11 @@ class TiffSpec(SourceSpec):
         return tuple(level.shape for level in self.levels)
 
     def with_background(self, is_rgb: bool) -> TiffSpec:
-        """Return the description by which missing tiles read as white in bright field, unless the file states a value."""
-        if not is_rgb:
-            return self
-        levels = [level.model_copy(update={"fill": level.fill or level.colour.full}) for level in self.levels]
-        return self.model_copy(update={"levels": tuple(levels)})
+        """Return the description by which what wasn't scanned reads as white in bright field, and as 0 otherwise.
+
+        Missing tiles read as the value that the file states, if it isn't 0.
+        """
+        return self.model_copy(update={"levels": tuple(_lay_over(level, is_rgb) for level in self.levels)})
 
     def without_alpha(self) -> TiffSpec:
         """Return the description by which colours are read as they are stored, however transparent."""
@@ -54,6 +54,13 @@ class TiffSpec(SourceSpec):
     def open(self, path: Path) -> TiffSource:
         """Open the file."""
         return TiffSource(path, self)
+
+
+def _lay_over(level: TiffLevel, is_rgb: bool) -> TiffLevel:
+    background = level.colour.full if is_rgb else 0.0
+    colour = level.colour.model_copy(update={"background": background})
+    fill = level.fill or background if is_rgb else level.fill
+    return level.model_copy(update={"fill": fill, "colour": colour})
 
 
 class TiffSource:

@@ -108,6 +108,7 @@ def _facts(file: str, image: ZarrImage, multiscales: Multiscales, levels: Sequen
         identity_files=tuple(dict.fromkeys(name for name in files if name.is_file())),
         display=tuple(_display(entry) for entry in entries),
         missing_chunks=missing,
+        can_have_gaps=any(each.present is None or each.array.shards is not None for each in levels),
         whole_levels=whole,
     )
 

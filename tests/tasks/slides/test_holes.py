@@ -188,3 +188,13 @@ def test_missing_chunks_are_background(tmp_path: Path, version: str, is_rgb: boo
     expected[:33, 40:80, :2] = background
     np.testing.assert_array_equal(read_level(made.path), expected)
     assert (read_level(made.path, 1)[:33] == background).all()
+    assert inspect_slide(made.path).has_gaps
+
+
+def test_a_shard_may_leave_chunks_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which chunks a shard lacks isn't known without reading it, as where there are too many files to list."""
+    sizes = {"y": 66, "x": 80}
+    assert not inspect_slide(write_zarr(tmp_path / "a.zarr", "yx", sizes, n_levels=1).path).has_gaps
+    assert inspect_slide(write_zarr(tmp_path / "b.zarr", "yx", sizes, n_levels=1, sharded=True).path).has_gaps
+    monkeypatch.setattr("slidesam.tasks.slides.zarr.levels.MAX_COUNTED_CHUNKS", 1)
+    assert inspect_slide(tmp_path / "a.zarr").has_gaps

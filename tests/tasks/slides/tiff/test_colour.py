@@ -15,9 +15,11 @@ from PIL import Image
 
 from slidesam.tasks.errors import SlideError
 from slidesam.tasks.grid import Region
+from slidesam.tasks.settings.sections import SlideSettings
 from slidesam.tasks.slides.facts import Slide
 from slidesam.tasks.slides.inspect import inspect_slide
 from slidesam.tasks.slides.reader import SlideReader
+from slidesam.tasks.slides.tiff.colour import Colour
 
 SIDE = 64
 LOSSLESS = ["none", "lzw", "zlib", "zstd", "packbits", "lzma"]
@@ -324,6 +326,7 @@ def test_what_a_transparency_mask_hides_is_background(tmp_path: Path, n_masks: i
         shown, expected = mask[:: level + 1, :: level + 1], image[:: level + 1, :: level + 1].reshape(*pixels.shape)
         np.testing.assert_array_equal(pixels, np.where(shown[..., None], expected, 255 if is_rgb else 0))
     assert len(slide.levels) == n_masks
+    assert slide.has_gaps
     assert (slide.is_rgb, slide.size_c) == (is_rgb, 3 if is_rgb else 1)
     assert any("transparency mask is applied" in warning for warning in slide.warnings)
     assert not any("further large images" in warning for warning in slide.warnings)
@@ -665,3 +668,61 @@ def test_levels_of_other_methods_convert_alike(tmp_path: Path) -> None:
         writer.write(to_ycbcr(rgb[::4, ::4]), subfiletype=1, photometric="ycbcr", **small)
     for level in range(3):
         assert_near(read(path, level)[1], rgb[:: 2**level, :: 2**level], 12)
+
+
+@pytest.mark.parametrize("photometric", [1, 2])
+def test_each_tile_says_whether_it_holds_ycbcr(tmp_path: Path, photometric: int) -> None:
+    """A JFIF header means YCbCr: of each tile of its own, also where the first one isn't in the file."""
+    tile = np.full((SIDE, SIDE, 3), (200, 60, 120), np.uint8)
+    jfif = bytes(imagecodecs.jpeg_encode(tile, level=99, subsampling="444"))
+    bare = bytes(imagecodecs.jpeg_encode(tile, level=99, colorspace="YCBCR", outcolorspace="YCBCR", subsampling="444"))
+    bare = bare[:2] + bare[20:]
+    assert jfif[6:10] == b"JFIF"
+    sizes = {256: 2 * SIDE, 257: 2 * SIDE, 322: SIDE, 323: SIDE}
+    tags = sizes | {258: (8, 8, 8), 259: 7, 262: photometric, 277: 3}
+    path = write_by_hand(tmp_path / "a.tif", [jfif, jfif, bare, jfif], tags)
+    overwrite(path, "TileByteCounts", (0, len(jfif), len(bare), len(jfif)))
+    pixels = read(path)[1]
+    assert_near(pixels[:SIDE, SIDE:], tile, 3)
+    assert_near(pixels[SIDE:, :SIDE], tile, 3)
+    assert_near(pixels[SIDE:, SIDE:], tile, 3)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "uint32", "float32"])
+@pytest.mark.parametrize("is_premultiplied", [True, False])
+@pytest.mark.parametrize("background", [0, "full"])
+def test_a_pixel_under_alpha_is_the_same_alone_and_among_others(
+    dtype: str, is_premultiplied: bool, background: int | str
+) -> None:
+    full = 1.0 if dtype == "float32" else float(np.iinfo(dtype).max // 16 if dtype == "uint16" else np.iinfo(dtype).max)
+    colour = Colour(
+        samples=4, colours=3, is_rgb=True, full=full, dtype=dtype, alpha=3, is_premultiplied=is_premultiplied,
+        background=full if background == "full" else 0.0,
+    )  # fmt: skip
+    shares = np.repeat([0.0, 0.25, 0.5, 1.0, 1.5 if dtype in ("uint16", "float32") else 1.0], 6)
+    greys = np.tile([0.0, 0.1, 0.5, 0.8, 1.0, 1.5 if dtype in ("uint16", "float32") else 1.0], 5)
+    samples = (np.stack([greys, greys, greys, shares], axis=-1) * full).astype(dtype)[None]
+    whole = colour.convert(samples)
+    for at in range(30):
+        np.testing.assert_array_equal(colour.convert(samples[:, at : at + 1]), whole[:, at : at + 1])
+    assert (whole[0, shares == 0] == colour.background).all()
+    np.testing.assert_array_equal(whole[0, shares >= 1], samples[0, shares >= 1, :3])
+
+
+def test_colours_of_32_bits_reach_white() -> None:
+    full = 2**32 - 1
+    colour = Colour(samples=4, colours=3, is_rgb=True, full=full, dtype="uint32", space="cmyk")
+    assert colour.convert(np.zeros((1, 1, 4), np.uint32)).tolist() == [[[full] * 3]]
+
+
+@pytest.mark.parametrize("is_rgb", [True, False])
+def test_alpha_lies_over_the_background_that_the_settings_mean(tmp_path: Path, is_rgb: bool) -> None:
+    rgba = np.dstack([picture(), np.full((SIDE, SIDE), 255, np.uint8)])
+    rgba[:, 40:, 3] = 0
+    path = write(tmp_path / "a.tif", rgba, photometric="rgb", extrasamples=["unassalpha"])
+    slide = inspect_slide(path, SlideSettings(rgb=is_rgb))
+    with SlideReader(slide) as reader:
+        pixels = reader.read(Region(0, 0, SIDE, SIDE), 0, range(3))
+    np.testing.assert_array_equal(pixels[:, :40], rgba[:, :40, :3])
+    assert (pixels[:, 40:] == (255 if is_rgb else 0)).all()
+    assert slide.has_gaps
