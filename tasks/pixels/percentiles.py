@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from slidesam.tasks.pixels.no_data import find_no_data
 
-# Integers that differ by less show no image, only noise.
+# Integers that differ by less may show no image, only noise, but also few photons.
 _LEAST_STEPS = 8
+# Of the pixels beyond a percentile: how many may be hot or dead.
+_ODD_SHARE = 0.25
 _ROUNDING = 1e-6
 
 
@@ -53,7 +55,11 @@ def contrast_range(pixels: NDArray[Any], percents: tuple[float, float]) -> tuple
     """Compute the range of values between which an image shows something: two percentiles, for most images.
 
     If nearly all pixels are background, both percentiles are its value or its noise, and objects would lie thousands of ranges
-    away. Then each end moves out, to its percentile of the values beyond it.
+    away. Then the ends move out:
+
+    - If both are one value, to the percentiles of the values beyond it.
+    - If they are few integers apart, to what lies far away, unless so few pixels do that they may be hot or dead: where a
+      detector counts photons, few integers are the image.
 
     Args:
         pixels: Any shape and dtype.
@@ -70,11 +76,16 @@ def contrast_range(pixels: NDArray[Any], percents: tuple[float, float]) -> tuple
     """
     numbers = finite_values(pixels)
     low, high = percentile_range(numbers, percents)
-    is_integer = np.issubdtype(numbers.dtype, np.integer)
-    if high - low < (_LEAST_STEPS if is_integer else _ROUNDING * max(abs(low), abs(high))) or high == low:
+    if high - low <= _ROUNDING * max(abs(low), abs(high)):
         below, above = numbers[numbers < low], numbers[numbers > high]
         low = float(np.percentile(below, percents[0])) if below.size else low
         high = float(np.percentile(above, percents[1])) if above.size else high
+    elif np.issubdtype(numbers.dtype, np.integer) and high - low < _LEAST_STEPS:
+        far_low, far_high = percentile_range(
+            numbers, (_ODD_SHARE * percents[0], 100 - _ODD_SHARE * (100 - percents[1]))
+        )
+        low = far_low if low - far_low >= _LEAST_STEPS else low
+        high = far_high if far_high - high >= _LEAST_STEPS else high
     return low, high if high > low else low + 1.0
 
 

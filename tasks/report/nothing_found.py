@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,9 +77,20 @@ def _describe_channels(run: Run) -> str:
 
 def _describe_range(params: Mapping[str, Any]) -> str:
     """Say by which values the segmenter judged the pixels."""
-    numbers = [f"{name} {_format(value)}" for name in ("low", "high", "threshold") if (value := params.get(name))]
-    return f"contrast ({', '.join(numbers) or 'its own scaling'})"
+    values = {name: _format(params.get(name)) for name in ("low", "high", "threshold")}
+    return f"contrast ({', '.join(f'{name} {value}' for name, value in values.items() if value) or 'its own scaling'})"
 
 
 def _format(value: object) -> str:
-    return "/".join(map(_format, value)) if isinstance(value, list) else f"{value:.6g}"
+    """Format a number, or the first of some; nothing for whatever else a user's `prepare` may have returned."""
+    if isinstance(value, list):
+        numbers = [_format_number(number) for number in value]
+        return "/".join(numbers[:_MOST_CHANNELS] + ["..."] * (len(numbers) > _MOST_CHANNELS)) if all(numbers) else ""
+    return _format_number(value)
+
+
+def _format_number(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return ""
+    # JSON has integers that are too large for a float.
+    return f"{value:.6g}" if abs(value) < sys.float_info.max else ""

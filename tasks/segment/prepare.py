@@ -56,7 +56,7 @@ def prepare_run(run: Run) -> Params:
             ),
             fill=fill.tolist(),
             blocks=blocks,
-            has_tissue=bool(find_tissue(overview, is_rgb=run.slide.is_rgb).any() if blocks is None else blocks),
+            has_tissue=bool(_find_tissue(run, overview).any() if blocks is None else blocks),
             warnings=describe_no_data(sample),
             seconds=time.perf_counter() - start_time,
         )
@@ -72,9 +72,8 @@ def _find_blocks(run: Run, overview: NDArray[Any]) -> tuple[int, ...] | None:
     tissue = run.settings.blocks.tissue
     if tissue == "off":
         return None
-    is_rgb = run.slide.is_rgb
     if tissue == "auto":
-        mask = find_tissue(overview, is_rgb=is_rgb, has_gaps=run.slide.has_gaps)
+        mask = _find_tissue(run, overview)
         step = overview_step(run.slide)
         arrays = {"step": np.asarray(step)}
     else:
@@ -83,6 +82,10 @@ def _find_blocks(run: Run, overview: NDArray[Any]) -> tuple[int, ...] | None:
     arrays |= {"bits": np.packbits(mask), "shape": np.asarray(mask.shape)}
     save_arrays(run.segment_folder.tissue, arrays, compressed=True)
     return tuple(blocks_with_tissue(mask, run.grid, step))
+
+
+def _find_tissue(run: Run, overview: NDArray[Any]) -> NDArray[np.bool_]:
+    return find_tissue(overview, is_rgb=run.slide.is_rgb, has_gaps=run.slide.has_gaps)
 
 
 def read_tissue(run: Run) -> TissueMask | None:

@@ -14,9 +14,11 @@ from slidesam.flows.many.cohort_page import as_markdown, row_here
 from slidesam.flows.progress.page_text import result_markdown
 from slidesam.run_slides import segment
 from slidesam.tasks.plan import plan_run
+from slidesam.tasks.report.nothing_found import warn_if_nothing_found
 from slidesam.tasks.report.provenance import read_finished
 from slidesam.tasks.run.records import Params, Provenance, State
 from slidesam.tasks.run.status import read_states
+from slidesam.tasks.segmenters import jsonable_params
 from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.slides.listing import Listed
 from tests.support.serial import segment_serially
@@ -68,12 +70,40 @@ class TestWords:
         (words,) = run_slide(slide, tmp_path / "out", TOO_BRIGHT | {"slide.target_mpp": 2.0, "slide.mpp": 1.0})
         assert "pixels of 2 µm; segmenter.diameter means objects 4 px wide" in words
 
+    @pytest.mark.parametrize(
+        ("params", "shown"),
+        [
+            ({"threshold": 0.25}, "threshold 0.25"),
+            ({"low": [0, 1.5], "high": [7, 9]}, "low 0/1.5, high 7/9"),
+            ({"low": [0] * 9}, "low 0/0/0/0/..."),
+            ({"low": None, "high": True, "threshold": "otsu"}, "its own scaling"),
+            ({"low": {"DAPI": 3}, "high": [[9], "max"], "threshold": 10**400}, "its own scaling"),
+        ],
+    )
+    def test_of_any_parameters(self, params: dict, shown: str, tmp_path: Path) -> None:
+        slide = write_slide(tmp_path / "s.tif", tissue(), photometric="minisblack")
+        run_slide(slide, tmp_path / "out", TOO_BRIGHT)
+        run = plan_run(slide, tmp_path / "out", make_settings(overrides=TOO_BRIGHT))
+        (words,) = warn_if_nothing_found(run, Params(params=jsonable_params(params)), 0)
+        assert f"contrast ({shown}); see" in words
+
 
 @pytest.mark.parametrize("options", [{}, {"blocks.tissue": "off"}])
 @pytest.mark.parametrize("value", [0, 400, 65535])
 def test_a_slide_without_tissue_has_no_such_warning(value: int, options: dict, tmp_path: Path) -> None:
     slide = write_slide(tmp_path / "s.tif", np.full((200, 300), value, np.uint16), photometric="minisblack")
     assert run_slide(slide, tmp_path / "out", WATERSHED | options) == ()
+
+
+@pytest.mark.parametrize("options", [{}, {"blocks.tissue": "off"}])
+def test_glass_beside_what_was_not_scanned_has_no_such_warning(options: dict, tmp_path: Path) -> None:
+    glass = np.random.default_rng(0).normal(225, 1, (256, 384, 3)).astype(np.uint8)
+    slide = write_slide(tmp_path / "s.tif", glass, photometric="rgb", tile=(64, 64), compression="zlib")
+    with tifffile.TiffFile(slide, mode="r+") as tiff:
+        for name in ("TileOffsets", "TileByteCounts"):
+            tag = tiff.pages[0].tags[name]
+            tag.overwrite([0 if number % 6 < 3 else value for number, value in enumerate(tag.value)])
+    assert run_slide(slide, tmp_path / "out", WATERSHED | options | {"segmenter.threshold": 0.99}) == ()
 
 
 def test_with_tissue_all_blocks_may_be_asked_for(tmp_path: Path) -> None:

@@ -47,6 +47,27 @@ class TestNormalize:
         image[:5, :10] = 60000
         assert slide_range(image, (1, 99))["high"][0] < 401
 
+    @pytest.mark.parametrize(("value", "share"), [(4000, 0.00004), (4000, 0.0002), (0, 0.0)])
+    def test_hot_pixels_of_a_photon_counting_channel_set_no_range(self, value: int, share: float) -> None:
+        rng = np.random.default_rng(0)
+        image = rng.poisson(np.where(rng.random((1000, 1000)) < 0.2, 2, 0.05)).astype(np.uint16)
+        image[rng.random(image.shape) < share] = value
+        assert slide_range(image, (1, 99.8)) == {"low": [0.0], "high": [6.0]}
+
+    @pytest.mark.parametrize("percentiles", [(1, 99), (1, 99.8), (0.1, 99.9)])
+    def test_hot_and_dead_pixels_of_a_dim_channel_set_no_range(self, percentiles: tuple[float, float]) -> None:
+        image = np.full((500, 500), 11, np.uint8)
+        image[100:160, 100:160] = 16
+        image.flat[:: 250_000 // 50] = 255  # 0.02 %
+        image.flat[1 :: 250_000 // 50] = 0
+        assert slide_range(image, percentiles) == {"low": [11.0], "high": [16.0]}
+
+    def test_hot_pixels_beside_sparse_objects_set_no_range(self) -> None:
+        image = np.random.default_rng(0).integers(0, 4, (500, 500)).astype(np.uint16)
+        image[100:120, 100:120] = 200  # 0.16 %
+        image.flat[:10] = 60000
+        assert slide_range(image, (1, 99.8)) == {"low": [0.0], "high": [200.0]}
+
     def test_a_range_for_other_channels_is_refused(self) -> None:
         with pytest.raises(SegmenterError, match="for 1 channels, but the block has 3"):
             normalize(np.zeros((2, 2, 3)), {"low": [0.0], "high": [1.0]})
