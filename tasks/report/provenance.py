@@ -11,7 +11,7 @@ from slidesam.tasks.run.marks import find_mark, list_blocks, read_params
 from slidesam.tasks.run.records import ImageFacts, Provenance, SeamReport, SegmenterFacts
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.segmenters.packages import package_version
-from slidesam.tasks.store.image import is_shown
+from slidesam.tasks.store.image import has_image
 from slidesam.tasks.store.ome_zarr import is_finished
 
 # Packages whose version can change a pixel.
@@ -49,8 +49,9 @@ def read_finished(run: Run) -> Provenance | None:
         return None
     if record is None or record.fingerprints != run.fingerprints:
         return None
-    # Another run may have replaced the image since, and have stopped before it came to the labels.
-    return record if is_finished(run.store, run.label) and is_shown(run) else None
+    # Another run may have replaced the image since, and have stopped before it came to the labels. An image of other settings
+    # serves: two labels that each wanted their own would be made again in turn, for ever.
+    return record if is_finished(run.store, run.label) and has_image(run) else None
 
 
 def make_provenance(run: Run, *, objects: int, seams: SeamReport, seconds: dict[str, float]) -> Provenance:

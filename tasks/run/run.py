@@ -105,10 +105,19 @@ class Run(BaseModel):
         return plan_image(self.slide, self.settings.image, self.grid)
 
     @property
+    def pages(self) -> dict[str, Any]:
+        """What the settings say that pages mean, where that isn't what slidesam has always taken them for."""
+        return {"slide.pages": "channels"} if self.slide.pages == "channels" else {}
+
+    @property
     def reading(self) -> dict[str, Any]:
-        """What the settings say that pages and channels mean, where that isn't what slidesam has always taken them for."""
-        reading: dict[str, Any] = {"slide.pages": "channels"} if self.slide.pages == "channels" else {}
-        return reading if self.settings.slide.rgb == "auto" else reading | {"slide.rgb": self.slide.is_rgb}
+        """What decides the pixels of a slide's plane: how this version reads it, and its colours, which decide the background."""
+        return {
+            "format of the work": _WORK_FORMAT,
+            # Of the plan, not of this machine: workers must name the same folders.
+            "version of imagecodecs": read_versions(self.segmenter_identity).get("imagecodecs"),
+            "red, green and blue": self.slide.is_rgb,
+        }
 
     @cached_property
     def causes(self) -> dict[str, dict[str, Any]]:
@@ -119,13 +128,11 @@ class Run(BaseModel):
             "slide": slide.identity.model_dump(mode="json"),
             **{f"slide.{key}": getattr(slide, key) for key in ("series", "t", "z")},
         }
-        source |= self.reading
+        source |= self.pages
         if slide.unused_levels:
             source["levels that aren't used"] = slide.unused_levels
         arrays = {f"image.{key}": getattr(settings.image, key) for key in ("ome_zarr", "chunk_shape", "codec")}
-        image = source | arrays | {"mode": plan.mode, "channels": plan.channels, "shard": plan.shard}
-        # Of the plan, not of this machine: workers must name the same folders.
-        image["version of imagecodecs"] = read_versions(self.segmenter_identity).get("imagecodecs")
+        image = source | self.reading | arrays | {"mode": plan.mode, "channels": plan.channels, "shard": plan.shard}
         # How the pixels reach the blocks isn't among them: the pixels are the same, so another way costs no segmenting.
         segment = source | {
             "slide.mpp": slide.mpp,

@@ -42,17 +42,19 @@ _GROUP_BYTES = 512 * 2**20
 
 
 def is_shown(run: Run) -> bool:
-    """Whether the store has the image that this run needs: a converted pyramid also serves runs that read in place."""
-    try:
-        root = zarr.open_group(run.store, mode="r")
-    except (OSError, ValueError):
-        return False
-    facts = _read_shown(root)
-    if not facts.get("ready") or not _is_same(facts, run) or not (run.store / "0").is_dir():
-        return False
-    if root.metadata.zarr_format != FORMATS[run.settings.image.ome_zarr]:
+    """Whether the store has the image that this run needs: a converted pyramid also serves runs that read in place.
+
+    Pixels that another version read, or for other colours, don't serve: the run's tissue and parameters come from them.
+    """
+    facts = _read_ready(run)
+    if not facts or facts.get("reading") != run.reading:
         return False
     return run.image_plan.mode != "convert" or facts.get("converted") == run.fingerprints["image"]
+
+
+def has_image(run: Run) -> bool:
+    """Whether the store has an image for this run's labels, whichever settings and version wrote it; a pyramid if it converts."""
+    return has_pyramid(run) if run.image_plan.mode == "convert" else bool(_read_ready(run))
 
 
 def check_shown(run: Run) -> None:
@@ -67,11 +69,7 @@ def check_shown(run: Run) -> None:
 
 def has_pyramid(run: Run) -> bool:
     """Whether the store has the whole pyramid of this run's plane, whichever settings and version wrote it."""
-    try:
-        facts = _read_shown(zarr.open_group(run.store, mode="r"))
-    except (OSError, ValueError):
-        return False
-    return bool(facts.get("ready") and facts.get("converted")) and _is_same(facts, run)
+    return bool(_read_ready(run).get("converted"))
 
 
 def is_filling(run: Run) -> bool:
@@ -153,7 +151,8 @@ def show_image(run: Run, root: zarr.Group, levels: list[LevelPlace]) -> None:
     windows = [_window(_overview_plane(run, channel)) for channel in range(run.slide.size_c)]
     write_image_metadata(root, run.name, levels, run.slide.mpp, _omero(run.slide, windows), run.slide.position)
     converted = run.fingerprints["image"] if run.image_plan.mode == "convert" else None
-    root.attrs[_SHOWN_KEY] = {**_describe_shown(run), "ready": True, "filling": None, "converted": converted}
+    progress = {"ready": True, "filling": None, "converted": converted}
+    root.attrs[_SHOWN_KEY] = {**_describe_shown(run), **progress, "reading": run.reading}
 
 
 def read_published(run: Run, channels: tuple[int, ...]) -> tuple[NDArray[Any], LevelPlace]:
@@ -182,15 +181,29 @@ def _describe_shown(run: Run) -> dict[str, Any]:
     mpp = None if slide.mpp is None else list(slide.mpp)
     facts: dict[str, Any] = {
         "slide": slide.identity.model_dump(mode="json"),
-        "plane": [slide.series, slide.t, slide.z, mpp, *run.reading.values()],
+        "plane": [slide.series, slide.t, slide.z, mpp, *run.pages.values()],
     }
     return facts | ({"unused levels": list(slide.unused_levels)} if slide.unused_levels else {})
 
 
 def _read_shown(root: zarr.Group) -> dict[str, Any]:
-    """Read what is recorded of the store's image: `slide`, `plane`, `ready`, `filling`, `converted`; empty if nothing is."""
+    """Read what is recorded of the store's image; empty if nothing is.
+
+    It says what the image shows (`slide`, `plane`), how it was read (`reading`), how far it is (`ready`, `filling`, `converted`).
+    """
     facts: Any = root.attrs.get(_SHOWN_KEY)
     return facts if isinstance(facts, dict) else {}
+
+
+def _read_ready(run: Run) -> dict[str, Any]:
+    """Read what is recorded of the store's image if it is whole and of this slide and plane; else empty."""
+    try:
+        root = zarr.open_group(run.store, mode="r")
+    except (OSError, ValueError):
+        return {}
+    facts = _read_shown(root)
+    is_whole = facts.get("ready") and (run.store / "0").is_dir() and _is_same(facts, run)
+    return facts if is_whole and root.metadata.zarr_format == FORMATS[run.settings.image.ome_zarr] else {}
 
 
 def _is_same(facts: dict[str, Any], run: Run) -> bool:

@@ -16,6 +16,7 @@ from slidesam.tasks import steps
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.plan import plan_run
 from slidesam.tasks.report.provenance import read_finished
+from slidesam.tasks.run import run as run_module
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.store import ome_zarr
@@ -29,6 +30,14 @@ def write_slide(path: Path, seed: int = 0) -> Path:
     """Write an OME-TIFF of two focal planes."""
     planes = np.random.default_rng(seed).integers(1, 250, (2, 300, 300)).astype(np.uint8)
     tifffile.imwrite(path, planes, tile=(64, 64), ome=True, metadata={"axes": "ZYX"})
+    return path
+
+
+def write_channels(path: Path, is_bright: bool = False) -> Path:
+    """Write an OME-TIFF of three unnamed channels, which may be colours."""
+    low, high = (200, 250) if is_bright else (1, 60)
+    pixels = np.random.default_rng(0).integers(low, high, (3, 300, 300)).astype(np.uint8)
+    tifffile.imwrite(path, pixels, tile=(64, 64), photometric="minisblack", ome=True, metadata={"axes": "CYX"})
     return path
 
 
@@ -68,7 +77,6 @@ IN_PLACE = {"image__convert": "never", "image__rechunk": "never"}
         ({"slide__mpp": 0.5} | IN_PLACE, {"slide__mpp": 0.25} | IN_PLACE, stop_after_image),
         (IN_PLACE, {"image__convert": "always"}, stop_in_image),
         ({}, {"image__chunk_shape": 128}, stop_in_image),
-        ({}, {"image__codec": "lz4"}, stop_after_image),
     ],
 )
 def test_a_finished_run_isnt_believed_over_another_image(
@@ -149,6 +157,75 @@ def test_labels_of_the_same_plane_stay_listed_while_the_image_is_made_again(tmp_
     stop_after_image(converted)
     # A pyramid of the same plane serves as well as an overview.
     assert read_finished(planned(slide, **IN_PLACE)) is not None
+
+
+ALWAYS = {"image__convert": "always", "image__rechunk": "never"}
+
+
+@pytest.mark.parametrize("change", [{"image__codec": "lz4"}, {"slide__rgb": True}])
+def test_labels_of_other_image_settings_arent_made_again_in_turn(change: dict, tmp_path: Path) -> None:
+    slide = write_channels(tmp_path / "s.ome.tif")
+    finish(planned(slide, output__label="a", **ALWAYS))
+    finish(planned(slide, output__label="b", **ALWAYS, **change))
+    for run in (planned(slide, output__label="a", **ALWAYS), planned(slide, output__label="b", **ALWAYS, **change)):
+        assert read_finished(run) is not None
+
+
+def test_a_run_that_converts_isnt_finished_over_an_overview(tmp_path: Path) -> None:
+    slide = write_slide(tmp_path / "s.ome.tif")
+    run = planned(slide, **ALWAYS)
+    finish(run)
+    root = zarr.open_group(run.store, mode="r+")
+    root.attrs["slidesam_image"] = {**root.attrs["slidesam_image"], "converted": None}
+    assert read_finished(run) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "cause"), [(IN_PLACE, "work format"), (IN_PLACE, "imagecodecs"), (ALWAYS, "work format")]
+)
+def test_the_image_of_another_version_decides_nothing(
+    options: dict, cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slide = write_slide(tmp_path / "s.ome.tif")
+    older = planned(slide, **options)
+    finish(older)
+    image, n_objects = level0(older), read_finished(older).objects
+    assert n_objects
+    # What an earlier version might have read.
+    zarr.open_array(older.store / "0", mode="r+")[:] = 0
+    if cause == "work format":
+        monkeypatch.setattr(run_module, "_WORK_FORMAT", 1000)
+    else:
+        monkeypatch.setattr(run_module, "read_versions", lambda _: {"imagecodecs": "1000"})
+    run, sibling = planned(slide, **options), planned(slide, output__label="b", **options)
+    assert not is_shown(run)
+    finish(sibling)
+    np.testing.assert_array_equal(level0(run), image)
+    assert read_finished(sibling).objects == n_objects
+    assert ome_zarr.is_finished(run.store, older.label)
+    finish(run)
+    assert read_finished(run).objects == n_objects
+    assert read_finished(sibling) is not None
+
+
+@pytest.mark.parametrize("options", [IN_PLACE, ALWAYS])
+@pytest.mark.parametrize(("is_bright", "setting"), [(True, True), (True, False), (False, True)])
+def test_colours_that_are_set_refuse_no_other_label(
+    options: dict, is_bright: bool, setting: bool, tmp_path: Path
+) -> None:
+    slide = write_channels(tmp_path / "s.ome.tif", is_bright)
+    first, second = planned(slide, **options), planned(slide, slide__rgb=setting, output__label="b", **options)
+    assert (first.slide.is_rgb, second.slide.is_rgb) == (is_bright, setting)
+    finish(first)
+    # The image is written again only if it shows other colours.
+    assert is_shown(second) == (is_bright == setting)
+    finish(second)
+    assert is_shown(second)
+    assert read_finished(first) is not None
+    assert read_finished(second) is not None
+    if is_bright == setting:
+        assert second.fingerprints["image"] == first.fingerprints["image"]
+        assert second.fingerprints["segment"] == first.fingerprints["segment"]
 
 
 def test_labels_arent_listed_where_the_image_was_replaced_meanwhile(tmp_path: Path) -> None:
