@@ -29,12 +29,14 @@ class ImageInFile(NamedTuple):
         shape: Height and width in pixels.
         n_levels: Number of its resolutions.
         is_reduced: Whether the file says that it is a smaller copy of another image.
+        folder: Name of the folder that holds it; empty if it lies in a file.
     """
 
     name: str
     shape: tuple[int, int]
     n_levels: int
     is_reduced: bool = False
+    folder: str = ""
 
     @property
     def is_side_image(self) -> bool:
@@ -67,7 +69,10 @@ def choose_image(images: Sequence[ImageInFile], number: int | None, file: str) -
         (1, (0, []))
     """
     if number is not None and number >= len(images):
-        raise SettingsError(f"setting slide.series: {file} has images 0 to {len(images) - 1}, not {number}")
+        folders = ", ".join(image.folder for image in images)
+        has_others = any(_has_other_folder(image, position) for position, image in enumerate(images))
+        listing = f" (folders {in_one_line(folders, 60)})" if has_others else ""
+        raise SettingsError(f"setting slide.series: {file} has images 0 to {len(images) - 1}{listing}, not {number}")
     scores = [_score(image, position) for position, image in enumerate(images)]
     best = scores.index(max(scores))
     if number is not None:
@@ -119,4 +124,10 @@ def _describe(images: Sequence[ImageInFile], number: int) -> str:
     """Describe an image in words."""
     image = images[number]
     name = f"{in_one_line(image.name, 60)!r}, " if image.name else ""
-    return f"image {number} ({name}{image.shape[0]} × {image.shape[1]} px)"
+    folder = f"folder {in_one_line(image.folder, 60)!r}, " if _has_other_folder(image, number) else ""
+    return f"image {number} ({folder}{name}{image.shape[0]} × {image.shape[1]} px)"
+
+
+def _has_other_folder(image: ImageInFile, number: int) -> bool:
+    """Tell whether an image's folder isn't named by its number."""
+    return image.folder not in ("", str(number))

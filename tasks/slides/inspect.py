@@ -174,9 +174,9 @@ def _identify(path: Path, facts: SourceFacts) -> SlideIdentity:
             digest.update(stream.read(_DIGEST_BYTES))
             stream.seek(max(_DIGEST_BYTES, size - _DIGEST_BYTES))
             digest.update(stream.read(_DIGEST_BYTES))
-    if facts.missing_chunks:  # otherwise labels of an incomplete copy would count as those of the complete one
+    if facts.missing_digest:  # otherwise labels of an incomplete copy would count as those of another copy
         background = b"white" if facts.is_rgb else b"dark"
-        digest.update(b"\0missing chunks, read as %s background: %d" % (background, facts.missing_chunks))
+        digest.update(b"\0missing chunks, read as %s background: %s" % (background, facts.missing_digest.encode()))
     return SlideIdentity(
         path=str(path.resolve()),
         size=sum(size for size, _ in states),

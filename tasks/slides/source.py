@@ -11,9 +11,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ MAX_CHUNK_BYTES = 2**31  # of one decoded tile, strip or chunk
 MAX_CHANNELS = 4096
 MAX_LIBRARY_MESSAGE = 160  # characters of a library's own message
 MAX_PLANES = 2**31  # t × z
+# From here on a value says that there is none, as inf and NaN do; it would ruin what is measured of a slide.
+NO_NUMBER = 1e30
 RGB_NAMES = ("red", "green", "blue")
 
 Shape5: TypeAlias = tuple[int, int, int, int, int]
@@ -84,6 +87,7 @@ class SourceFacts:
         identity_files: Files whose content identifies the slide.
         display: One per channel.
         missing_chunks: Number of chunks, tiles or strips that are missing and read as background; 0 if they aren't counted.
+        missing_digest: Digest of which of them are missing, on any level; empty if none are.
         can_have_gaps: Whether more may not have been scanned: there is an alpha channel or a transparency mask, or chunks can be
             missing that aren't counted.
         whole_levels: Per level, whether it shows all that level 0 shows; empty if all do.
@@ -103,6 +107,7 @@ class SourceFacts:
     identity_files: tuple[Path, ...]
     display: tuple[Display, ...]
     missing_chunks: int = 0
+    missing_digest: str = ""
     can_have_gaps: bool = False
     whole_levels: tuple[bool, ...] = ()
     origin: tuple[float, float] = (0.0, 0.0)
@@ -188,6 +193,22 @@ def find_white(dtype: np.dtype[Any], bits: int | None = None) -> int | float:
         return 1.0
     most = int(np.iinfo(dtype).max)
     return most if bits is None else min(most, 2 ** (bits - (dtype.kind == "i")) - 1)
+
+
+def digest_missing(levels: Iterable[NDArray[np.bool_] | None]) -> str:
+    """Compute a digest of which chunks, tiles or strips are missing.
+
+    Args:
+        levels: Per level, finest first, bool per chunk, whether it is missing; none if that isn't known.
+
+    Returns:
+        Hexadecimal digits; empty if none are missing.
+    """
+    missing = [(number, chunks) for number, chunks in enumerate(levels) if chunks is not None and chunks.any()]
+    digest = hashlib.blake2b(digest_size=16)
+    for number, chunks in missing:
+        digest.update(b"%d:%d\0" % (number, chunks.size) + np.packbits(chunks).tobytes())
+    return digest.hexdigest() if missing else ""
 
 
 def credible_window(start: object, end: object) -> tuple[float, float] | None:

@@ -29,12 +29,14 @@ class Holes:
         total: Number of tiles or strips that there should be.
         somewhere: (rows, columns) bool, missing in at least one plane.
         everywhere: (rows, columns) bool, missing in all planes.
+        planes: (planes, rows, columns) bool, missing.
     """
 
     missing: int
     total: int
     somewhere: NDArray[np.bool_]
     everywhere: NDArray[np.bool_]
+    planes: NDArray[np.bool_]
 
 
 def find_holes(level: TiffLevel, pages: Sequence[Page | None]) -> Holes:
@@ -49,7 +51,7 @@ def find_holes(level: TiffLevel, pages: Sequence[Page | None]) -> Holes:
     is_missing = np.stack([_find_missing(page, per_page) for page in pages if page is not None])
     planes = is_missing.reshape(-1, rows, columns)
     return Holes(
-        int(np.count_nonzero(planes)), planes.size, np.logical_or.reduce(planes), np.logical_and.reduce(planes)
+        int(np.count_nonzero(planes)), planes.size, np.logical_or.reduce(planes), np.logical_and.reduce(planes), planes
     )
 
 

@@ -19,7 +19,7 @@ import tifffile
 from slidesam.tasks.errors import SlideError, in_one_line
 from slidesam.tasks.slides.choice import ImageInFile, choose_image
 from slidesam.tasks.slides.ome_xml import MAX_PLANES, OmeDocument, read_ome_xml
-from slidesam.tasks.slides.source import ImageChoice, SourceFacts, errors_as_slide_errors, one_line_name
+from slidesam.tasks.slides.source import ImageChoice, SourceFacts, digest_missing, errors_as_slide_errors, one_line_name
 from slidesam.tasks.slides.tiff.holes import describe_holes, find_whole_levels
 from slidesam.tasks.slides.tiff.layout import TiffLevel
 from slidesam.tasks.slides.tiff.levels import read_levels
@@ -110,6 +110,7 @@ def _inspect_open(tiff: tifffile.TiffFile, path: Path, file: str, choice: ImageC
     facts = replace(
         facts,
         missing_chunks=sum(each.missing for each in holes),
+        missing_digest=digest_missing(each.planes for each in holes),
         can_have_gaps=facts.can_have_gaps or bool(masks),
         whole_levels=whole,
     )

@@ -12,7 +12,7 @@ import numpy as np
 import tifffile
 
 from slidesam.tasks.errors import SlideError
-from slidesam.tasks.slides.source import Pages, Shape5, check_chunk, check_level
+from slidesam.tasks.slides.source import NO_NUMBER, Pages, Shape5, check_chunk, check_level
 from slidesam.tasks.slides.tiff.codec import Codec
 from slidesam.tasks.slides.tiff.colour_rules import ColourError, find_packing, read_colour
 from slidesam.tasks.slides.tiff.holes import Holes, find_holes
@@ -22,9 +22,6 @@ from slidesam.tasks.slides.tiff.tables import make_page_spec
 MAX_COMPRESSION = 100_000  # decoded bytes per byte of file; a blank canvas reaches 6000
 SLOW_SEGMENT_BYTES = 2**28
 _ELECTRON_EVENTS = (65000, 65001, 65002)  # compression of EER files only
-_NO_NUMBER = (
-    1e30  # from here on a value says that there is none, as inf and NaN do; it would ruin what is measured of a slide
-)
 
 
 def read_levels(
@@ -180,7 +177,7 @@ def _is_raw(page: tifffile.TiffPage) -> bool:
 def _find_fill(page: tifffile.TiffPage) -> int | float:
     """Return the value that the file states for pixels that it doesn't hold (GDAL_NODATA), otherwise 0."""
     value = page.nodata.item() if isinstance(page.nodata, np.generic) else page.nodata
-    return value if abs(value) < _NO_NUMBER else 0
+    return value if abs(value) < NO_NUMBER else 0
 
 
 def _find_no_data(page: tifffile.TiffPage) -> float | None:
@@ -192,7 +189,7 @@ def _find_no_data(page: tifffile.TiffPage) -> float | None:
     except ValueError:
         return None
     # What is no number, or beyond the type, needs no statement to be told from pixels.
-    return value if abs(value) <= min(_NO_NUMBER, float(np.finfo(page.dtype).max)) else None
+    return value if abs(value) <= min(NO_NUMBER, float(np.finfo(page.dtype).max)) else None
 
 
 def _check_codec(page: tifffile.TiffPage, file: str) -> None:

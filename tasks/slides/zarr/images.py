@@ -43,7 +43,7 @@ def _summarise(image: ZarrImage, ome: Sequence[OmeImage]) -> ImageInFile:
     datasets = entry.get("datasets")
     paths = [level.get("path") for level in datasets if isinstance(level, dict)] if isinstance(datasets, list) else []
     shape = _read_shape(image, paths[0]) if paths and isinstance(paths[0], str) else (0, 0)
-    return ImageInFile(" ".join(" ".join(names).split()), shape, len(paths))
+    return ImageInFile(" ".join(" ".join(names).split()), shape, len(paths), folder=image.folder.name)
 
 
 def find_number(image: ZarrImage) -> int:

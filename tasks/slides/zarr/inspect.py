@@ -29,6 +29,7 @@ from slidesam.tasks.slides.source import (
     SourceFacts,
     check_dtype,
     credible_window,
+    digest_missing,
     errors_as_slide_errors,
     one_line_name,
 )
@@ -108,6 +109,7 @@ def _facts(file: str, image: ZarrImage, multiscales: Multiscales, levels: Sequen
         identity_files=tuple(dict.fromkeys(name for name in files if name.is_file())),
         display=tuple(_display(entry) for entry in entries),
         missing_chunks=missing,
+        missing_digest=digest_missing(None if each.present is None else ~each.present for each in levels),
         can_have_gaps=any(each.present is None or each.array.shards is not None for each in levels),
         whole_levels=whole,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
@@ -37,7 +37,7 @@ class ZarrImage:
         folder: Where it is.
         attributes: Of its Zarr group.
         root: The store that it is in, or itself.
-        number: Its number there.
+        number: Its number among the images there.
         count: Number of images there.
         layout: Kind of layout in words.
     """
@@ -124,18 +124,21 @@ def find_images(path: Path, file: str) -> list[ZarrImage]:
         if isinstance(series_names, list) and series_names
         else _numbered_folders(root)
     )
-    images = []
-    for number, name in enumerate(names):
+    found = []
+    for name in names:
         folder = _inside(root, name, file)
         inner = _read_attributes(folder)
         if inner is None or not inner.get("multiscales"):
             if isinstance(series_names, list):
                 raise SlideError(f"{file}: lists series {name!r}, which isn't there; copy the whole folder again")
             continue
-        images.append(ZarrImage(folder, inner, root, number, len(names), _layout(inner, True)))
-    if not images:
+        found.append((folder, inner))
+    if not found:
         raise SlideError(f"{file}: holds no multiscale image (no OME-Zarr metadata); give the folder of an image")
-    return images
+    return [
+        ZarrImage(folder, inner, root, number, len(found), _layout(inner, True))
+        for number, (folder, inner) in enumerate(found)
+    ]
 
 
 def _find_store(path: Path, file: str) -> tuple[Path, Attributes]:
@@ -230,7 +233,8 @@ class Multiscales:
         self.remarks: list[str] = []
         self._axes = self._read_axes()
         self.axes = "".join(self._name_axes())
-        self._scale, self._translation = self._read_transformations()
+        self._transformations = self._list_transformations()
+        self._scale, self._translation = self._apply_transformations()
 
     def _read_axes(self) -> list[dict[str, Any]]:
         axes = self._entry.get("axes")
@@ -274,17 +278,17 @@ class Multiscales:
     @property
     def _has_scale(self) -> bool:
         """Whether any transformation states a scale: a unit alone doesn't say that pixels are 1 of it."""
-        return any(kind == "scale" for kind, _ in self._transformations())
+        return any(kind == "scale" for kind, _ in self._transformations)
 
     def origin(self) -> tuple[float, float]:
         """Return where the centre of the first pixel lies, in pixels along y and x: the translation in units of the scale."""
         places = {name: at / size for name, at, size in zip(self.axes, self._translation, self._scale, strict=True)}
         return places["y"], places["x"]
 
-    def _read_transformations(self) -> tuple[list[float], list[float]]:
+    def _apply_transformations(self) -> tuple[list[float], list[float]]:
         """Apply the transformations of level 0, then those of all levels, and return their scale and translation."""
         scale, translation = [1.0] * len(self._axes), [0.0] * len(self._axes)
-        for kind, values in self._transformations():
+        for kind, values in self._transformations:
             if kind == "scale":
                 scale = [a * b for a, b in zip(scale, values, strict=True)]
                 translation = [a * b for a, b in zip(translation, values, strict=True)]
@@ -292,12 +296,16 @@ class Multiscales:
                 translation = [a + b for a, b in zip(translation, values, strict=True)]
         return scale, translation
 
-    def _transformations(self) -> Iterator[tuple[str, list[float]]]:
-        """Read the scales and translations of level 0, in the order in which they apply.
+    def _list_transformations(self) -> list[tuple[str, list[float]]]:
+        """List the scales and translations of level 0, in the order in which they apply.
+
+        One that doesn't fit the axes isn't used, which is said; nor is any translation then, since it may be in its units.
 
         Raises:
-            SlideError: They aren't a finite number per axis, or a scale isn't positive.
+            SlideError: A scale has numbers that aren't positive and finite.
         """
+        usable: list[tuple[str, list[float]]] = []
+        remarks = []
         for part in (self._levels[0], self._entry):
             transformations = part.get("coordinateTransformations")
             for transformation in transformations if isinstance(transformations, list) else []:
@@ -305,14 +313,18 @@ class Multiscales:
                 if kind not in ("scale", "translation") or kind not in transformation:
                     continue
                 values = transformation[kind]
-                is_valid = isinstance(values, list) and len(values) == len(self._axes) and all(map(_is_finite, values))
-                if not is_valid or (kind == "scale" and min(values) <= 0):
-                    text = in_one_line(str(values), 60)
-                    numbers = "positive numbers" if kind == "scale" else "numbers"
-                    raise SlideError(
-                        f"{self._file}: its {kind} is {text}, not {len(self._axes)} {numbers}, one per axis; write it again"
-                    )
-                yield kind, [float(value) for value in values]
+                has_all = isinstance(values, list) and len(values) == len(self._axes)
+                is_finite = has_all and all(map(_is_finite, values))
+                finding = f"its {kind} is {in_one_line(str(values), 60)}, not {len(self._axes)}"
+                if kind == "scale" and has_all and not (is_finite and min(values) > 0):
+                    raise SlideError(f"{self._file}: {finding} positive numbers, one per axis; write it again")
+                if is_finite:
+                    usable.append((kind, [float(value) for value in values]))
+                else:
+                    others = ", nor is any translation" if kind == "scale" else ""
+                    remarks.append(f"{finding} numbers, one per axis; it isn't used{others}")
+        self.remarks += remarks
+        return [each for each in usable if each[0] == "scale" or not remarks]
 
 
 def _is_finite(value: object) -> bool:

@@ -21,7 +21,15 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, StorePath, WrapperStore
 
 from slidesam.tasks.grid import Region
-from slidesam.tasks.slides.source import MAX_CHUNK_BYTES, FileState, Shape5, SourceSpec, file_states, find_white
+from slidesam.tasks.slides.source import (
+    MAX_CHUNK_BYTES,
+    NO_NUMBER,
+    FileState,
+    Shape5,
+    SourceSpec,
+    file_states,
+    find_white,
+)
 from slidesam.tasks.slides.zarr.metadata import METADATA_FILES
 
 _WARNINGS = threading.Lock()
@@ -59,11 +67,20 @@ class ZarrSpec(SourceSpec):
         return tuple(level.shape for level in self.levels)
 
     def with_background(self, is_rgb: bool) -> ZarrSpec:
-        """Return the description by which missing chunks, also those inside shards, read as white in bright field."""
+        """Return the description by which missing chunks, also those inside shards, read as white in bright field.
+
+        A fill value that the store states remains. 0 is what writers set by themselves, so it states nothing.
+
+        References:
+            Zarr v3 core specification, "fill_value": the value of chunks that aren't stored.
+        """
         if not is_rgb:
             return self
         white = {"fill_value": find_white(np.dtype(self.dtype))}
-        levels = [level.model_copy(update={"metadata": level.metadata | white}) for level in self.levels]
+        levels = [
+            level if _states_fill(level) else level.model_copy(update={"metadata": level.metadata | white})
+            for level in self.levels
+        ]
         return self.model_copy(update={"levels": tuple(levels)})
 
     def open(self, path: Path) -> ZarrSource:
@@ -138,6 +155,12 @@ def open_array(folder: Path, metadata: dict[str, Any]) -> Any:
         if array.shards is None and array.compressors and "blosc" in type(array.compressors[-1]).__name__.lower():
             array = zarr.Array.from_dict(StorePath(_BloscChecked(store)), dict(metadata))
     return array
+
+
+def _states_fill(level: ZarrLevel) -> bool:
+    """Tell whether a level states a value for chunks that aren't stored: a number other than 0."""
+    value = open_array(level.folder, level.metadata).fill_value
+    return value is not None and 0 < abs(float(value)) < NO_NUMBER
 
 
 class _BloscChecked(WrapperStore[LocalStore]):

@@ -163,3 +163,18 @@ def test_choices(images: list[ImageInFile], chosen: int, said: str) -> None:
     assert number == chosen
     assert said in " ".join(remarks)
     assert bool(said) == bool(remarks)
+
+
+def test_numbers_count_the_images_that_are_there(tmp_path: Path) -> None:
+    """A numbered folder that holds no image has no number, so the others are named by their folders."""
+    path = write_bioformats2raw(tmp_path / "a.zarr")
+    (path / "0" / ".zattrs").write_text("{}")
+    slide = inspect_slide(path)
+    assert (slide.series, slide.n_series, slide.shape) == (1, 2, SLIDE)
+    said = [warning for warning in slide.warnings if "is taken as the slide" in warning]
+    assert len(said) == 1
+    assert said[0].startswith("image 1 (folder '2', ")
+    assert "not image 0 (folder '1', 50 × 45 px)" in said[0]
+    assert inspect_slide(path, SlideSettings(series=1)).shape == SLIDE
+    with pytest.raises(SettingsError, match=r"has images 0 to 1 \(folders 1, 2\), not 2"):
+        inspect_slide(path, SlideSettings(series=2))

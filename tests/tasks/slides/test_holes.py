@@ -198,3 +198,68 @@ def test_a_shard_may_leave_chunks_out(tmp_path: Path, monkeypatch: pytest.Monkey
     assert inspect_slide(write_zarr(tmp_path / "b.zarr", "yx", sizes, n_levels=1, sharded=True).path).has_gaps
     monkeypatch.setattr("slidesam.tasks.slides.zarr.levels.MAX_COUNTED_CHUNKS", 1)
     assert inspect_slide(tmp_path / "a.zarr").has_gaps
+
+
+def write_rgb_zarr(path: Path, version: str, dtype: str, fill: Any, **options: Any) -> Path:
+    """(3, 64, 96) pixels in chunks (3, 32, 32) without those at [0, 32:64] and [32:64, 64:96]."""
+    group = zarr.create_group(path, zarr_format=3 if version == "0.5" else 2)
+    sizes = {"shape": (3, 64, 96), "chunks": (3, 32, 32), "dtype": dtype, "fill_value": fill}
+    array = group.create_array("0", **sizes, **options)
+    for y, x in ((0, 0), (0, 64), (32, 0), (32, 32)):
+        array[:, y : y + 32, x : x + 32] = 1
+    axes = [{"name": name, "type": "channel" if name == "c" else "space"} for name in "cyx"]
+    entry = {"version": version, "axes": axes, "datasets": [{"path": "0"}]}
+    omero = {"channels": [{"label": name, "color": "FFFFFF"} for name in ("red", "green", "blue")]}
+    ome = {"version": version, "multiscales": [entry], "omero": omero}
+    group.attrs.update({"ome": ome} if version == "0.5" else ome)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("version", "options"),
+    [("0.4", {}), ("0.5", {}), ("0.5", {"shards": (3, 64, 96)})],
+    ids=["0.4", "0.5", "chunks of a shard"],
+)
+@pytest.mark.parametrize(
+    ("dtype", "fill", "background"),
+    [
+        ("uint8", 230, 230), ("uint8", 0, 255), ("uint8", None, 255), ("uint16", 4095, 4095), ("uint16", 0, 65535),
+        ("float32", 0.9, 0.9), ("float32", float("nan"), 1), ("float64", -0.0, 1), ("float32", float("inf"), 1),
+        ("float32", -3.4e38, 1),
+    ],
+)  # fmt: skip
+def test_missing_chunks_have_the_value_that_the_store_states(
+    tmp_path: Path, version: str, options: dict[str, Any], dtype: str, fill: Any, background: float
+) -> None:
+    path = write_rgb_zarr(tmp_path / "a.zarr", version, dtype, fill, **options)
+    slide = inspect_slide(path)
+    assert slide.is_rgb
+    pixels = read_level(path)
+    expected = np.ones_like(pixels)
+    expected[:32, 32:64] = expected[32:, 64:] = background
+    np.testing.assert_array_equal(pixels, expected)
+
+
+def test_which_chunks_are_missing_identifies_a_slide(tmp_path: Path) -> None:
+    """Two incomplete copies that lack equally many chunks, or the same chunks of another level, are different slides."""
+    digests = {}
+    for keys in ((), ("0/0.0.0",), ("0/0.0.1",), ("0/0.1.0",), ("1/0.0.0",), ("0/0.0.0", "1/0.0.0")):
+        made = write_zarr(tmp_path / f"{len(digests)}" / "a.zarr", "cyx", {"c": 1, "y": 66, "x": 80}, "0.4")
+        for key in keys:
+            (made.path / key).unlink()
+        digests[keys] = inspect_slide(made.path).identity.digest
+    assert len(set(digests.values())) == len(digests), digests
+
+
+def test_which_tiles_are_missing_identifies_a_slide(tmp_path: Path) -> None:
+    """The tables lie in the middle of a large file, of which no bytes are compared."""
+    image = np.random.default_rng(0).integers(1, 255, (2**11, 2**11), np.uint8)
+    digests = set()
+    for tile in (300, 301, 302):
+        path = tmp_path / "a.tif"
+        with tifffile.TiffWriter(path) as writer:
+            for number in range(3):
+                writer.write(image if number < 2 else image[:1024, :1024], tile=(64, 64), metadata=None)
+        remove_tiles(path, 1, [tile])
+        digests.add(inspect_slide(path).identity.digest)
+    assert len(digests) == 3

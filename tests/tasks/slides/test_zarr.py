@@ -255,15 +255,44 @@ def test_axes_and_units(tmp_path: Path, axes: Any, order: str, mpp: tuple[float,
         ({"axes": make_axes("c", "y", "y")}, "axes are c, y, y"),
         ({"axes": make_axes("c", {"name": "a", "type": "space"}, "x")}, "axes are c, a, x"),
         ({"axes": make_axes("c", "row", "column")}, "axes are c, row, column"),
-        ({"coordinateTransformations": [{"type": "scale", "scale": [1, 2]}]}, "not 3 positive numbers"),
         ({"coordinateTransformations": [{"type": "scale", "scale": [1, 0, 2]}]}, "not 3 positive numbers"),
-        ({"coordinateTransformations": [{"type": "translation", "translation": [0, "5", 2]}]}, "not 3 numbers"),
-        ({"coordinateTransformations": [{"type": "translation", "translation": [0, 5]}]}, "not 3 numbers"),
+        ({"coordinateTransformations": [{"type": "scale", "scale": [1, "2", 2]}]}, "not 3 positive numbers"),
     ],
 )
 def test_axes_and_transformations_that_make_no_sense_are_refused(tmp_path: Path, entry: Any, words: str) -> None:
     with pytest.raises(SlideError, match=words):
         inspect_slide(write(tmp_path / "a.zarr", entry=entry))
+
+
+SHIFT = {"type": "translation", "translation": [0, 5, 5]}
+
+
+@pytest.mark.parametrize(
+    ("part", "transformations", "words", "has_size"),
+    [
+        ("entry", [{"type": "scale", "scale": [1, 2]}], "its scale is [1, 2], not 3 numbers", True),
+        ("entry", [{"type": "scale", "scale": 2}, SHIFT], "its scale is 2, not 3 numbers", True),
+        (
+            "level",
+            [{"type": "scale", "scale": [1, 1, 1, 0.5, 0.25]}, SHIFT],
+            "its scale is [1, 1, 1, 0.5, 0.25]",
+            False,
+        ),
+        ("level", [*SCALE, {"type": "translation", "translation": [0, 5]}], "its translation is [0, 5], not 3", True),
+        ("entry", [SHIFT, {"type": "translation", "translation": [0, "5", 2]}], "its translation is [0, '5', 2]", True),
+        ("entry", [SHIFT, {"type": "translation", "translation": None}], "its translation is None, not 3", True),
+    ],
+)
+def test_transformations_of_other_axes_arent_used(
+    tmp_path: Path, part: str, transformations: list[Any], words: str, has_size: bool
+) -> None:
+    """Nor is any translation beside them, since it may be in their units; the pixels are all right."""
+    entry: dict[str, Any] = {"coordinateTransformations": transformations}
+    entry = {"datasets": [{"path": "0"} | entry]} if part == "level" else entry
+    slide = inspect_slide(write(tmp_path / "a.zarr", entry=entry))
+    assert notes(slide).count(words) == 1, slide.warnings
+    assert (slide.mpp, slide.origin) == ((0.5, 0.25) if has_size else None, (0.0, 0.0))
+    np.testing.assert_array_equal(read(slide), IMAGE)
 
 
 def test_a_unit_without_a_scale_is_no_pixel_size(tmp_path: Path) -> None:
