@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from slidesam.tasks.settings.parse import make_settings, read_settings_file
 from slidesam.tasks.settings.sections import Settings
+from slidesam.tasks.slides.decimation import mark_decimated
 from slidesam.tasks.slides.facts import Slide, slide_name
 from slidesam.tasks.slides.inspect import inspect_slide
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def inspect(slide: PathLike, settings: SettingsLike = None) -> Slide:
-    """Read the facts of a slide: sizes, levels, pixel size, channels, warnings. No pixel is read.
+    """Read the facts of a slide: sizes, levels, pixel size, channels, warnings. A few pixels are read.
 
     Args:
         slide: Slide file, or OME-Zarr folder.
@@ -46,7 +47,7 @@ def inspect(slide: PathLike, settings: SettingsLike = None) -> Slide:
         SlideError: It can't be read, or isn't an image.
         SettingsError: A setting can't be used with this slide.
     """
-    return inspect_slide(slide, as_settings(settings).slide)
+    return mark_decimated(inspect_slide(slide, as_settings(settings).slide))
 
 
 def segment(

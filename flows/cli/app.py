@@ -139,12 +139,14 @@ def inspect_command(
     segmenter: SegmenterKind = None,
     overrides: Overrides = None,
 ) -> None:
-    """Show what a slide contains and what `segment` would do with it; read metadata only."""
+    """Show what a slide contains and what `segment` would do with it; read metadata and a few pixels."""
     from slidesam.flows.cli.tables import slide_table
+    from slidesam.tasks.slides.decimation import mark_decimated
     from slidesam.tasks.slides.inspect import inspect_slide
 
     run_settings = load_settings(settings, segmenter, overrides)
-    out.print(slide_table(inspect_slide(slide, run_settings.slide), run_settings, output))
+    facts = mark_decimated(inspect_slide(slide, run_settings.slide))
+    out.print(slide_table(facts, run_settings, output))
 
 
 @app.command("status")

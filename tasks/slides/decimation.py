@@ -7,13 +7,15 @@ few places of each level are compared with both ways of making them from the nex
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from slidesam.tasks.errors import SlideError
+from slidesam.tasks.errors import SlideAwayError, SlideError, SlideGoneError
 from slidesam.tasks.grid import Region
 from slidesam.tasks.slides.facts import Level, Slide
 from slidesam.tasks.slides.reader import SlideReader
@@ -22,6 +24,7 @@ _N_PLACES = 3
 _PLACE_SIDE, _FINER_SIDE = 32, 512  # most pixels of a place, on the level and on the finer one
 _WHOLE_SIDE = 2048  # a level of this size is looked at whole to choose the places
 _TAKEN = 0.5  # slope from which on pixels count as taken
+_MAX_KEPT = 2**26  # pixels of decoded chunks that are kept for the next place
 
 Place = tuple[float, float]
 Pixels = NDArray[np.float32]
@@ -35,13 +38,19 @@ def mark_decimated(slide: Slide) -> Slide:
 
     Args:
         slide: A slide as it was inspected.
+
+    Raises:
+        SlideAwayError: Its pixels can't be read now; what was marked without them would differ from run to run.
+        SlideGoneError: It can't be opened any more, or has changed.
     """
     if len(slide.levels) == 1:
         return slide
     try:
         with SlideReader(slide) as reader:
-            first = _find_first_decimated(reader)
-    except SlideError:
+            first = _find_first_decimated(_Pixels(reader))
+    except (SlideAwayError, SlideGoneError):
+        raise
+    except SlideError:  # pixels that can't be decoded, today as tomorrow
         return slide
     levels = (
         *slide.levels[:first],
@@ -50,81 +59,144 @@ def mark_decimated(slide: Slide) -> Slide:
     return slide.model_copy(update={"levels": levels})
 
 
-def _find_first_decimated(reader: SlideReader) -> int:
+class _Pixels:
+    """Reads places of a slide's levels, and keeps the chunks read last: many places may lie in one strip as large as its level.
+
+    Args:
+        reader: The open slide.
+    """
+
+    def __init__(self, reader: SlideReader) -> None:
+        self._reader = reader
+        self.levels = reader.slide.levels
+        self._read_chunks = lru_cache(maxsize=2)(self._read_stored)
+
+    def read(self, number: int, region: Region) -> Pixels:
+        """Read (c, y, x) pixels of at most three of the channels to segment; 0 where there is no number."""
+        chunks = self._find_chunks(self.levels[number], region)
+        pixels = self._read_chunks(number, chunks)[(..., *region.relative_to(chunks).slices)]
+        return np.nan_to_num(pixels.astype(np.float32), posinf=0, neginf=0)
+
+    def _read_stored(self, number: int, region: Region) -> NDArray[Any]:
+        return self._reader.read_planes(region, number, self._reader.slide.channels[:3])
+
+    @staticmethod
+    def _find_chunks(level: Level, region: Region) -> Region:
+        """Return the region of the chunks that a place touches if they are larger than places; otherwise the place."""
+        sides = level.chunks[3:]
+        if min(sides) < _FINER_SIDE:
+            return region
+        (y0, y1), (x0, x1) = (
+            (low // side * side, min(-(-high // side) * side, size))
+            for (low, high), side, size in zip(_sides(region), sides, level.shape, strict=True)
+        )
+        return Region(y0, x0, y1, x1) if (y1 - y0) * (x1 - x0) <= _MAX_KEPT else region
+
+
+def _find_first_decimated(pixels: _Pixels) -> int:
     """Find the finest level that is decimated; return the number of levels if there is none."""
-    n_levels = len(reader.slide.levels)
-    places = _choose_places(reader)
-    return next((level for level in range(1, n_levels) if _is_decimated(reader, level, places)), n_levels)
+    n_levels = len(pixels.levels)
+    places = _choose_places(pixels)
+    return next((level for level in range(1, n_levels) if _is_decimated(pixels, level, places)), n_levels)
 
 
-def _choose_places(reader: SlideReader) -> list[Place]:
+def _choose_places(pixels: _Pixels) -> list[Place]:
     """Choose the places with the most contrast, as shares of height and width, on the coarsest level that has any."""
-    for number in reversed(range(len(reader.slide.levels))):
-        contrasts = {place: contrast for place, contrast in _measure_contrast(reader, number) if contrast > 0}
+    for number in reversed(range(len(pixels.levels))):
+        contrasts = {place: contrast for place, contrast in _measure_contrast(pixels, number) if contrast > 0}
         if contrasts:
             return sorted(contrasts, key=lambda place: -contrasts[place])[:_N_PLACES]
     return []
 
 
-def _measure_contrast(reader: SlideReader, number: int) -> Iterator[tuple[Place, float]]:
+def _measure_contrast(pixels: _Pixels, number: int) -> Iterator[tuple[Place, float]]:
     """Yield places of a level, all over it or, if it is large, on a grid; and how much their pixels vary."""
-    height, width = reader.slide.levels[number].shape
-    whole = _read(reader, number, Region(0, 0, height, width)) if max(height, width) <= _WHOLE_SIDE else None
+    height, width = pixels.levels[number].shape
+    whole = pixels.read(number, Region(0, 0, height, width)) if max(height, width) <= _WHOLE_SIDE else None
     steps = [_PLACE_SIDE, _PLACE_SIDE] if whole is not None else [-(-height // 4), -(-width // 4)]
     for y in range(0, height, steps[0]):
         for x in range(0, width, steps[1]):
             region = Region(y, x, min(y + _PLACE_SIDE, height), min(x + _PLACE_SIDE, width))
-            pixels = _read(reader, number, region) if whole is None else whole[(..., *region.slices)]
-            yield (y / height, x / width), float(pixels.std(axis=(1, 2)).sum())
+            place = pixels.read(number, region) if whole is None else whole[(..., *region.slices)]
+            yield (y / height, x / width), float(place.std(axis=(1, 2)).sum())
 
 
-def _is_decimated(reader: SlideReader, number: int, places: list[Place]) -> bool:
+def _is_decimated(pixels: _Pixels, number: int, places: list[Place]) -> bool:
     """Whether what a level has beyond averages of the next finer level is what single pixels of that have beyond them.
 
     With c a pixel of the level, a the average and p the pixel that may have been taken, c - a = b (p - a) + error. The slope b is
     1 if that pixel was taken and 0 if pixels were averaged, whatever errors lossy compression adds. It is fitted for all places
     together, for each pixel of those under c that may have been taken; the best fit counts.
     """
-    finer, coarser = reader.slide.levels[number - 1], reader.slide.levels[number]
-    factor = round(max(of / to for of, to in zip(finer.shape, coarser.shape, strict=True)))
-    if factor < 2:
+    ratios = _find_ratios(pixels, number)
+    if round(max(ratios)) < 2:
         return False
-    mixed, taken, rest = sum((_compare(reader, number, place, factor) for place in places), np.zeros((3, 1)))
-    slopes = np.divide(mixed, taken, out=np.zeros_like(mixed), where=taken > 0)
+    mixed, taken, rest = sum((_compare(pixels, number, place) for place in places), np.zeros((3, 1)))
+    # Of two pixels one is as far above the average as the other is below it: only a slope above 0 says which was taken.
+    slopes = np.divide(mixed, taken, out=np.zeros_like(mixed), where=(taken > 0) & (mixed > 0))
     return bool(slopes[np.argmin(rest - slopes * mixed)] > _TAKEN)
 
 
-def _compare(reader: SlideReader, number: int, place: Place, factor: int) -> NDArray[np.float64]:
+def _find_ratios(pixels: _Pixels, number: int) -> tuple[float, float]:
+    """Compute how many pixels of the next finer level a pixel of this one is high and wide."""
+    finer, coarser = pixels.levels[number - 1].shape, pixels.levels[number].shape
+    return finer[0] / coarser[0], finer[1] / coarser[1]
+
+
+def _compare(pixels: _Pixels, number: int, place: Place) -> NDArray[np.float64]:
     """Compare a place of a level with the finer level.
 
     Returns:
-        (3, n) sums of (c - a) (p - a), (p - a)² and (c - a)², for each of the n pixels p that may have been taken.
+        (3, n) sums of (c - a) (p - a), (p - a)² and (c - a)², for each of the n pixels p that may have been taken, as many for
+        each place.
     """
-    finer, coarser = reader.slide.levels[number - 1], reader.slide.levels[number]
-    region = _region_at(place, coarser, max(4, min(_PLACE_SIDE, _FINER_SIDE // factor)))
-    pixels = _read(reader, number, region)
+    ratios = _find_ratios(pixels, number)
+    factors = [max(1, round(ratio)) for ratio in ratios]
+    shifts = _list_shifts(factors, ratios)
+    region = _region_at(place, pixels.levels[number], max(4, min(_PLACE_SIDE, _FINER_SIDE // max(factors))))
+    seen = pixels.read(number, region)
     products = []
     # Levels whose size was rounded have either steps of the factor, or steps by which they end where the finer level does.
-    for is_exact in (True, False):
-        steps = [factor if is_exact else of / to for of, to in zip(finer.shape, coarser.shape, strict=True)]
+    for steps in (factors, ratios):
         y, x = (np.arange(*ends) * step for ends, step in zip(_sides(region), steps, strict=True))
-        first_y, first_x = int(y[0]), int(x[0])
-        below = Region(
-            first_y, first_x, min(int(y[-1]) + factor + 1, finer.shape[0]), min(int(x[-1]) + factor + 1, finer.shape[1])
+        (y0, y1), (x0, x1) = (
+            (int(starts[0]), min(int(starts[-1]) + math.ceil(step) + 1, size))
+            for starts, step, size in zip((y, x), steps, pixels.levels[number - 1].shape, strict=True)
         )
-        if below.is_empty:
+        below = Region(y0, x0, y1, x1)
+        if (
+            below.is_empty
+        ):  # steps of a factor that was rounded up lead out of the finer level: nothing explains this place
+            products += [[0.0, 0.0, np.square(seen, dtype=np.float64).sum()]] * len(shifts)
             continue
-        under = _read(reader, number - 1, below)
-        starts = (y - first_y, x - first_x)
+        under = pixels.read(number - 1, below)
+        starts = (y - y0, x - x0)
         averages = _average(_average(under, starts[0], steps[0], axis=1), starts[1], steps[1], axis=2)
-        rest = pixels - averages
-        # Shifts by half pixels make a difference where the step isn't a whole number. Linear interpolation without averaging
-        # takes two by two pixels.
-        for side in (1, 2) if factor > 3 else (1,):
-            for shift in np.arange(0, factor - side + 1, 0.5):
-                taken = _take(under, starts, shift, side) - averages
-                products.append([(rest * taken).sum(), (taken * taken).sum(), (rest * rest).sum()])
+        rest = seen - averages
+        for shift, sides in shifts:
+            taken = _take(under, starts, shift, sides) - averages
+            products.append([(rest * taken).sum(), (taken * taken).sum(), (rest * rest).sum()])
     return np.array(products).T
+
+
+def _list_shifts(
+    factors: Sequence[int], ratios: tuple[float, float]
+) -> list[tuple[tuple[float, float], tuple[int, int]]]:
+    """List which pixels may have been taken: how far from the first one, and how many, along each axis.
+
+    Shifts by half pixels, and the one to the middle, make a difference where the step isn't a whole number. Linear interpolation
+    without averaging takes two by two pixels. Along the axis with the smaller factor shifts are smaller in proportion.
+    """
+    largest = max(factors)
+    shifts: list[tuple[tuple[float, float], tuple[int, int]]] = [((ratios[0] / 2, ratios[1] / 2), (1, 1))]
+    for side in (1, 2) if largest > 3 else (1,):
+        sides = (min(side, factors[0]), min(side, factors[1]))
+        for shift in np.arange(0, largest - side + 1, 0.5):
+            y, x = (
+                min(shift * factor / largest, factor - size + 0.5) for factor, size in zip(factors, sides, strict=True)
+            )
+            shifts.append(((y, x), sides))
+    return shifts
 
 
 def _average(pixels: Pixels, starts: Starts, step: float, axis: int) -> Pixels:
@@ -139,13 +211,13 @@ def _average(pixels: Pixels, starts: Starts, step: float, axis: int) -> Pixels:
     return means
 
 
-def _take(pixels: Pixels, starts: tuple[Starts, Starts], shift: float, side: int) -> Pixels:
+def _take(pixels: Pixels, starts: tuple[Starts, Starts], shift: tuple[float, float], sides: tuple[int, int]) -> Pixels:
     """Return, for each pixel of the coarser level that begins at `starts`, the mean of some shifted pixels, mostly of one."""
     rows, columns = (
-        np.clip((at + shift).astype(int)[:, None] + np.arange(side), 0, size - 1).ravel()
-        for at, size in zip(starts, pixels.shape[1:], strict=True)
+        np.clip((at + by).astype(int)[:, None] + np.arange(side), 0, size - 1).ravel()
+        for at, by, side, size in zip(starts, shift, sides, pixels.shape[1:], strict=True)
     )
-    taken = pixels[:, rows[:, None], columns].reshape(len(pixels), len(starts[0]), side, len(starts[1]), side)
+    taken = pixels[:, rows[:, None], columns].reshape(len(pixels), len(starts[0]), sides[0], len(starts[1]), sides[1])
     means: Pixels = taken.mean(axis=(2, 4))
     return means
 
@@ -158,9 +230,3 @@ def _region_at(place: Place, level: Level, side: int) -> Region:
 
 def _sides(region: Region) -> tuple[tuple[int, int], tuple[int, int]]:
     return (region.y0, region.y1), (region.x0, region.x1)
-
-
-def _read(reader: SlideReader, number: int, region: Region) -> Pixels:
-    """Read (c, y, x) pixels of at most three of the channels to segment; 0 where there is no number."""
-    pixels = reader.read_planes(region, number, reader.slide.channels[:3])
-    return np.nan_to_num(pixels.astype(np.float32), posinf=0, neginf=0)

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from scipy import ndimage
 
 import slidesam
 from slidesam.run_slides import as_settings
+from slidesam.tasks.plan import plan_run
 from slidesam.tasks.run.lock import locked
 from slidesam.tasks.run.status import RunState, read_states
 from tests.support.prefect_fixtures import THIRD_PARTY_WARNINGS
@@ -199,6 +201,16 @@ def test_a_slide_is_inspected_without_an_output(slide: Path) -> None:
     assert (facts.shape, facts.mpp, facts.dtype) == ((192, 192), (0.5, 0.5), "uint8")
     with pytest.raises(slidesam.SlideError, match=r"none\.tif"):
         slidesam.inspect(slide.with_name("none.tif"))
+
+
+def test_it_is_inspected_as_it_is_segmented(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (512, 512), np.uint8)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        for number, level in enumerate((image, image[::2, ::2])):
+            tiff.write(level, subfiletype=int(number > 0), tile=(64, 64), metadata=None)
+    facts = slidesam.inspect(tmp_path / "a.tif")
+    assert [level.is_averaged for level in facts.levels] == [True, False]
+    assert facts == plan_run(tmp_path / "a.tif", tmp_path / "out", as_settings({"segmenter.kind": "watershed"})).slide
 
 
 def test_one_block_is_tried_with_the_slide_s_parameters_and_kept_for_the_run(slide: Path, tmp_path: Path) -> None:

@@ -112,6 +112,15 @@ def test_inspect_says_what_it_is_and_what_would_be_done(home, tmp_path) -> None:
         assert words in result.stdout
 
 
+def test_inspect_shows_the_plan_that_segment_has(home, tmp_path) -> None:
+    image = np.random.default_rng(0).integers(0, 255, (512, 512), np.uint8)
+    with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
+        for number, level in enumerate((image, image[::2, ::2])):
+            tiff.write(level, subfiletype=int(number > 0), tile=(64, 64), metadata=None)
+    result = slidesam("inspect", tmp_path / "a.tif", "--segmenter", "watershed", "-o", tmp_path, home=home)
+    assert "coarse levels (1) take single pixels" in " ".join(result.stdout.replace("│", " ").split())
+
+
 @pytest.mark.slow
 def test_bad_slides_cost_the_good_one_nothing(home, tmp_path) -> None:
     good = write_numbered_slide(tmp_path / "good.tif")

@@ -14,6 +14,7 @@ from PIL import Image
 from skimage.data import immunohistochemistry
 from skimage.transform import resize
 
+from slidesam.tasks.errors import SlideAwayError, SlideError, SlideGoneError
 from slidesam.tasks.grid import Region
 from slidesam.tasks.pixels import plan as image_plan
 from slidesam.tasks.pixels import pyramid
@@ -23,6 +24,7 @@ from slidesam.tasks.plan import explain, plan_run
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.segment.prepare import prepare_run
 from slidesam.tasks.settings.parse import make_settings
+from slidesam.tasks.slides import decimation
 from slidesam.tasks.slides.decimation import mark_decimated
 from slidesam.tasks.slides.inspect import inspect_slide
 from slidesam.tasks.slides.reader import SlideReader
@@ -92,7 +94,7 @@ def write_zarr(path: Path, levels: Levels) -> Path:
     datasets = []
     for number, level in enumerate(levels):
         group.create_array(str(number), shape=level.shape, chunks=(100, 120), dtype=level.dtype)[...] = level
-        scale = [float(round(levels[0].shape[0] / level.shape[0]))] * 2
+        scale = [round(of / to, 1) for of, to in zip(levels[0].shape, level.shape, strict=True)]
         datasets.append({"path": str(number), "coordinateTransformations": [{"type": "scale", "scale": scale}]})
     axes = [{"name": name, "type": "space"} for name in "yx"]
     group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
@@ -233,3 +235,56 @@ def test_labels_are_the_same_converted_and_in_place(kind: str, tmp_path: Path, m
     )
     assert always.max() > 50
     np.testing.assert_array_equal(always, never)
+
+
+RATIOS = {
+    "1.6": (0.625, 0.625),
+    "2.6": (1 / 2.6, 1 / 2.6),
+    "y only": (0.5, 1),
+    "x only": (1, 0.25),
+    "2 x 3": (1 / 2, 1 / 3),
+    "4 x 2": (1 / 4, 1 / 2),
+    "1.125 x 3": (1 / 1.125, 1 / 3),
+}
+
+
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_levels_of_any_ratio(ratio: str, tmp_path: Path) -> None:
+    for name, image in {"tissue": TISSUE[..., 1], "cells": cells((700, 611)), "even": cells((720, 600))}.items():
+        height, width = (round(size * share) for size, share in zip(image.shape, RATIOS[ratio], strict=True))
+        for method in (Image.Resampling.NEAREST, Image.Resampling.BOX, Image.Resampling.LANCZOS):
+            coarse = np.asarray(Image.fromarray(image).resize((width, height), method))
+            path = write_zarr(tmp_path / f"{name} {method.name}.ome.zarr", [image, coarse])
+            assert are_averaged(path) == [True, method is not Image.Resampling.NEAREST], (name, method)
+
+
+@pytest.mark.parametrize("kind", [SlideAwayError, SlideGoneError])
+def test_a_passing_error_marks_nothing_but_is_raised(
+    kind: type[SlideError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> NDArray:
+        raise kind("the server doesn't answer")
+
+    slide = inspect_slide(write_tiff(tmp_path / "s.tif", make_levels(TISSUE, DECIMATIONS["every n-th pixel"], 2)))
+    monkeypatch.setattr(SlideReader, "read_planes", fail)
+    with pytest.raises(kind):
+        mark_decimated(slide)
+
+
+def test_a_strip_as_large_as_its_level_is_decoded_once_per_level_and_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decimation, "_WHOLE_SIDE", 64)
+    image = cells((1200, 1100))
+    with tifffile.TiffWriter(tmp_path / "s.tif") as tiff:
+        for number, level in enumerate((image, image[::2, ::2])):
+            tiff.write(level, subfiletype=int(number > 0), rowsperstrip=len(level), metadata=None, compression="zlib")
+    read, regions = SlideReader.read_planes, []
+
+    def count(reader: SlideReader, region: Region, *others: object) -> NDArray:
+        regions.append(region)
+        return read(reader, region, *others)
+
+    monkeypatch.setattr(SlideReader, "read_planes", count)
+    assert are_averaged(tmp_path / "s.tif") == [True, False]
+    assert regions == [Region(0, 0, 600, 550), Region(0, 0, 1200, 1100)]
