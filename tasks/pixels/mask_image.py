@@ -74,10 +74,11 @@ def _read_tiff_mask(path: Path, shape: tuple[int, int]) -> NDArray[np.bool_]:
     if has_palette:
         return _read_picture_mask(path, shape)
     mask = np.empty((height, width), bool)
-    # Alpha is ignored, as in other pictures; in a slide what is transparent is white.
-    source = slide.source or inspect_source(slide.path, path.name, ImageChoice(slide.series))[1]
+    # Alpha is ignored, as in other pictures, and tiles that a sparse file leaves out aren't tissue; in a slide both are white.
+    choice = ImageChoice(slide.series, slide.pages, slide.is_rgb)
+    source = slide.source or inspect_source(slide.path, path.name, choice)[1]
     assert isinstance(source, TiffSpec), "it began as TIFF does"
-    with SlideReader(slide.model_copy(update={"source": source.without_alpha()})) as reader:
+    with SlideReader(slide.model_copy(update={"source": source.over_zero()})) as reader:
         for strip in _strips(height, width):
             pixels = reader.read(strip, level, range(slide.size_c))
             mask[strip.slices] = np.nan_to_num(pixels).any(axis=2)

@@ -204,9 +204,10 @@ def _find_cmyk(page: tifffile.TiffPage, file: str) -> tuple[dict[str, Any], list
             f"{file}: its pixels are inks other than CMYK (InkSet {ink_set}), which isn't read; export it as RGB"
         )
     ends = page.tags.valueof(336)
-    if ends is not None and {*ends[::2]} | {*ends[1::2]} != {0, 2**page.bitspersample - 1}:
+    # A damaged tag may hold a single number, which tifffile doesn't wrap.
+    if ends is not None and {int(end) for end in np.atleast_1d(ends)} != {0, 2**page.bitspersample - 1}:
         raise ColourError(
-            f"{file}: its CMYK inks go from {ends[0]} to {ends[1]} (DotRange), which isn't read; export it as RGB"
+            f"{file}: its CMYK inks go from {np.min(ends)} to {np.max(ends)} (DotRange), which isn't read; export it as RGB"
         )
     return {"space": "cmyk"}, ["its CMYK colours are converted to red, green and blue without a printing profile"]
 
@@ -283,7 +284,7 @@ def _fractions(page: tifffile.TiffPage, code: int) -> tuple[float, ...] | None:
     tag = page.tags.get(code)
     if tag is None:
         return None
-    values = [float(value) for value in tag.value]
+    values = [float(value) for value in np.atleast_1d(tag.value)]
     if len(values) != 2 * tag.count:
         return tuple(values)
     return tuple(above / below if below else 0.0 for above, below in zip(values[::2], values[1::2], strict=True))

@@ -25,6 +25,7 @@ class Holes:
     """Tiles or strips of a level that aren't in the file.
 
     Attributes:
+        level: Number of the level in the file, where levels that aren't used count too.
         missing: Number of them, over all planes.
         total: Number of tiles or strips that there should be.
         somewhere: (rows, columns) bool, missing in at least one plane.
@@ -32,6 +33,7 @@ class Holes:
         planes: (planes, rows, columns) bool, missing.
     """
 
+    level: int
     missing: int
     total: int
     somewhere: NDArray[np.bool_]
@@ -39,11 +41,12 @@ class Holes:
     planes: NDArray[np.bool_]
 
 
-def find_holes(level: TiffLevel, pages: Sequence[Page | None]) -> Holes:
+def find_holes(level: TiffLevel, number: int, pages: Sequence[Page | None]) -> Holes:
     """Find the tiles or strips of a level that aren't in the file.
 
     Args:
         level: The level.
+        number: Its number in the file.
         pages: Its pages with their tables; none for planes that are missing altogether.
     """
     samples, depths, rows, columns = level.grid
@@ -51,7 +54,12 @@ def find_holes(level: TiffLevel, pages: Sequence[Page | None]) -> Holes:
     is_missing = np.stack([_find_missing(page, per_page) for page in pages if page is not None])
     planes = is_missing.reshape(-1, rows, columns)
     return Holes(
-        int(np.count_nonzero(planes)), planes.size, np.logical_or.reduce(planes), np.logical_and.reduce(planes), planes
+        number,
+        int(np.count_nonzero(planes)),
+        planes.size,
+        np.logical_or.reduce(planes),
+        np.logical_and.reduce(planes),
+        planes,
     )
 
 
@@ -117,8 +125,8 @@ def describe_holes(levels: Sequence[TiffLevel], holes: Sequence[Holes], kind: st
         )
         finding = f"{holes[0].missing} of {holes[0].total} {noun} of level 0 aren't there"
         sentences.append(f"{finding} and are read as background; {origin}")
-    for number, is_good in enumerate(find_whole_levels(levels, holes, kind)):
+    for each, is_good in zip(holes, find_whole_levels(levels, holes, kind), strict=True):
         if not is_good:
-            finding = f"{holes[number].missing} of {holes[number].total} {noun} of level {number} aren't there"
+            finding = f"{each.missing} of {each.total} {noun} of level {each.level} aren't there"
             sentences.append(f"{finding}, so tissue is looked for in a finer level; check that the copy is complete")
     return sentences

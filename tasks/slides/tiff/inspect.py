@@ -16,7 +16,7 @@ from pathlib import Path
 
 import tifffile
 
-from slidesam.tasks.errors import SlideError, in_one_line
+from slidesam.tasks.errors import SlideAwayError, SlideError, in_one_line
 from slidesam.tasks.slides.choice import ImageInFile, choose_image
 from slidesam.tasks.slides.ome_xml import MAX_PLANES, OmeDocument, read_ome_xml
 from slidesam.tasks.slides.source import ImageChoice, SourceFacts, digest_missing, errors_as_slide_errors, one_line_name
@@ -94,12 +94,17 @@ def _inspect_open(tiff: tifffile.TiffFile, path: Path, file: str, choice: ImageC
     refuse_overlapping_tiles(tiff, series, file)
     meaning = find_meaning(series, choice.pages)
     levels, holes, warnings = read_levels(series, meaning.pages, count, file, path.stat().st_size)
-    masks = _find_masks(tiff, series, levels, count, file)
+    masks, mask_remarks = _find_masks(tiff, series, levels, count, file)
+    warnings += mask_remarks
     if masks:
         # Without its mask a level would show other pixels than the finer ones.
         count_masked = next((number for number, mask in enumerate(masks) if mask is None), len(masks))
+        if count_masked < len(masks):
+            number = holes[count_masked].level
+            warnings.append(
+                f"level {number} and later ones have no mask and aren't used; make them again, with the mask"
+            )
         levels, holes, masks = levels[:count_masked], holes[:count_masked], masks[:count_masked]
-        warnings.append("its transparency mask is applied: what it hides wasn't scanned and is read as background")
     warnings += [*choice_remarks, *meaning.remarks, *describe_holes(levels, holes, series.kind)]
     if cut:
         warnings.append(
@@ -119,20 +124,35 @@ def _inspect_open(tiff: tifffile.TiffFile, path: Path, file: str, choice: ImageC
 
 def _find_masks(
     tiff: tifffile.TiffFile, series: tifffile.TiffPageSeries, levels: Sequence[TiffLevel], directories: int, file: str
-) -> list[TiffLevel | None]:
+) -> tuple[list[TiffLevel | None], list[str]]:
     """Find the transparency mask of each level, as GDAL stores them beside the image; empty if level 0 has none.
+
+    A mask that is damaged costs nobody the slide; it is said.
+
+    Returns:
+        The masks, and remarks for people.
 
     References:
         TIFF Revision 6.0 (Adobe, 1992), NewSubfileType and PhotometricInterpretation 4: 1 is inside, 0 is hidden.
     """
+    remarks = []
     for other in tiff.series:
         if other is series or not other.keyframe.is_mask or levels[0].shape[0] * levels[0].shape[2] > 1:
             continue
-        masks, _, _ = read_levels(other, None, directories, file, tiff.filehandle.size)
+        try:
+            with errors_as_slide_errors(file, "it can't be read", "get the file again"):
+                masks, _, _ = read_levels(other, None, directories, file, tiff.filehandle.size)
+        except SlideAwayError:
+            raise
+        except SlideError as error:
+            reason = in_one_line(str(error).removeprefix(f"{file}: "), _MAX_NAME)
+            remarks.append(f"its transparency mask can't be read ({reason}) and isn't applied; get the file again")
+            continue
         by_size = {mask.shape[3:]: mask for mask in masks}
         if levels[0].shape[3:] in by_size:
-            return [by_size.get(level.shape[3:]) for level in levels]
-    return []
+            remarks.append("its transparency mask is applied: what it hides wasn't scanned and is read as background")
+            return [by_size.get(level.shape[3:]) for level in levels], remarks
+    return [], remarks
 
 
 def _summarise(series: tifffile.TiffPageSeries) -> ImageInFile:

@@ -47,7 +47,7 @@ def read_levels(
     all_holes: list[Holes] = []
     for number, part in enumerate(series.levels):
         try:
-            level, pages, colour_remarks = _read_level(part, pages_are, number, directories, file)
+            level, pages, colour_remarks = _read_level(part, pages_are, number, directories, file, series.keyframe)
             is_alike = not levels or _has_same_pixels(level, levels[0])
         except ColourError:
             if not levels:
@@ -60,13 +60,13 @@ def read_levels(
             remarks.append(f"level {number} and later ones aren't smaller copies of the image and aren't used")
             break
         present = [page for page in pages if page is not None]
-        if levels and present and (holes := find_holes(level, present)).missing == holes.total:
+        if levels and present and (holes := find_holes(level, number, present)).missing == holes.total:
             remarks.append(f"level {number} holds no data and isn't used")
             continue
         _check_tables(level, pages, part.keyframe, number, series, file, file_size)
         remarks += [*_remarks(level, pages, number), *(colour_remarks if not levels else ())]
         levels.append(level)
-        all_holes.append(find_holes(level, present))
+        all_holes.append(find_holes(level, number, present))
     return tuple(levels), tuple(all_holes), remarks
 
 
@@ -80,10 +80,16 @@ def _has_same_pixels(level: TiffLevel, finest: TiffLevel) -> bool:
 
 
 def _read_level(
-    series: tifffile.TiffPageSeries, pages_are: Pages | None, number: int, directories: int, file: str
+    series: tifffile.TiffPageSeries,
+    pages_are: Pages | None,
+    number: int,
+    directories: int,
+    file: str,
+    finest: tifffile.TiffPage,
 ) -> tuple[TiffLevel, list[Page | None], list[str]]:
     """Read the layout of one level, its pages with their tables, and remarks on its colours."""
     page = series.keyframe
+    stating = page if "GDAL_NODATA" in page.tags else finest  # GDAL states it for level 0 only
     axes = _find_axes(series, pages_are, number, file)
     sizes = axes.sizes
     _check_codec(page, file)
@@ -95,8 +101,8 @@ def _read_level(
         shape=shape,
         dtype=colour.dtype,
         is_raw=_is_raw(page),
-        fill=0 if colour.is_converted else _find_fill(page),
-        no_data=None if colour.is_converted else _find_no_data(page),
+        fill=0 if colour.is_converted else _find_fill(stating),
+        no_data=None if colour.is_converted else _find_no_data(stating),
         is_rgb=colour.is_rgb,
         is_tiled=page.is_tiled,
         tile=_tile_shape(page),

@@ -43,10 +43,10 @@ class TiffSpec(SourceSpec):
         """
         return self.model_copy(update={"levels": tuple(_lay_over(level, is_rgb) for level in self.levels)})
 
-    def without_alpha(self) -> TiffSpec:
-        """Return the description by which colours are read as they are stored, however transparent."""
+    def over_zero(self) -> TiffSpec:
+        """Return the description by which colours are read as they are stored, however transparent, and missing tiles as 0."""
         levels = tuple(
-            level.model_copy(update={"colour": level.colour.model_copy(update={"alpha": None})})
+            level.model_copy(update={"fill": 0, "colour": level.colour.model_copy(update={"alpha": None})})
             for level in self.levels
         )
         return self.model_copy(update={"levels": levels, "masks": ()})

@@ -30,7 +30,7 @@ def correct_description(page: tifffile.TiffPage) -> None:
     tifffile decodes descriptions as UTF-8 or Windows-1252, and leaves others as bytes.
     """
     tag = page.tags.get(_IMAGE_DESCRIPTION)
-    if tag is None:
+    if tag is None or not isinstance(tag.value, str | bytes):  # a damaged file may hold numbers there
         return
     start = tag.value[:8]
     start = start.decode("latin-1") if isinstance(start, bytes) else str(start)

@@ -73,6 +73,17 @@ class TestMaskImages:
             assert mask.dtype == bool, path
             assert (mask == self.truth).all(), path
 
+    @pytest.mark.parametrize("photometric", ["rgb", "minisblack", "ycbcr"])
+    def test_what_is_not_in_a_sparse_file_is_no_tissue(self, tmp_path, photometric) -> None:
+        shape = (64, 64) if photometric == "minisblack" else (64, 64, 3)
+        image = np.full(shape, 128, np.uint8)
+        tifffile.imwrite(tmp_path / "mask.tif", image, tile=(32, 32), compression="zlib", photometric=photometric)
+        with tifffile.TiffFile(tmp_path / "mask.tif", mode="r+b") as tiff:
+            sizes = list(tiff.pages[0].databytecounts)
+            tiff.pages[0].tags["TileByteCounts"].overwrite((sizes[0], 0, 0, sizes[3]))
+        expected = np.kron(np.eye(2), np.ones((32, 32))).astype(bool)
+        np.testing.assert_array_equal(read_mask(tmp_path / "mask.tif", (6400, 6400)), expected)
+
     def test_jpeg_is_read(self, tmp_path) -> None:
         """It rings around what is white, but within blocks of 8 pixels."""
         truth = self.truth.repeat(16, 0).repeat(16, 1)

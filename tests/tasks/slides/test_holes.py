@@ -263,3 +263,40 @@ def test_which_tiles_are_missing_identifies_a_slide(tmp_path: Path) -> None:
         remove_tiles(path, 1, [tile])
         digests.add(inspect_slide(path).identity.digest)
     assert len(digests) == 3
+
+
+def test_levels_share_the_value_that_the_finest_states(tmp_path: Path) -> None:
+    """GDAL states it at level 0 only; a level that states its own keeps it."""
+    stated = {"extratags": [(42113, 2, 0, "200", True)]}
+    image = bright_field()
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        writer.write(image, subifds=2, **RGB_TILES, **stated)
+        writer.write(image[::2, ::2], subfiletype=1, **RGB_TILES)
+        writer.write(image[::4, ::4], subfiletype=1, **RGB_TILES | {"extratags": [(42113, 2, 0, "100", True)]})
+    remove_tiles(tmp_path / "a.tif", 0, [0, 1, 5, 6])
+    for subifd in (0, 1):
+        remove_tiles(tmp_path / "a.tif", 0, [0], subifd=subifd)
+    for level, value in enumerate((200, 200, 100)):
+        assert (read_level(tmp_path / "a.tif", level)[:64, :64] == value).all()
+
+
+def test_what_is_no_data_at_level_0_is_none_at_coarser_ones(tmp_path: Path) -> None:
+    image = np.ones((64, 64), np.float32)
+    image[:32] = -9999
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        writer.write(image, subifds=1, metadata=None, extratags=[(42113, 2, 0, "-9999", True)])
+        writer.write(image[::2, ::2], subfiletype=1, metadata=None)
+    assert np.isnan(read_level(tmp_path / "a.tif", 1)[:16]).all()
+
+
+def test_sentences_number_levels_as_the_file_does(tmp_path: Path) -> None:
+    path, tiles = tmp_path / "a.ome.tif", {"tile": (64, 64), "metadata": None, "subfiletype": 1}
+    image = bright_field(dtype="uint16", white=65535)[..., 0]
+    with tifffile.TiffWriter(path, ome=True) as writer:
+        writer.write(image, subifds=2, tile=(64, 64), metadata={"axes": "YX"})
+        writer.write((image[::2, ::2] >> 8).astype(np.uint8), **tiles)
+        writer.write(image[::4, ::4], **tiles)
+    remove_tiles(path, 0, [1], subifd=1)
+    warnings = " ".join(inspect_slide(path).warnings)
+    assert "level 1 holds another kind" in warnings
+    assert "1 of 2 tiles of level 2 aren't there" in warnings

@@ -326,6 +326,8 @@ def test_what_a_transparency_mask_hides_is_background(tmp_path: Path, n_masks: i
         shown, expected = mask[:: level + 1, :: level + 1], image[:: level + 1, :: level + 1].reshape(*pixels.shape)
         np.testing.assert_array_equal(pixels, np.where(shown[..., None], expected, 255 if is_rgb else 0))
     assert len(slide.levels) == n_masks
+    is_said = any("level 1 and later ones have no mask and aren't used" in warning for warning in slide.warnings)
+    assert is_said == (n_masks == 1)
     assert slide.has_gaps
     assert (slide.is_rgb, slide.size_c) == (is_rgb, 3 if is_rgb else 1)
     assert any("transparency mask is applied" in warning for warning in slide.warnings)
@@ -726,3 +728,29 @@ def test_alpha_lies_over_the_background_that_the_settings_mean(tmp_path: Path, i
     np.testing.assert_array_equal(pixels[:, :40], rgba[:, :40, :3])
     assert (pixels[:, 40:] == (255 if is_rgb else 0)).all()
     assert slide.has_gaps
+
+
+def test_a_damaged_mask_is_left_out_with_a_remark(tmp_path: Path) -> None:
+    options = {"tile": (16, 16), "metadata": None}
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        writer.write(picture(), photometric="rgb", **options)
+        writer.write(np.ones((SIDE, SIDE), bool), subfiletype=4, photometric="mask", compression="zlib", **options)
+    overwrite(tmp_path / "a.tif", "TileOffsets", (2**31,) * 16, page=1)
+    slide, pixels = read(tmp_path / "a.tif")
+    np.testing.assert_array_equal(pixels, picture())
+    assert any("its transparency mask can't be read (" in warning for warning in slide.warnings)
+
+
+@pytest.mark.parametrize(("code", "photometric"), [(529, 6), (532, 6), (336, 5)])
+def test_a_tag_of_one_number_instead_of_several_is_refused(tmp_path: Path, code: int, photometric: int) -> None:
+    samples = 4 if photometric == 5 else 3
+    tags = {256: SIDE, 257: SIDE, 258: (8,) * samples, 259: 1, 262: photometric, 277: samples, 322: SIDE, 323: SIDE}
+    path = write_by_hand(tmp_path / "a.tif", [bytes(SIDE * SIDE * samples)], tags | {530: (1, 1), code: 7})
+    with pytest.raises(SlideError, match=r"(YCbCrCoefficients|ReferenceBlackWhite|DotRange).*export it as RGB"):
+        inspect_slide(path)
+
+
+def test_a_description_that_is_a_number_is_skipped(tmp_path: Path) -> None:
+    tags = {256: SIDE, 257: SIDE, 258: (8, 8, 8), 259: 1, 262: 2, 270: 7, 277: 3, 322: SIDE, 323: SIDE}
+    path = write_by_hand(tmp_path / "a.tif", [picture().tobytes()], tags)
+    np.testing.assert_array_equal(read(path)[1], picture())
