@@ -37,7 +37,7 @@ from slidesam.tasks.stitch.batches import Batch, compare_batch, is_compared, is_
 from slidesam.tasks.stitch.label_image import finish_upper_levels, prepare_label_image
 from slidesam.tasks.store import convert
 from slidesam.tasks.store.image import check_shown, publish_image
-from slidesam.tasks.store.ome_zarr import finish_label, is_finished
+from slidesam.tasks.store.ome_zarr import finish_label
 
 Facts = dict[str, Any]
 
@@ -143,10 +143,8 @@ def export_slide(run: Run, objects: int, seconds: dict[str, float]) -> Provenanc
     """
     start_time = time.perf_counter()
     check_shown(run)
-    # One that is listed is whole; a run that was killed after that must not touch it again.
-    if not is_finished(run.store, run.label):
-        with output_errors(run.store):
-            finish_upper_levels(run)
+    with output_errors(run.store):
+        finish_upper_levels(run)
     mask = read_tissue(run)
     write_overlay(run, objects, mask, list_blocks(run))
     with output_errors(run.store):

@@ -7,6 +7,7 @@
     OUT/.slidesam/.inbox/                 <hash of a folder>.json, its lock
     OUT/.slidesam/<name>/.image/          what all labels of the slide share
         lock.json                         who writes the slide's image
+        labels/lock.json                  who changes the store's list of label images
         convert-<fingerprint>/            causes.json, started.json, marks/<level>-<tile>.json
         rechunk-<fingerprint>/            the same, done.json, and pixels.zarr
     OUT/.slidesam/<name>/<label>/
@@ -17,7 +18,7 @@
                                           starts/<block_id>.json and .trace.txt
         stitch-<fingerprint>/             causes.json, overlaps/<group>.npz, offsets.npy, relabelling.npy, sizes.npy,
                                           resolved.json (written last)
-        paint-<fingerprint>/              started.json, measures/<group>.npy, marks/<group>.json
+        paint-<fingerprint>/              started.json, measures/<group>.npy, marks/<group>.json, done.json
 
 Stage folders carry the fingerprint of their stage, so results made under other settings are never mixed in, and a changed
 setting redoes its stage and those after it only. A done-mark is written last, after the result that it vouches for.
@@ -86,6 +87,11 @@ class RunPaths:
     def lock(self) -> Path:
         """The lock of whoever runs."""
         return self.work / _LOCK
+
+    @property
+    def list_lock(self) -> Path:
+        """The lock of whoever changes the list of label images in the store."""
+        return self.image.work / "labels" / _LOCK
 
     @property
     def state(self) -> Path:
@@ -201,6 +207,11 @@ class StitchFolder(StageFolder):
 
 class PaintFolder(StageFolder):
     """What was painted into the label image."""
+
+    @property
+    def whole_mark(self) -> Path:
+        """Vouches for all levels of the label image."""
+        return self.path / "done.json"
 
     def measures(self, group: str) -> Path:
         """Measurements of the objects that a group of blocks shows."""

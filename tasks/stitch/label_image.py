@@ -39,7 +39,10 @@ def create_label_image(run: Run, objects: int) -> None:
 
 
 def finish_upper_levels(run: Run) -> None:
-    """Fill the levels that blocks don't fill."""
+    """Fill the levels that blocks don't fill, unless that is done: a label image that is listed must not change any more."""
+    whole_mark = run.paint_folder.whole_mark
+    if StageMark.read(whole_mark) is not None:
+        return
     levels = open_levels(run.paths.label_image, run.settings.image.ome_zarr)
     for level in range(in_block_levels(run.grid.block_shape, len(levels)), len(levels)):
         finer, coarser = levels[level - 1], levels[level]
@@ -47,3 +50,4 @@ def finish_upper_levels(run: Run) -> None:
             below = region_below(region, finer.shape[3:])
             labels = np.asarray(finer[(0, 0, 0, *below.slices)])
             write_shards(coarser, region, halve_labels(labels))
+    StageMark().write(whole_mark)

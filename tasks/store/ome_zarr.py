@@ -15,7 +15,8 @@ import atexit
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,8 @@ from zarr.core import sync
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.grid import Region
 from slidesam.tasks.pixels.plan import in_block_levels, largest_divisor, level_shapes
+from slidesam.tasks.run.layout import STORE_SUFFIX, RunPaths
+from slidesam.tasks.run.lock import locked
 from slidesam.tasks.settings.sections import ImageSettings
 from slidesam.tasks.slides.zarr.metadata import GROUP_FILES
 from slidesam.tasks.store.multiscales import AXES, LevelPlace, Pixel, make_multiscale, place_samples
@@ -45,6 +48,8 @@ FAST = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_worker
 _SYSTEM_ERROR = re.compile(r"os error (\d+)")
 # How long to wait for the end of zarr's thread, in seconds.
 _THREAD_TIMEOUT = 10.0
+# How long to wait for the list of labels, in seconds: others hold it for a moment only.
+_LIST_TIMEOUT = 60.0
 
 
 def chunk_side(shard: int, max_side: int) -> int:
@@ -224,7 +229,8 @@ def create_label(
         image: Codec and chunks.
     """
     remove_label(root, label)
-    group = root.require_group("labels").create_group(label)
+    with _list_locked(root, label):
+        group = root.require_group("labels").create_group(label)
     shapes = level_shapes(shape)
     in_block = in_block_levels(block_shape, len(shapes))
     for level, (height, width) in enumerate(shapes):
@@ -236,11 +242,10 @@ def create_label(
 
 def remove_label(root: zarr.Group, label: str) -> None:
     """Remove a label image from the list, then its metadata and arrays."""
-    names = listed_labels(root)
-    if label in names:
-        labels = root["labels"]
-        assert isinstance(labels, zarr.Group)
-        _set_attributes(labels, {"labels": [name for name in names if name != label]})
+    # No other run lists this label.
+    if label in listed_labels(root):
+        with _list_locked(root, label):
+            _write_list(root, [name for name in listed_labels(root) if name != label])
     folder = _folder(root) / "labels" / label
     for name in GROUP_FILES:
         (folder / name).unlink(missing_ok=True)
@@ -251,8 +256,7 @@ def finish_label(root: zarr.Group, label: str, mpp: Pixel | None, origin: Pixel 
     """Write the metadata that makes the arrays a label image, and last its name in the store's list of labels."""
     from ome_zarr_models.common.image_label_types import Color, Source
 
-    labels, group = root["labels"], root[f"labels/{label}"]
-    assert isinstance(labels, zarr.Group)
+    group = root[f"labels/{label}"]
     assert isinstance(group, zarr.Group)
     n_levels = sum(1 for _ in group.array_keys())
     levels = [place_samples((2.0**level, 2.0**level)) for level in range(n_levels)]
@@ -265,7 +269,8 @@ def finish_label(root: zarr.Group, label: str, mpp: Pixel | None, origin: Pixel 
         image_label["version"] = version
     multiscale = make_multiscale(group, label, levels, mpp, origin)
     _set_attributes(group, {"multiscales": [multiscale], "image-label": image_label})
-    _set_attributes(labels, {"labels": sorted({*listed_labels(root), label})})
+    with _list_locked(root, label):
+        _write_list(root, sorted({*listed_labels(root), label}))
 
 
 def is_finished(root_path: Path, label: str) -> bool:
@@ -282,6 +287,22 @@ def listed_labels(root: zarr.Group) -> list[str]:
         return []
     attributes: dict[str, Any] = root["labels"].attrs.asdict()
     return list(attributes.get("labels", attributes.get("ome", {}).get("labels", [])))
+
+
+@contextmanager
+def _list_locked(root: zarr.Group, label: str) -> Iterator[None]:
+    """Let one run at a time read and write the list of labels: of two at once, one would undo the other's entry."""
+    store = _folder(root)
+    lock = RunPaths(store.parent, store.name.removesuffix(STORE_SUFFIX), label).list_lock
+    with locked(lock, f"the run of {label}", target=f"the list of labels in {store}", wait=_LIST_TIMEOUT):
+        yield
+
+
+def _write_list(root: zarr.Group, names: list[str]) -> None:
+    """Write the list of labels."""
+    labels = root["labels"]
+    assert isinstance(labels, zarr.Group)
+    _set_attributes(labels, {"labels": names})
 
 
 def _set_attributes(group: zarr.Group, values: dict[str, Any]) -> None:

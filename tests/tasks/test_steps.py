@@ -263,3 +263,26 @@ def test_places_of_the_overlay_are_where_objects_cross(tmp_path: Path) -> None:
     places = choose_details(BlockGrid((2048, 2048), (512, 512), 64), labels)
     assert places[0].objects_at_seam == 5
     assert places[0].region[:2] == (1024 - 192, 1536 - 192)
+
+
+def test_what_the_list_of_labels_says_isnt_believed_over_levels_that_are_missing(tmp_path: Path) -> None:
+    slide = tmp_path / "s.tif"
+    pixels = np.random.default_rng(0).integers(0, 250, (600, 600)).astype(np.uint8)
+    tifffile.imwrite(slide, pixels, tile=(128, 128))
+    run = planned(slide, tmp_path / "out")
+    write_image_serially(run)
+    steps.prepare_slide.fn(run)
+    steps.segment_blocks.fn(run, range(len(run.grid)))
+    assert stitch_serially(run)
+    level = zarr.open_array(run.paths.label_image / "1", mode="r+")
+    labels = np.asarray(level)
+    assert labels.any()
+    # Another run may have put back the name of a label image that was removed, and is being made again.
+    level[:] = 0
+    run.paint_folder.whole_mark.unlink(missing_ok=True)
+    stitch_serially(run)
+    np.testing.assert_array_equal(level, labels)
+    # A finished one isn't written again.
+    level[:] = 0
+    stitch_serially(run)
+    assert not np.asarray(level).any()
