@@ -12,8 +12,11 @@ from typing import NamedTuple
 
 from slidesam.tasks.errors import SettingsError, in_one_line
 
-_SIDE_IMAGE = re.compile(
-    r"(?<![a-z])(label|macro|thumb|thumbnail|overview|bar ?code|preview|map)s?(?![a-z])", re.IGNORECASE
+_SIDE_WORD = r"(label|macro|thumb|thumbnail|overview|bar ?code|preview|map)s?"
+_SIDE_IMAGE = re.compile(rf"(?<![a-z]){_SIDE_WORD}(?![a-z]|[ -]free)", re.IGNORECASE)
+_OTHER_WORD = r"(slide|image|photo|picture|x|px|pixels?)"
+_SIDE_DESCRIPTION = re.compile(
+    rf"[\W\d_]*({_OTHER_WORD}[\W\d_]+)*{_SIDE_WORD}([\W\d_]+{_OTHER_WORD})*[\W\d_]*", re.IGNORECASE
 )
 # By which each property changes the number of pixels that counts. The largest macro photos have some 10 megapixels, a slide that
 # is smaller than a hundredth of one isn't a scan.
@@ -30,6 +33,7 @@ class ImageInFile(NamedTuple):
         n_levels: Number of its resolutions.
         is_reduced: Whether the file says that it is a smaller copy of another image.
         folder: Name of the folder that holds it; empty if it lies in a file.
+        is_described: Whether the name is a description, in which "label" and the like mean something else beside other words.
     """
 
     name: str
@@ -37,10 +41,13 @@ class ImageInFile(NamedTuple):
     n_levels: int
     is_reduced: bool = False
     folder: str = ""
+    is_described: bool = False
 
     @property
     def is_side_image(self) -> bool:
         """Whether its name says that it isn't the slide."""
+        if self.is_described:
+            return _SIDE_DESCRIPTION.fullmatch(self.name) is not None
         return _SIDE_IMAGE.search(self.name) is not None
 
     @property

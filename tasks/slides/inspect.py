@@ -21,6 +21,7 @@ from slidesam.tasks.slides.pixel_size import PixelSize
 from slidesam.tasks.slides.source import (
     RGB_NAMES,
     ImageChoice,
+    Pages,
     SourceFacts,
     SourceSpec,
     downsample,
@@ -55,7 +56,7 @@ def inspect_slide(path: str | os.PathLike[str], settings: SlideSettings = SlideS
         location = Path(os.path.abspath(path))  # noqa: PTH100 (a link keeps its name)
         choice = ImageChoice(
             series=None if settings.series == "auto" else settings.series,
-            pages=None if settings.pages == "auto" else settings.pages,
+            pages=_choose_pages(settings),
             is_rgb=None if settings.rgb == "auto" else settings.rgb,
         )
         facts, source = inspect_source(location, file, choice)
@@ -80,6 +81,13 @@ def inspect_source(path: Path, file: str, choice: ImageChoice) -> tuple[SourceFa
             raise SlideError(f"{file}: is no regular file; give a slide file or an OME-Zarr folder")
         facts, source = inspect_zarr(path, choice) if path.is_dir() else inspect_tiff(path, choice)
         return settle_colours(path, file, facts, source, choice.is_rgb)
+
+
+def _choose_pages(settings: SlideSettings) -> Pages | None:
+    """Return what the settings say that pages are: whoever asks for a focal plane beyond the first says that they are these."""
+    if settings.pages != "auto":
+        return settings.pages
+    return "z" if isinstance(settings.z, int) and settings.z > 0 else None
 
 
 def _make_slide(path: Path, file: str, facts: SourceFacts, source: SourceSpec, settings: SlideSettings) -> Slide:

@@ -159,9 +159,13 @@ def _summarise(series: tifffile.TiffPageSeries) -> ImageInFile:
     """Describe an image for the choice: its own name, otherwise those of its page."""
     sizes = dict(zip(series.get_axes(False), series.get_shape(False), strict=True))
     page = series.keyframe
-    name = series.name or str(page.tags.valueof(_PAGE_NAME, "")) or page.description[:_MAX_NAME].partition("\n")[0]
+    name = series.name or str(page.tags.valueof(_PAGE_NAME, ""))
     return ImageInFile(
-        in_one_line(name, _MAX_NAME), (sizes["Y"], sizes["X"]), len(series.levels), page.is_reduced or page.is_mask
+        in_one_line(name or page.description[:_MAX_NAME].partition("\n")[0], _MAX_NAME),
+        (sizes["Y"], sizes["X"]),
+        len(series.levels),
+        is_reduced=page.is_reduced or page.is_mask,
+        is_described=not name,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import tifffile
 import zarr
 from numpy.typing import NDArray
 
-from slidesam.tasks.errors import SettingsError
+from slidesam.tasks.errors import SettingsError, SlideAwayError
 from slidesam.tasks.grid import Region
 from slidesam.tasks.settings.sections import SlideSettings
 from slidesam.tasks.slides.facts import Slide
 from slidesam.tasks.slides.inspect import inspect_slide
 from slidesam.tasks.slides.reader import SlideReader
+from slidesam.tasks.slides.zarr.source import ZarrSource
 
 RGB = ("red", "green", "blue")
 SHAPE = (120, 150)
@@ -99,6 +101,7 @@ KINDS = [
     ("dark", ("red", "green", "blue"), (), True, ""),
     ("dark", ("DAPI", "FITC", "Cy5"), COLOURS, False, ""),
     ("deep", (), COLOURS, False, ""),
+    ("deep", ("Red", "Green", "Blue"), (), True, "these are their names"),
     ("nothing", (), COLOURS, True, "these are their colours"),
     ("nothing", (), (), False, "nothing says otherwise"),
 ]
@@ -139,6 +142,44 @@ def test_what_wasnt_scanned_doesnt_count(tmp_path: Path) -> None:
     image = bright_field()
     image[:, :, 40:] = 0
     assert inspect_slide(write_ome_tiff(tmp_path / "a.ome.tif", image, (), COLOURS)).is_rgb
+
+
+def write_pyramid(path: Path, damaged: tuple[int, ...]) -> Path:
+    """Three unnamed channels on three levels; pixels of some can't be decoded."""
+    group = zarr.create_group(path, zarr_format=3)
+    for level in range(3):
+        group.create_array(str(level), data=bright_field()[:, :: 2**level, :: 2**level], chunks=(3, 128, 256))
+        if level in damaged:
+            next(file for file in (path / str(level) / "c").rglob("*") if file.is_file()).write_bytes(b"damaged")
+    axes = [{"name": "c", "type": "channel"}, {"name": "y", "type": "space"}, {"name": "x", "type": "space"}]
+    datasets = [
+        {"path": str(level), "coordinateTransformations": [{"type": "scale", "scale": [1, 2**level, 2**level]}]}
+        for level in range(3)
+    ]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    return path
+
+
+@pytest.mark.parametrize(
+    ("damaged", "is_rgb", "said"),
+    [((), True, "bright all over;"), ((2,), True, "bright all over (level 2 can't"), ((0, 1, 2), False, "level 2, 1, 0 can't")],
+)  # fmt: skip
+def test_a_damaged_coarse_level_doesnt_cost_the_slide(
+    tmp_path: Path, damaged: tuple[int, ...], is_rgb: bool, said: str
+) -> None:
+    slide = inspect_slide(write_pyramid(tmp_path / "a.zarr", damaged))
+    assert slide.is_rgb == is_rgb
+    assert any(said in warning for warning in slide.warnings)
+
+
+def test_pixels_that_cant_be_read_now_decide_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "the server doesn't answer")
+
+    path = write_pyramid(tmp_path / "a.zarr", ())
+    monkeypatch.setattr(ZarrSource, "fetch", fail)
+    with pytest.raises(SlideAwayError):
+        inspect_slide(path)
 
 
 def test_fewer_than_three_channels_arent_colours(tmp_path: Path) -> None:
@@ -182,7 +223,11 @@ def test_pages_with_names_are_channels(tmp_path: Path, tag: str) -> None:
 @pytest.mark.parametrize(
     "names",
     [(), ("1", "2", "3", "4"), ("z=0.5 um", "z=1.0 um", "z=1.5 um", "z=2.0 um"), ("Page 1/4", "Page 2/4", "Page 3/4", "Page 4/4"),
-     ("DAPI", "DAPI", "DAPI", "DAPI"), ("DAPI", "CD3", "CD8", "")],
+     ("DAPI", "DAPI", "DAPI", "DAPI"), ("DAPI", "CD3", "CD8", ""),
+     *(tuple(form.format(number) for number in range(4)) for form in (
+         "slide7_z{:02}.tif", "Focal plane {}", "Z-Plane {}", "z_offset=-{}.5", "Depth {}0um", "time {}", "stack {}", "T={}",
+         "2024-05-01 10:{}5:00", "scan 3_{:03}", "a-{}.tif", "DAPI z{}", "DAPI, t 2, focus {}.5 um",
+     )), ("z=0.5 um", "z=0.7 um", "z=2 um", "z=-3 um")],
 )  # fmt: skip
 def test_pages_without_names_are_focal_planes_and_it_is_said(tmp_path: Path, names: tuple[str, ...]) -> None:
     pages = write_pages(tmp_path / "a.tif", names)
@@ -195,6 +240,25 @@ def test_pages_without_names_are_focal_planes_and_it_is_said(tmp_path: Path, nam
     np.testing.assert_array_equal(read_all(chosen)[0, :, 0], pages)
     again = Slide.model_validate_json(chosen.model_dump_json())
     np.testing.assert_array_equal(read_all(again)[0, :, 0], pages)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("Cy3", "Cy5", "Cy7", "DAPI"), ("CD3", "CD4", "CD5", "CD6"), ("CD1", "CD2", "CD3", "CD4"), ("C1", "C2", "C3", "C4"),
+     ("Opal 520", "Opal 570", "Opal 620", "Opal 670"), ("channel 0", "channel 1", "channel 2", "channel 3"),
+     ("cycle 01", "cycle 02", "cycle 03", "cycle 04"), ("Alexa 488", "Alexa 555", "Alexa 594", "Alexa 647"),
+     ("s_c0.tif", "s_c1.tif", "s_c2.tif", "s_c3.tif")],
+)  # fmt: skip
+def test_markers_with_numbers_are_channels(tmp_path: Path, names: tuple[str, ...]) -> None:
+    write_pages(tmp_path / "a.tif", names)
+    assert inspect_slide(tmp_path / "a.tif").channel_names == names
+
+
+def test_whoever_asks_for_a_focal_plane_gets_it_though_pages_have_names(tmp_path: Path) -> None:
+    pages = write_pages(tmp_path / "a.tif", MARKERS)
+    slide = inspect_slide(tmp_path / "a.tif", SlideSettings(z=3))
+    assert (slide.size_c, slide.size_z, slide.z) == (1, 4, 3)
+    np.testing.assert_array_equal(read_all(slide)[0, 0], pages)
 
 
 def test_pages_of_an_array_in_one_piece(tmp_path: Path) -> None:

@@ -125,6 +125,14 @@ def test_the_slide_is_found_wherever_it_lies(tmp_path: Path, kind: str) -> None:
         inspect_slide(path, SlideSettings(series=9))
 
 
+@pytest.mark.parametrize("description", ["label-free SHG of liver", "Overview scan, 20x"])
+def test_a_description_that_mentions_a_label_is_no_side_image(tmp_path: Path, description: str) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as writer:
+        writer.write(image(), description=description, tile=(64, 64), metadata=None, **RGB)
+        writer.write(image((30, 40)), metadata=None, **RGB)
+    assert inspect_slide(tmp_path / "a.tif").series == 0
+
+
 @pytest.mark.parametrize("series", ["auto", 0])
 def test_nothing_changes_where_image_0_is_the_slide(tmp_path: Path, series: Any) -> None:
     with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as writer:
@@ -156,6 +164,19 @@ def test_any_order_gives_the_same_slide() -> None:
         ([ImageInFile("", (500, 500), 2), ImageInFile("", (500, 500), 2)], 0, "image 1 (500 × 500 px)"),
         ([ImageInFile("", (250, 250), 1, is_reduced=True), ImageInFile("", (400, 400), 1)], 1, "is taken as the slide"),
         ([ImageInFile("", (0, 0), 0), ImageInFile("Thumbnail", (40, 40), 1)], 1, "is taken as the slide"),
+        ([ImageInFile("label-free imaging", (900, 900), 1), ImageInFile("x", (90, 90), 1)], 0, ""),
+        ([ImageInFile("overview scan", (900, 900), 1, is_described=True), ImageInFile("x", (90, 90), 1)], 0, ""),
+        ([ImageInFile("map of it", (900, 900), 1, is_described=True), ImageInFile("x", (700, 700), 1)], 0, "image 1"),
+        (
+            [ImageInFile("label 387x463", (900, 900), 1, is_described=True), ImageInFile("x", (200, 200), 1)],
+            1,
+            "is taken",
+        ),
+        (
+            [ImageInFile("Slide macro image", (900, 900), 1, is_described=True), ImageInFile("x", (200, 200), 1)],
+            1,
+            "is taken",
+        ),
     ],
 )
 def test_choices(images: list[ImageInFile], chosen: int, said: str) -> None:
