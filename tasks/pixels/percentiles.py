@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slidesam.tasks.pixels.no_data import find_no_data
+from slidesam.tasks.slides.no_data import find_no_data
 
 # Integers that differ by less may show no image, only noise, but also few photons.
 _LEAST_STEPS = 8

@@ -10,8 +10,8 @@ import zarr
 from numpy.typing import NDArray
 
 from slidesam.tasks.grid import Region
-from slidesam.tasks.pixels.no_data import find_no_data
 from slidesam.tasks.slides.facts import Slide
+from slidesam.tasks.slides.no_data import find_no_data
 from slidesam.tasks.slides.reader import SlideReader
 
 # A slide's overview, by which it is prepared and shown in pictures, has at most this many pixels a side.

@@ -19,8 +19,8 @@ from scipy.sparse import csr_matrix
 
 from slidesam.tasks.errors import SettingsError
 from slidesam.tasks.grid import BlockGrid, Region
-from slidesam.tasks.pixels.no_data import find_no_data
 from slidesam.tasks.settings.types import Pair
+from slidesam.tasks.slides.no_data import find_no_data
 from slidesam.tasks.slides.reader import PixelReader
 
 # How much the pixel size may miss the wanted one, so that blocks of level 0 are multiples of many powers of two.

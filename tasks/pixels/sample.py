@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slidesam.tasks.grid import BlockGrid, Region
-from slidesam.tasks.pixels.no_data import find_no_data
 from slidesam.tasks.pixels.percentiles import finite_values
+from slidesam.tasks.slides.no_data import find_no_data
 from slidesam.tasks.slides.reader import PixelReader
 
 _SAMPLE_SIDE = 256

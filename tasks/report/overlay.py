@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from slidesam.tasks.grid import BlockGrid, Region
-from slidesam.tasks.pixels.no_data import fill_no_data
 from slidesam.tasks.pixels.percentiles import common_window, nearest_percentiles
 from slidesam.tasks.pixels.tissue import TissueMask
 from slidesam.tasks.run.files import write_atomic
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.slides.facts import Slide
+from slidesam.tasks.slides.no_data import fill_no_data
 from slidesam.tasks.store.image import read_published
 from slidesam.tasks.store.readers import open_display
 

@@ -111,8 +111,13 @@ class Run(BaseModel):
 
     @property
     def reading(self) -> dict[str, Any]:
-        """What decides the pixels of a slide's plane: how this version reads it, and its colours, which decide the background."""
-        return {
+        """What decides the pixels of a slide's plane: how this version reads it, its colours, and from which levels.
+
+        Colours decide the background, and coarse pixels aren't made from levels that take single pixels.
+        """
+        unused_levels = list(self.slide.unused_levels)
+        levels = {"levels that aren't used": unused_levels} if unused_levels else {}
+        return levels | {
             "format of the work": _WORK_FORMAT,
             # Of the plan, not of this machine: workers must name the same folders.
             "version of imagecodecs": read_versions(self.segmenter_identity).get("imagecodecs"),

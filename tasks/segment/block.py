@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from slidesam.tasks.errors import SegmenterError
 from slidesam.tasks.grid import Block, BlockGrid
-from slidesam.tasks.pixels.no_data import fill_no_data
 from slidesam.tasks.segmenters.base import Params, Segmenter
+from slidesam.tasks.slides.no_data import fill_no_data
 
 LABEL_DTYPE = np.uint32
 

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from slidesam.tasks.labels.results import BlockResults
 from slidesam.tasks.pixels.background import background_of
 from slidesam.tasks.pixels.mask_image import read_mask
-from slidesam.tasks.pixels.no_data import describe_no_data, drop_no_data
 from slidesam.tasks.pixels.pyramid import overview_step
 from slidesam.tasks.pixels.sample import sample_slide
 from slidesam.tasks.pixels.tissue import TissueMask, blocks_with_tissue, find_tissue
@@ -24,6 +23,7 @@ from slidesam.tasks.run.run import Run
 from slidesam.tasks.segment.devices import check_given, check_torch
 from slidesam.tasks.segmenters import jsonable_params, load_segmenter
 from slidesam.tasks.segmenters.base import Segmenter
+from slidesam.tasks.slides.no_data import describe_no_data, drop_no_data
 from slidesam.tasks.store.image import read_slide_overview
 from slidesam.tasks.store.readers import open_pixels
 

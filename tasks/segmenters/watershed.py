@@ -29,10 +29,10 @@ from skimage.filters import threshold_otsu
 from skimage.segmentation import watershed
 
 from slidesam.tasks.errors import SegmenterError
-from slidesam.tasks.pixels.no_data import find_no_data
 from slidesam.tasks.pixels.percentiles import finite_values, percentile_range
 from slidesam.tasks.segmenters.base import Params, Segmenter
 from slidesam.tasks.settings.methods import Watershed
+from slidesam.tasks.slides.no_data import find_no_data
 
 if TYPE_CHECKING:
     from slidesam.tasks.slides.facts import Slide

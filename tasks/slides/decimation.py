@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from slidesam.tasks.errors import SlideAwayError, SlideError, SlideGoneError
 from slidesam.tasks.grid import Region
 from slidesam.tasks.slides.facts import Level, Slide
+from slidesam.tasks.slides.no_data import find_no_data
 from slidesam.tasks.slides.reader import SlideReader
 
-_N_PLACES = 3
+_N_PLACES, _N_CHANNELS = 3, 3
 _PLACE_SIDE, _FINER_SIDE = 32, 512  # most pixels of a place, on the level and on the finer one
 _WHOLE_SIDE = 2048  # a level of this size is looked at whole to choose the places
+_LEAST_SHARE = 1e-4  # of the pixels under one that must hold data
 _TAKEN = 0.5  # slope from which on pixels count as taken
 _MAX_KEPT = 2**26  # pixels of decoded chunks that are kept for the next place
 
@@ -47,7 +49,7 @@ def mark_decimated(slide: Slide) -> Slide:
         return slide
     try:
         with SlideReader(slide) as reader:
-            first = _find_first_decimated(_Pixels(reader))
+            first = _find_first_decimated(reader)
     except (SlideAwayError, SlideGoneError):
         raise
     except SlideError:  # pixels that can't be decoded, today as tomorrow
@@ -64,21 +66,25 @@ class _Pixels:
 
     Args:
         reader: The open slide.
+        channels: Those to read.
     """
 
-    def __init__(self, reader: SlideReader) -> None:
-        self._reader = reader
+    def __init__(self, reader: SlideReader, channels: tuple[int, ...]) -> None:
+        self._reader, self._channels = reader, channels
         self.levels = reader.slide.levels
         self._read_chunks = lru_cache(maxsize=2)(self._read_stored)
 
     def read(self, number: int, region: Region) -> Pixels:
-        """Read (c, y, x) pixels of at most three of the channels to segment; 0 where there is no number."""
+        """Read (c, y, x) pixels; NaN where there is no data."""
         chunks = self._find_chunks(self.levels[number], region)
         pixels = self._read_chunks(number, chunks)[(..., *region.relative_to(chunks).slices)]
-        return np.nan_to_num(pixels.astype(np.float32), posinf=0, neginf=0)
+        missing = find_no_data(pixels)
+        with np.errstate(over="ignore"):
+            numbers: Pixels = pixels.astype(np.float32)
+        return numbers if missing is None else np.where(missing, np.float32(np.nan), numbers)
 
     def _read_stored(self, number: int, region: Region) -> NDArray[Any]:
-        return self._reader.read_planes(region, number, self._reader.slide.channels[:3])
+        return self._reader.read_planes(region, number, self._channels)
 
     @staticmethod
     def _find_chunks(level: Level, region: Region) -> Region:
@@ -93,20 +99,29 @@ class _Pixels:
         return Region(y0, x0, y1, x1) if (y1 - y0) * (x1 - x0) <= _MAX_KEPT else region
 
 
-def _find_first_decimated(pixels: _Pixels) -> int:
+def _find_first_decimated(reader: SlideReader) -> int:
     """Find the finest level that is decimated; return the number of levels if there is none."""
-    n_levels = len(pixels.levels)
-    places = _choose_places(pixels)
+    n_levels = len(reader.slide.levels)
+    pixels, places = _choose_places(reader)
     return next((level for level in range(1, n_levels) if _is_decimated(pixels, level, places)), n_levels)
 
 
-def _choose_places(pixels: _Pixels) -> list[Place]:
-    """Choose the places with the most contrast, as shares of height and width, on the coarsest level that has any."""
-    for number in reversed(range(len(pixels.levels))):
-        contrasts = {place: contrast for place, contrast in _measure_contrast(pixels, number) if contrast > 0}
-        if contrasts:
-            return sorted(contrasts, key=lambda place: -contrasts[place])[:_N_PLACES]
-    return []
+def _choose_places(reader: SlideReader) -> tuple[_Pixels, list[Place]]:
+    """Choose the channels and places, as shares of height and width, with contrast on the coarsest level that has any.
+
+    Which channels are segmented makes no difference: the labels of all of them lie over one image, made from the same levels.
+
+    Returns:
+        The first channels that vary, and where they vary most.
+    """
+    all_channels = tuple(range(reader.slide.size_c))
+    for number in reversed(range(len(reader.slide.levels))):
+        for start in range(0, len(all_channels), _N_CHANNELS):
+            pixels = _Pixels(reader, all_channels[start : start + _N_CHANNELS])
+            contrasts = {place: contrast for place, contrast in _measure_contrast(pixels, number) if contrast > 0}
+            if contrasts:
+                return pixels, sorted(contrasts, key=lambda place: -contrasts[place])[:_N_PLACES]
+    return _Pixels(reader, ()), []
 
 
 def _measure_contrast(pixels: _Pixels, number: int) -> Iterator[tuple[Place, float]]:
@@ -118,7 +133,16 @@ def _measure_contrast(pixels: _Pixels, number: int) -> Iterator[tuple[Place, flo
         for x in range(0, width, steps[1]):
             region = Region(y, x, min(y + _PLACE_SIDE, height), min(x + _PLACE_SIDE, width))
             place = pixels.read(number, region) if whole is None else whole[(..., *region.slices)]
-            yield (y / height, x / width), float(place.std(axis=(1, 2)).sum())
+            yield (y / height, x / width), _sum_deviations(place)
+
+
+def _sum_deviations(place: Pixels) -> float:
+    """Add up the channels' standard deviations, of the pixels that hold data."""
+    missing = np.isnan(place)
+    if not missing.any():
+        return float(place.std(axis=(1, 2)).sum())
+    known = (channel[~gaps] for channel, gaps in zip(place, missing, strict=True))
+    return float(sum(values.std() for values in known if values.size))
 
 
 def _is_decimated(pixels: _Pixels, number: int, places: list[Place]) -> bool:
@@ -164,18 +188,18 @@ def _compare(pixels: _Pixels, number: int, place: Place) -> NDArray[np.float64]:
             for starts, step, size in zip((y, x), steps, pixels.levels[number - 1].shape, strict=True)
         )
         below = Region(y0, x0, y1, x1)
-        if (
-            below.is_empty
-        ):  # steps of a factor that was rounded up lead out of the finer level: nothing explains this place
-            products += [[0.0, 0.0, np.square(seen, dtype=np.float64).sum()]] * len(shifts)
+        if below.is_empty:
+            # Steps of a factor that was rounded up lead out of the finer level: nothing explains this place.
+            products += [[0.0, 0.0, np.nansum(np.square(seen, dtype=np.float64))]] * len(shifts)
             continue
         under = pixels.read(number - 1, below)
         starts = (y - y0, x - x0)
-        averages = _average(_average(under, starts[0], steps[0], axis=1), starts[1], steps[1], axis=2)
+        averages = _average_known(under, starts, steps)
         rest = seen - averages
+        unexplained = np.nansum(np.square(np.where(np.isnan(averages), seen, rest)))
         for shift, sides in shifts:
             taken = _take(under, starts, shift, sides) - averages
-            products.append([(rest * taken).sum(), (taken * taken).sum(), (rest * rest).sum()])
+            products.append([np.nansum(rest * taken), np.nansum(taken * taken), unexplained])
     return np.array(products).T
 
 
@@ -197,6 +221,20 @@ def _list_shifts(
             )
             shifts.append(((y, x), sides))
     return shifts
+
+
+def _average_known(pixels: Pixels, starts: tuple[Starts, Starts], steps: Sequence[float]) -> Pixels:
+    """Return the means of the pixels that hold data from each start to a step further along both axes; NaN where none does."""
+
+    def average(values: Pixels) -> Pixels:
+        return _average(_average(values, starts[0], steps[0], axis=1), starts[1], steps[1], axis=2)
+
+    missing = np.isnan(pixels)
+    if not missing.any():
+        return average(pixels)
+    shares = average((~missing).astype(np.float32))
+    sums = average(np.where(missing, np.float32(0), pixels))
+    return np.divide(sums, shares, out=np.full_like(sums, np.nan), where=shares > _LEAST_SHARE)
 
 
 def _average(pixels: Pixels, starts: Starts, step: float, axis: int) -> Pixels:

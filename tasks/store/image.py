@@ -44,7 +44,8 @@ _GROUP_BYTES = 512 * 2**20
 def is_shown(run: Run) -> bool:
     """Whether the store has the image that this run needs: a converted pyramid also serves runs that read in place.
 
-    Pixels that another version read, or for other colours, don't serve: the run's tissue and parameters come from them.
+    Pixels that another version read, for other colours or from other levels, don't serve: the run's tissue and parameters come
+    from them.
     """
     facts = _read_ready(run)
     if not facts or facts.get("reading") != run.reading:
@@ -176,14 +177,13 @@ def read_slide_overview(run: Run) -> NDArray[Any]:
 
 
 def _describe_shown(run: Run) -> dict[str, Any]:
-    """Describe what the store's image shows: one plane of one slide, as made without the levels that aren't used."""
+    """Describe what the store's image shows: one plane of one slide."""
     slide = run.slide
     mpp = None if slide.mpp is None else list(slide.mpp)
-    facts: dict[str, Any] = {
+    return {
         "slide": slide.identity.model_dump(mode="json"),
         "plane": [slide.series, slide.t, slide.z, mpp, *run.pages.values()],
     }
-    return facts | ({"unused levels": list(slide.unused_levels)} if slide.unused_levels else {})
 
 
 def _read_shown(root: zarr.Group) -> dict[str, Any]:

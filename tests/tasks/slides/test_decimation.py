@@ -14,6 +14,7 @@ from PIL import Image
 from skimage.data import immunohistochemistry
 from skimage.transform import resize
 
+from slidesam.attempts import run_stages
 from slidesam.tasks.errors import SlideAwayError, SlideError, SlideGoneError
 from slidesam.tasks.grid import Region
 from slidesam.tasks.pixels import plan as image_plan
@@ -28,7 +29,9 @@ from slidesam.tasks.slides import decimation
 from slidesam.tasks.slides.decimation import mark_decimated
 from slidesam.tasks.slides.inspect import inspect_slide
 from slidesam.tasks.slides.reader import SlideReader
-from tests.support.serial import segment_serially, write_image_serially
+from slidesam.tasks.store.image import is_shown
+from slidesam.tasks.store.ome_zarr import listed_labels
+from tests.support.serial import EXECUTOR, segment_serially, write_image_serially
 
 Levels = list[NDArray]
 
@@ -185,6 +188,85 @@ def test_a_level_that_cant_be_decoded_is_left_to_whoever_reads_it(tmp_path: Path
             file.seek(offset)
             file.write(b"\xff" * 16)
     assert are_averaged(path) == [True, True, True]
+
+
+NO_DATA = [np.nan, np.inf, -3.4e38, 1e38]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("value", NO_DATA)
+@pytest.mark.parametrize("share", [0.0005, 0.05, "half", "frame"])
+def test_pixels_without_data_hide_neither(share: float | str, value: float, dtype: str, tmp_path: Path) -> None:
+    image = cells((700, 611)).astype(dtype)
+    with np.errstate(over="ignore"):
+        if share == "half":
+            image[:, :300] = value
+        elif share == "frame":
+            image[:16], image[:, -16:] = value, value
+        else:
+            image[np.random.default_rng(1).random(image.shape) < share] = value
+        for name, reduce, expected in (
+            ("decimated", DECIMATIONS["every n-th pixel"], False),
+            ("averaged", block_mean, True),
+        ):
+            levels = [level.astype(dtype) for level in make_levels(image, reduce, 2)]
+            assert are_averaged(write_zarr(tmp_path / f"{name}.ome.zarr", levels)) == [True, expected, expected], name
+
+
+def test_where_no_pixel_holds_data_nothing_is_marked(tmp_path: Path) -> None:
+    image = np.full((300, 300), -3.4e38, np.float32)
+    image[:, :150] = np.nan
+    assert are_averaged(write_zarr(tmp_path / "s.ome.zarr", [image, image[::2, ::2]])) == [True, True]
+
+
+@pytest.mark.parametrize("nuclei", [1, 2, 3, 7])
+@pytest.mark.parametrize("reduce", ["decimated", "averaged"])
+def test_levels_are_judged_whichever_channels_are_chosen(reduce: str, nuclei: int, tmp_path: Path) -> None:
+    path = write_channels(tmp_path / "s.ome.zarr", nuclei, reduce)
+    unused = {
+        channel: planned(path, tmp_path / "out", slide__channels=[channel]).slide.unused_levels
+        for channel in (0, nuclei)
+    }
+    assert unused == dict.fromkeys((0, nuclei), (1,) if reduce == "decimated" else ())
+
+
+def test_labels_of_other_channels_share_a_store(tmp_path: Path) -> None:
+    path = write_channels(tmp_path / "s.ome.zarr", 1, "decimated")
+    for label, channel in (("empty", 0), ("nuclei", 1)):
+        settings = {"segmenter.kind": "watershed", "slide.channels": [channel], "output.label": label}
+        segment_serially(path, tmp_path / "out", settings | {"image.convert": "never"})
+    run = planned(path, tmp_path / "out")
+    assert listed_labels(zarr.open_group(run.store, mode="r")) == ["empty", "nuclei"]
+
+
+def test_an_image_made_of_other_levels_is_made_again_under_its_labels(tmp_path: Path) -> None:
+    path = write_channels(tmp_path / "s.ome.zarr", 0, "decimated")
+    first, second = (planned(path, tmp_path / "out", output__label=label, image__convert="never") for label in "ab")
+    # As an earlier version judged that looked at other channels.
+    all_levels = tuple(level.model_copy(update={"is_averaged": True}) for level in first.slide.levels)
+    older = first.model_copy(update={"slide": first.slide.model_copy(update={"levels": all_levels})})
+    assert older.slide.unused_levels == ()
+    run_stages(older, EXECUTOR, check=lambda: None)
+    assert not is_shown(second)
+    run_stages(second, EXECUTOR, check=lambda: None)
+    assert is_shown(second)
+    assert listed_labels(zarr.open_group(second.store, mode="r")) == ["a", "b"]
+
+
+def write_channels(path: Path, nuclei: int, reduce: str) -> Path:
+    """Write a slide of eight channels, constant but for one with cells."""
+    image = np.full((8, 400, 400), 5, np.uint16)
+    image[nuclei] = cells((400, 400))
+    coarse = image[:, ::2, ::2] if reduce == "decimated" else np.stack([block_mean(plane, 2) for plane in image])
+    group, datasets = zarr.create_group(path), []
+    for number, level in enumerate([image, np.rint(coarse).astype(np.uint16)]):
+        array = group.create_array(str(number), shape=level.shape, chunks=(1, 100, 100), dtype=level.dtype)
+        array[...] = level
+        scale = [1.0, *[2.0**number] * 2]
+        datasets.append({"path": str(number), "coordinateTransformations": [{"type": "scale", "scale": scale}]})
+    axes = [{"name": "c", "type": "channel"}, *({"name": name, "type": "space"} for name in "yx")]
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    return path
 
 
 def test_no_block_with_a_cell_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

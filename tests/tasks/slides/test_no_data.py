@@ -11,12 +11,12 @@ import tifffile
 from scipy import ndimage
 
 from slidesam.tasks.grid import Region
-from slidesam.tasks.pixels.no_data import drop_no_data, fill_no_data, find_no_data
 from slidesam.tasks.pixels.percentiles import finite_values
 from slidesam.tasks.pixels.pyramid import halve
 from slidesam.tasks.pixels.resample import ScaledReader
 from slidesam.tasks.pixels.sample import choose_sample
 from slidesam.tasks.slides.inspect import inspect_slide
+from slidesam.tasks.slides.no_data import drop_no_data, fill_no_data, find_no_data
 from slidesam.tasks.slides.reader import SlideReader
 from tests.support.same import assert_same_segmentation, score
 from tests.support.serial import segment_serially
@@ -171,7 +171,7 @@ class TestSlides:
         image, truth = nuclei()
         image[:, 200:], image[5, :5], truth[:, 200:] = np.nan, NO_DATA, 0
         tifffile.imwrite(tmp_path / "s.tif", image, photometric="minisblack", metadata=None)
-        own = {"segmenter.kind": "function", "segmenter.target": "tests.tasks.pixels.test_no_data:Strict"}
+        own = {"segmenter.kind": "function", "segmenter.target": "tests.tasks.slides.test_no_data:Strict"}
         found = segment_serially(tmp_path / "s.tif", tmp_path / "out", own | {"blocks.block_shape": 128})
         assert found.max() == len(np.unique(truth)) - 1
 
