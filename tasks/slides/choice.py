@@ -132,7 +132,8 @@ def _describe(images: Sequence[ImageInFile], number: int) -> str:
     image = images[number]
     name = f"{in_one_line(image.name, 60)!r}, " if image.name else ""
     folder = f"folder {in_one_line(image.folder, 60)!r}, " if _has_other_folder(image, number) else ""
-    return f"image {number} ({folder}{name}{image.shape[0]} × {image.shape[1]} px)"
+    height, width = image.shape
+    return f"image {number} ({folder}{name}{width} × {height} px)"
 
 
 def _has_other_folder(image: ImageInFile, number: int) -> bool:

@@ -195,7 +195,7 @@ def test_numbers_count_the_images_that_are_there(tmp_path: Path) -> None:
     said = [warning for warning in slide.warnings if "is taken as the slide" in warning]
     assert len(said) == 1
     assert said[0].startswith("image 1 (folder '2', ")
-    assert "not image 0 (folder '1', 50 × 45 px)" in said[0]
+    assert "not image 0 (folder '1', 45 × 50 px)" in said[0]
     assert inspect_slide(path, SlideSettings(series=1)).shape == SLIDE
     with pytest.raises(SettingsError, match=r"has images 0 to 1 \(folders 1, 2\), not 2"):
         inspect_slide(path, SlideSettings(series=2))
