@@ -145,6 +145,8 @@ def paint_batch(run: Run, batch: Batch) -> None:
     levels = open_levels(run.paths.label_image, run.settings.image.ome_zarr)
     in_block = in_block_levels(run.grid.block_shape, len(levels))
     numbering = _load_numbering(run)
+    # From now on the levels that blocks don't fill no longer show what is painted.
+    run.paint_folder.whole_mark.unlink(missing_ok=True)
     measures = [np.zeros((0, 1 + len(_MEASURES)), np.int64)]
     for block in (run.grid[block_id] for block_id in batch):
         seen_by = (block.block_id, *run.grid.neighbours(block.block_id))

@@ -17,7 +17,7 @@ BODY = '<a unit="µm" name="Kanal Ä"/>'
 @pytest.mark.parametrize("padding", [b"", b"\0", b"\0\0\0", b"\r\n"])
 def test_the_text_decides_and_not_the_declaration(declared: str | None, written: str, padding: bytes) -> None:
     if padding == b"\r\n" and written.startswith(("utf-16", "utf-32")):
-        pytest.skip("two bytes aren't blanks there")
+        padding = b""  # two bytes aren't blanks there
     text = ("" if declared is None else f'<?xml version="1.0" encoding="{declared}"?>') + BODY
     decoded = decode_xml(text.encode(written) + padding)
     assert decoded == text

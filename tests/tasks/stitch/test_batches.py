@@ -22,7 +22,7 @@ from slidesam.tasks.run.marks import find_mark, list_blocks
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.stitch import batches
-from slidesam.tasks.stitch.batches import block_batches, is_compared, is_painted
+from slidesam.tasks.stitch.batches import block_batches, is_compared, is_painted, paint_batch
 from tests.support.same import assert_same_segmentation
 from tests.support.serial import BACKWARDS, EXECUTOR, segment_serially, stitch_serially, write_image_serially
 
@@ -208,10 +208,19 @@ def test_a_shard_of_an_upper_level_that_a_kill_cut_is_written_anew(blobs: np.nda
     labels = run.store / "labels"
     upper = max((labels / run.label).glob("[1-9]/c/0/0/0/0/0"))
     upper.write_bytes(upper.read_bytes()[:-5])
-    # What the kill left: nothing listed, no provenance.
+    # What the kill left: nothing listed, no provenance, no word that all levels are filled.
+    run.paint_folder.whole_mark.unlink()
     (labels / "zarr.json").write_text((labels / "zarr.json").read_text().replace(f'"{run.label}"', ""))
     steps.export_slide.fn(run, objects, {})
     assert label_files(run) == files
+
+
+def test_upper_levels_follow_blocks_that_are_painted_anew(slide: Path, tmp_path: Path) -> None:
+    run = segmented(slide, tmp_path)
+    stitch_serially(run)
+    assert run.paint_folder.whole_mark.exists()
+    paint_batch(run, next(iter(block_batches(run))))
+    assert not run.paint_folder.whole_mark.exists()
 
 
 def test_a_block_segmented_anew_is_compared_and_painted_anew(slide: Path, tmp_path: Path) -> None:
