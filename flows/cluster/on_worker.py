@@ -24,6 +24,7 @@ from slidesam.tasks.segment.devices import check_given
 _DIE_FIRST = "500"
 _ALMOST_FULL = 0.9
 _log = logging.getLogger("distributed.worker")
+HEARTBEAT_FAILED = "Failed to communicate with scheduler during heartbeat."
 
 
 def dask_setup(worker: Any) -> None:
@@ -43,6 +44,7 @@ def dask_setup(worker: Any) -> None:
     gc.enable()
 
     kernels.load()
+    _log.addFilter(drop_traceback_of_heartbeat)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ[DISPOSABLE] = "1"
     # If memory runs out, Linux shall end a worker, which is replaced, and not the flow.
@@ -54,6 +56,13 @@ def dask_setup(worker: Any) -> None:
         stagger = float(os.environ.get(STAGGER, "0"))
         seconds = float(os.environ[LEAVE_AT]) - time.time() + random.uniform(-stagger, stagger)  # noqa: S311
         worker.loop.call_later(max(0.0, seconds), ending.begin)
+
+
+def drop_traceback_of_heartbeat(record: logging.LogRecord) -> bool:
+    """Shorten what Dask logs of a scheduler that is gone, as after Ctrl-C, to its sentence."""
+    if record.msg == HEARTBEAT_FAILED:
+        record.exc_info = None
+    return True
 
 
 class _Ending:
