@@ -57,7 +57,8 @@ def judge_pixels(slide: Slide, truth: dict[str, Any]) -> str:
         pixels = reader.read(Region(0, 0, *slide.shape), channels=range(slide.size_c)).transpose(2, 0, 1)
     if pixels.shape != right.shape:
         return f"{pixels.shape} instead of {right.shape}"
-    difference = np.abs(pixels.astype(np.float64) - right)
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(pixels.astype(np.float64) - right)
     difference[~np.isfinite(pixels) & ~np.isfinite(right)] = 0
     for y0, y1, x0, x1 in truth.get("nowhere", ()):
         difference[:, y0:y1, x0:x1] = 0
@@ -68,8 +69,10 @@ def judge_mpp(slide: Slide, truth: dict[str, Any]) -> str:
     """Compare the pixel size."""
     right = truth["mpp"]
     sizes = (right,) * 2 if isinstance(right, (int, float)) else right
-    if sizes is None or slide.mpp is None:
-        return "right" if sizes is slide.mpp else f"{slide.mpp} instead of {sizes}"
+    if sizes is None:
+        return "none" if slide.mpp is None else f"{slide.mpp}, nothing stated"
+    if slide.mpp is None:
+        return f"none instead of {sizes}"
     return "right" if np.allclose(slide.mpp, sizes, rtol=0.005) else f"{slide.mpp} instead of {sizes}"
 
 
