@@ -138,7 +138,7 @@ def client() -> Iterator[object]:
         # A loaded machine takes its time to start two workers.
         dask.config.set({"distributed.comm.timeouts.connect": "180s"}),
         LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None, memory_limit=0) as cluster,
-        Client(cluster) as client,
+        Client(cluster, set_as_default=False) as client,
     ):
         yield client
 
