@@ -8,8 +8,10 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -20,6 +22,8 @@ from numpy.typing import NDArray
 from slidesam.tasks.errors import OutputError, SlidesamError, in_one_line
 
 _INTEGERS = re.compile(r"\[\n\s+((?:-?\d+,\n\s+)*-?\d+)\n\s+\]")
+# Files of a group that are brought to the disk at once.
+_SYNCED_AT_ONCE = 8
 
 
 def write_atomic(path: Path, data: bytes, *, sync: bool = True) -> None:
@@ -28,25 +32,105 @@ def write_atomic(path: Path, data: bytes, *, sync: bool = True) -> None:
     Args:
         path: The file.
         data: Its content.
-        sync: Whether to wait until it has reached the disk.
+        sync: Whether to wait until it has reached the disk, under its name.
 
     Raises:
         OutputError: It can't be written.
     """
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as stream:
+        make_folder(path.parent, sync=sync)
+        with beside.open("wb") as stream:
             stream.write(data)
             if sync:
                 # Without it a power cut can leave the new name on an empty file.
                 stream.flush()
                 os.fsync(stream.fileno())
-        partial.replace(path)
+        beside.replace(path)
+        if sync:
+            _sync_folder(path.parent)
     except OSError as error:
         with suppress(OSError):
-            partial.unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
         raise make_output_error(path, error) from error
+
+
+def make_folder(path: Path, *, sync: bool = True) -> None:
+    """Make a folder and those above it, unless they are there.
+
+    Args:
+        path: The folder.
+        sync: Whether to wait until the names of the new folders have reached the disk.
+
+    Raises:
+        OSError: It can't be made.
+    """
+    if path.is_dir():
+        return
+    make_folder(path.parent, sync=sync)
+    path.mkdir(exist_ok=True)
+    if sync:
+        _sync_folder(path.parent)
+
+
+def sync_files(paths: Iterable[Path]) -> None:
+    """Wait until the content of files has reached the disk; their names have with `sync_folders`, which is called next.
+
+    Raises:
+        OutputError: A file can't be written to the disk, or isn't there.
+    """
+    # The system writes what waits at one moment at once: of 64 files one takes 0.2 ms, each alone 4 ms.
+    with ThreadPoolExecutor(_SYNCED_AT_ONCE) as threads:
+        for _ in threads.map(partial(_sync, synchronize=_sync_path), paths):
+            pass
+
+
+def sync_folders(paths: Iterable[Path]) -> None:
+    """Wait until the names of the files in folders have reached the disk: those made, renamed and removed.
+
+    Raises:
+        OutputError: A folder can't be written to the disk, or isn't there.
+    """
+    with ThreadPoolExecutor(_SYNCED_AT_ONCE) as threads:
+        for _ in threads.map(partial(_sync, synchronize=_sync_folder), dict.fromkeys(paths)):
+            pass
+
+
+def remove_synced(*paths: Path) -> None:
+    """Remove files that vouch for others, and wait until they are gone from the disk too: now the others may be changed.
+
+    Raises:
+        OutputError: One can't be removed.
+    """
+    for path in paths:
+        with output_errors(path):
+            try:
+                path.unlink()
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            _sync_folder(path.parent)
+
+
+def _sync(path: Path, synchronize: Callable[[Path], None]) -> None:
+    with output_errors(path):
+        synchronize(path)
+
+
+def _sync_path(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(path: Path) -> None:
+    try:
+        _sync_path(path)
+    except OSError as error:
+        # Some file systems (CIFS, FUSE) synchronize no folder.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
 
 
 def make_output_error(path: Path, error: OSError) -> OutputError:
