@@ -162,20 +162,20 @@ class BlockGrid:
                         second = self[y * self.grid_shape[1] + x]
                         yield Seam(first.block_id, second.block_id, first.outer & second.outer)
 
-    def batches(self, side: int) -> Iterator[tuple[int, ...]]:
-        """Squares of `side` × `side` blocks, each as ids in C order: neighbours together, so that a task reads few blocks twice.
+    def batches(self, shape: tuple[int, int]) -> Iterator[tuple[int, ...]]:
+        """Rectangles of so many rows and columns of blocks, as ids in C order: neighbours, so that a task reads few blocks twice.
 
         Example:
-            >>> list(BlockGrid((30, 50), (10, 10), 2).batches(2))
+            >>> list(BlockGrid((30, 50), (10, 10), 2).batches((2, 2)))
             [(0, 1, 5, 6), (2, 3, 7, 8), (4, 9), (10, 11), (12, 13), (14,)]
         """
         rows, columns = self.grid_shape
-        for y in range(0, rows, side):
-            for x in range(0, columns, side):
+        for y in range(0, rows, shape[0]):
+            for x in range(0, columns, shape[1]):
                 yield tuple(
                     row * columns + column
-                    for row in range(y, min(y + side, rows))
-                    for column in range(x, min(x + side, columns))
+                    for row in range(y, min(y + shape[0], rows))
+                    for column in range(x, min(x + shape[1], columns))
                 )
 
     def neighbours(self, block_id: int) -> Iterator[int]:

@@ -1,7 +1,7 @@
 """The raw limit: a plain pool of two processes that reads every block's labels once and writes the same shards once.
 
-Nothing is matched, numbered or marked as done. Arrays, codec, chunks, shards, and which levels a block's task fills are
-those of slidesam, taken from it. Processes are started, have imported everything, and have read and written a block
+Nothing is matched, numbered or marked as done. Arrays, codec, chunks, shards, and which levels are filled from a group's
+pixels are those of slidesam, taken from it. Processes are started, have imported everything, and have read and written a block
 before the clock starts.
 """
 
@@ -20,8 +20,8 @@ import zarr
 import zarrs  # noqa: F401 (zarr finds it once it is imported)
 
 from benchmarks.stitching.case import Case
-from slidesam.tasks.grid import Region
-from slidesam.tasks.pixels.plan import in_block_levels, shard_region
+from slidesam.tasks.grid import BlockGrid, Region
+from slidesam.tasks.pixels.plan import group_blocks, group_levels, shard_region
 from slidesam.tasks.pixels.pyramid import halve_labels
 from slidesam.tasks.settings.sections import ImageSettings
 from slidesam.tasks.store.ome_zarr import create_label
@@ -79,7 +79,7 @@ def _seconds(case: Case, out: Path, pipeline: str, levels: int | None) -> float:
         for each in [pool.submit(os.getpid) for _ in range(_PROCESSES)]:
             each.result()
         started = time.perf_counter()
-        written = sum(pool.map(_copy, range(len(case))))
+        written = sum(pool.map(_copy, _groups(case)))
         seconds = time.perf_counter() - started
     if written != len(case):
         raise RuntimeError(f"{written} of {len(case)} blocks were written")
@@ -91,12 +91,22 @@ def _create(case: Case, store: Path) -> int:
     """Makes the empty levels of a label image.
 
     Returns:
-        How many of them a block fills with whole shards.
+        How many of them are written with whole shards of a group.
     """
     shutil.rmtree(store, ignore_errors=True)
     root = zarr.create_group(store, zarr_format=3)
-    create_label(root, _LABEL, case.shape, case.block_shape, np.dtype(np.uint32), ImageSettings())
-    return in_block_levels(case.block_shape, len(list(_group(store).array_keys())))
+    create_label(root, _LABEL, case.shape, _group_shape(case), np.dtype(np.uint32), ImageSettings())
+    return group_levels(_group_shape(case), len(list(_group(store).array_keys())))
+
+
+def _group_shape(case: Case) -> tuple[int, int]:
+    rows, columns = group_blocks(case.block_shape)
+    return rows * case.block_shape[0], columns * case.block_shape[1]
+
+
+def _groups(case: Case) -> list[tuple[int, ...]]:
+    """The blocks of each shard of level 0."""
+    return list(BlockGrid(case.shape, case.block_shape, case.halo).batches(group_blocks(case.block_shape)))
 
 
 def _group(store: Path) -> zarr.Group:
@@ -121,13 +131,18 @@ class _Copier:
             # this too has to happen here, or it is zarr's own pipeline again.
             self._levels = [level.with_config({"write_empty_chunks": True}) for level in levels]
 
-    def copy(self, block_id: int) -> None:
-        """Reads all that a block saw and writes what it owns."""
-        outer, inner = self._case.outer(block_id), self._case.inner(block_id)
-        height, width = (side.stop - side.start for side in outer)
-        seen = np.asarray(self._blocks[block_id, :height, :width])
-        labels = seen[tuple(slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer, strict=True))]
-        region = Region(inner[0].start, inner[1].start, inner[0].stop, inner[1].stop)
+    def copy(self, block_ids: tuple[int, ...]) -> None:
+        """Reads all that the blocks of a group saw and writes what they own."""
+        first, last = self._case.inner(block_ids[0]), self._case.inner(block_ids[-1])
+        region = Region(first[0].start, first[1].start, last[0].stop, last[1].stop)
+        labels = np.empty(region.shape, np.uint32)
+        for block_id in block_ids:
+            outer, inner = self._case.outer(block_id), self._case.inner(block_id)
+            height, width = (side.stop - side.start for side in outer)
+            seen = np.asarray(self._blocks[block_id, :height, :width])
+            own = tuple(slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer, strict=True))
+            y, x = inner[0].start - region.y0, inner[1].start - region.x0
+            labels[y : y + seen[own].shape[0], x : x + seen[own].shape[1]] = seen[own]
         for number, level in enumerate(self._levels):
             level[(0, 0, 0, *shard_region(region, number).slices)] = labels
             labels = halve_labels(labels)
@@ -142,7 +157,7 @@ def _start(job: Job, barrier: Any) -> None:
     warm = job.store.with_name(f"{job.store.name}.warm-{os.getpid()}")
     try:
         _create(job.case, warm)
-        _Copier(job, warm).copy(0)
+        _Copier(job, warm).copy((0,))
         shutil.rmtree(warm)
         _copier = _Copier(job)
     except BaseException:
@@ -151,7 +166,7 @@ def _start(job: Job, barrier: Any) -> None:
     barrier.wait()
 
 
-def _copy(block_id: int) -> int:
+def _copy(block_ids: tuple[int, ...]) -> int:
     assert _copier is not None
-    _copier.copy(block_id)
-    return 1
+    _copier.copy(block_ids)
+    return len(block_ids)

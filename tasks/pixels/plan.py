@@ -28,6 +28,10 @@ _SMALLEST_SIDE = 256
 _SMALLEST_FILE = 256
 # A pyramid ends where its level fits into this many pixels.
 _SMALLEST_LEVEL = 512
+# The levels, from 0 on, that a conversion tile's or a group's task writes. Each further one would cost as many files as level 0.
+_TILE_LEVELS, _GROUP_LEVELS = 3, 2
+# A group of blocks, which is written at once, has at most this many pixels a side: 64 MiB of ids.
+_GROUP_SIDE = 4096
 
 
 class PyramidLevel(NamedTuple):
@@ -86,9 +90,11 @@ def plan_image(slide: Slide, image: ImageSettings, blocks: BlockGrid) -> ImagePl
     pixel_bytes = len(channels) * np.dtype(slide.dtype).itemsize
     shard, tile = choose_tile_shape(slide.shape, slide.levels[0].chunks[3:], pixel_bytes)
     n_levels = len(level_shapes(slide.shape)) if mode == "convert" else 1
-    in_memory = in_block_levels(shard, n_levels)
-    levels = pyramid_levels(slide, in_memory) if mode == "convert" else (PyramidLevel(slide.shape, None),)
+    whole_levels = in_block_levels(shard, n_levels)
+    # Which levels are the source's own decides pixels, and doesn't depend on how many levels a task writes.
+    levels = pyramid_levels(slide, whole_levels) if mode == "convert" else (PyramidLevel(slide.shape, None),)
     tile_bytes = min(tile[0], slide.shape[0]) * min(tile[1], slide.shape[1]) * pixel_bytes
+    in_memory = min(whole_levels, _TILE_LEVELS)
     return ImagePlan(mode, reason, factor, channels, shard, tile, levels, in_memory, tile_bytes)
 
 
@@ -245,6 +251,22 @@ def in_block_levels(shard: Pair, n_levels: int) -> int:
     while levels < n_levels and all(side % 2**levels == 0 and side >> levels >= _SMALLEST_FILE for side in shard):
         levels += 1
     return levels
+
+
+def group_blocks(block_shape: Pair) -> Pair:
+    """Return how many blocks, along y and x, are written at once to a label image: the blocks of one shard of level 0.
+
+    Example:
+        >>> group_blocks((1024, 2048)), group_blocks((2304, 2304)), group_blocks((8192, 512))
+        ((4, 2), (1, 1), (1, 8))
+    """
+    rows, columns = (max(1, _GROUP_SIDE // side) for side in block_shape)
+    return rows, columns
+
+
+def group_levels(group: Pair, n_levels: int) -> int:
+    """Count the levels of a label image, from 0 on, that the task of a group of blocks of this height and width writes."""
+    return min(in_block_levels(group, n_levels), _GROUP_LEVELS)
 
 
 def shard_region(region: Region, level: int) -> Region:

@@ -244,3 +244,23 @@ def halve_region(finer: zarr.Array[Any], region: Region) -> NDArray[Any]:
             pixels = np.asarray(finer[(0, slice(None), 0, *below.slices)])
             out[(slice(None), *quarter.relative_to(region).slices)] = halve(pixels)
     return out
+
+
+def halve_labels_region(finer: zarr.Array[Any], region: Region) -> NDArray[Any]:
+    """Make one region of a label image's level from the level below, some rows at a time so that memory stays bounded.
+
+    Args:
+        finer: TCZYX array of the level below.
+        region: Pixels of the coarser level.
+
+    Returns:
+        (y, x) labels of the region.
+    """
+    labels = np.zeros(region.shape, finer.dtype)
+    # A row of chunks of the level below.
+    step = max(1, finer.chunks[3] // 2)
+    for y in range(region.y0, region.y1, step):
+        rows = Region(y, region.x0, y + step, region.x1) & region
+        below = region_below(rows, finer.shape[3:])
+        labels[rows.relative_to(region).slices] = halve_labels(np.asarray(finer[(0, 0, 0, *below.slices)]))
+    return labels

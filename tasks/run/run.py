@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from slidesam.tasks.grid import BlockGrid
-from slidesam.tasks.pixels.plan import ImagePlan, plan_image
+from slidesam.tasks.pixels.plan import ImagePlan, group_blocks, plan_image
 from slidesam.tasks.pixels.resample import Scale, best_level, make_grids, make_scale
 from slidesam.tasks.run.layout import ImageFolder, PaintFolder, RunPaths, SegmentFolder, StitchFolder
 from slidesam.tasks.segmenters.packages import read_versions
@@ -21,7 +21,7 @@ from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.facts import Slide
 
 # Increased when what is read or the meaning of files changes, so that a new version never takes an old one's results for its own.
-_WORK_FORMAT = 4
+_WORK_FORMAT = 5
 
 
 class Run(BaseModel):
@@ -76,6 +76,12 @@ class Run(BaseModel):
     def grid(self) -> BlockGrid:
         """The blocks on level 0."""
         return make_grids(self.slide.shape, self.scale, self.settings.blocks.halo)[0]
+
+    @cached_property
+    def group_shape(self) -> tuple[int, int]:
+        """Height and width of a group of blocks, in pixels of level 0: a shard of the label image."""
+        rows, columns = group_blocks(self.grid.block_shape)
+        return rows * self.grid.block_shape[0], columns * self.grid.block_shape[1]
 
     @cached_property
     def segmented_grid(self) -> BlockGrid:

@@ -53,7 +53,7 @@ class ImageSettings(Section):
     ome_zarr: Literal["0.5", "0.4"] = "0.5"
     """OME-Zarr version: 0.5 (Zarr v3, sharded) or 0.4 (Zarr v2: one file per chunk)."""
     chunk_shape: Annotated[int, Field(ge=16, le=8192)] = 512
-    """Side of a chunk, the unit of reading, in pixels; lowered to a divisor of the block's side."""
+    """Side of a chunk, the unit of reading, in pixels; lowered to a divisor of a shard's side."""
     codec: Literal["zstd", "lz4", "none"] = "zstd"
     """Compression of the chunks."""
 

@@ -4,39 +4,44 @@
 2. `resolve_run`     the slide's objects, from all overlaps: the only step that sees the whole slide, but no pixel
 3. `paint_batch`     the labels of a batch's blocks, level 0 and the further levels that a block fills, and measurements
 
-A batch is a square of neighbouring blocks, so that few blocks are read by more than one task; each task takes a second or so.
+A batch is a square of neighbouring blocks, so that few blocks are read by more than one task; each task takes some seconds at
+most. It is made of whole *groups*: the blocks of one shard of the label image, which are painted into one array and written at
+once, so that a slide is few files.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zarr
 from numpy.typing import NDArray
 
 from slidesam.tasks.errors import OutputError
-from slidesam.tasks.grid import Region
+from slidesam.tasks.grid import Block, Region
 from slidesam.tasks.labels.halo_strips import HaloStrips
 from slidesam.tasks.labels.kernels import measure_labels
 from slidesam.tasks.labels.objects import ObjectTable
 from slidesam.tasks.labels.results import load_table
-from slidesam.tasks.pixels.plan import in_block_levels, shard_region
+from slidesam.tasks.pixels.plan import group_blocks, group_levels, shard_region
 from slidesam.tasks.pixels.pyramid import halve_labels
 from slidesam.tasks.run.files import load_arrays, output_errors, save_array, save_arrays, write_json
 from slidesam.tasks.run.marks import Marks, find_mark, list_blocks
 from slidesam.tasks.run.records import Mark, Resolved
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.stitch.overlaps import BatchOverlaps, compare_blocks, join_batches
-from slidesam.tasks.stitch.paint import Numbering, paint_block
+from slidesam.tasks.stitch.paint import Numbering, paint_block, paint_group
 from slidesam.tasks.stitch.report import make_report
 from slidesam.tasks.stitch.resolve import resolve_labels
 from slidesam.tasks.stitch.tables import BlockLabels, LabelPairs
-from slidesam.tasks.store.ome_zarr import open_levels, write_shards
+from slidesam.tasks.store.ome_zarr import open_levels, remove_shards, write_shards
 
 Batch = tuple[int, ...]
-# What a task compares or paints: about a second of work, less where that would leave workers without any.
-_TASK_PIXELS, _SMALLEST_TASK, _WANTED_TASKS = 64 * 2**20, 16 * 2**20, 16
+# What a task compares or paints: about a second of work, less where that would leave workers without any, more where the tasks
+# would be too many, since each leaves files.
+_TASK_PIXELS, _SMALLEST_TASK, _WANTED_TASKS, _MOST_TASKS = 64 * 2**20, 16 * 2**20, 16, 64
 _MEASURES = ("area", "sum_y", "sum_x", "y0", "x0", "y1", "x1")
 
 
@@ -44,8 +49,11 @@ def block_batches(run: Run) -> list[Batch]:
     """Cut the slide into the batches of blocks, as ids, that are compared and painted together."""
     height, width = run.grid.shape
     pixels = min(_TASK_PIXELS, max(_SMALLEST_TASK, height * width // _WANTED_TASKS))
-    block = run.grid.block_shape[0] * run.grid.block_shape[1]
-    return list(run.grid.batches(max(1, int((pixels / block) ** 0.5))))
+    pixels = max(pixels, height * width // _MOST_TASKS)
+    group = run.group_shape
+    groups = max(1, int((pixels / (group[0] * group[1])) ** 0.5))
+    rows, columns = group_blocks(run.grid.block_shape)
+    return list(run.grid.batches((groups * rows, groups * columns)))
 
 
 def batch_name(batch: Batch) -> str:
@@ -136,31 +144,56 @@ def is_compared(run: Run, batch: Batch) -> bool:
 
 
 def paint_batch(run: Run, batch: Batch) -> None:
-    """Write the labels of a batch's blocks to level 0 and to the further levels that they fill, then their measurements.
+    """Write the labels of a batch's blocks to level 0 and to the further levels that a group fills, then their measurements.
+
+    One group after the other, so that memory holds one.
 
     Raises:
         OutputError: A block's result or the numbering is damaged or gone, or the label image can't be written.
     """
     segmented, strips = set(list_blocks(run)), HaloStrips(run)
     levels = open_levels(run.paths.label_image, run.settings.image.ome_zarr)
-    in_block = in_block_levels(run.grid.block_shape, len(levels))
     numbering = _load_numbering(run)
-    # From now on the levels that blocks don't fill no longer show what is painted.
+    # From now on the levels that groups don't fill no longer show what is painted.
     run.paint_folder.whole_mark.unlink(missing_ok=True)
     measures = [np.zeros((0, 1 + len(_MEASURES)), np.int64)]
-    for block in (run.grid[block_id] for block_id in batch):
+
+    def paint(block: Block) -> NDArray[Any] | None:
         seen_by = (block.block_id, *run.grid.neighbours(block.block_id))
         sources = (run.grid[block_id] for block_id in seen_by if block_id in segmented)
         labels = paint_block(block, sources, numbering, strips.view, levels[0].dtype)
-        if labels is None:
-            continue
-        measures.append(_measure_on_slide(labels, block.inner))
+        if labels is not None:
+            measures.append(_measure_on_slide(labels, block.inner))
+        return labels
+
+    for blocks in _split_groups(run, batch):
+        region, labels = paint_group(blocks, paint, levels[0].dtype)
         with output_errors(run.store):
-            for number, array in enumerate(levels[:in_block]):
-                write_shards(array, shard_region(block.inner, number), labels)
-                labels = halve_labels(labels)
+            _write_group(levels[: group_levels(run.group_shape, len(levels))], region, labels)
+        # Before the next group is painted: a group takes 64 MiB.
+        del labels
     save_array(run.paint_folder.measures(batch_name(batch)), np.concatenate(measures))
     Marks(run.paint_folder).put(Mark(block_id=batch_name(batch)))
+
+
+def _split_groups(run: Run, batch: Batch) -> Iterator[list[Block]]:
+    """Split a batch into its groups."""
+    rows, columns = group_blocks(run.grid.block_shape)
+    groups: dict[tuple[int, int], list[Block]] = {}
+    for block in (run.grid[block_id] for block_id in batch):
+        row, column = block.block_index
+        groups.setdefault((row // rows, column // columns), []).append(block)
+    return iter(groups.values())
+
+
+def _write_group(levels: Sequence[zarr.Array[Any]], region: Region, labels: NDArray[Any] | None) -> None:
+    """Write a group's labels to the levels that it fills."""
+    for number, array in enumerate(levels):
+        if labels is None:
+            remove_shards(array, shard_region(region, number))
+        else:
+            write_shards(array, shard_region(region, number), labels)
+            labels = halve_labels(labels)
 
 
 def is_painted(run: Run, batch: Batch) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from slidesam.tasks.grid import Block
+from slidesam.tasks.grid import Block, Region
 from slidesam.tasks.labels.kernels import overlay
 from slidesam.tasks.stitch.overlaps import ReadView
 
@@ -60,3 +60,29 @@ def paint_block(
         overlay(painted, at, read_view(source, region), region.shape, ids, numbering.sizes)
         is_empty = False
     return None if is_empty else painted
+
+
+def paint_group(
+    blocks: Sequence[Block], paint: Callable[[Block], NDArray[Any] | None], dtype: DTypeLike
+) -> tuple[Region, NDArray[Any] | None]:
+    """Paint the blocks of a group side by side.
+
+    Args:
+        blocks: Neighbouring blocks that fill a rectangle, in C order.
+        paint: Returns a block's (y, x) ids; None where nothing is painted.
+        dtype: Of the result.
+
+    Returns:
+        The rectangle, and its (y, x) ids; None where no block paints anything.
+    """
+    first, last = blocks[0].inner, blocks[-1].inner
+    region = Region(first.y0, first.x0, last.y1, last.x1)
+    painted: NDArray[Any] | None = None
+    for block in blocks:
+        labels = paint(block)
+        if labels is None:
+            continue
+        if painted is None:
+            painted = np.zeros(region.shape, dtype)
+        painted[block.inner.relative_to(region).slices] = labels
+    return region, painted

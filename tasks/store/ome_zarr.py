@@ -25,12 +25,13 @@ import zarr
 import zarrs  # noqa: F401 (zarr finds it once it is imported)
 from numcodecs import Blosc
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec
+from zarr.abc.codec import BytesBytesCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 from zarr.core import sync
 
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.grid import Region
-from slidesam.tasks.pixels.plan import in_block_levels, largest_divisor, level_shapes
+from slidesam.tasks.pixels.plan import group_levels, largest_divisor, level_shapes
 from slidesam.tasks.run.layout import STORE_SUFFIX, RunPaths
 from slidesam.tasks.run.lock import locked
 from slidesam.tasks.settings.sections import ImageSettings
@@ -127,9 +128,11 @@ def create_plane_array(
             chunk_key_encoding={"name": "v2", "separator": "/"},
         )  # fmt: skip
     level = CODECS.get(image.codec)
-    compressors = (
-        [] if level is None or image.codec == "none" else [BloscCodec(cname=image.codec, clevel=level, shuffle=shuffle)]
-    )
+    compressors: list[BytesBytesCodec] = []
+    if level is not None and image.codec != "none":
+        compressors = [BloscCodec(cname=image.codec, clevel=level, shuffle=shuffle)]
+    # Last, so that it vouches for the bytes as they lie on the disk.
+    compressors.append(Crc32cCodec())
     return group.create_array(
         name, shape=shape, shards=(1, channels, 1, *shard), chunks=chunks, dtype=dtype, compressors=compressors,
         dimension_names=AXES, overwrite=True,
@@ -162,13 +165,9 @@ def write_shards(array: zarr.Array[Any], region: Region, pixels: NDArray[Any]) -
     Raises:
         OSError: The disk is full, or permission is missing.
     """
-    if array.shards is not None:
-        # zarrs writes in place. Shards that a killed process left half-written can't be read, and zarrs reads the shards
-        # at the far edge before it writes them.
-        folder = Path(str(array.store_path.store).removeprefix("file://")) / array.path
-        for y in range(region.y0 // array.shards[3], -(-region.y1 // array.shards[3])):
-            for x in range(region.x0 // array.shards[4], -(-region.x1 // array.shards[4])):
-                (folder / f"c/0/0/0/{y}/{x}").unlink(missing_ok=True)
+    # zarrs writes in place. Shards that a killed process left half-written can't be read, and zarrs reads the shards
+    # at the far edge before it writes them.
+    remove_shards(array, region)
     try:
         array[(0, slice(None) if pixels.ndim == 3 else 0, 0, *region.slices)] = pixels
     except RuntimeError as error:
@@ -176,6 +175,24 @@ def write_shards(array: zarr.Array[Any], region: Region, pixels: NDArray[Any]) -
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
+def remove_shards(array: zarr.Array[Any], region: Region) -> None:
+    """Remove the shards (in Zarr v2, the chunks) of a region of the first plane."""
+    for path in shard_paths(array, region):
+        path.unlink(missing_ok=True)
+
+
+def shard_paths(array: zarr.Array[Any], region: Region) -> list[Path]:
+    """List where the shards (in Zarr v2, the chunks) of a region of the first plane lie, whether they exist or not."""
+    step_c, _, step_y, step_x = (array.shards or array.chunks)[1:]
+    folder = Path(str(array.store_path.store).removeprefix("file://")) / array.path / ("c" if array.shards else "")
+    return [
+        folder / "0" / str(channel) / "0" / str(y) / str(x)
+        for channel in range(-(-array.shape[1] // step_c))
+        for y in range(region.y0 // step_y, -(-region.y1 // step_y))
+        for x in range(region.x0 // step_x, -(-region.x1 // step_x))
+    ]
 
 
 def write_image_metadata(
@@ -213,7 +230,7 @@ def create_label(
     root: zarr.Group,
     label: str,
     shape: tuple[int, int],
-    block_shape: tuple[int, int],
+    group_shape: tuple[int, int],
     dtype: np.dtype[Any],
     image: ImageSettings,
 ) -> zarr.Group:
@@ -223,8 +240,8 @@ def create_label(
         root: The store.
         label: Name of the label image.
         shape: Height and width of the slide.
-        block_shape: Height and width of a block, the shard of level 0. Shards halve with each level that a block's task
-            writes; the levels after those have shards of full size again.
+        group_shape: Height and width of a group of blocks, the shard of level 0. Shards halve with each level that a group's
+            task writes; the levels after those have shards of full size again.
         dtype: Type of the ids.
         image: Codec and chunks.
     """
@@ -232,10 +249,10 @@ def create_label(
     with _list_locked(root, label):
         group = root.require_group("labels").create_group(label)
     shapes = level_shapes(shape)
-    in_block = in_block_levels(block_shape, len(shapes))
+    n_written = group_levels(group_shape, len(shapes))
     for level, (height, width) in enumerate(shapes):
-        halvings = level if level < in_block else 0
-        shard = (block_shape[0] >> halvings, block_shape[1] >> halvings)
+        halvings = level if level < n_written else 0
+        shard = (group_shape[0] >> halvings, group_shape[1] >> halvings)
         create_plane_array(group, str(level), (1, 1, 1, height, width), dtype, shard, image, shuffle="shuffle")
     return group
 

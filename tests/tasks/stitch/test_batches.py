@@ -17,6 +17,7 @@ from slidesam.tasks.errors import OutputError
 from slidesam.tasks.grid import BlockGrid
 from slidesam.tasks.labels import halo_strips
 from slidesam.tasks.labels.halo_strips import place_strips
+from slidesam.tasks.pixels import plan as image_plan
 from slidesam.tasks.plan import plan_run
 from slidesam.tasks.run.marks import find_mark, list_blocks
 from slidesam.tasks.run.run import Run
@@ -80,22 +81,27 @@ def test_blocks_add_up_to_the_whole(changes: dict, slide: Path, blobs: np.ndarra
     assert_same_segmentation(labels, ndimage.label(blobs)[0])
 
 
+@pytest.mark.parametrize(("group_side", "counts"), [(64, (30, 9, 1)), (128, (9, 9, 1))])
 def test_the_same_bytes_in_batches_of_any_size_in_any_order(
-    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    group_side: int, counts: tuple[int, ...], slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(image_plan, "_GROUP_SIDE", group_side)
     files = []
     for number, (pixels, executor) in enumerate(((1, EXECUTOR), (4 * 64 * 64, BACKWARDS), (2**30, EXECUTOR))):
         monkeypatch.setattr(batches, "_SMALLEST_TASK", pixels)
         monkeypatch.setattr(batches, "_TASK_PIXELS", pixels)
         run = segmented(slide, tmp_path / str(number))
-        assert len(block_batches(run)) == (30, 9, 1)[number]
+        assert len(block_batches(run)) == counts[number]
         stitch_serially(run, executor)
         files.append(label_files(run))
     assert files[0] == files[1] == files[2]
-    assert len(files[0]) > 30
+    assert len(files[0]) > counts[0]
 
 
-def test_painting_again_over_what_is_there_gives_the_same_bytes(slide: Path, tmp_path: Path) -> None:
+def test_painting_again_over_what_is_there_gives_the_same_bytes(
+    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_plan, "_GROUP_SIDE", 64)
     run = segmented(slide, tmp_path)
     objects = stitch_serially(run)
     files = label_files(run)
@@ -191,6 +197,7 @@ def test_measurements_of_the_parts_add_up(slide: Path, tmp_path: Path) -> None:
 def test_blocks_without_objects_between_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batches, "_SMALLEST_TASK", 1)
     monkeypatch.setattr(batches, "_TASK_PIXELS", 1)
+    monkeypatch.setattr(image_plan, "_GROUP_SIDE", 64)
     image = np.zeros((128, 256), np.uint8)
     # The second and the last column of blocks see nothing.
     image[20:100, 10:30] = image[20:100, 150:160] = 200
@@ -200,7 +207,10 @@ def test_blocks_without_objects_between_batches(tmp_path: Path, monkeypatch: pyt
     assert_same_segmentation(labels, ndimage.label(image)[0])
 
 
-def test_a_shard_of_an_upper_level_that_a_kill_cut_is_written_anew(blobs: np.ndarray, tmp_path: Path) -> None:
+def test_a_shard_of_an_upper_level_that_a_kill_cut_is_written_anew(
+    blobs: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_plan, "_GROUP_SIDE", 256)
     tifffile.imwrite(tmp_path / "s.tif", np.tile(blobs, (3, 3)).astype(np.uint8), tile=(64, 64))
     run = segmented(tmp_path / "s.tif", tmp_path / "out", **{"blocks.block_shape": 256})
     objects = stitch_serially(run)
