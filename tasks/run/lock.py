@@ -12,7 +12,7 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -194,8 +194,45 @@ def locked(
         lock.release()
 
 
-def holder(path: Path) -> str | None:
-    """Describe the process that holds a lock; None if there is none, or it has ended. Write nothing.
+def holder(path: Path, pace: LockPace = PACE) -> str | None:
+    """Describe the process that holds a lock; None if there is none, or it is gone. See `holders`.
+
+    Raises:
+        OutputError: The file can't be read.
+    """
+    return holders([path], pace).get(path)
+
+
+def holders(paths: Iterable[Path], pace: LockPace = PACE) -> dict[Path, str]:
+    """Describe the processes that hold locks; write nothing.
+
+    A lock that nobody touched for `pace.stale` seconds is watched for `pace.watch` seconds, all such locks at once: after an
+    outage of the file server all locks are old. If nobody touches it then, its process is gone, on whatever host.
+
+    Args:
+        paths: Files of locks.
+        pace: The locks' times; others than the default are for tests.
+
+    Returns:
+        The process, by the lock's file, of those that are held.
+
+    Raises:
+        OutputError: A file can't be read.
+    """
+    files = {path: file for path in paths if (file := _read_held(path)) is not None}
+    # By our clock: if it is wrong, we watch locks that are in use, and see that they are.
+    silent = {path: file for path, file in files.items() if time.time() - file.touched / 1e9 >= pace.stale}
+    deadline = time.monotonic() + pace.watch
+    while silent and time.monotonic() < deadline:
+        time.sleep(pace.poll)
+        silent = {path: file for path, file in silent.items() if _read_held(path) == file}
+    for path in silent:
+        del files[path]
+    return {path: _describe_owner(path, file) for path, file in files.items()}
+
+
+def _read_held(path: Path) -> LockFile | None:
+    """Read a lock's file; None if there is none, or its process has ended.
 
     Raises:
         OutputError: The file can't be read.
@@ -204,9 +241,7 @@ def holder(path: Path) -> str | None:
         file = read_lock_file(path)
     except OSError as error:
         raise OutputError(f"{path} can't be read ({os.strerror(error.errno or 0)}): fix its permissions") from error
-    if file is None or (file.owner is not None and file.owner.has_ended):
-        return None
-    return _describe_owner(path, file)
+    return None if file is None or (file.owner is not None and file.owner.has_ended) else file
 
 
 def _describe_owner(path: Path, file: LockFile) -> str:

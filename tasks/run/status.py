@@ -10,7 +10,7 @@ from typing import Any
 
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.run.layout import RunPaths, SegmentFolder, list_noted_runs
-from slidesam.tasks.run.lock import holder
+from slidesam.tasks.run.lock import holders
 from slidesam.tasks.run.marks import Marks
 from slidesam.tasks.run.records import FileFacts, Params, Provenance, State
 from slidesam.tasks.run.run import Run
@@ -94,7 +94,9 @@ def _read_run(paths: RunPaths) -> RunState:
 def list_unfinished(output: Path) -> list[RunState]:
     """List the runs that failed, were stopped or were killed; none that is running."""
     runs = [run for run in read_states(output) if run.state.status in ("failed", "stopped", "running")]
-    return [run for run in runs if holder(RunPaths(output, run.slide, run.label).lock) is None]
+    locks = [RunPaths(output, run.slide, run.label).lock for run in runs]
+    held = holders(locks)
+    return [run for run, lock in zip(runs, locks, strict=True) if lock not in held]
 
 
 def describe_file(path: Path) -> FileFacts | None:

@@ -8,16 +8,29 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from threading import Event
 
 import pytest
 
 from slidesam.tasks.errors import OutputError
-from slidesam.tasks.run.lock import LockedError, holder, locked
+from slidesam.tasks.run import status
+from slidesam.tasks.run.layout import RunPaths
+from slidesam.tasks.run.lock import LockedError, holder, holders, locked
 from slidesam.tasks.run.lock_file import LockPace, claim_path
 from slidesam.tasks.run.owner import Owner
-from tests.support.lock_owners import FAST, PATIENT, QUIET, SKEWED, TARGET, is_free, locked_elsewhere, write_lock
+from tests.support.lock_owners import (
+    FAST,
+    PATIENT,
+    QUIET,
+    SKEWED,
+    TARGET,
+    is_free,
+    locked_elsewhere,
+    set_age,
+    write_lock,
+)
 
 
 def test_one_at_a_time_and_free_afterwards(path: Path) -> None:
@@ -225,6 +238,7 @@ def test_a_full_disk_does_not_keep_the_lock(path: Path, monkeypatch) -> None:
 def test_a_fork_does_not_release(path: Path) -> None:
     code = """
 import os, sys
+from functools import partial
 from pathlib import Path
 from slidesam.tasks.run.lock import locked
 path = Path(sys.argv[1])
@@ -238,3 +252,35 @@ assert bool(child) != path.exists()
 """
     subprocess.run([sys.executable, "-c", code, str(path)], check=True, timeout=180)
     assert is_free(path)
+
+
+def test_an_old_lock_of_a_host_that_is_gone_holds_nothing(path: Path) -> None:
+    """For whoever asks without taking the lock: `retry`, `clean --dry-run`, the inbox."""
+    write_lock(path, age=86400)
+    assert holder(path, FAST) is None
+    assert [file.name for file in path.parent.iterdir()] == ["lock.json"]
+    # A file that its writer left empty counts by its age, too.
+    path.write_text("")
+    assert holder(path, FAST) is not None
+    set_age(path, 5)
+    assert holder(path, FAST) is None
+
+
+def test_locks_that_only_look_old_are_held_and_all_are_watched_at_once(path: Path) -> None:
+    pace, gone = LockPace(beat=0.2, stale=1.0, poll=0.02), [path.with_name(f"{number}.json") for number in range(5)]
+    for lock in gone:
+        write_lock(lock, age=3600)
+    # A file server whose clock is an hour behind.
+    with locked_elsewhere(path, LockPace(beat=0.1, stale=1.0), SKEWED.format(skew=-3600)):
+        set_age(path, 3600)
+        started = time.monotonic()
+        assert list(holders([*gone, path], pace)) == [path]
+        assert time.monotonic() - started < 3 * pace.watch
+
+
+def test_a_run_whose_host_is_gone_is_unfinished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "holders", partial(holders, pace=FAST))
+    for slide, age in (("gone", 86400), ("at work", -60)):
+        status.write_state(tmp_path, slide, "cells", "running")
+        write_lock(RunPaths(tmp_path, slide, "cells").lock, age=age)
+    assert [run.slide for run in status.list_unfinished(tmp_path)] == ["gone"]
