@@ -301,10 +301,7 @@ def main() -> int:
             return stop(site, worker_only=chosen.part == "worker")
         if chosen.command == "deploy":
             return deploy(site)
-        try:
-            site.log("any").parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ServerProblem(f"the folder for data can't be made ({error}): set SLIDESAM_SERVER_DATA") from error
+        site.make_folders()
         if chosen.command == "start":
             return start(site)
         {"database": Database, "server": Server, "worker": Worker}[chosen.part](site).run()
@@ -314,6 +311,9 @@ def main() -> int:
     except BrokenPipeError:
         # As in `status | head`: nobody reads what is still to come.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        warn(f"{error}: make room, or correct the permissions")
         return 1
 
 

@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import secrets
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -56,14 +58,46 @@ class Site:
         return self.data / "log" / f"{part}.log"
 
     def secret(self, name: str) -> str:
-        """Return a password, which is made once, in a file that its owner alone can read."""
+        """Return a password, which is made once, in a file that its owner alone can read.
+
+        Raises:
+            ServerProblem: It can't be made: no room, or no permission.
+        """
         file = self.data / name
-        if not file.is_file() or not file.stat().st_size:
-            new = file.with_name(f"{name}.new")
-            with open(new, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as stream:
-                stream.write(f"{secrets.token_urlsafe(24)}\n")
-            new.rename(file)
-        return file.read_text().strip()
+        try:
+            with self.making():
+                # An empty file is what an earlier version left on a full disk. Nobody ever had an empty password.
+                if not file.is_file() or not file.read_text().strip():
+                    write_secret(file, secrets.token_urlsafe(24))
+                return file.read_text().strip()
+        except OSError as error:
+            raise ServerProblem(
+                f"the password {file} can't be made ({os.strerror(error.errno or 0)}): make room, or choose another "
+                "SLIDESAM_SERVER_DATA"
+            ) from error
+
+    @contextmanager
+    def making(self) -> Iterator[None]:
+        """Let one process at a time make what is made once: systemd starts the database and the server together."""
+        with open(self.data / "making", "w", opener=open_private) as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
+    def make_folders(self) -> None:
+        """Make the folders for data. Others can't look into them.
+
+        Raises:
+            ServerProblem: It can't be made.
+        """
+        try:
+            # Results may lie in it, so others may pass; they can't list it.
+            self.data.mkdir(mode=0o711, parents=True, exist_ok=True)
+            for name in ("log", "prefect", "tmp"):
+                (self.data / name).mkdir(mode=0o700, exist_ok=True)
+                # An earlier version let others read.
+                (self.data / name).chmod(0o700)
+        except OSError as error:
+            raise ServerProblem(f"the folder for data can't be made ({error}): set SLIDESAM_SERVER_DATA") from error
 
     @property
     def auth_string(self) -> str:
@@ -81,6 +115,29 @@ class Site:
             "DO_NOT_TRACK": "1",
             "PREFECT_API_AUTH_STRING": self.auth_string,
         }
+
+
+def open_private(path: str, flags: int) -> int:
+    """Open a file that, if it is new, only its owner can read."""
+    return os.open(path, flags, 0o600)
+
+
+def write_secret(file: Path, text: str) -> None:
+    """Write a file that only its owner can read: whole, or not at all, also if the disk is full or the power goes."""
+    new = file.with_name(f"{file.name}.new")
+    new.unlink(missing_ok=True)
+    try:
+        with open(new, "x", opener=open_private) as stream:
+            stream.write(f"{text}\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        new.replace(file)
+        folder = os.open(file.parent, os.O_RDONLY)
+        os.fsync(folder)
+        os.close(folder)
+    except OSError:
+        new.unlink(missing_ok=True)
+        raise
 
 
 def with_defaults(values: Mapping[str, str]) -> dict[str, str]:

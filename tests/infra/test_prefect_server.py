@@ -189,3 +189,16 @@ def test_a_wrong_setting_is_named(tmp_path: Path, line: str, said: str):
     )
     assert done.returncode == 1
     assert said in done.stderr
+
+
+def test_a_database_whose_password_is_lost_gets_the_new_one():
+    """As units start: the database in the foreground, while the server already asks for the password."""
+    with server_folder() as folder:
+        server = Server(folder)
+        try:
+            for _ in range(2):
+                with server.part("database"):
+                    until(lambda: server.can_log_in(), 60)
+                (server.data / "database.password").write_text("")
+        finally:
+            server.kill()

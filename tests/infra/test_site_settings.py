@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
@@ -92,3 +97,70 @@ def test_passwords_are_made_once_and_are_their_owners(module, tmp_path: Path) ->
     told = site.prefect_environment()
     assert told["PREFECT_WORKER_QUERY_SECONDS"] == "1"
     assert "PREFECT_API_KEY" not in told
+
+
+MAKE_SECRET = """
+import secrets, sys, time
+sys.path.insert(0, sys.argv[1])
+from site_settings import Site
+make = secrets.token_urlsafe
+secrets.token_urlsafe = lambda number: time.sleep(0.3) or make(number)
+print("ready", flush=True)
+sys.stdin.readline()
+print(Site({"SLIDESAM_SERVER_DATA": sys.argv[2]}).secret("database.password"))
+"""
+
+
+@pytest.mark.parametrize("before", [None, ""])
+def test_units_that_start_together_have_one_password(before: str | None, tmp_path: Path) -> None:
+    """An empty file is what a full disk left behind."""
+    if before is not None:
+        (tmp_path / "database.password").write_text(before)
+    command = [sys.executable, "-c", MAKE_SECRET, str(ROOT / "infra" / "prefect-server"), str(tmp_path)]
+    makers = [subprocess.Popen(command, stdin=PIPE, stdout=PIPE, text=True) for _ in range(3)]
+    for maker in makers:
+        assert maker.stdout.readline() == "ready\n"
+    for maker in makers:
+        maker.stdin.write("go\n")
+        maker.stdin.flush()
+    words = {maker.communicate()[0].strip() for maker in makers}
+    assert words == {(tmp_path / "database.password").read_text().strip()}
+    assert len(words.pop()) > 20
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small file system")
+def test_a_full_disk_leaves_no_empty_password(module, tmp_path: Path) -> None:
+    with small_disk(tmp_path) as full:
+        site = module.Site({"SLIDESAM_SERVER_DATA": str(tmp_path)})
+        for _ in range(2):
+            with pytest.raises(
+                module.ServerProblem, match=r"database\.password can't be made \(No space left.*make room"
+            ):
+                site.secret("database.password")
+            assert not list(tmp_path.glob("database.password*"))
+        full.unlink()
+        assert len(site.secret("database.password")) > 20
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """Mount a full file system on a folder; yield the file that fills it."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "slidesam-test", folder], check=True)
+    try:
+        filling = folder / "filling"
+        with suppress(OSError), filling.open("wb", buffering=0) as stream:
+            while True:
+                stream.write(b"x" * 4096)
+        yield filling
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_others_cannot_look_into_the_folders(module, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    (data / "log").mkdir(parents=True)
+    (data / "log").chmod(0o755)
+    module.Site({"SLIDESAM_SERVER_DATA": str(data)}).make_folders()
+    assert {path.name: path.stat().st_mode & 0o777 for path in data.iterdir()} == dict.fromkeys(
+        ["log", "prefect", "tmp"], 0o700
+    )

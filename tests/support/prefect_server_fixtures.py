@@ -126,6 +126,26 @@ class Server:
         }
 
     @contextmanager
+    def part(self, name: str) -> Iterator[subprocess.Popen[bytes]]:
+        """Run one part in the foreground, as systemd does; ask it to end."""
+        with subprocess.Popen([SCRIPT, "--config", self.config, "run", name]) as process:
+            try:
+                yield process
+            finally:
+                process.send_signal(signal.SIGINT)
+
+    def can_log_in(self) -> bool:
+        """Tell whether the database answers to the password of the file."""
+        file = self.data / "database.password"
+        if not file.is_file():
+            return False
+        psql = max(Path("/usr/lib/postgresql").glob("*/bin/psql"))
+        address = ["-h", "127.0.0.1", "-p", str(self.database_port), "-U", "slidesam", "-d", "postgres"]
+        environment = os.environ | {"PGPASSWORD": file.read_text().strip()}
+        command = [psql, *address, "-wqXc", "select 1"]
+        return subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0
+
+    @contextmanager
     def database_transaction(self, command: str) -> Iterator[None]:
         """A transaction of the server's database that has done this, and is open."""
         script = f"begin; {command};\n\\echo open\n"
