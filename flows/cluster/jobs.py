@@ -11,10 +11,12 @@ import shlex
 import signal
 import sys
 import threading
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 from slidesam.flows.cluster.profile import JobProfile, Jobs, QueueJobs, SlurmJobs, Stage
+from slidesam.tasks.errors import ClusterError
 
 LEAVE_AT, STAGGER, LOG = "SLIDESAM_LEAVE_AT", "SLIDESAM_LEAVE_STAGGER", "SLIDESAM_LOG"
 _WORKERS = "slidesam.flows.cluster.device_workers"
@@ -69,10 +71,36 @@ def job_options(profile: JobProfile, stage: Stage, name: str, logs: Path | None)
         "job_extra_directives": list(jobs.directives),
     }
     if isinstance(jobs, SlurmJobs):
-        return options | _slurm_options(jobs, name, logs)
-    assert isinstance(jobs, QueueJobs)
-    options["log_directory"] = None if logs is None else str(logs)
-    return options | _queue_options(profile.kind, jobs) | dict(jobs.options)
+        options |= _slurm_options(jobs, name, logs)
+    else:
+        assert isinstance(jobs, QueueJobs)
+        options["log_directory"] = None if logs is None else str(logs)
+        options |= _queue_options(profile.kind, jobs) | dict(jobs.options)
+    _refuse_line_ends(
+        {name: value for name, value in options.items() if name not in ("job_script_prologue", "env_extra")}
+    )
+    return options
+
+
+def _refuse_line_ends(options: object, place: str = "") -> None:
+    """Refuse options whose rest a shell would take for a command of the job script: those with a line end in them.
+
+    Raises:
+        ClusterError: One has a line end, or another control character.
+    """
+    if isinstance(options, dict):
+        for name, value in options.items():
+            _refuse_line_ends(value, str(name))
+    elif isinstance(options, list | tuple):
+        for value in options:
+            _refuse_line_ends(value, place)
+    elif isinstance(options, str | Path) and (
+        odd := [letter for letter in str(options) if unicodedata.category(letter) == "Cc"]
+    ):
+        raise ClusterError(
+            f"{str(options)!r} ({place}) has the character {odd[0]!r} in it, and would be a part of the job script",
+            "correct the profile, or name the output folder without it",
+        )
 
 
 def job_script(profile: JobProfile, stage: Stage, name: str = "slidesam", logs: Path | None = None) -> str:

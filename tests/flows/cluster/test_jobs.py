@@ -9,6 +9,7 @@ import pytest
 
 from slidesam.flows.cluster.find_profile import load_profile, make_profile
 from slidesam.flows.cluster.jobs import job_script, scheduler_options
+from slidesam.tasks.errors import ClusterError
 
 LOGS = Path("/shared/out/.slidesam/.jobs")
 WORKERS = "-m slidesam.flows.cluster.device_workers tcp://SCHEDULER:PORT --name slidesam-0"
@@ -127,3 +128,32 @@ def test_options_of_another_queue_reach_its_class() -> None:
     text = job_script(make_profile({"kind": "pbs", "gpu": pool}), "gpu")
     assert "#PBS -l select=1:ncpus=4:ngpus=1" in text
     assert "#PBS -A lab" in text
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\x0b", "\x85"])
+@pytest.mark.parametrize("kind", ["slurm", "pbs", "lsf", "sge", "oar", "moab"])
+def test_a_folder_with_a_line_end_does_not_reach_the_script(kind: str, end: str) -> None:
+    profile = make_profile({"kind": kind, "cpu": {"walltime": "10:00"}})
+    with pytest.raises(ClusterError, match=r"would be a part of the job script: .* name the output"):
+        job_script(profile, "cpu", logs=Path(f"/out{end}touch x #"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"cpu": {"partition": "long\ntouch x"}},
+        {"cpu": {"account": "lab\ntouch x"}},
+        {"cpu": {"qos": "short\ntouch x"}},
+        {"cpu": {"gpus": 1, "gpu_type": "a100\ntouch x"}},
+        {"cpu": {"directives": ["--constraint=ib\ntouch x"]}},
+        {"interface": "ib0\ntouch x"},
+    ],
+)
+def test_a_setting_with_a_line_end_does_not_reach_the_script(changes: dict) -> None:
+    with pytest.raises(ClusterError, match=r"touch x(:1)?' \(\w+\) has the character '\\n' in it"):
+        job_script(make_profile({"kind": "slurm", **changes}), "cpu", logs=LOGS)
+
+
+def test_lines_of_shell_may_have_line_ends() -> None:
+    lines = script("slurm-cpu", cpu__prologue=["if true\nthen module load cuda\nfi"])
+    assert "then module load cuda" in lines
