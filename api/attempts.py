@@ -116,7 +116,7 @@ class Attempt:
         target = f"{run.name} ({run.label}) in {run.output}"
         with locked(run.paths.lock, _OWNER, target=target, on_wait=self.reporter.inform) as lock:
             # Before this attempt is noted: where it can't be made, the next has to know what there was.
-            end_leftovers(read_state(run.output, run.name, run.label), self.reporter.inform)
+            end_leftovers(read_state(run.output, run.name, run.label), run.output, self.reporter.inform)
             self.is_ours = True
             self._known |= {"blocks": len(run.grid), "segment_folder": run.segment_folder.path.name}
             self._note("running")

@@ -11,7 +11,7 @@ from slidesam.tasks.errors import OutputError
 from slidesam.tasks.pixels.mask_image import mask_identity
 from slidesam.tasks.pixels.resample import make_grids, make_scale
 from slidesam.tasks.run.files import read_json
-from slidesam.tasks.run.layout import RunPaths, StageFolder
+from slidesam.tasks.run.layout import RunPaths, StageFolder, find_link
 from slidesam.tasks.run.marks import Marks, list_blocks
 from slidesam.tasks.run.records import Params, Resolved
 from slidesam.tasks.run.run import Run
@@ -51,7 +51,7 @@ def plan_run(slide: Path, output: Path, settings: Settings) -> Run:
         segmenter_identity=segmenter_identity(settings.segmenter, facts.is_rgb),
         tissue_identity=mask,
     )
-    prepare_output(run.output)
+    prepare_output(run.output, run.paths)
     return run
 
 
@@ -80,11 +80,15 @@ def _with_mask(settings: Settings) -> tuple[Settings, str | None]:
     return settings.model_copy(update={"blocks": blocks}), mask_identity(path)
 
 
-def prepare_output(output: Path) -> None:
+def prepare_output(output: Path, run: RunPaths | None = None) -> None:
     """Make the output folder, and check that it can be written.
 
+    Args:
+        output: The output folder.
+        run: The run that writes there; None = whichever.
+
     Raises:
-        OutputError: It can't be made or written.
+        OutputError: It can't be made or written, or a link in it leads elsewhere.
     """
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -94,6 +98,11 @@ def prepare_output(output: Path) -> None:
         ) from error
     if not os.access(output, os.W_OK):
         raise OutputError(f"output folder {output} can't be written: choose another, or mend its permissions")
+    if (link := find_link(output, run)) is not None:
+        raise OutputError(
+            f"{link} is a link to {link.readlink()}, where files would be overwritten or removed: remove the link, or make "
+            "the whole output folder a link"
+        )
 
 
 def explain(run: Run) -> list[str]:

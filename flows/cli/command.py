@@ -90,7 +90,7 @@ def retry_slides(output: Path, profile: ClusterProfile | None) -> int:
             with prefect_api(api_host(group_profile)), open_cluster(group_profile, jobs_folder(output)) as cluster:
                 runner = _SlideRunner(output, cluster, stops)
                 for run in group:
-                    if not _put_back(run) and run.state.slide_path is not None:
+                    if not _put_back(run, output) and run.state.slide_path is not None:
                         runner.run_and_continue(Listed(run.state.slide_path, make_settings(run.state.settings)))
                 n_failed += runner.n_failed
     if not runs:
@@ -117,11 +117,11 @@ def _is_refused(run: RunState) -> bool:
     return reason is not None
 
 
-def _put_back(run: RunState) -> bool:
+def _put_back(run: RunState, output: Path) -> bool:
     """Put the slide's run back in its queue if a deployment made it, and print that; return False if no deployment did."""
     from slidesam.flows.prefect_api.deployed import put_back_deployed
 
-    answer = put_back_deployed(run.state.flow_run_id, "tried again by `slidesam retry`")
+    answer = put_back_deployed(run.state.flow_run_id, output, "tried again by `slidesam retry`")
     if answer is None:
         return False
     link, is_back = answer
@@ -171,7 +171,7 @@ class _SlideRunner:
         reporter = BarReporter(err, slide.name)
         try:
             session = Session(cluster=self.cluster, reporter=reporter, is_cluster_shared=True)
-            record = segment_listed(session, slide, self.output)
+            record = segment_listed(session, slide, self.output.absolute())
         except Exception as error:
             reporter.bars.stop()
             if self.stops.is_set():

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import getpass
 import socket
-import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from slidesam.flows.cluster.job_names import make_cluster_name
 from slidesam.flows.cluster.jobs import cluster_class, job_options, jobs_of, scheduler_host, scheduler_options
 from slidesam.flows.cluster.local_workers import LOOPBACK, Workers, find_dashboard, start_local, start_local_gpu
 from slidesam.flows.cluster.profile import (
@@ -46,7 +46,7 @@ class Cluster:
 
     def __init__(self, profile: ClusterProfile, logs: Path | None = None) -> None:
         self.profile, self.logs = profile, logs
-        self.name = f"slidesam-{uuid.uuid4().hex[:8]}"
+        self.name = make_cluster_name(logs)
         self._started: dict[Stage, Workers] = {}
         self._settings = ExitStack()
 

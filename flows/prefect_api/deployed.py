@@ -34,6 +34,7 @@ from prefect.runtime import deployment as own_deployment
 from prefect.states import AwaitingRetry
 from prefect.utilities.urls import url_for
 
+from slidesam.flows.prefect_api.endings import writes_to
 from slidesam.tasks.errors import ServerError, SettingsError
 from slidesam.tasks.run.status import find_refusal, read_state
 from slidesam.tasks.settings.methods import Cellpose, StarDist
@@ -210,11 +211,12 @@ def _read_all_pages(client: SyncPrefectClient, run_filter: FlowRunFilter) -> lis
             return runs
 
 
-def put_back_deployed(flow_run_id: str | None, reason: str) -> tuple[str, bool] | None:
+def put_back_deployed(flow_run_id: str | None, output: Path, reason: str) -> tuple[str, bool] | None:
     """Put a run back if the server knows it and a deployment made it.
 
     Args:
-        flow_run_id: The run's id.
+        flow_run_id: The run's id, according to the state file.
+        output: The output folder; a run that writes to another isn't put back.
         reason: What is shown with its state.
 
     Returns:
@@ -228,6 +230,6 @@ def put_back_deployed(flow_run_id: str | None, reason: str) -> tuple[str, bool] 
             run = client.read_flow_run(UUID(flow_run_id))
         except (ObjectNotFound, ValueError):
             return None
-        if run.deployment_id is None:
+        if run.deployment_id is None or not writes_to(run, output):
             return None
         return url_for("flow-run", obj_id=run.id) or str(run.id), put_back(client, run, reason)

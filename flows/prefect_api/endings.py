@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -65,19 +66,29 @@ def end_children(flow_run_id: UUID, reason: str) -> None:
         _end_children(client, flow_run_id, reason)
 
 
-def end_flow_run(flow_run_id: UUID, reason: str) -> None:
+def end_flow_run(flow_run_id: UUID, output: Path, reason: str) -> None:
     """End a flow run whose process was killed, with all below it; a run that has ended is left alone.
 
     Args:
         flow_run_id: The flow run; nothing happens if this server doesn't know it.
+        output: The output folder; nothing happens if the run writes to another.
         reason: What is shown with the states.
     """
     with _quietly(), suppress(ObjectNotFound), get_client(sync_client=True) as client:
-        state = client.read_flow_run(flow_run_id).state
+        run = client.read_flow_run(flow_run_id)
+        if not writes_to(run, output):
+            return
+        state = run.state
         _end_children(client, flow_run_id, reason)
         # A run that is scheduled again has been put back: leave it.
         if state is None or not (state.is_final() or state.is_scheduled()):
             client.set_flow_run_state(flow_run_id, Crashed(message=reason), force=True)
+
+
+def writes_to(run: FlowRun, output: Path) -> bool:
+    """Tell whether a flow run writes to an output folder; False if its path is relative, to a folder that nobody knows."""
+    own_output = Path(str(run.parameters.get("output", "")))
+    return own_output.is_absolute() and own_output.resolve() == output.resolve()
 
 
 def add_tags(flow_run_id: str, tags: Iterable[str]) -> None:

@@ -162,7 +162,7 @@ def _compute(run: Run, session: Session, status: RunStatus) -> Provenance:
     with locked(run.paths.lock, owner, target=target, on_wait=inform) as lock:
         # Before the state is written: if this fails, the next run has to find the state of the killed one.
         if (state := State.read(run.paths.state)) is not None:
-            end_leftovers(state, inform, status.flow_run_id)
+            end_leftovers(state, run.output, inform, status.flow_run_id)
         status.start(run)
         for line in explain(run):
             inform(f"{run.name}: {line}")

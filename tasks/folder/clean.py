@@ -38,7 +38,7 @@ from slidesam.tasks.run.layout import (
 )
 from slidesam.tasks.run.lock import LockedError, holder, locked
 from slidesam.tasks.run.records import Provenance, State
-from slidesam.tasks.run.status import count_blocks
+from slidesam.tasks.run.status import count_blocks, find_segment_folder
 from slidesam.tasks.settings.sections import RunSettings
 from slidesam.tasks.settings.types import seconds_of
 
@@ -97,6 +97,10 @@ def clean_folder(
     """
     if not output.is_dir():
         raise OutputError(f"{output} is not a folder: give the folder that was named with --output")
+    if (link := work_root(output)).is_symlink():
+        raise OutputError(
+            f"{link} is a link: clean removes nothing outside of {output}. Clean the folder that it leads to"
+        )
     cleaning = _Cleaning(output, keep, dry_run, now or datetime.now(UTC))
     removals = [removed for slide in list_slide_folders(output) for removed in cleaning.clean_slide(slide)]
     removals.append(cleaning.clean_logs())
@@ -122,7 +126,7 @@ class _Cleaning:
         for run in list_runs(folder):
             yield self.clean_run(run, RUN_STAGES, partial(list, [run]))
         image = RunPaths.of_work(folder / IMAGE)
-        if image.work.is_dir():
+        if image.work.is_dir() and not image.work.is_symlink():
             yield self.clean_run(image, IMAGE_STAGES, partial(_list_used_runs, folder))
 
     def clean_logs(self) -> Removed:
@@ -131,7 +135,7 @@ class _Cleaning:
         keep = seconds_of(RunSettings().keep_work) if self.keep is None else self.keep
         try:
             for path in list_job_logs(self.output):
-                status = path.stat()
+                status = path.lstat()
                 # A log that was written recently may belong to a running job.
                 if self.now.timestamp() - status.st_mtime > max(keep, _LEFTOVER_AGE):
                     if not self.dry_run:
@@ -253,7 +257,7 @@ def _save_block_counts(paths: RunPaths) -> None:
     # On a full disk, or if the state is of another version, `slidesam status` shows no blocks; nothing else depends on it.
     with suppress(OutputError):
         state = State.read(paths.state)
-        if state is None or not state.segment_folder or not (paths.work / state.segment_folder).is_dir():
+        if state is None or find_segment_folder(paths, state) is None:
             return
         n_done, n_blocks = count_blocks(paths, state.model_copy(update={"blocks_done": None}))
         state.model_copy(update={"blocks_done": n_done, "blocks": n_blocks}).write(paths.state)
@@ -265,7 +269,12 @@ def _list_used_runs(slide: Path) -> list[RunPaths]:
 
 
 def _measure(path: Path) -> Size:
-    files = [path] if path.is_file() else [Path(place) / name for place, _, names in os.walk(path) for name in names]
+    # A link counts as itself, wherever it leads.
+    files = (
+        [path]
+        if path.is_symlink() or path.is_file()
+        else [Path(place) / name for place, _, names in os.walk(path) for name in names]
+    )
     total = 0
     for file in files:
         # Another clean, or the run itself, may have removed the file.
@@ -281,7 +290,7 @@ def _remove(path: Path) -> None:
         OutputError: It can't be removed.
     """
     try:
-        if not path.is_dir():
+        if path.is_symlink() or not path.is_dir():
             path.unlink(missing_ok=True)
             return
         if not path.name.startswith(".trash-"):

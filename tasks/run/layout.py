@@ -29,6 +29,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from glob import escape
+from itertools import chain
 from pathlib import Path
 
 STORE_SUFFIX = ".ome.zarr"
@@ -218,6 +219,26 @@ class PaintFolder(StageFolder):
         return self.path / "measures" / f"{group}.npy"
 
 
+def find_link(output: Path, run: RunPaths | None = None) -> Path | None:
+    """Find a link where a run writes or removes files: what it points to would be changed. None if there is none.
+
+    The output folder itself may be a link. Folders of single marks, shards and chunks aren't looked at: there are thousands.
+
+    Args:
+        output: An output folder.
+        run: The run that writes there; None = only look at what all runs share.
+    """
+    shared = [work_root(output), jobs_folder(output), inbox_folder(output)]
+    if run is None:
+        return next((path for path in shared if path.is_symlink()), None)
+    slide = slide_folder(output, run.name)
+    folders = [path for path in (run.work, run.image.work, run.store, run.label_image) if path.is_dir()]
+    stages = run.stage_folders(*RUN_STAGES) + run.image.stage_folders(*IMAGE_STAGES)
+    places = [slide, run.work, run.image.work, run.store, run.label_image.parent, run.label_image]
+    entries = (entry for folder in [*folders, *stages] for entry in sorted(folder.iterdir()))
+    return next((path for path in chain(shared, places, entries) if path.is_symlink()), None)
+
+
 def work_root(output: Path) -> Path:
     """Folder of everything but results."""
     return output / _WORK
@@ -234,14 +255,21 @@ def jobs_folder(output: Path) -> Path:
 
 
 def list_job_logs(output: Path) -> list[Path]:
-    """The logs of jobs that worked on an output folder."""
-    return sorted(jobs_folder(output).glob("*.log"))
+    """The logs of jobs that worked on an output folder; none where the folder is a link, or is reached by one."""
+    if find_link(output) is not None:
+        return []
+    return sorted(path for path in jobs_folder(output).glob("*.log") if path.is_file() and not path.is_symlink())
+
+
+def inbox_folder(output: Path) -> Path:
+    """Folder of what was seen in folders where slides arrive."""
+    return work_root(output.resolve()) / ".inbox"
 
 
 def inbox_memory(output: Path, folder: Path) -> Path:
     """The file that keeps what was seen in a folder where slides arrive."""
     digest = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
-    return work_root(output.resolve()) / ".inbox" / f"{digest}.json"
+    return inbox_folder(output) / f"{digest}.json"
 
 
 def inbox_lock(memory: Path) -> Path:
@@ -250,8 +278,9 @@ def inbox_lock(memory: Path) -> Path:
 
 
 def list_slide_folders(output: Path) -> list[Path]:
-    """Folders of the slides whose intermediate results an output folder has, by name."""
-    return _folders(work_root(output), "[!.]*")
+    """Folders of the slides whose intermediate results an output folder has, by name; links aren't followed."""
+    root = work_root(output)
+    return [] if root.is_symlink() else _folders(root, "[!.]*")
 
 
 def list_runs(slide: Path) -> list[RunPaths]:
@@ -261,7 +290,8 @@ def list_runs(slide: Path) -> list[RunPaths]:
 
 def list_noted_runs(output: Path) -> list[RunPaths]:
     """The runs of an output folder that have a `state.json`, by slide and label."""
-    return [RunPaths.of_work(path.parent) for path in sorted(work_root(output).glob("*/*/state.json"))]
+    runs = [run for slide in list_slide_folders(output) for run in list_runs(slide)]
+    return [run for run in runs if run.state.is_file()]
 
 
 def find_provenance(output: Path, name: str) -> dict[str, Path]:

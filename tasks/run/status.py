@@ -71,15 +71,25 @@ def read_states(output: Path) -> list[RunState]:
 
 def count_blocks(paths: RunPaths, state: State) -> tuple[int, int | None]:
     """Count a run's segmented blocks, and those to segment; None where that isn't known."""
-    if not state.segment_folder:
+    folder = find_segment_folder(paths, state)
+    if folder is None:
         return state.blocks_done or 0, state.blocks
-    folder = SegmentFolder(paths.work / state.segment_folder)
     n_done, n_blocks = len(Marks(folder).names()), state.blocks
     with suppress(OutputError):
         params = Params.read(folder.params)
         if params is not None and params.blocks is not None:
             n_blocks = len(params.blocks)
     return n_done if state.blocks_done is None else state.blocks_done, n_blocks
+
+
+def find_segment_folder(paths: RunPaths, state: State) -> SegmentFolder | None:
+    """Find the folder with a run's blocks; None if there is none.
+
+    Others may have written the state file, so a name that leads elsewhere is none.
+    """
+    names = {folder.name: folder for folder in paths.stage_folders("segment")}
+    folder = names.get(state.segment_folder or "")
+    return None if folder is None else SegmentFolder(folder)
 
 
 def _read_run(paths: RunPaths) -> RunState:

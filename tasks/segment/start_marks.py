@@ -67,7 +67,7 @@ class StartMarks:
         previous, lost = self._read(block_id), self.count_lost(block_id)
         timed_out = _count_timed_out(previous)
         if lost >= self.max_lost:
-            log_tail = "" if previous.log is None else last_lines(previous.log)
+            log_tail = last_lines(previous.log) if previous.log is not None and _is_beside_ours(previous.log) else ""
             raise BlockLostError(
                 block_id,
                 lost=lost,
@@ -139,7 +139,10 @@ class StartMarks:
     def _end_process(self, path: Path, mark: StartMark) -> None:
         """Note where the process hangs, and end it."""
         try:
-            with SegmentFolder.trace(path).open("w") as stream:
+            trace = SegmentFolder.trace(path)
+            # A link in its place must not lead elsewhere.
+            trace.unlink(missing_ok=True)
+            with trace.open("x") as stream:
                 faulthandler.dump_traceback(stream)
             _change_state(path, mark, "timed out")
             self.worker.unregister(path)
@@ -159,12 +162,21 @@ def _count_timed_out(mark: StartMark) -> int:
     return mark.timed_out + (mark.state == "timed out")
 
 
+def _is_beside_ours(log: Path) -> bool:
+    """Tell whether a log lies beside that of this process: what a mark names could be any file, and would be shown."""
+    own_log = os.environ.get(_LOG)
+    return own_log is not None and log.parent == Path(own_log).parent
+
+
 def _change_state(path: Path, mark: StartMark, state: str) -> None:
     mark.model_copy(update={"state": state}).write(path, sync=False)
 
 
 def last_lines(log: Path) -> str:
     """Read the last informative lines of a job's log, joined to one line; empty if there are none."""
+    # A pipe in its place would never end.
+    if not log.is_file():
+        return ""
     try:
         with log.open("rb") as stream:
             stream.seek(max(0, log.stat().st_size - _LOG_BYTES))

@@ -40,7 +40,11 @@ def in_a_process(folder: Path, way: str, deed: str, log: str = "") -> None:
 
 
 @pytest.mark.parametrize("way", ["computing", "preparing"])
-def test_a_process_that_dies_counts_against_its_block_until_that_is_given_up(tmp_path: Path, way: str) -> None:
+def test_a_process_that_dies_counts_against_its_block_until_that_is_given_up(
+    tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # This process is a worker of another job of the same run.
+    monkeypatch.setenv("SLIDESAM_LOG", str(tmp_path / "another.log"))
     marks, log = StartMarks(SegmentFolder(tmp_path), "attempt", 2), tmp_path / "job.log"
     log.write_text("2026-11-23 13:56:15,404 - distributed.nanny - INFO - Start\nslurmstepd: error: oom_kill event\n")
     for lost in (1, 2):
@@ -54,6 +58,10 @@ def test_a_process_that_dies_counts_against_its_block_until_that_is_given_up(tmp
         ),
         marks.computing(7),
     ):
+        raise AssertionError
+    # A mark in which others wrote the path of a file elsewhere.
+    monkeypatch.setenv("SLIDESAM_LOG", "/shared/out/.slidesam/.jobs/another.log")
+    with pytest.raises(BlockLostError, match=r"take fewer workers or smaller blocks$"), marks.computing(7):
         raise AssertionError
     # Nothing is marked of a block that is given up already.
     with marks.preparing(7):

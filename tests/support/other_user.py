@@ -1,0 +1,61 @@
+"""Another user of this host, without rights of its own: a number that no account has."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+OTHER = 54321
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be another user of this host")
+
+
+@contextmanager
+def as_other_user() -> Iterator[None]:
+    """Let this process have the other user's rights on files while the code inside runs."""
+    groups, group = os.getgroups(), os.getegid()
+    os.setgroups([])
+    os.setegid(OTHER)
+    os.seteuid(OTHER)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
+        os.setgroups(groups)
+
+
+def run_as_other_user(
+    command: Sequence[str | Path], text: str = "", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command as the other user."""
+    return subprocess.run(
+        command,
+        user=OTHER,
+        group=OTHER,
+        extra_groups=[],
+        input=text,
+        env={"PATH": os.environ["PATH"], "HOME": "/", **environment},
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@contextmanager
+def open_folder() -> Iterator[Path]:
+    """A folder that others can enter, unlike pytest's."""
+    folder = Path(tempfile.mkdtemp(prefix="slidesam-test-"))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
