@@ -61,9 +61,19 @@ class Attempt:
         settings: See `segment`.
         client: See `segment`.
         reporter: Shows progress.
+        allowed: Code that the caller allows the segmenter to load.
     """
 
-    def __init__(self, slide: Path, output: Path, settings: Settings, client: Any, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        slide: Path,
+        output: Path,
+        settings: Settings,
+        client: Any,
+        reporter: Reporter,
+        allowed: tuple[str, ...] = (),
+    ) -> None:
+        self.allowed = allowed
         self.slide, self.output, self.settings, self.client, self.reporter = slide, output, settings, client, reporter
         self.name, self.label = slide_name(slide, settings.slide.name), settings.output.label
         cluster = {"kind": "local"} if client is None else {"kind": "attach", "address": client.scheduler.address}
@@ -82,7 +92,7 @@ class Attempt:
             SlidesamError: See `segment`.
         """
         try:
-            run = plan_run(self.slide, self.output, self.settings)
+            run = plan_run(self.slide, self.output, self.settings, self.allowed)
             if (record := read_finished(run)) is None:
                 self._compute(run)
             else:
@@ -99,7 +109,7 @@ class Attempt:
         Args:
             block_id: The block; None = one in the middle of those that hold tissue.
         """
-        run = plan_run(self.slide, self.output, self.settings)
+        run = plan_run(self.slide, self.output, self.settings, self.allowed)
         target = f"{run.name} ({run.label}) in {run.output}"
         with locked(run.paths.lock, _OWNER, target=target, on_wait=self.reporter.inform) as lock:
             executor = StepExecutor(self.reporter, check=lock.check)

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slidesam.tasks.segmenters.allowed import find_code
 from slidesam.tasks.settings.parse import make_settings, read_settings_file
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.decimation import mark_decimated
@@ -63,7 +64,8 @@ def segment(
         slide: Slide file, or OME-Zarr folder.
         output: Folder for the results; made where it doesn't exist.
         settings: What to compute: a mapping with nested names ({"blocks": {"halo": 64}}) or dotted ones
-            ({"blocks.halo": 64}), the path of a YAML file, or `Settings`. All have defaults.
+            ({"blocks.halo": 64}), the path of a YAML file, or `Settings`. All have defaults. A file may name code
+            (`segmenter.target`) only if its package or the site allows that (docs/own-segmenter.md).
         client: A `distributed.Client` whose workers compute and see the slide and the output folder under the same paths; None =
             this process computes. One worker computes one task at a time, whatever its number of threads.
         progress: Called with the stage's name, how many of its units are done, and how many it has; False = silent; None = bars
@@ -86,7 +88,9 @@ def segment(
 
     run_settings = as_settings(settings)
     with open_reporter(progress, slide_name(slide, run_settings.slide.name)) as reporter:
-        run = Attempt(Path(slide), Path(output), run_settings, client, reporter).finish()
+        run = Attempt(
+            Path(slide), Path(output), run_settings, client, reporter, _list_allowed(settings, run_settings)
+        ).finish()
     return open_result(run.paths.provenance)
 
 
@@ -114,7 +118,8 @@ def segment_block(
     in_place = {"convert": "never", "rechunk": "never"}
     run_settings = as_settings(settings)
     run_settings = run_settings.model_copy(update={"image": run_settings.image.model_copy(update=in_place)})
-    return Attempt(Path(slide), Path(output), run_settings, None, StageReporter()).segment_block(block_id)
+    allowed = _list_allowed(settings, run_settings)
+    return Attempt(Path(slide), Path(output), run_settings, None, StageReporter(), allowed).segment_block(block_id)
 
 
 def stitch(blocks: Sequence[NDArray[Any]], grid: BlockGrid, settings: SettingsLike = None) -> NDArray[np.uint32]:
@@ -145,6 +150,12 @@ def stitch(blocks: Sequence[NDArray[Any]], grid: BlockGrid, settings: SettingsLi
     from slidesam.tasks.stitch.arrays import stitch_arrays
 
     return stitch_arrays(blocks, grid, as_settings(settings).stitch)
+
+
+def _list_allowed(settings: SettingsLike, run_settings: Settings) -> tuple[str, ...]:
+    """Return the code that the caller allows by naming it in Python, where any code can run anyway; a file allows none."""
+    code = find_code(run_settings.segmenter)
+    return () if code is None or isinstance(settings, str | os.PathLike) else (code,)
 
 
 def as_settings(settings: SettingsLike) -> Settings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from slidesam.tasks.run.marks import Marks, list_blocks
 from slidesam.tasks.run.records import Params, Resolved
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.segmenters import segmenter_identity
+from slidesam.tasks.segmenters.allowed import permit
 from slidesam.tasks.segmenters.microsam.inputs import check_inputs
 from slidesam.tasks.segmenters.microsam.sizes import explain_sizes, with_tiles
 from slidesam.tasks.segmenters.packages import describe_differences
@@ -27,20 +29,22 @@ from slidesam.tasks.slides.inspect import inspect_slide
 from slidesam.tasks.store import convert
 
 
-def plan_run(slide: Path, output: Path, settings: Settings) -> Run:
+def plan_run(slide: Path, output: Path, settings: Settings, allowed: Collection[str] = ()) -> Run:
     """Plan a run from the slide's metadata, and a few pixels of its coarser levels.
 
     Args:
         slide: The slide file or OME-Zarr folder.
         output: The output folder; made if it isn't there.
         settings: What to compute.
+        allowed: Code that the person allows the segmenter to load; see `segmenters.allowed`.
 
     Raises:
         SlideError: The slide can't be read.
         SettingsError: A setting doesn't suit the slide.
-        SegmenterError: The segmenter's weights or function aren't there.
+        SegmenterError: The segmenter's weights or function aren't there, or aren't allowed.
         OutputError: The output folder can't be written.
     """
+    permitted = permit(settings.segmenter, allowed)
     facts = mark_decimated(inspect_slide(slide, settings.slide))
     settings, mask = _with_mask(settings)
     settings = resolve_sizes(facts, settings)
@@ -48,8 +52,9 @@ def plan_run(slide: Path, output: Path, settings: Settings) -> Run:
         slide=facts,
         output=output.resolve(),
         settings=settings,
-        segmenter_identity=segmenter_identity(settings.segmenter, facts.is_rgb),
+        segmenter_identity=segmenter_identity(settings.segmenter, facts.is_rgb, permitted),
         tissue_identity=mask,
+        permitted=permitted,
     )
     prepare_output(run.output, run.paths)
     return run

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
-from slidesam.flows.cli.cluster import ClusterChanges, ClusterName, add_cluster_commands, choose_profile, read_overrides
+from slidesam.flows.cli.cluster import ClusterChanges, ClusterName, add_cluster_commands, choose_profile
 from slidesam.flows.cli.models import add_models_commands
+from slidesam.flows.cli.options import (
+    Allowed,
+    Output,
+    Overrides,
+    Scheduler,
+    SegmenterKind,
+    SettingsFile,
+    Workers,
+    load_settings,
+)
 from slidesam.flows.console import out, say, say_failed
 from slidesam.tasks.errors import OutputError, SettingsError
-from slidesam.tasks.settings.methods import SEGMENTER_KINDS
-from slidesam.tasks.settings.parse import make_settings, read_settings_file
-from slidesam.tasks.settings.sections import Settings
+from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.settings.types import seconds_of
 
 if TYPE_CHECKING:
@@ -33,32 +40,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-SettingsFile = Annotated[
-    Path | None, typer.Option("--settings", help="YAML file with settings. `slidesam settings` prints one.")
-]
-SegmenterKind = Annotated[
-    str | None, typer.Option("--segmenter", metavar="KIND", help=f"Segmenter: one of {', '.join(SEGMENTER_KINDS)}.")
-]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=C", help="One setting, e.g. blocks.halo=64. Can be repeated.")
-]
-Workers = Annotated[
-    int | None,
-    typer.Option(
-        "--workers", min=1, help="Worker processes on this machine; by default one per core and 8 GiB of memory."
-    ),
-]
-Scheduler = Annotated[
-    str | None,
-    typer.Option(
-        "--scheduler",
-        metavar="ADDRESS",
-        help="Address of a Dask cluster that runs already (--cluster attach), e.g. tcp://10.0.0.5:8786.",
-    ),
-]
 add_cluster_commands(app)
 add_models_commands(app)
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
 
 
 def _version(show: bool) -> None:
@@ -94,22 +77,24 @@ def segment_command(
     settings: SettingsFile = None,
     segmenter: SegmenterKind = None,
     overrides: Overrides = None,
+    allowed: Allowed = None,
     cluster: ClusterName = None,
     cluster_changes: ClusterChanges = None,
     workers: Workers = None,
     scheduler: Scheduler = None,
 ) -> None:
     """Segment slides, here or on a cluster. Run the same command again to resume."""
-    run_settings = load_settings(settings, segmenter, overrides)
+    run_settings, code = load_settings(settings, segmenter, overrides, allowed)
     profile = choose_profile(cluster, cluster_changes, workers, scheduler)
     from slidesam.flows.cli.command import run_or_stop
 
-    raise typer.Exit(run_or_stop(slides, output, run_settings, profile))
+    raise typer.Exit(run_or_stop(slides, output, run_settings, profile, code))
 
 
 @app.command("retry")
 def retry_command(
     output: Annotated[Path, typer.Argument(metavar="FOLDER", help="Output folder of earlier runs.")],
+    allowed: Allowed = None,
     cluster: ClusterName = None,
     cluster_changes: ClusterChanges = None,
     workers: Workers = None,
@@ -126,7 +111,7 @@ def retry_command(
     profile = choose_profile(cluster, cluster_changes, workers, scheduler) if is_profile_given else None
     from slidesam.flows.cli.command import retry_or_stop
 
-    raise typer.Exit(retry_or_stop(output, profile))
+    raise typer.Exit(retry_or_stop(output, profile, tuple(allowed or ())))
 
 
 @app.command("inspect")
@@ -138,15 +123,16 @@ def inspect_command(
     settings: SettingsFile = None,
     segmenter: SegmenterKind = None,
     overrides: Overrides = None,
+    allowed: Allowed = None,
 ) -> None:
     """Show what a slide contains and what `segment` would do with it; read metadata and a few pixels."""
     from slidesam.flows.cli.tables import slide_table
     from slidesam.tasks.slides.decimation import mark_decimated
     from slidesam.tasks.slides.inspect import inspect_slide
 
-    run_settings = load_settings(settings, segmenter, overrides)
+    run_settings, code = load_settings(settings, segmenter, overrides, allowed)
     facts = mark_decimated(inspect_slide(slide, run_settings.slide))
-    out.print(slide_table(facts, run_settings, output))
+    out.print(slide_table(facts, run_settings, output, code))
 
 
 @app.command("status")
@@ -201,14 +187,15 @@ def doctor_command(
     settings: SettingsFile = None,
     segmenter: SegmenterKind = None,
     overrides: Overrides = None,
+    allowed: Allowed = None,
     timeout: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="Longest time to wait for workers.")] = 120.0,
 ) -> None:
     """Check what a run needs, here and on the nodes (by one small job of each kind), and show how to repair it."""
-    run_settings = load_settings(settings, segmenter, overrides)
+    run_settings, code = load_settings(settings, segmenter, overrides, allowed)
     profile = choose_profile(cluster, cluster_changes, scheduler=scheduler)
     from slidesam.flows.doctor.doctor import doctor as examine
 
-    raise typer.Exit(examine(profile, run_settings, output, timeout))
+    raise typer.Exit(examine(profile, run_settings, output, timeout, code))
 
 
 @app.command("clean")
@@ -262,7 +249,7 @@ def show_settings(settings: SettingsFile = None, segmenter: SegmenterKind = None
     """Print all settings with their values and explanations, as YAML for --settings."""
     from slidesam.flows.cli.tables import settings_yaml
 
-    sys.stdout.write(settings_yaml(load_settings(settings, segmenter, overrides)))
+    sys.stdout.write(settings_yaml(load_settings(settings, segmenter, overrides)[0]))
 
 
 @app.command("demo")
@@ -282,18 +269,6 @@ def demo_command(
         say("making", str(slide))
         make_demo_slide(slide)
     raise typer.Exit(run_or_stop([str(slide)], output, demo_settings(), LocalProfile(workers=workers)))
-
-
-def load_settings(path: Path | None, segmenter: str | None, overrides: Sequence[str] | None) -> Settings:
-    """Read settings from a YAML file and command-line overrides.
-
-    Raises:
-        SettingsError: The file can't be read, a name is unknown or a value can't be used.
-    """
-    values = {} if path is None else read_settings_file(path)
-    changes: dict[str, Any] = {} if segmenter is None else {"segmenter.kind": segmenter}
-    changes |= read_overrides(overrides or (), "--set", "setting")
-    return make_settings(values, changes)
 
 
 def finished_runs(store: Path, label: str | None = None) -> dict[str, Provenance]:

@@ -10,26 +10,30 @@ from pathlib import Path
 
 from slidesam.flows.cluster.cluster import Cluster, ClusterProfile, api_host, open_cluster
 from slidesam.flows.cluster.find_profile import make_profile
+from slidesam.flows.cluster.known_profiles import refuse_unknown
 from slidesam.flows.console import err, out, say, say_failed
 from slidesam.flows.prefect_api.server import prefect_api
 from slidesam.flows.signals import Stops, interrupts
-from slidesam.tasks.errors import CohortFailures, SettingsError
+from slidesam.tasks.errors import CohortFailures, SegmenterError, SettingsError
 from slidesam.tasks.run.layout import RunPaths, jobs_folder
 from slidesam.tasks.run.records import Provenance
 from slidesam.tasks.run.status import RunState, find_refusal, list_unfinished
+from slidesam.tasks.segmenters.allowed import permit
 from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.listing import Listed, list_slides
 
 
-def run_or_stop(slides: Sequence[str], output: Path, settings: Settings, profile: ClusterProfile) -> int:
+def run_or_stop(
+    slides: Sequence[str], output: Path, settings: Settings, profile: ClusterProfile, allowed: tuple[str, ...] = ()
+) -> int:
     """Call `run_slides`; return 130 after Ctrl-C or a signal to end."""
-    return _call_until_stopped(lambda: run_slides(slides, output, settings, profile))
+    return _call_until_stopped(lambda: run_slides(slides, output, settings, profile, allowed))
 
 
-def retry_or_stop(output: Path, profile: ClusterProfile | None) -> int:
+def retry_or_stop(output: Path, profile: ClusterProfile | None, allowed: tuple[str, ...] = ()) -> int:
     """Call `retry_slides`; return 130 after Ctrl-C or a signal to end."""
-    return _call_until_stopped(lambda: retry_slides(output, profile))
+    return _call_until_stopped(lambda: retry_slides(output, profile, allowed))
 
 
 def _call_until_stopped(run: Callable[[], int]) -> int:
@@ -40,7 +44,9 @@ def _call_until_stopped(run: Callable[[], int]) -> int:
         return 130
 
 
-def run_slides(slides: Sequence[str], output: Path, settings: Settings, profile: ClusterProfile) -> int:
+def run_slides(
+    slides: Sequence[str], output: Path, settings: Settings, profile: ClusterProfile, allowed: tuple[str, ...] = ()
+) -> int:
     """Segment slides one after the other on one cluster; one bad slide doesn't stop the rest.
 
     Args:
@@ -48,6 +54,7 @@ def run_slides(slides: Sequence[str], output: Path, settings: Settings, profile:
         output: Folder for the results.
         settings: What to compute.
         profile: Where to compute it.
+        allowed: Code that the person allows segmenters to load.
 
     Returns:
         Exit code: 0, or 1 if a slide failed.
@@ -55,7 +62,7 @@ def run_slides(slides: Sequence[str], output: Path, settings: Settings, profile:
     listed_slides = list_slides(slides, settings)
     logs = jobs_folder(output)
     with interrupts() as stops, prefect_api(api_host(profile)), open_cluster(profile, logs) as cluster:
-        runner = _SlideRunner(output, cluster, stops)
+        runner = _SlideRunner(output, cluster, stops, allowed)
         if len(listed_slides) == 1:
             runner.run_and_continue(listed_slides[0])
         else:
@@ -67,28 +74,31 @@ def run_slides(slides: Sequence[str], output: Path, settings: Settings, profile:
     return 1 if runner.n_failed else 0
 
 
-def retry_slides(output: Path, profile: ClusterProfile | None) -> int:
+def retry_slides(output: Path, profile: ClusterProfile | None, allowed: tuple[str, ...] = ()) -> int:
     """Run the slides of an output folder again that failed, were stopped or were killed, with their settings.
 
     Runs of a deployment are put back in its queue instead, if the server knows them: the deployment's worker runs them, and
     their rows turn green.
 
+    What the folder says of code counts for nothing: whoever wrote to it could run anything as the person who retries.
+
     Args:
         output: The output folder.
-        profile: Where to compute; None = where each slide was computed.
+        profile: Where to compute; None = where each slide was computed, if that profile is known here.
+        allowed: Code that the person allows segmenters to load.
 
     Returns:
         Exit code: 0, or 1 if a slide failed again or can't be run again.
     """
     runs = list_unfinished(output)
-    retried = [run for run in runs if not _is_refused(run)]
+    retried = [run for run in runs if not _is_refused(run, profile, allowed)]
     n_failed = len(runs) - len(retried)
     with interrupts() as stops:
         for group_profile, group in groupby(
             retried, lambda run: profile or make_profile(run.state.cluster or {"kind": "local"})
         ):
             with prefect_api(api_host(group_profile)), open_cluster(group_profile, jobs_folder(output)) as cluster:
-                runner = _SlideRunner(output, cluster, stops)
+                runner = _SlideRunner(output, cluster, stops, allowed)
                 for run in group:
                     if not _put_back(run, output) and run.state.slide_path is not None:
                         runner.run_and_continue(Listed(run.state.slide_path, make_settings(run.state.settings)))
@@ -98,7 +108,7 @@ def retry_slides(output: Path, profile: ClusterProfile | None) -> int:
     return 1 if n_failed else 0
 
 
-def _is_refused(run: RunState) -> bool:
+def _is_refused(run: RunState, profile: ClusterProfile | None, allowed: tuple[str, ...]) -> bool:
     """Tell whether a slide can't be run again, and print the reason."""
     state = run.state
     reason = find_refusal(state, state.slide_path or Path())
@@ -108,13 +118,29 @@ def _is_refused(run: RunState) -> bool:
         reason = "a version of slidesam ran it that didn't record its settings: use `slidesam segment`"
     else:
         try:
-            make_settings(state.settings)
-            make_profile(state.cluster)
+            settings, recorded_profile = make_settings(state.settings), make_profile(state.cluster)
         except SettingsError as error:
             reason = f"its settings belong to another version of slidesam, use `slidesam segment`: {error}"
+        else:
+            reason = _find_forbidden(
+                settings, profile or recorded_profile, allowed, is_profile_given=profile is not None
+            )
     if reason is not None:
         say("[yellow]note:[/]", f"{run.slide}: {reason}")
     return reason is not None
+
+
+def _find_forbidden(
+    settings: Settings, profile: ClusterProfile, allowed: tuple[str, ...], *, is_profile_given: bool
+) -> str | None:
+    """Say which code of a run's record nobody here allows; None if it needs none, or all is allowed."""
+    try:
+        permit(settings.segmenter, allowed)
+        if not is_profile_given:
+            refuse_unknown(profile, "it was run with")
+    except (SegmenterError, SettingsError) as error:
+        return str(error)
+    return None
 
 
 def _put_back(run: RunState, output: Path) -> bool:
@@ -142,13 +168,14 @@ class _SlideRunner:
         output: Folder for the results.
         cluster: Where to compute; it stays open for further slides.
         stops: Whether a signal to end has arrived.
+        allowed: Code that the person allows segmenters to load.
 
     Attributes:
         n_failed: How many slides have failed.
     """
 
-    def __init__(self, output: Path, cluster: Cluster, stops: Stops) -> None:
-        self.output, self.cluster, self.stops = output, cluster, stops
+    def __init__(self, output: Path, cluster: Cluster, stops: Stops, allowed: tuple[str, ...]) -> None:
+        self.output, self.cluster, self.stops, self.allowed = output, cluster, stops, allowed
         self.n_failed = 0
 
     def run_and_continue(self, slide: Listed) -> None:
@@ -170,7 +197,7 @@ class _SlideRunner:
         start = time.monotonic()
         reporter = BarReporter(err, slide.name)
         try:
-            session = Session(cluster=self.cluster, reporter=reporter, is_cluster_shared=True)
+            session = Session(cluster=self.cluster, reporter=reporter, is_cluster_shared=True, allowed=self.allowed)
             record = segment_listed(session, slide, self.output.absolute())
         except Exception as error:
             reporter.bars.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import yaml
@@ -31,18 +32,19 @@ _AMONG_OBJECTS = ("matched", "contested", "one_sided", "united")
 _ADJACENT = {(0, 1): "side by side", (1, 0): "above and below", (1, 1): "at a corner", (1, -1): "at a corner"}
 
 
-def slide_table(slide: Slide, settings: Settings, output: Path | None) -> Table:
+def slide_table(slide: Slide, settings: Settings, output: Path | None, allowed: Collection[str] = ()) -> Table:
     """Describe a slide, and what `segment` would do with it.
 
     Args:
         slide: The slide.
         settings: What to compute.
         output: Where to look for existing results.
+        allowed: Code that the person allows the segmenter to load.
     """
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column()
-    for name, value in [*_slide_rows(slide), *_plan_rows(slide, settings, output)]:
+    for name, value in [*_slide_rows(slide), *_plan_rows(slide, settings, output, allowed)]:
         table.add_row(name, Text(value))
     return table
 
@@ -71,7 +73,9 @@ def _slide_rows(slide: Slide) -> list[tuple[str, str]]:
     ]
 
 
-def _plan_rows(slide: Slide, settings: Settings, output: Path | None) -> list[tuple[str, str]]:
+def _plan_rows(
+    slide: Slide, settings: Settings, output: Path | None, allowed: Collection[str]
+) -> list[tuple[str, str]]:
     settings = resolve_sizes(slide, settings)
     blocks, segmenter = settings.blocks, settings.segmenter
     run = Run(slide=slide, output=(output or Path()).resolve(), settings=settings, segmenter_identity="")
@@ -83,7 +87,7 @@ def _plan_rows(slide: Slide, settings: Settings, output: Path | None) -> list[tu
                    f"with a halo of {blocks.halo} px the segmenter sees {outer} px"),
     ]  # fmt: skip
     try:
-        identity = segmenter_identity(segmenter, slide.is_rgb)
+        identity = segmenter_identity(segmenter, slide.is_rgb, allowed)
     except SegmenterError as error:
         return [*plan, ("segmenter", f"{segmenter.kind}, not ready: {error}")]
     plan.append(("segmenter", f"{segmenter.kind}: {identity}"))

@@ -1,7 +1,8 @@
 """Finds cluster profiles by name or file, and reads them.
 
 `--cluster NAME|FILE` chooses one: a file, or the name of one in a folder of the site's own (`SLIDESAM_PROFILES`,
-`infra/profiles` here, `infra/profiles` of the checkout that is installed) or of those that come with slidesam.
+`infra/profiles` of the checkout that is installed) or of those that come with slidesam. A profile holds lines of shell, so
+none is taken from the current folder, which may hold anybody's files.
 """
 
 from __future__ import annotations
@@ -77,7 +78,6 @@ def profile_names() -> dict[str, Path]:
 
 def _folders() -> Iterator[Path]:
     yield from (Path(folder) for folder in os.environ.get("SLIDESAM_PROFILES", "").split(os.pathsep) if folder)
-    yield Path("infra/profiles")
     yield Path(__file__).resolve().parents[2] / "infra" / "profiles"
     yield _SHIPPED
 

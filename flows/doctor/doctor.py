@@ -54,7 +54,13 @@ _SIGNS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "failed": ("✗", 
 _GIB, _LITTLE_ROOM = 2**30, 20 * 2**30
 
 
-def doctor(profile: ClusterProfile, settings: Settings, output: Path | None, timeout: float = TIMEOUT) -> int:
+def doctor(
+    profile: ClusterProfile,
+    settings: Settings,
+    output: Path | None,
+    timeout: float = TIMEOUT,
+    allowed: tuple[str, ...] = (),
+) -> int:
     """Run all checks and print their findings.
 
     Args:
@@ -62,6 +68,7 @@ def doctor(profile: ClusterProfile, settings: Settings, output: Path | None, tim
         settings: What it would compute.
         output: Where it would write to; None = that isn't checked.
         timeout: Seconds to wait for workers.
+        allowed: Code that the person allows the segmenter to load.
 
     Returns:
         Exit code: 0, 1 if a check failed, or 130 after Ctrl-C.
@@ -71,10 +78,10 @@ def doctor(profile: ClusterProfile, settings: Settings, output: Path | None, tim
         importlib.import_module("dask_jobqueue")
     try:
         with interrupts():
-            local_findings = examine_here(profile, settings, output)
+            local_findings = examine_here(profile, settings, output, allowed)
             _show(f"here, on {socket.gethostname()}", local_findings)
             with err.status(f"waiting for workers of {profile.kind}, {timeout:g} s at most"):
-                worker_findings = examine_there(profile, settings, output, local_findings, timeout)
+                worker_findings = examine_there(profile, settings, output, local_findings, timeout, allowed)
             _show("where workers run", worker_findings)
     except KeyboardInterrupt:
         err.print("\nstopped; no job is left")
@@ -110,15 +117,18 @@ def _show(heading: str, findings: Sequence[Finding]) -> None:
     out.print()
 
 
-def examine_here(profile: ClusterProfile, settings: Settings, output: Path | None) -> list[Finding]:
+def examine_here(
+    profile: ClusterProfile, settings: Settings, output: Path | None, allowed: tuple[str, ...] = ()
+) -> list[Finding]:
     """Check what can be seen without starting anything.
 
     Args:
         profile: Where a run would compute.
         settings: What it would compute.
         output: Where it would write to; None = that isn't checked.
+        allowed: Code that the person allows the segmenter to load.
     """
-    findings = [_check_versions(), _check_segmenter(settings), _check_folder(output), _check_dashboard()]
+    findings = [_check_versions(), _check_segmenter(settings, allowed), _check_folder(output), _check_dashboard()]
     if not isinstance(profile, SlurmProfile | QueueProfile):
         return [*findings, _check_api(api_host(profile))]
     address = examine_address(profile)
@@ -137,8 +147,8 @@ def _check_versions() -> Finding:
     )
 
 
-def _check_segmenter(settings: Settings) -> Finding:
-    identity, problem, cure = examine.identity_of(settings.segmenter.model_dump_json())
+def _check_segmenter(settings: Settings, allowed: tuple[str, ...]) -> Finding:
+    identity, problem, cure = examine.identity_of(settings.segmenter.model_dump_json(), allowed)
     otherwise = "correct segmenter in the settings"
     return check("segmenter", (identity is None, "failed", problem, cure or otherwise), ok=str(identity))
 
@@ -214,6 +224,7 @@ def examine_there(
     output: Path | None,
     local_findings: Sequence[Finding],
     timeout: float = TIMEOUT,
+    allowed: tuple[str, ...] = (),
 ) -> list[Finding]:
     """Ask workers: of one small job of each worker pool of the profile, or those that run already. No job is left.
 
@@ -223,6 +234,7 @@ def examine_there(
         output: Where it would write to; None = that isn't checked.
         local_findings: What `examine_here` returned; what that rules out isn't tried.
         timeout: Seconds to wait for workers.
+        allowed: Code that the person allows the segmenter to load.
     """
     from prefect.settings import PREFECT_API_URL
 
@@ -237,7 +249,13 @@ def examine_there(
         if "Prefect API" not in failed:
             api, served = _serve(profile, ends)
             findings += [served] if is_own or api is None else []
-        expected = {pool: _expected(profile, settings, pool, api, is_own) for pool in usable}
+        expected = {pool: _expected(profile, pool, api, is_own) for pool in usable}
+        # The last pool is the one that segments.
+        segmenting, segmenter = pools[-1], settings.segmenter.model_dump_json()
+        if segmenting in expected:
+            identity = examine.identity_of(segmenter, allowed)[0]
+            needs = replace(expected[segmenting], segmenter=segmenter, identity=identity, allowed=allowed)
+            expected[segmenting] = needs
         folder = None if "output folder" in failed else output
         if folder is not None:
             for pool in usable:
@@ -258,12 +276,9 @@ def _serve(profile: ClusterProfile, ends: ExitStack) -> tuple[str | None, Findin
     return url, Finding(name, "ok", f"one of slidesam's own started in {time.monotonic() - start_time:.0f} s")
 
 
-def _expected(profile: ClusterProfile, settings: Settings, pool: Stage, api: str | None, is_own_api: bool) -> Expected:
+def _expected(profile: ClusterProfile, pool: Stage, api: str | None, is_own_api: bool) -> Expected:
     """Return what a run needs of the workers of a pool."""
-    segmenter = settings.segmenter.model_dump_json()
     needs = Expected(pool, examine.versions(), api, _authorization(), is_own_api)
-    if pool == pools_of(profile)[-1]:
-        needs = replace(needs, segmenter=segmenter, identity=examine.identity_of(segmenter)[0])
     if isinstance(profile, AttachProfile):
         return replace(needs, pool="worker")
     if not isinstance(profile, SlurmProfile | QueueProfile):

@@ -33,6 +33,7 @@ from slidesam.flows.prefect_api.deployed import (
     read_cluster_name,
     read_runs,
     reason_to_skip,
+    refuse_foreign,
     refuse_relative,
     start_slide,
 )
@@ -73,7 +74,7 @@ def segment_cohort(
             settings such as blocks.halo).
         output: Folder for the results.
         settings: What to compute; a manifest can change settings for single slides.
-        cluster: Where to compute it: the name of a cluster profile, or its file.
+        cluster: Where to compute it: the name of a cluster profile, or the file of one that the site keeps.
 
     Returns:
         How each slide ended.
@@ -82,6 +83,7 @@ def segment_cohort(
         CohortFailures: Some slides failed; all others are finished.
         SettingsError: No slide is named.
     """
+    refuse_foreign(cluster)
     refuse_relative(settings, output=output, **{f"slides[{number}]": slide for number, slide in enumerate(slides)})
     listed_slides = _list(slides, settings)
     if own_deployment.id:

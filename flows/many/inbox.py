@@ -14,7 +14,14 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from slidesam.flows.cluster.find_profile import ProfileChoice
-from slidesam.flows.prefect_api.deployed import SLIDE, deployment, read_cluster_name, refuse_relative, start_slide
+from slidesam.flows.prefect_api.deployed import (
+    SLIDE,
+    deployment,
+    read_cluster_name,
+    refuse_foreign,
+    refuse_relative,
+    start_slide,
+)
 from slidesam.flows.slide.segment_slide import run_name
 from slidesam.tasks.errors import SettingsError, in_one_line
 from slidesam.tasks.folder.inbox import Arrival, has_result, look, record_started
@@ -48,7 +55,7 @@ def inbox(
         output: Folder for the results.
         quiet: How long a slide must not have changed, such as 90s, 2m or 1h; until then it is only remembered.
         settings: What to compute.
-        cluster: Where to compute it: the name of a cluster profile, or its file.
+        cluster: Where to compute it: the name of a cluster profile, or the file of one that the site keeps.
 
     Returns:
         Names of the slides whose runs were started.
@@ -59,6 +66,7 @@ def inbox(
         ServerError: The deployment `slide` isn't registered.
     """
     log = get_run_logger()
+    refuse_foreign(cluster)
     refuse_relative(settings, folder=folder, output=output)
     if not folder.is_dir():
         raise SettingsError(

@@ -34,6 +34,8 @@ from prefect.runtime import deployment as own_deployment
 from prefect.states import AwaitingRetry
 from prefect.utilities.urls import url_for
 
+from slidesam.flows.cluster.known_profiles import refuse_unknown
+from slidesam.flows.cluster.profile import ClusterProfile
 from slidesam.flows.prefect_api.endings import writes_to
 from slidesam.tasks.errors import ServerError, SettingsError
 from slidesam.tasks.run.status import find_refusal, read_state
@@ -125,6 +127,16 @@ def refuse_relative(settings: Settings, **paths: str | Path) -> None:
     for name, path in paths_by_setting.items():
         if path is not None and not Path(path).is_absolute():
             raise SettingsError(f"{name}: give the whole path, beginning with /, not {str(path)!r}")
+
+
+def refuse_foreign(profile: ClusterProfile) -> None:
+    """Refuse a profile that isn't the site's in runs of deployments: whoever may start one would run any command here.
+
+    Raises:
+        SettingsError: This is a run of a deployment, and the profile isn't known here.
+    """
+    if own_deployment.id:
+        refuse_unknown(profile, "the run's parameters give")
 
 
 def put_back(client: SyncPrefectClient, run: FlowRun, reason: str) -> bool:

@@ -22,7 +22,7 @@ from prefect_dask.task_runners import DaskTaskRunner
 from slidesam.flows.cluster.cluster import open_cluster, ssh_line
 from slidesam.flows.cluster.find_profile import ProfileChoice
 from slidesam.flows.cluster.profile import Stage
-from slidesam.flows.prefect_api.deployed import refuse_relative
+from slidesam.flows.prefect_api.deployed import refuse_foreign, refuse_relative
 from slidesam.flows.prefect_api.endings import add_tags
 from slidesam.flows.prefect_api.leftovers import end_leftovers
 from slidesam.flows.progress.run_page import RunPage, show_result
@@ -80,7 +80,7 @@ def segment_slide(
         slide: Slide file or OME-Zarr folder, as the machines that compute see it.
         output: Folder for the results.
         settings: What to compute; all have defaults.
-        cluster: Where to compute it: the name of a cluster profile, or its file.
+        cluster: Where to compute it: the name of a cluster profile, or the file of one that the site keeps.
 
     Returns:
         The provenance, as in `<name>.<label>.run.json`.
@@ -89,6 +89,7 @@ def segment_slide(
         SlidesamError: The slide, a setting or the output can't be used, blocks failed after all retries, or another run
             computes the same result.
     """
+    refuse_foreign(cluster)
     with open_cluster(cluster, jobs_folder(output)) as workers:
         return _segment(slide, output, settings, Session(cluster=workers))
 
@@ -131,7 +132,7 @@ def _segment(slide: Path, output: Path, settings: Settings, session: Session) ->
         add_tags(flow_run.id, [status.name, _model(settings.segmenter) or settings.segmenter.kind])
         if flow_run.run_count > 1:
             _refuse_unchanged(read_state(output, status.name, status.label), slide)
-        run = status.run = plan_run(slide, output, settings)
+        run = status.run = plan_run(slide, output, settings, session.allowed)
         facts = read_finished(run)
         if facts is None:
             for warning in run.slide.warnings:

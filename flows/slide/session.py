@@ -28,6 +28,7 @@ class Session(BaseModel):
         check: Raises an error if the run may not continue, because it lost its lock.
         is_cluster_shared: Whether other slides use the cluster after this one. A cluster of one slide is closed before the lock
             of its result is released: a task that still runs must not meet those of the next run.
+        allowed: Code that the person allows segmenters to load; see `tasks.segmenters.allowed`.
     """
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
@@ -36,6 +37,7 @@ class Session(BaseModel):
     reporter: SkipValidation[Reporter] = Field(default_factory=SilentReporter)
     check: Callable[[], None] = _continue
     is_cluster_shared: bool = False
+    allowed: tuple[str, ...] = ()
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ class Expected:
         token: What is in the notes.
         segmenter: JSON of the segmenter's settings; None = this worker doesn't segment.
         identity: The segmenter's identity on this machine; None = it can't be had here.
+        allowed: Code that the person allows it to load.
         temporary: Folder for temporary files; empty = that of the job.
         cores: CPU cores that the job requests.
         memory: GiB that the job requests.
@@ -65,6 +66,7 @@ class Expected:
     token: str = ""
     segmenter: str | None = None
     identity: str | None = None
+    allowed: tuple[str, ...] = ()
     temporary: str = ""
     cores: int | None = None
     memory: float | None = None
@@ -124,18 +126,19 @@ def authorization_of(auth_string: str | None, key: str | None) -> str:
     return f"Bearer {key}" if key else ""
 
 
-def identity_of(segmenter: str) -> tuple[str | None, str, str]:
+def identity_of(segmenter: str, allowed: Sequence[str] = ()) -> tuple[str | None, str, str]:
     """Ask for the segmenter's identity in this process.
 
     Args:
         segmenter: JSON of its settings.
+        allowed: Code that the person allows it to load.
 
     Returns:
         The identity; or None, why it can't be had, and what to do.
     """
     settings: SegmenterSettings = TypeAdapter[SegmenterSettings](SegmenterSettings).validate_json(segmenter)
     try:
-        return segmenter_identity(settings, is_rgb=True), "", ""
+        return segmenter_identity(settings, True, allowed), "", ""
     except Exception as error:  # noqa: BLE001 - a function of the user's own may raise anything
         return None, *explain_failure(error)
 
@@ -180,7 +183,7 @@ def examine(expected: Mapping[str, Any]) -> dict[str, Any]:
         "is_worker": this_worker.is_disposable,
         "api": api and ask_api(api, expected["authorization"]),
         "notes": folder and _answer(folder, expected["token"]),
-        "segmenter": segmenter and identity_of(segmenter),
+        "segmenter": segmenter and identity_of(segmenter, expected.get("allowed", ())),
         "device": _device(bool(segmenter) and json.loads(segmenter)["kind"] == "micro-sam"),
         "temporary": (temporary, *free_space(temporary)),
         "cpus": len(os.sched_getaffinity(0)),

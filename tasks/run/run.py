@@ -33,6 +33,8 @@ class Run(BaseModel):
         settings: What to compute.
         segmenter_identity: What pixels depend on beside settings (hash of weights or source).
         tissue_identity: Hash of the mask image that says where tissue is, if the settings name one.
+        permitted: Code that the segmenter may load, as `segmenters.allowed` decided when the run was planned. In no file, so
+            that nobody can write it into one.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -42,6 +44,7 @@ class Run(BaseModel):
     settings: Settings
     segmenter_identity: str
     tissue_identity: str | None = None
+    permitted: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -152,7 +155,10 @@ class Run(BaseModel):
             "blocks.block_shape": settings.blocks.block_shape,
             "blocks.halo": settings.blocks.halo,
             "blocks.tissue": self.tissue_identity or settings.blocks.tissue,
-            **{f"segmenter.{key}": value for key, value in settings.segmenter.model_dump(mode="json").items()},
+            **{
+                f"segmenter.{key}": value
+                for key, value in settings.segmenter.model_dump(mode="json", exclude={"trust"}).items()
+            },
             "the segmenter's weights, code or versions": self.segmenter_identity,
         }
         if not self.scale.is_one:

@@ -108,6 +108,7 @@ def load_run_segmenter(run: Run) -> Segmenter:
         DeviceError: It would compute on another device.
     """
     check_given()
-    segmenter = load_segmenter(run.settings.segmenter.model_dump_json(), run.slide.is_rgb, run.segmenter_identity)
+    settings_json = run.settings.segmenter.model_dump_json()
+    segmenter = load_segmenter(settings_json, run.slide.is_rgb, run.segmenter_identity, run.permitted)
     check_torch()
     return segmenter

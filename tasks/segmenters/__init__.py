@@ -6,32 +6,34 @@ This module must stay light: torch, TensorFlow and what runs on them are importe
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from slidesam.tasks.errors import SegmenterError
+from slidesam.tasks.segmenters.allowed import permit
 from slidesam.tasks.segmenters.base import Segmenter
 from slidesam.tasks.segmenters.packages import describe_differences, describe_versions
 from slidesam.tasks.settings.methods import Cellpose, Function, MicroSam, SegmenterSettings, StarDist, Watershed
 
 
 @lru_cache(maxsize=1)
-def load_segmenter(settings_json: str, is_rgb: bool, identity: str) -> Segmenter:
+def load_segmenter(settings_json: str, is_rgb: bool, identity: str, permitted: tuple[str, ...] = ()) -> Segmenter:
     """Load the segmenter of these settings; a worker process keeps it between blocks.
 
     Args:
         settings_json: JSON of the segmenter settings (hashable, unlike the settings with their options).
         is_rgb: Whether the slide is red, green and blue, which decides the automatic choices.
         identity: What `segmenter_identity` returned when the run was planned.
+        permitted: What `permit` returned when the run was planned.
 
     Raises:
         SegmenterError: The segmenter can't be made, or isn't the one that the run was planned with.
     """
     settings: SegmenterSettings = TypeAdapter[SegmenterSettings](SegmenterSettings).validate_json(settings_json)
-    current = segmenter_identity(settings, is_rgb)
+    current = segmenter_identity(settings, is_rgb, permitted)
     if current != identity:
         raise SegmenterError(
             f"the segmenter isn't the one that the run was planned with: {describe_differences(identity, current)} here",
@@ -60,14 +62,20 @@ def load_segmenter(settings_json: str, is_rgb: bool, identity: str) -> Segmenter
             return load_function(settings)
 
 
-def segmenter_identity(settings: SegmenterSettings, is_rgb: bool) -> str:
+def segmenter_identity(settings: SegmenterSettings, is_rgb: bool, allowed: Collection[str] = ()) -> str:
     """Identify what labels depend on beside the settings: the hash of weights or source, and the versions of packages.
 
-    Neither torch nor TensorFlow nor the method itself is imported.
+    Neither torch nor TensorFlow nor the method itself is imported (but the packages that its module is in).
+
+    Args:
+        settings: The segmenter's settings.
+        is_rgb: Whether the slide is red, green and blue.
+        allowed: Code that the person allows, beside what entry points and the site do.
 
     Raises:
-        SegmenterError: The weights or the function are missing; the message says how to get them.
+        SegmenterError: The weights or the function are missing or not allowed; the message says how to get them.
     """
+    permit(settings, allowed)
     match settings:
         case MicroSam():
             from slidesam.tasks.segmenters.microsam.weights import identify_model

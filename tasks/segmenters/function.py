@@ -77,8 +77,10 @@ class OwnClass(Segmenter):
 def load_function(settings: Function) -> Segmenter:
     """Load the segmenter that `target` names: a class with `prepare` and `segment`, or a plain function.
 
+    The caller has made sure that the target is allowed (`allowed.permit`): importing a module runs its code.
+
     Raises:
-        SegmenterError: The target can't be imported or called, or is neither.
+        SegmenterError: The target can't be imported, is neither, or doesn't take what a segmenter is given.
     """
     module_name, name = settings.target.split(":")
     try:
@@ -89,17 +91,21 @@ def load_function(settings: Function) -> Segmenter:
         return _make(target, settings)
     if not callable(target):
         raise SegmenterError(f"{_describe_target(settings)} is neither a function nor a class")
-    try:
-        inspect.signature(target).bind(None, **settings.options)
-    except (TypeError, ValueError) as error:
-        raise SegmenterError(
-            f"{_describe_target(settings)} can't be called with an image and segmenter.options ({error})"
-        ) from error
+    _check_call(settings, target, 1, settings.options, "called with an image and segmenter.options")
     return PlainFunction(functools.partial(target, **settings.options) if settings.options else target)
 
 
 def _make(target: type, settings: Function) -> Segmenter:
-    """Make an instance of the user's class."""
+    """Make an instance of the user's class, once it is known to be a segmenter: making one runs its code."""
+    for method, arguments in (("prepare", "sample, slide"), ("segment", "image, params")):
+        function = getattr(target, method, None)
+        if not callable(function):
+            raise SegmenterError(
+                f"{_describe_target(settings)} is a class without prepare and segment", "see docs/own-segmenter.md"
+            )
+        is_bound = isinstance(inspect.getattr_static(target, method), classmethod | staticmethod)
+        _check_call(settings, function, 2 if is_bound else 3, {}, f"used: its {method} doesn't take ({arguments})")
+    _check_call(settings, target, 0, settings.options, "made with segmenter.options")
     try:
         segmenter = target(**settings.options)
     except Exception as error:  # as above
@@ -107,11 +113,23 @@ def _make(target: type, settings: Function) -> Segmenter:
             f"{_describe_target(settings)} can't be made with segmenter.options ({in_one_line(error)})",
             "correct the options or the class",
         ) from error
-    if not all(callable(getattr(segmenter, method, None)) for method in ("prepare", "segment")):
-        raise SegmenterError(
-            f"{_describe_target(settings)} is a class without prepare and segment", "see docs/own-segmenter.md"
-        )
     return OwnClass(segmenter)
+
+
+def _check_call(
+    settings: Function, function: Callable[..., Any], n_arguments: int, options: dict[str, Any], purpose: str
+) -> None:
+    """Check that a function takes so many arguments and these options, without calling it.
+
+    Raises:
+        SegmenterError: It doesn't.
+    """
+    try:
+        inspect.signature(function).bind(*[None] * n_arguments, **options)
+    except (TypeError, ValueError) as error:
+        raise SegmenterError(
+            f"{_describe_target(settings)} can't be {purpose} ({error})", "correct the options or the code"
+        ) from error
 
 
 def identify_source(settings: Function) -> str:

@@ -24,6 +24,8 @@ class MicroSam(Section):
     """Name in micro-sam's registry; auto = vit_b_histopathology for red, green and blue, otherwise vit_b_lm."""
     checkpoint: str | None = None
     """File with your own weights instead of the registry's; `model` then names their architecture."""
+    trust: bool = False
+    """Whether `checkpoint` is unpickled if it holds more than weights; unpickling runs whatever code its maker put in."""
     mode: Literal["auto", "amg", "ais", "apg"] = "auto"
     """amg = automatic mask generation, ais = instance segmentation by the decoder, apg = prompts from the decoder; auto = ais if the model has a decoder, otherwise amg."""  # noqa: E501
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -157,7 +159,7 @@ class Function(Section):
     kind: Literal["function"]
     """Segmentation method: micro-sam, watershed, cellpose, stardist or function."""
     target: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
-    """Its place as package.module:name, importable on every worker."""
+    """Its place as package.module:name, importable on every worker; docs/own-segmenter.md says who may name which."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the call (of the constructor if it is a class)."""
 

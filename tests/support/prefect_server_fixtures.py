@@ -47,6 +47,7 @@ class Server:
 
     def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
         self.host, self.data, self.config = host, folder / "data", folder / "server.env"
+        self.profiles = folder / "profiles"
         self.port, self.database_port = free_port(), free_port()
         self.config.write_text(
             "# the settings of a test\n"
@@ -55,6 +56,9 @@ class Server:
             f"SLIDESAM_SERVER_PORT={self.port}\n"
             f'SLIDESAM_DATABASE_PORT="{self.database_port}"\n'
             f"SLIDESAM_OUTPUT={folder / 'results'}\n"
+            f"SLIDESAM_PROFILES={self.profiles}\n"
+            # Flows call the segmenters of the tests.
+            "SLIDESAM_ALLOW=tests.*\n"
             "SLIDESAM_SLIDES_AT_ONCE=7\n"
             "SLIDESAM_NOTIFY=\n"
             "PREFECT_WORKER_QUERY_SECONDS=1\n"

@@ -41,7 +41,8 @@ def test_jobs_report_to_a_server_with_a_password_and_a_cancelled_run_frees_the_q
 ) -> None:
     with pytest.raises(urllib.error.HTTPError, match="401"):
         server.api("flow_runs/filter", {}, password="")
-    cluster = tmp_path / "cluster.yaml"
+    server.profiles.mkdir()
+    cluster = server.profiles / "cluster.yaml"
     cluster.write_text(yaml.safe_dump(profile("slurm-cpu", cpu__maximum_jobs=2).model_dump(mode="json")))
 
     slide, log = write_numbered_slide(tmp_path / "reported.tif"), tmp_path / "reported.log"

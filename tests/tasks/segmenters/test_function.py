@@ -17,7 +17,9 @@ import pytest
 import tifffile
 from PIL import Image
 
+from slidesam.tasks.errors import SegmenterError
 from slidesam.tasks.segmenters import load_segmenter, segmenter_identity
+from slidesam.tasks.segmenters.function import load_function
 from slidesam.tasks.settings.methods import Function
 from tests.support import ROOT
 from tests.support.discs import draw_discs
@@ -106,3 +108,54 @@ class TestOwnSegmenter:
         assert re.search(r"block \d+ of 12: \d\d objects, parameters {'threshold': .*, picture ", done.stdout)
         (picture,) = (tmp_path / "tried").glob("block-*.png")
         assert (np.asarray(Image.open(picture)) == (0, 255, 0)).all(axis=2).any()
+
+
+CALLS: list[str] = []
+
+
+class NoSegmenter:
+    """A class that does something when it is made."""
+
+    def __init__(self) -> None:
+        CALLS.append("made")
+
+
+class WrongArguments(NoSegmenter):
+    """Has the methods' names only."""
+
+    def prepare(self, sample: object) -> dict[str, object]:
+        return {}
+
+    def segment(self, image: object) -> object:
+        return image
+
+
+class WrongOptions(NoSegmenter):
+    """A segmenter that takes no options."""
+
+    def prepare(self, sample: object, slide: object) -> dict[str, object]:
+        return {}
+
+    def segment(self, image: object, params: object) -> object:
+        return image
+
+
+def takes_nothing() -> None:
+    CALLS.append("called")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("NoSegmenter", {}, "is a class without prepare and segment"),
+        ("WrongArguments", {}, r"its prepare doesn't take \(sample, slide\)"),
+        ("WrongOptions", {"sigma": 1}, "can't be made with segmenter.options"),
+        ("takes_nothing", {}, "can't be called with an image"),
+        ("CALLS", {}, "is neither a function nor a class"),
+    ],
+)
+def test_what_is_no_segmenter_is_refused_before_it_is_made_or_called(name: str, options: dict, words: str) -> None:
+    CALLS.clear()
+    with pytest.raises(SegmenterError, match=words):
+        load_function(Function(kind="function", target=f"{__name__}:{name}", options=options))
+    assert CALLS == []

@@ -1,0 +1,68 @@
+"""Tells whether a profile that a file or a form gives may be used: it could run anything as the person who computes.
+
+A profile's texts are code: lines of shell (`prologue`), a program (`python`, `container`), options of the queue, the address of
+a scheduler that sends pickles. So such a profile is used only if one that the site keeps has the same texts: a profile with a
+name, or the group server's own (SLIDESAM_CLUSTER). Numbers (jobs, cores, memory, times) may differ.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from slidesam.flows.cluster.find_profile import load_profile, profile_names
+from slidesam.flows.cluster.profile import ClusterProfile, LocalGpuProfile, LocalProfile
+from slidesam.tasks.errors import SettingsError
+
+# Texts that a pattern or a list of choices bounds.
+_BOUNDED = ("kind", "walltime", "lifetime", "lifetime_stagger")
+
+
+def refuse_unknown(profile: ClusterProfile, origin: str) -> None:
+    """Refuse a profile of unknown origin that holds code, unless a profile of this machine holds the same.
+
+    Args:
+        profile: The profile.
+        origin: How it was given, for the message.
+
+    Raises:
+        SettingsError: It isn't known here.
+    """
+    # Workers of this process: numbers, and names of devices that are compared with those there are.
+    if isinstance(profile, LocalProfile | LocalGpuProfile):
+        return
+    texts = dict(_list_texts(profile.model_dump(mode="json")))
+    if any(texts == known for known in _read_known(profile.kind)):
+        return
+    example = f"--cluster attach --scheduler {profile.address}" if profile.kind == "attach" else "--cluster NAME"
+    raise SettingsError(
+        f"{origin} a cluster profile ({profile.kind}) that is none of this machine's, and that could run any command",
+        f"name the one to use, by `{example}` or in the form (`slidesam cluster list` shows them); a site adds one to a folder "
+        "that SLIDESAM_PROFILES names",
+    )
+
+
+def _read_known(kind: str) -> Iterator[dict[str, str]]:
+    """Yield the texts of this machine's profiles of a kind; one that can't be read counts as none."""
+    site = os.environ.get("SLIDESAM_CLUSTER")
+    for name in (*map(str, profile_names().values()), *([site] if site else [])):
+        try:
+            profile = load_profile(name)
+        except SettingsError:
+            continue
+        if profile.kind == kind:
+            yield dict(_list_texts(profile.model_dump(mode="json")))
+
+
+def _list_texts(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the place and content of each text in nested mappings and lists, but of those that are bounded."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if key not in _BOUNDED:
+                yield from _list_texts(item, f"{place}.{key}")
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _list_texts(item, f"{place}.{number}")
+    elif isinstance(value, str):
+        yield place, value

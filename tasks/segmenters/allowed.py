@@ -1,0 +1,100 @@
+"""Own the rule on which code a run may load: nothing that only a file or a form names.
+
+Settings come from files, manifests, forms and an output's state.json, and whoever wrote those may be a stranger. A function
+(`segmenter.target`) and a checkpoint that needs pickle (`segmenter.trust`) run code, so one of these must vouch for them:
+
+1. a package that is installed, by an entry point of the group `slidesam.segmenters`;
+2. the site, by SLIDESAM_ALLOW: patterns separated by commas;
+3. the person, on the command line (`--set segmenter.target=...`, `--allow ...`) or in Python.
+
+The process that plans a run decides. What it permits travels with the run (`Run.permitted`), so that workers need neither the
+variable nor the package's metadata. It is written to no file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping
+from fnmatch import fnmatchcase
+from importlib.metadata import entry_points
+from typing import Any
+
+from slidesam.tasks.errors import SegmenterError
+from slidesam.tasks.settings.methods import Function, MicroSam, SegmenterSettings
+
+VARIABLE = "SLIDESAM_ALLOW"
+GROUP = "slidesam.segmenters"
+
+
+def find_code(settings: SegmenterSettings) -> str | None:
+    """Return what a segmenter loads that can run code: a function's target, or a checkpoint that is to be trusted."""
+    if isinstance(settings, Function):
+        return settings.target
+    if isinstance(settings, MicroSam) and settings.trust:
+        return settings.checkpoint
+    return None
+
+
+def list_own_words(settings: SegmenterSettings, overrides: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return what the person allows by naming it on the command line.
+
+    Args:
+        settings: The settings, complete.
+        overrides: Dotted name → value, as the person gave them.
+    """
+    name = "segmenter.target" if isinstance(settings, Function) else "segmenter.trust"
+    code = find_code(settings)
+    return (code,) if code is not None and name in overrides else ()
+
+
+def permit(settings: SegmenterSettings, allowed: Collection[str]) -> tuple[str, ...]:
+    """Return what these settings may load: nothing where they load no code of anybody's own.
+
+    Args:
+        settings: The segmenter's settings.
+        allowed: Targets, modules or paths that the person allows; the patterns of SLIDESAM_ALLOW are added.
+
+    Raises:
+        SegmenterError: They name code that nobody vouches for.
+    """
+    code = find_code(settings)
+    if code is None:
+        return ()
+    if not _is_allowed(code, allowed, has_entry_point=isinstance(settings, Function)):
+        raise SegmenterError(*_explain(settings, code))
+    return (code,)
+
+
+def _is_allowed(code: str, allowed: Collection[str], *, has_entry_point: bool) -> bool:
+    if any(_matches(code, pattern) for pattern in (*allowed, *_read_patterns())):
+        return True
+    return has_entry_point and any(point.value.replace(" ", "") == code for point in entry_points(group=GROUP))
+
+
+def _read_patterns() -> Iterator[str]:
+    return (pattern.strip() for pattern in os.environ.get(VARIABLE, "").split(",") if pattern.strip())
+
+
+def _matches(code: str, pattern: str) -> bool:
+    """Tell whether a pattern means this code: `module`, `module:name`, or a path; `*` stands for anything.
+
+    Example:
+        >>> [_matches("own.spots:find", pattern) for pattern in ("own.spots", "own.*", "own.spots:find", "own", "own.spots:f")]
+        [True, True, True, False, False]
+    """
+    return fnmatchcase(code, pattern) or (":" not in pattern and fnmatchcase(code.partition(":")[0], pattern))
+
+
+def _explain(settings: SegmenterSettings, code: str) -> tuple[str, str]:
+    """Say what isn't allowed, and exactly what to type."""
+    if isinstance(settings, Function):
+        return (
+            f"setting segmenter.target: {code} isn't allowed, because a file or a form can name any code",
+            f"if you know what it does, add `--allow {code}` to the command; a site allows it for all by "
+            f"{VARIABLE}={code}, and its package by an entry point of the group {GROUP} (docs/own-segmenter.md)",
+        )
+    return (
+        f"setting segmenter.trust: true isn't allowed for {code}, because a file or a form can name any checkpoint",
+        f"if you trust who made that file, add `--allow {code}` to the command; a site allows it for all by "
+        f"{VARIABLE}={code}",
+    )

@@ -1,0 +1,57 @@
+"""Which cluster profiles may come from a file or a form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from slidesam.flows.cluster.find_profile import load_profile, make_profile, profile_names
+from slidesam.flows.cluster.known_profiles import refuse_unknown
+from slidesam.tasks.errors import SettingsError
+
+HOSTILE = [
+    {"kind": "slurm", "cpu": {"prologue": ["touch /tmp/x"]}},
+    {"kind": "slurm", "python": "/tmp/evil"},
+    {"kind": "slurm", "container_command": "/tmp/evil"},
+    {"kind": "slurm", "cpu": {"directives": ["--export=LD_PRELOAD=/tmp/evil.so"]}},
+    {"kind": "slurm", "cpu": {"partition": "short\ntouch /tmp/x"}},
+    {"kind": "pbs", "cpu": {"options": {"job_script_prologue": ["touch /tmp/x"]}}},
+    {"kind": "attach", "address": "tcp://198.51.100.1:8786"},
+]
+
+
+@pytest.mark.parametrize("values", HOSTILE, ids=str)
+def test_a_profile_that_could_run_anything_is_refused(values: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLIDESAM_PROFILES", raising=False)
+    with pytest.raises(
+        SettingsError, match="none of this machine's, and that could run any command: name the one to use"
+    ):
+        refuse_unknown(make_profile(values), "it was run with")
+
+
+def test_the_sites_own_profiles_and_other_numbers_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ours.yaml").write_text("kind: slurm\ncpu: {prologue: [module load slidesam], partition: long}\n")
+    monkeypatch.setenv("SLIDESAM_PROFILES", str(tmp_path))
+    ours = load_profile("ours", {"cpu.maximum_jobs": 50, "cpu.walltime": "08:00:00", "cpu.lifetime": 600})
+    refuse_unknown(ours, "it was run with")
+    for name in profile_names().keys() - {"attach"}:
+        refuse_unknown(load_profile(name), "it was run with")
+    refuse_unknown(make_profile({"kind": "local", "workers": 3}), "it was run with")
+    with pytest.raises(SettingsError, match="could run any command"):
+        refuse_unknown(load_profile("ours", {"cpu.prologue": ["module load slidesam", "evil"]}), "it was run with")
+
+
+def test_the_group_servers_profile_is_known_wherever_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "attached.yaml"
+    file.write_text("kind: attach\naddress: tcp://10.0.0.5:8786\n")
+    monkeypatch.setenv("SLIDESAM_CLUSTER", str(file))
+    refuse_unknown(load_profile(str(file)), "the run's parameters give")
+
+
+def test_the_current_folder_adds_no_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "infra" / "profiles"
+    folder.mkdir(parents=True)
+    (folder / "local.yaml").write_text("kind: slurm\npython: /tmp/evil\n")
+    monkeypatch.chdir(tmp_path)
+    assert load_profile("local").kind == "local"
