@@ -17,7 +17,7 @@ from slidesam.tasks.run.marks import Marks, list_blocks
 from slidesam.tasks.run.records import Params, Resolved
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.segmenters import segmenter_identity
-from slidesam.tasks.segmenters.allowed import permit
+from slidesam.tasks.segmenters.allowed import find_code, permit
 from slidesam.tasks.segmenters.microsam.inputs import check_inputs
 from slidesam.tasks.segmenters.microsam.sizes import explain_sizes, with_tiles
 from slidesam.tasks.segmenters.packages import describe_differences
@@ -140,6 +140,10 @@ def _explain_segmenter(run: Run) -> list[str]:
         sight, warning = explain_sizes(run.settings.segmenter, run.segmented_grid.outer_shape)
         model = run.segmenter_identity.partition(" ")[0]
         lines.append(f"segment: {model} of micro-sam; {sight}" + (f" ({warning})" if warning else ""))
+        if code := find_code(run.settings.segmenter):
+            lines.append(
+                f"segment: {code} is unpickled if it holds more than weights (segmenter.trust): its maker is trusted"
+            )
     return lines
 
 

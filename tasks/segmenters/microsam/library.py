@@ -6,7 +6,7 @@ What slidesam needs of micro-sam 1.8 beyond its documented functions. Each part 
 tests/tasks/segmenters/microsam/test_library.py, which names the part if it moves:
 
 1. `micro_sam/util.py`                the registry of weights, read as text: `find_registry_source`
-2. `micro_sam.util.get_sam_model`     replaces the standard library's unpickler: `load_model`
+2. `micro_sam.util.get_sam_model`     replaces the standard library's unpickler, and loads by `torch.load`: `load_model`
 3. `micro_sam.util._to_image`         the contrast stretch of `scaling: tile`: `stretch_contrast`
 4. `micro_sam.util.Blocking`          the places of tiles: `place_tiles`
 5. embeddings of an image             their keys and attributes: `describe_image`, `describe_tiles`
@@ -24,7 +24,7 @@ import copy
 import importlib.util
 import io
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,7 +79,7 @@ def find_registry_source() -> Path | None:
     return next((Path(folder) / "util.py" for folder in folders), None)
 
 
-def load_model(name: str, checkpoint: Path, decoder: Path | None, device: str) -> Model:
+def load_model(name: str, checkpoint: Path, decoder: Path | None, device: str, *, is_trusted: bool = False) -> Model:
     """Load a model from files; given a path, micro-sam asks no server.
 
     Args:
@@ -87,8 +87,10 @@ def load_model(name: str, checkpoint: Path, decoder: Path | None, device: str) -
         checkpoint: SAM's weights.
         decoder: The decoder's weights, if they are a file of their own.
         device: Where to put the model.
+        is_trusted: Whether files that hold more than weights are unpickled, which runs code that their makers put in.
 
     Raises:
+        pickle.UnpicklingError: A file holds more than weights, and isn't trusted.
         Exception: Whatever torch and pickle raise for a file that holds no weights of SAM.
     """
     from micro_sam.util import get_sam_model
@@ -96,13 +98,30 @@ def load_model(name: str, checkpoint: Path, decoder: Path | None, device: str) -
     # micro-sam replaces the standard library's unpickler by one that skips what it can't find, for good: put back here.
     unpickler = pickle.Unpickler
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.nullcontext() if is_trusted else _weights_only():
             predictor, state = get_sam_model(
                 name, device=device, checkpoint_path=checkpoint, decoder_path=decoder, return_state=True
             )
     finally:
         pickle.Unpickler = unpickler  # type: ignore[misc]
     return Model(predictor, state)
+
+
+@contextlib.contextmanager
+def _weights_only() -> Iterator[None]:
+    """Let torch load weights and plain values only: micro-sam itself asks for whole pickles."""
+    import torch
+
+    load = torch.load
+
+    def load_weights(file: Any, map_location: Any = None, **_: Any) -> Any:
+        return load(file, map_location=map_location, weights_only=True)
+
+    torch.load = load_weights
+    try:
+        yield
+    finally:
+        torch.load = load
 
 
 def find_generator_class(mode: str, *, is_tiled: bool) -> Any:

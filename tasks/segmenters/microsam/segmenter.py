@@ -35,7 +35,13 @@ from slidesam.tasks.segmenters.base import Arithmetic, DeferredLabels, Params, S
 from slidesam.tasks.segmenters.microsam import library
 from slidesam.tasks.segmenters.microsam.encoder import Encoder
 from slidesam.tasks.segmenters.microsam.inputs import check_inputs, compose, intensity_range, pick, ranges
-from slidesam.tasks.segmenters.microsam.weights import Weights, choose_model, find_weights, make_decoder_error
+from slidesam.tasks.segmenters.microsam.weights import (
+    Weights,
+    choose_model,
+    find_weights,
+    make_decoder_error,
+    make_trust_cure,
+)
 from slidesam.tasks.segmenters.torch_host import choose_device, limit_threads
 from slidesam.tasks.settings.methods import MicroSam
 from slidesam.tasks.settings.types import Pair
@@ -210,10 +216,12 @@ def _is_tiled(settings: MicroSam) -> bool:
 def _load_model(settings: MicroSam, name: str, weights: Weights, device: str) -> library.Model:
     """Load the model of these weights, and check that it is the one that the settings name."""
     try:
-        model = library.load_model(name, weights.checkpoint, weights.decoder, device)
+        model = library.load_model(name, weights.checkpoint, weights.decoder, device, is_trusted=weights.is_trusted)
     except _UNLOADABLE as error:
+        is_refused = isinstance(error, pickle.UnpicklingError) and not weights.is_trusted
         raise SegmenterError(
-            f"{weights.checkpoint} can't be loaded as weights of SAM: {in_one_line(error, 300)}"
+            f"{weights.checkpoint} can't be loaded as weights of SAM ({_shorten(error)})",
+            make_trust_cure(settings, weights) if is_refused else "",
         ) from error
     actual = model.architecture
     if settings.model != "auto" and actual != name[:5]:
@@ -221,6 +229,12 @@ def _load_model(settings: MicroSam, name: str, weights: Weights, device: str) ->
             f"{weights.checkpoint} holds weights of {actual}, not {name}", f"set segmenter.model: {actual}"
         )
     return model
+
+
+def _shorten(error: Exception) -> str:
+    """Take what is wrong out of torch's page of advice."""
+    reason = str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0]
+    return in_one_line(reason or error, 300)
 
 
 def _choose_mode(settings: MicroSam, weights: Weights, has_decoder: bool) -> str:

@@ -1,7 +1,9 @@
 """Find the micro-sam model that the settings mean, its weights, and their identity: all without torch or micro-sam.
 
-The submitting machine does this before any job is queued, and each worker before it loads the weights. Loading weights unpickles
-them, which runs code in them, so a file of micro-sam's registry with another hash is refused. Nothing is downloaded: jobs run
+The submitting machine does this before any job is queued, and each worker before it loads the weights. A file of micro-sam's
+registry with another hash is refused. Unpickling a file runs code that its maker put in, so only weights and plain values are
+loaded, unless the person trusts a checkpoint (`segmenter.trust`, see `segmenters.allowed`), or the site gives a registry file's
+SHA-256 in SLIDESAM_MODELS: micro-sam's own xxh128 keeps out damage, not forgery. Nothing is downloaded: jobs run
 without internet, and a hundred of them would fetch at once. The error message says how to fetch.
 """
 
@@ -17,6 +19,7 @@ from slidesam.tasks.errors import SegmenterError
 from slidesam.tasks.segmenters.microsam.registry import (
     INSTALL,
     MODELS,
+    OVERRIDES,
     Registered,
     find_cache_folder,
     list_files,
@@ -25,6 +28,7 @@ from slidesam.tasks.segmenters.microsam.registry import (
 from slidesam.tasks.segmenters.torch_host import can_hash, hash_file, make_read_error
 from slidesam.tasks.settings.methods import MicroSam
 
+_UNFORGEABLE = ("sha256", "sha512")
 _ARCHITECTURES = ("vit_b", "vit_l", "vit_h")
 _NO_WEIGHTS_NEEDED = "or use --segmenter watershed, which needs no weights"
 _log = logging.getLogger(__name__)
@@ -37,10 +41,12 @@ class Weights:
     Attributes:
         checkpoint: SAM's weights, with or without a decoder's.
         decoder: The decoder's weights, if they are a separate file as in micro-sam's registry.
+        is_trusted: Whether a file that holds more than weights may be unpickled.
     """
 
     checkpoint: Path
     decoder: Path | None
+    is_trusted: bool = False
 
 
 def choose_model(settings: MicroSam, is_rgb: bool) -> str:
@@ -135,10 +141,24 @@ def find_weights(settings: MicroSam, is_rgb: bool) -> Weights:
                 f"segmenter.checkpoint {checkpoint} is no file on this machine",
                 f"give a path that the workers see too, {_NO_WEIGHTS_NEEDED}",
             )
-        return Weights(checkpoint, None)
+        return Weights(checkpoint, None, is_trusted=settings.trust)
     if settings.mode in ("ais", "apg") and not MODELS[name]:
         raise make_decoder_error(settings.mode, f"model {name}")
     return _find_cached(name)
+
+
+def make_trust_cure(settings: MicroSam, weights: Weights) -> str:
+    """Say what to do with a file that holds more than weights."""
+    if settings.checkpoint is not None:
+        return (
+            "only weights are loaded, because more can run any code: save them alone (micro_sam.util.export_custom_sam_model "
+            "does), or, if you trust who made the file, add `--set segmenter.trust=true` to the command"
+        )
+    names = " and ".join(path.name for path in (weights.checkpoint, weights.decoder) if path is not None)
+    return (
+        f"if you trust micro-sam's file, pin it: lines `NAME sha256:DIGEST` for {names} in a file that {OVERRIDES} names "
+        "(`sha256sum` prints a digest)"
+    )
 
 
 def make_decoder_error(mode: str, weights: str) -> SegmenterError:
@@ -160,4 +180,7 @@ def _find_cached(name: str) -> Weights:
             f"Where there is internet, run `slidesam models fetch {name} --cache FOLDER` with a FOLDER that the "
             f"workers see, and set MICROSAM_CACHEDIR=FOLDER here and for the workers; {_NO_WEIGHTS_NEEDED}",
         )
-    return Weights(folder / name, folder / files[1] if len(files) > 1 else None)
+    registry = read_registry()
+    # `identify_model` has compared the files with these.
+    is_pinned = all((entry := registry.get(file)) is not None and entry.algorithm in _UNFORGEABLE for file in files)
+    return Weights(folder / name, folder / files[1] if len(files) > 1 else None, is_trusted=is_pinned)

@@ -88,9 +88,12 @@ def test_output_weights_and_functions_that_cannot_be_had(monkeypatch, tmp_path: 
     assert found.state == "failed"
     assert "slidesam models fetch" in found.cure or "pip install" in found.cure
     unknown = make_settings(overrides={"segmenter.kind": "function", "segmenter.target": "not_there.at_all:f"})
-    found = named(examine_here(local(), unknown, None))["segmenter"]
+    found = named(examine_here(local(), unknown, None, ("not_there.at_all",)))["segmenter"]
     assert found.state == "failed"
     assert "PYTHONPATH" in found.cure
+    found = named(examine_here(local(), unknown, None))["segmenter"]
+    assert found.state == "failed"
+    assert "--allow not_there.at_all:f" in found.cure
 
 
 app = typer.Typer()

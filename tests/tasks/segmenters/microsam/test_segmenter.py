@@ -219,6 +219,30 @@ class TestRefusals:
         assert pickle.Unpickler is unpickler
 
 
+class RunsCode:
+    """What a stranger puts into a checkpoint: a call that unpickling makes."""
+
+    def __init__(self, left: Path) -> None:
+        self.left = left
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (str(self.left), "w")
+
+
+def test_code_in_a_checkpoint_runs_only_if_it_is_trusted(tmp_path: Path) -> None:
+    import torch
+
+    path, left = tmp_path / "weights.pt", tmp_path / "left"
+    torch.save({"model_state": {}, "more": RunsCode(left)}, path)
+    settings = MicroSam(model="vit_b", checkpoint=str(path))
+    with pytest.raises(SegmenterError, match=r"weights.pt can't be loaded .*open.*segmenter.trust=true"):
+        MicroSamSegmenter(settings, is_rgb=True)
+    assert not left.exists()
+    with pytest.raises(SegmenterError, match=r"weights.pt can't be loaded"):
+        MicroSamSegmenter(settings.model_copy(update={"trust": True}), is_rgb=True)
+    assert left.exists()
+
+
 def test_importing_is_light() -> None:
     module = "slidesam.tasks.segmenters.microsam.segmenter"
     code = f"import sys, {module}; print(sorted({{'torch', 'micro_sam', 'zarr'}} & set(sys.modules)))"
