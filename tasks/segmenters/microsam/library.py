@@ -117,7 +117,7 @@ def _weights_only() -> Iterator[None]:
     def load_weights(file: Any, map_location: Any = None, **_: Any) -> Any:
         return load(file, map_location=map_location, weights_only=True)
 
-    torch.load = load_weights
+    torch.load = load_weights  # type: ignore[assignment]
     try:
         yield
     finally:
