@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
+from scipy import ndimage
 
 BLOCK = 64
 
@@ -17,4 +18,12 @@ def write_numbered_slide(path: Path, rows: int = 3, columns: int = 3) -> Path:
         y, x = (number // columns) * BLOCK, (number % columns) * BLOCK
         image[y + 20 : y + 40, x + 20 : x + 40] = number + 1
     tifffile.imwrite(path, image, tile=(64, 64))
+    return path
+
+
+def write_blobs(path: Path, side: int, seed: int = 0) -> Path:
+    """A grey TIFF of irregular blobs, some twenty px wide, in tiles; `side` is a multiple of 256."""
+    noise = np.random.default_rng(seed).random((side, side), np.float32)
+    image = (ndimage.gaussian_filter(noise, 4) - 0.5) * 3000 + 120
+    tifffile.imwrite(path, np.clip(image, 0, 255).astype(np.uint8), tile=(256, 256), compression="zlib")
     return path
