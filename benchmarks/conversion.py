@@ -17,7 +17,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import zarr
@@ -38,14 +38,12 @@ if TYPE_CHECKING:
 
 def converted(slide: Path, output: Path, cluster: Cluster) -> tuple[float, float, Run]:
     """Seconds of the pieces, of the whole image stage, and the run."""
-    from prefect_dask.task_runners import DaskTaskRunner
-
     from slidesam.flows.slide.session import Session
     from slidesam.flows.slide.stages import image_stage
 
     shutil.rmtree(output, ignore_errors=True)
     run = plan_run(slide, output, make_settings(overrides={"segmenter.kind": "watershed"}))
-    runner: Any = DaskTaskRunner(address=cluster.address)
+    runner = cluster.workers().task_runner()
     started = time.perf_counter()
     image_stage.with_options(task_runner=runner)(run, Session(cluster=cluster))
     whole = time.perf_counter() - started

@@ -53,8 +53,6 @@ def make(path: Path, rows: int, columns: int) -> Path:
 
 def seconds_of(slide: Path, output: Path, seconds: float, cluster: Cluster, per_task: int | str) -> tuple[float, float]:
     """Wall time of the segmenting stage after `prepare`, and of the whole child flow."""
-    from prefect_dask.task_runners import DaskTaskRunner
-
     from slidesam.flows.slide.session import Session
     from slidesam.flows.slide.stages import image_stage, segment_stage
 
@@ -65,7 +63,7 @@ def seconds_of(slide: Path, output: Path, seconds: float, cluster: Cluster, per_
         "blocks.blocks_per_task": per_task, "image.convert": "never", "image.rechunk": "never",
     }  # fmt: skip
     run = plan_run(slide, output, make_settings(overrides=settings))
-    runner: Any = DaskTaskRunner(address=cluster.address)
+    runner = cluster.workers().task_runner()
     session = Session(cluster=cluster)
     image_stage.with_options(task_runner=runner)(run, session)
     started = time.time()
@@ -76,11 +74,9 @@ def seconds_of(slide: Path, output: Path, seconds: float, cluster: Cluster, per_
     return max(marks) - prepared, whole
 
 
-def waiting(slide: Path, output: Path, address: str, tasks: int) -> tuple[float, float]:
+def waiting(slide: Path, output: Path, cluster: Cluster, tasks: int) -> tuple[float, float]:
     """KiB and ms that each of so many tasks of one block takes that wait for a worker."""
-    from dask.distributed import Client
     from prefect import flow
-    from prefect_dask.task_runners import DaskTaskRunner
 
     from slidesam.tasks import steps
 
@@ -100,10 +96,10 @@ def waiting(slide: Path, output: Path, address: str, tasks: int) -> tuple[float,
             future.wrapped_future.cancel()
         return kib, seconds / tasks * 1000
 
-    with Client(address, set_as_default=False) as client:
+    with cluster.workers().connect() as client:
         workers = len(client.scheduler_info()["workers"])
         busy = client.map(time.sleep, [tasks * 0.05 + 10 + number / 100 for number in range(2 * workers)], pure=False)
-        runner: Any = DaskTaskRunner(address=address)
+        runner = cluster.workers().task_runner()
         found = wait_in_line.with_options(task_runner=runner)()
         client.cancel(busy)
     return found
@@ -153,7 +149,7 @@ def main() -> None:
                 f"{whole:.1f}", f"{peak:.0f}",
             )  # fmt: skip
         slide = make(chosen.folder / "blocks-64.tif", 64, 64)
-        kib, ms = waiting(slide, chosen.folder / "out", cluster.address, chosen.waiting)
+        kib, ms = waiting(slide, chosen.folder / "out", cluster, chosen.waiting)
     Console().print(table)
     Console().print(
         f"a task that waits: {kib:.0f} KiB in the flow's process, {ms:.1f} ms to submit ({chosen.waiting} tasks)"

@@ -14,7 +14,7 @@ import resource
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich.console import Console
@@ -22,16 +22,17 @@ from rich.table import Table
 
 from benchmarks.overhead import make, seconds_of
 
+if TYPE_CHECKING:
+    from slidesam.flows.cluster.cluster import Cluster
+
 # Rows and columns of blocks, seconds each, the most that may be taken of the ideal.
 CASES = ((20, 20, 1.0, 1.15), (40, 50, 0.2, 1.3))
 _PATIENCE = 300.0
 
 
-def all_there(address: str, workers: int) -> None:
+def all_there(cluster: Cluster, workers: int) -> None:
     """Waits until so many workers have come."""
-    from dask.distributed import Client
-
-    with Client(address, set_as_default=False) as client:
+    with cluster.workers().connect() as client:
         client.wait_for_workers(workers, timeout=_PATIENCE)
 
 
@@ -59,7 +60,7 @@ def main() -> None:
         table.add_column(column, justify="right")
     with prefect_api(api_host(profile)), open_cluster(profile, jobs_folder(chosen.folder / "out")) as cluster:
         started = time.perf_counter()
-        all_there(cluster.address, chosen.workers)
+        all_there(cluster, chosen.workers)
         startup = time.perf_counter() - started
         for rows, columns, seconds, most in CASES:
             slide = make(chosen.folder / f"blocks-{rows}-{columns}.tif", rows, columns)

@@ -78,9 +78,9 @@ def main() -> None:
     slide, output = Path(case["slide"]), Path(case["output"])
     with prefect_api(), open_cluster(profile) as cluster:
         run = plan_run(slide, output, settings)
-        address = cluster.workers("gpu").address
+        workers = cluster.workers("gpu")
         started = time.time()
-        _load_everywhere(address, run, case["small"])
+        _load_everywhere(workers, run, case["small"])
         loaded = time.time()
         facts = segment_slide_in(Session(cluster=cluster, is_cluster_shared=True), slide, output, settings)
     seconds = {"start": started - began, "load": loaded - started, **_stages(run, loaded)}
@@ -88,12 +88,10 @@ def main() -> None:
     answer(**seconds, busy=busy, objects=facts.objects, blocks=len(run.grid), seams=_seams(facts))
 
 
-def _load_everywhere(address: str, run: Any, small: bool) -> None:
+def _load_everywhere(workers: Any, run: Any, small: bool) -> None:
     """Has every worker make the run's segmenter, all at once."""
-    from dask.distributed import Client
-
     settings, is_rgb = run.settings.segmenter.model_dump_json(), run.slide.is_rgb
-    with Client(address, set_as_default=False) as client:
+    with workers.connect() as client:
         futures = [
             client.submit(
                 _load,

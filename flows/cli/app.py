@@ -146,7 +146,7 @@ def status_command(
     if not output.is_dir():
         raise SettingsError(f"{output} is not a folder: give the folder that was named with --output")
     states = read_states(output)
-    out.print(status_table(states) if states else Text(f"{output}: no results of slidesam here"))
+    out.print(status_table(states, output) if states else Text(f"{output}: no results of slidesam here"))
 
 
 @app.command("seams")

@@ -110,7 +110,7 @@ def show(
     from slidesam.flows.cluster.profile import QueueProfile, SlurmProfile
     from slidesam.tasks.run.layout import jobs_folder
 
-    profile = choose_profile(name, [*(changes or ()), *(["address=tcp://HOST:PORT"] if name == "attach" else [])])
+    profile = choose_profile(name, [*(changes or ()), *(["address=tls://HOST:PORT"] if name == "attach" else [])])
     if not isinstance(profile, SlurmProfile | QueueProfile):
         out.print(Text(yaml.safe_dump(profile.model_dump(mode="json"), sort_keys=False).rstrip()))
         return

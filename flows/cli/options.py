@@ -43,7 +43,7 @@ Scheduler = Annotated[
     typer.Option(
         "--scheduler",
         metavar="ADDRESS",
-        help="Address of a Dask cluster that runs already (--cluster attach), e.g. tcp://10.0.0.5:8786.",
+        help="Address of a Dask cluster that runs already (--cluster attach), e.g. tls://10.0.0.5:8786.",
     ),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]

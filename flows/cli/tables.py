@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from slidesam.flows.cluster.cluster import ssh_line
+from slidesam.flows.cluster.links import find_link
 from slidesam.tasks.errors import SegmenterError
 from slidesam.tasks.grid import BlockGrid
 from slidesam.tasks.plan import explain, resolve_sizes
@@ -99,11 +100,12 @@ def _plan_rows(
     return [*plan, *(("to do", line) for line in explain(run))]
 
 
-def status_table(states: list[RunState]) -> Group:
+def status_table(states: list[RunState], output: Path) -> Group:
     """Make a table with a row per run of an output folder, and the warnings and errors below it.
 
     Args:
         states: As `read_states` returns them.
+        output: The output folder.
     """
     table = Table(box=None, pad_edge=False)
     for name in ("slide", "label", "status", "blocks", "objects", "updated"):
@@ -116,7 +118,10 @@ def status_table(states: list[RunState]) -> Group:
         status = Text(state.status, _COLOURS.get(state.status, ""))
         table.add_row(Text(run.slide), Text(run.label), status, blocks, objects, updated)
     pages = {page for run in states if run.state.status == "running" for page in run.state.dashboards.values()}
-    dashboards = (Text(f"\nDask dashboard: {page} (from elsewhere: {ssh_line(page)})") for page in sorted(pages))
+    dashboards = (
+        Text(f"\nDask dashboard: {find_link(output, page) or page} (from elsewhere: {ssh_line(page)})")
+        for page in sorted(pages)
+    )
     notes = [
         Text.assemble("\n", ("note: ", "yellow"), f"{run.slide}: {warning}")
         for run in states

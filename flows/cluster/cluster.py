@@ -7,6 +7,7 @@ nothing. Jobs are submitted as long as there is work for them, and those of the 
 from __future__ import annotations
 
 import getpass
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -14,9 +15,13 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from slidesam.flows.cluster.attach import attach
+from slidesam.flows.cluster.device_workers import address_towards
 from slidesam.flows.cluster.job_names import make_cluster_name
 from slidesam.flows.cluster.jobs import cluster_class, job_options, jobs_of, scheduler_host, scheduler_options
-from slidesam.flows.cluster.local_workers import LOOPBACK, Workers, find_dashboard, start_local, start_local_gpu
+from slidesam.flows.cluster.keys import KEYS, make_key_folder, make_keys, make_security, write_secret
+from slidesam.flows.cluster.links import LOOPBACK, link_file, read_page
+from slidesam.flows.cluster.local_workers import Workers, start_local, start_local_gpu
 from slidesam.flows.cluster.profile import (
     AttachProfile,
     ClusterProfile,
@@ -33,6 +38,11 @@ from slidesam.tasks.errors import ClusterError, in_one_line
 _SETTINGS = {
     # A nanny needs this long to replace a worker that was killed.
     "distributed.deploy.lost-worker-timeout": "60s",
+    # Schedulers and workers open a port for HTTP before they can be told to close it (on_scheduler, on_worker).
+    "distributed.scheduler.http.routes": [],
+    "distributed.worker.http.routes": [],
+    # What Prefect's task runner would log.
+    "distributed.dashboard.link": "",
 }
 
 
@@ -49,6 +59,7 @@ class Cluster:
         self.name = make_cluster_name(logs)
         self._started: dict[Stage, Workers] = {}
         self._settings = ExitStack()
+        self._secrets: Path | None = None
 
     def workers(self, stage: Stage = "cpu") -> Workers:
         """Return the workers of a stage; start them if they don't run.
@@ -129,35 +140,32 @@ class Cluster:
     def _start(self, pool: Stage) -> Workers:
         profile = self.profile
         if isinstance(profile, AttachProfile):
-            return _attached(profile)
+            return attach(profile)
+        link = link_file(self._secret_folder(), pool) if profile.dashboard else None
         if isinstance(profile, LocalProfile):
-            return start_local(profile)
+            return start_local(profile, link)
         if isinstance(profile, LocalGpuProfile):
-            return start_local_gpu(profile)
-        return _jobs(profile, pool, f"{self.name}-{pool}", self.logs)
+            return start_local_gpu(profile, link)
+        return _jobs(profile, pool, f"{self.name}-{pool}", self.logs, self._secret_folder() / KEYS, link)
+
+    def _secret_folder(self) -> Path:
+        """Return the folder for the cluster's secrets; make it if it isn't there."""
+        if self._secrets is None:
+            self._secrets = make_key_folder(self.logs or Path.home() / ".slidesam", self.name)
+            self._settings.callback(shutil.rmtree, self._secrets, ignore_errors=True)
+        return self._secrets
 
 
-def _attached(profile: AttachProfile) -> Workers:
-    """Check a cluster that somebody else started.
-
-    Raises:
-        ClusterError: Its scheduler doesn't answer.
-    """
-    from dask.distributed import Client
-
-    try:
-        with Client(profile.address, timeout="15s", set_as_default=False) as client:
-            return Workers(profile.address, find_dashboard(client.dashboard_link), lambda: None)
-    except (OSError, ValueError) as error:
-        raise ClusterError(
-            f"no Dask scheduler answers at {profile.address}",
-            "start it (`infra/interactive/cluster start` in an "
-            "allocation, or `dask scheduler`), or correct the address",
-        ) from error
-
-
-def _jobs(profile: JobProfile, pool: Stage, name: str, logs: Path | None) -> Workers:
+def _jobs(profile: JobProfile, pool: Stage, name: str, logs: Path | None, keys: Path, link: Path | None) -> Workers:
     """Start a scheduler in this process, whose workers come in jobs.
+
+    Args:
+        profile: The profile.
+        pool: Which of its jobs.
+        name: The jobs' name.
+        logs: Folder of the jobs' logs.
+        keys: File for the key of this scheduler and its workers, which the jobs read; made if it isn't there.
+        link: File for the link of the dashboard; None = there is no dashboard.
 
     Raises:
         ClusterError: The queue's commands are missing, or the scheduler can't listen at the profile's address.
@@ -176,14 +184,18 @@ def _jobs(profile: JobProfile, pool: Stage, name: str, logs: Path | None) -> Wor
     if is_slurm:
         # Called last: cancels jobs that were submitted while the others were cancelled.
         stack.callback(_cancel, name)
+    if not keys.exists():
+        write_secret(keys, make_keys())
+    security = make_security(keys.read_text())
     try:
         cluster = stack.enter_context(
             kind(
                 n_workers=0,
                 name=name,
                 job_cls=kept_job(kind.job_cls),
-                scheduler_options=scheduler_options(profile, pool),
-                **job_options(profile, pool, name, logs),
+                security=security,
+                scheduler_options=scheduler_options(profile, pool, link),
+                **job_options(profile, pool, name, logs, keys),
             )
         )
     except (OSError, RuntimeError, ValueError) as error:
@@ -203,7 +215,7 @@ def _jobs(profile: JobProfile, pool: Stage, name: str, logs: Path | None) -> Wor
         list_jobs=list_jobs,
         logs=logs,
     )
-    return Workers(str(cluster.scheduler_address), find_dashboard(cluster.dashboard_link), stack.close, keeper)
+    return Workers(str(cluster.scheduler_address), security, read_page(link), stack.close, keeper)
 
 
 def _cancel(name: str) -> None:
@@ -234,20 +246,8 @@ def ssh_line(dashboard: str) -> str:
 def api_host(profile: ClusterProfile) -> str:
     """Return the address at which all workers can reach a Prefect server of this machine."""
     if isinstance(profile, AttachProfile):
-        return _address_towards(profile.address)
+        return address_towards(profile.address)
     return scheduler_host(profile) if isinstance(profile, SlurmProfile | QueueProfile) else LOOPBACK
-
-
-def _address_towards(address: str) -> str:
-    """Return this machine's address on the network of a scheduler; loopback if the scheduler is on this machine."""
-    parts = urlsplit(address)
-    try:
-        # No packet is sent: this only asks for the route.
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((parts.hostname or LOOPBACK, parts.port or 8786))
-            return str(probe.getsockname()[0])
-    except OSError:
-        return LOOPBACK
 
 
 @contextmanager

@@ -1,12 +1,15 @@
 """Starts Dask workers on this node, each on its own device or on its share of one.
 
-    python -m slidesam.flows.cluster.device_workers tcp://10.0.0.5:8786 --gpus 2 --workers 4
+    python -m slidesam.flows.cluster.device_workers tls://10.0.0.5:8786 --keys keys.pem --gpus 2 --workers 4
 
 Job scripts and infra/interactive start their workers so, instead of with `dask worker`: it knows nothing of GPUs, and would show
 all of them to each worker. What only `dask worker` understands is handed on to it.
 
 A single worker takes the launcher's place, so that its signals and its exit code are the job's. Several are its children and end
 with it, whatever ends it. Imports nothing that takes time: workers wait for it.
+
+Workers and nannies listen on one address of the node, and talk by TLS only to those who have the cluster's key. They find the
+key in their environment, which no other user can read: `ps` shows the command to everybody.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from slidesam.tasks.segment.devices import CPU, GIVEN, nvidia_smi, share, visible_devices
 
@@ -55,7 +60,9 @@ class DeviceWorker:
             handed_on: More options of `dask worker`; those that slidesam depends on override them.
         """
         own_options = ["--name", self.name, "--memory-limit", self.memory, "--nthreads", "1", "--nworkers", "1"]
-        fixed = ["--nanny", "--no-dashboard", "--preload", "slidesam.flows.cluster.on_worker"]
+        # The port for HTTP that Dask opens in any case, and the worker closes.
+        http = ["--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
+        fixed = ["--nanny", *http, "--preload", "slidesam.flows.cluster.on_worker"]
         return [sys.executable, "-m", "distributed.cli.dask_worker", address, *handed_on, *own_options, *fixed]
 
     def environment(self, launcher_variables: Mapping[str, str]) -> dict[str, str]:
@@ -85,6 +92,13 @@ def launch_workers(arguments: Sequence[str] | None = None) -> int:
     if options.gpus is not None and len(devices) != options.gpus:
         print(_refusal(options.gpus, devices), file=sys.stderr)
         return 1
+    try:
+        os.environ.update(_tls_variables(options.keys))
+    except OSError as error:
+        print(f"the cluster's keys can't be read: {error}; did the run that asked for workers end?", file=sys.stderr)
+        return 1
+    if "--host" not in handed_on and "--interface" not in handed_on:
+        handed_on += ["--host", address_towards(options.address)]
     workers = _workers(options, devices)
     # Written at once, or srun mixes it with what other nodes write.
     sys.stderr.write(_in_words(workers) + "\n")
@@ -92,6 +106,34 @@ def launch_workers(arguments: Sequence[str] | None = None) -> int:
         command = workers[0].command(options.address, handed_on)
         os.execve(command[0], command, workers[0].environment(os.environ))  # noqa: S606
     return _run_all(workers, options.address, handed_on)
+
+
+def address_towards(scheduler: str) -> str:
+    """Return this machine's address on the network of a scheduler; loopback if the scheduler is on this machine.
+
+    Args:
+        scheduler: Its address.
+    """
+    parts = urlsplit(scheduler)
+    try:
+        family, _, _, _, peer = socket.getaddrinfo(parts.hostname, parts.port or 8786, type=socket.SOCK_DGRAM)[0]
+        # No packet is sent: this only asks for the route.
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(peer)
+            return str(probe.getsockname()[0])
+    except OSError:
+        return "127.0.0.1"
+
+
+def _tls_variables(keys: str | None) -> dict[str, str]:
+    """Return the environment variables by which Dask finds the cluster's keys, and serves nothing over HTTP."""
+    variables = {"DASK_DISTRIBUTED__WORKER__HTTP__ROUTES": "[]"}
+    if keys is None:
+        return variables
+    text = sys.stdin.read() if keys == "-" else Path(keys).read_text()
+    names = ("CA_FILE", "WORKER__CERT", "WORKER__KEY")
+    variables |= {f"DASK_DISTRIBUTED__COMM__TLS__{name}": text for name in names}
+    return variables | {"DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "True"}
 
 
 def divided(memory: str, workers: int) -> str:
@@ -126,7 +168,12 @@ def _options(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[
         epilog="All other options are handed on to `dask worker`.",
         allow_abbrev=False,
     )
-    parser.add_argument("address", metavar="ADDRESS", help="the scheduler's, such as tcp://10.0.0.5:8786; comes first")
+    parser.add_argument("address", metavar="ADDRESS", help="the scheduler's, such as tls://10.0.0.5:8786; comes first")
+    parser.add_argument(
+        "--keys",
+        metavar="FILE",
+        help="of the cluster's key and certificate, in PEM; - = standard input (default: no TLS)",
+    )
     parser.add_argument("--name", metavar="NAME", help="of the worker, or of the first NAME-0 (default: host-pid)")
     parser.add_argument(
         "--workers", type=_positive, metavar="N", help="on this node (default: one per device, or 1 without)"
@@ -147,7 +194,7 @@ def _options(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[
     parser.add_argument("--nthreads", help="ignored: a worker computes one block at a time, on OMP_NUM_THREADS threads")
     options, handed_on = parser.parse_known_args(arguments)
     if ":" not in options.address:
-        parser.error(f"{options.address} is no address: the scheduler's, such as tcp://10.0.0.5:8786, comes first")
+        parser.error(f"{options.address} is no address: the scheduler's, such as tls://10.0.0.5:8786, comes first")
     options.name = options.name or f"{socket.gethostname()}-{os.getpid()}"
     try:
         divided(options.memory_limit, 1)

@@ -107,7 +107,7 @@ def _in_words(error: ValidationError, values: Mapping[str, object]) -> str:
         case "extra_forbidden":
             return f"unknown key {name}: one of {values.get('kind')} has {', '.join(_keys(keys[:-1], values))}"
         case "missing" if name == "address":
-            return "address is needed, that of a Dask scheduler that runs: give --scheduler tcp://HOST:PORT"
+            return "address is needed, that of a Dask scheduler that runs: give --scheduler tls://HOST:PORT"
         case "missing":
             return f"{name} is needed"
     return f"{name}: {first.message}" if name else first.message

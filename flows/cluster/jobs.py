@@ -15,8 +15,11 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+from slidesam.flows.cluster.keys import KEYS
+from slidesam.flows.cluster.links import dashboard_options
 from slidesam.flows.cluster.profile import JobProfile, Jobs, QueueJobs, SlurmJobs, Stage
 from slidesam.tasks.errors import ClusterError
+from slidesam.tasks.run.layout import key_folder
 
 LEAVE_AT, STAGGER, LOG = "SLIDESAM_LEAVE_AT", "SLIDESAM_LEAVE_STAGGER", "SLIDESAM_LOG"
 _WORKERS = "slidesam.flows.cluster.device_workers"
@@ -42,7 +45,7 @@ def jobs_of(profile: JobProfile, stage: Stage) -> Jobs:
     return profile.gpu if stage == "gpu" and profile.gpu is not None else profile.cpu
 
 
-def job_options(profile: JobProfile, stage: Stage, name: str, logs: Path | None) -> dict[str, Any]:
+def job_options(profile: JobProfile, stage: Stage, name: str, logs: Path | None, keys: Path) -> dict[str, Any]:
     """Return the keyword arguments of dask-jobqueue's job.
 
     Args:
@@ -50,6 +53,7 @@ def job_options(profile: JobProfile, stage: Stage, name: str, logs: Path | None)
         stage: Which of its jobs.
         name: The jobs' name.
         logs: Folder of the jobs' logs, on a file system that all nodes share.
+        keys: File of the cluster's key, likewise. A queue may show scripts to others: they hold the file's name only.
     """
     jobs = jobs_of(profile, stage)
     options: dict[str, Any] = {
@@ -64,7 +68,10 @@ def job_options(profile: JobProfile, stage: Stage, name: str, logs: Path | None)
         else shlex.quote(profile.local_directory),
         "death_timeout": profile.death_timeout,
         "worker_command": _WORKERS,
-        "worker_extra_args": ["--workers", str(jobs.workers), "--gpus", str(jobs.gpus)],
+        "worker_extra_args": [
+            *("--workers", str(jobs.workers), "--gpus", str(jobs.gpus)),
+            *("--keys", shlex.quote(str(keys))),
+        ],
         "python": _python(profile, jobs),
         "job_name": name,
         "job_script_prologue": [*jobs.prologue, *_exports(jobs, isinstance(jobs, SlurmJobs), name, logs)],
@@ -105,8 +112,9 @@ def _refuse_line_ends(options: object, place: str = "") -> None:
 
 def job_script(profile: JobProfile, stage: Stage, name: str = "slidesam", logs: Path | None = None) -> str:
     """Return the script that would be submitted, with stand-ins for what is known only then."""
+    keys = key_folder(logs or Path("FOLDER"), name.removesuffix(f"-{stage}")) / KEYS
     job = cluster_class(profile).job_cls(
-        "tcp://SCHEDULER:PORT", name=f"{name}-0", **job_options(profile, stage, name, logs)
+        "tls://SCHEDULER:PORT", name=f"{name}-0", **job_options(profile, stage, name, logs, keys)
     )
     return str(job.job_script())
 
@@ -169,15 +177,18 @@ def _python(profile: JobProfile, jobs: Jobs) -> str:
     return f"{shlex.join(command)} {profile.python or 'python3'}"
 
 
-def scheduler_options(profile: JobProfile, stage: Stage = "cpu") -> dict[str, Any]:
-    """Return the options of a worker pool's scheduler, which runs in this process.
+def scheduler_options(profile: JobProfile, stage: Stage = "cpu", link: Path | None = None) -> dict[str, Any]:
+    """Return the options of a worker pool's scheduler, which runs in this process and listens on one address.
 
-    It and its dashboard listen on one address: on 0.0.0.0 whoever reaches any of this host's could run code with them.
+    Args:
+        profile: The profile.
+        stage: Which of its pools.
+        link: File for the link of the dashboard; None = there is no dashboard.
     """
     scheduler, host = profile.scheduler, scheduler_host(profile)
     # The schedulers of both pools run side by side.
     port, page = (number + (stage == "gpu") if number else 0 for number in (scheduler.port, scheduler.dashboard_port))
-    return {"host": host, "port": port, "dashboard_address": f"{host}:{page}"}
+    return {"host": host, "port": port, "dashboard_address": f"{host}:0", **dashboard_options(link, page)}
 
 
 def scheduler_host(profile: JobProfile) -> str:

@@ -40,10 +40,16 @@ _DONE_STATES = ("memory", "erred", "released", "forgotten")
 
 
 def kept_job(job_class: Any) -> Any:
-    """Extend dask-jobqueue's class of job: it keeps the queue's message when a job is refused, and knows when it is closed."""
+    """Extend dask-jobqueue's class of job: it keeps the queue's message when a job is refused, and knows when it is closed.
+
+    dask-jobqueue would write the files of the cluster's keys into the command without quotes; the launcher is told itself.
+    """
 
     class KeptJob(job_class):  # type: ignore[misc]
         refusal: str | None = None
+
+        def __init__(self, *arguments: Any, security: Any = None, protocol: Any = None, **options: Any) -> None:
+            super().__init__(*arguments, **options)
 
         async def start(self) -> None:
             try:

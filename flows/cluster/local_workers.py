@@ -1,4 +1,7 @@
-"""Worker processes on this machine: their environment, their devices, and others in place of those that are lost."""
+"""Worker processes on this machine: their environment, their devices, and others in place of those that are lost.
+
+They listen on loopback, which every user of the machine reaches, so they talk by TLS only. The key is never written.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +11,16 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from slidesam.flows.cluster.device_workers import KEEP_MEMORY
+from slidesam.flows.cluster.keys import make_keys, make_security
+from slidesam.flows.cluster.links import LOOPBACK, dashboard_options, read_page
 from slidesam.flows.cluster.profile import LocalGpuProfile, LocalProfile
 from slidesam.tasks.errors import ClusterError
 from slidesam.tasks.segment import devices
 
-LOOPBACK = "127.0.0.1"
 _PRELOAD = "slidesam.flows.cluster.on_worker"
 
 
@@ -26,17 +30,31 @@ class Workers:
 
     Attributes:
         address: The scheduler's address.
-        dashboard: Address of its web page; None if it has none.
+        security: What a client needs to talk to it; None = it talks to everybody.
+        dashboard: Address of its web page, without the token that it asks for; None if it has none.
         close: Ends what was started.
         keeper: Controls the number of jobs, if there are jobs.
         replace_lost: Starts workers in place of those whose nanny has given up.
     """
 
     address: str
+    security: Any
     dashboard: str | None
     close: Callable[[], None]
     keeper: Any = None
     replace_lost: Callable[[], None] = lambda: None
+
+    def connect(self) -> Any:
+        """Return a Dask client of the scheduler."""
+        from dask.distributed import Client
+
+        return Client(self.address, security=self.security, timeout="15s", set_as_default=False)
+
+    def task_runner(self) -> Any:
+        """Return the task runner of Prefect that computes tasks here."""
+        from prefect_dask.task_runners import DaskTaskRunner
+
+        return DaskTaskRunner(address=self.address, client_kwargs={"security": self.security})
 
 
 def _worker_environment(threads: int) -> dict[str, str]:
@@ -48,12 +66,17 @@ def _worker_environment(threads: int) -> dict[str, str]:
     return thread_limits | KEEP_MEMORY
 
 
-def start_local(profile: LocalProfile) -> Workers:
-    """Start worker processes on this machine."""
+def start_local(profile: LocalProfile, link: Path | None = None) -> Workers:
+    """Start worker processes on this machine.
+
+    Args:
+        profile: How many.
+        link: File for the link of the dashboard; None = there is no dashboard.
+    """
     import dask
     from dask.distributed import LocalCluster
 
-    stack, environment = ExitStack(), _worker_environment(profile.threads)
+    stack, environment, security = ExitStack(), _worker_environment(profile.threads), make_security(make_keys())
     # `env` of the cluster below is set too late for libraries that read it at the start of the process.
     stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": environment}))
     cluster = stack.enter_context(
@@ -61,7 +84,10 @@ def start_local(profile: LocalProfile) -> Workers:
             n_workers=profile.n_workers,
             threads_per_worker=1,
             host=LOOPBACK,
+            protocol="tls://",
+            security=security,
             dashboard_address=f"{LOOPBACK}:0",
+            scheduler_kwargs=dashboard_options(link),
             memory_limit=0,
             preload=_PRELOAD,
             env=environment,
@@ -69,7 +95,8 @@ def start_local(profile: LocalProfile) -> Workers:
     )
     return Workers(
         str(cluster.scheduler_address),
-        find_dashboard(cluster.dashboard_link),
+        security,
+        read_page(link),
         stack.close,
         replace_lost=partial(_replace_lost, cluster),
     )
@@ -92,8 +119,12 @@ def _replace_lost(cluster: Any) -> None:
     cluster.loop.add_callback(replace)
 
 
-def start_local_gpu(profile: LocalGpuProfile) -> Workers:
+def start_local_gpu(profile: LocalGpuProfile, link: Path | None = None) -> Workers:
     """Start worker processes on this machine, each of which sees one device.
+
+    Args:
+        profile: How many, on which devices.
+        link: File for the link of the dashboard; None = there is no dashboard.
 
     Raises:
         ClusterError: There is no device.
@@ -111,23 +142,23 @@ def start_local_gpu(profile: LocalGpuProfile) -> Workers:
             f"{os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}, `nvidia-smi -L` lists none)",
             "use --cluster local",
         )
-    stack, environment = ExitStack(), _worker_environment(profile.threads)
+    stack, environment, security = ExitStack(), _worker_environment(profile.threads), make_security(make_keys())
     stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": environment}))
-    common = {"nthreads": 1, "host": LOOPBACK, "memory_limit": 0, "preload": _PRELOAD, "dashboard": False}
+    member = {"host": LOOPBACK, "protocol": "tls://", "security": security, "dashboard": False}
+    common = member | {"nthreads": 1, "memory_limit": 0, "preload": _PRELOAD}
     specs = {}
     for number, device in enumerate(device for device in visible for _ in range(profile.workers_per_gpu)):
         pinned = environment | {"CUDA_VISIBLE_DEVICES": device, devices.GIVEN: device}
         specs[number] = {"cls": Nanny, "options": common | {"env": pinned}}
-    scheduler = {"cls": Scheduler, "options": {"host": LOOPBACK, "port": 0, "dashboard_address": f"{LOOPBACK}:0"}}
-    cluster = stack.enter_context(SpecCluster(workers=specs, scheduler=scheduler, silence_logs="error"))
+    options = member | {"port": 0, "dashboard_address": f"{LOOPBACK}:0"} | dashboard_options(link)
+    scheduler = {"cls": Scheduler, "options": options}
+    cluster = stack.enter_context(
+        SpecCluster(workers=specs, scheduler=scheduler, security=security, silence_logs="error")
+    )
     return Workers(
         str(cluster.scheduler_address),
-        find_dashboard(cluster.dashboard_link),
+        security,
+        read_page(link),
         stack.close,
         replace_lost=partial(_replace_lost, cluster),
     )
-
-
-def find_dashboard(link: Any) -> str | None:
-    """Return the dashboard's address; None without bokeh, which it needs."""
-    return str(link) if link and find_spec("bokeh") is not None else None

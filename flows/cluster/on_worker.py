@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 from slidesam.flows.cluster.jobs import LEAVE_AT, STAGGER
+from slidesam.flows.cluster.links import close_http
 from slidesam.tasks.segment.devices import check_given
 
 _DIE_FIRST = "500"
@@ -33,6 +34,7 @@ def dask_setup(worker: Any) -> None:
     Raises:
         DeviceError: The worker would compute on another device than the one that it was given: it doesn't start.
     """
+    close_http(worker)
     check_given()
     # What a task imports takes seconds: all workers do it at once, while the cluster starts. Here, because `dask worker` and
     # its nanny import this module too. Nothing of it is garbage: looking for some would take a sixth of the time.

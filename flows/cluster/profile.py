@@ -41,6 +41,8 @@ class LocalProfile(_Section):
     """Worker processes; null = as many as this machine has cores and memory (8 GiB each) for."""
     threads: Annotated[int, Field(ge=1)] = 1
     """Threads for one block. Equal results need the same number: see the provenance."""
+    dashboard: bool = False
+    """Serve the Dask dashboard, on loopback, to who has the link that `slidesam status` shows."""
 
     @property
     def n_workers(self) -> int:
@@ -64,6 +66,8 @@ class LocalGpuProfile(_Section):
     """Worker processes that share a device; each holds its own model."""
     threads: Annotated[int, Field(ge=1)] = 1
     """Threads for one block, besides the device."""
+    dashboard: bool = False
+    """Serve the Dask dashboard, on loopback, to who has the link that `slidesam status` shows."""
 
     @field_validator("devices", mode="before")
     @classmethod
@@ -77,7 +81,22 @@ class AttachProfile(_Section):
     kind: Literal["attach"] = "attach"
     """Kind of cluster."""
     address: str
-    """Address of its scheduler, such as tcp://10.0.0.5:8786."""
+    """Address of its scheduler: tls://HOST:PORT, or tcp://HOST:PORT of a cluster that lets everybody in."""
+    ca_file: Path | None = None
+    """File with the certificate (PEM) that the cluster's members trust; null = what Dask's own configuration says."""
+    cert_file: Path | None = None
+    """File with the certificate to show to them; null = ca_file."""
+    key_file: Path | None = None
+    """File with its key; null = cert_file, or ca_file."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> AttachProfile:
+        files = self.ca_file, self.cert_file, self.key_file
+        if any(files) and not self.address.startswith("tls://"):
+            raise ValueError(f"ca_file, cert_file and key_file belong to an address tls://..., not to {self.address}")
+        if any(files) and self.ca_file is None:
+            raise ValueError("cert_file and key_file need ca_file too")
+        return self
 
 
 class Scheduler(_Section):
@@ -90,7 +109,7 @@ class Scheduler(_Section):
     port: Annotated[int, Field(ge=0, le=65535)] = 0
     """Port; 0 = any free port; the scheduler of the gpu pool takes the next."""
     dashboard_port: Annotated[int, Field(ge=0, le=65535)] = 0
-    """Port of the Dask dashboard; 0 = any free port; that of the gpu pool takes the next."""
+    """Port of the Dask dashboard, on this host's loopback; 0 = any free port; that of the gpu pool takes the next."""
 
 
 class Jobs(_Section):
@@ -204,6 +223,8 @@ class QueueJobs(Jobs):
 class _QueueProfile(_Section):
     scheduler: Scheduler = Scheduler()
     """Where the Dask scheduler listens."""
+    dashboard: bool = False
+    """Serve the Dask dashboard, on this host's loopback, to who has the link that `slidesam status` shows."""
     interface: str | None = None
     """Network interface of the workers, such as ib0; null = that of the default route of their node."""
     local_directory: str | None = None

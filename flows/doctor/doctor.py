@@ -128,7 +128,12 @@ def examine_here(
         output: Where it would write to; None = that isn't checked.
         allowed: Code that the person allows the segmenter to load.
     """
-    findings = [_check_versions(), _check_segmenter(settings, allowed), _check_folder(output), _check_dashboard()]
+    findings = [
+        _check_versions(),
+        _check_segmenter(settings, allowed),
+        _check_folder(output),
+        _check_dashboard(profile),
+    ]
     if not isinstance(profile, SlurmProfile | QueueProfile):
         return [*findings, _check_api(api_host(profile))]
     address = examine_address(profile)
@@ -171,11 +176,10 @@ def _check_folder(output: Path | None) -> Finding:
     return check(name, (free < _LITTLE_ROOM, "warning", message, cure), ok=message)
 
 
-def _check_dashboard() -> Finding:
-    message, cure = (
-        "bokeh isn't installed: there will be no Dask dashboard",
-        'pip install "slidesam[dashboard]", if you want one',
-    )
+def _check_dashboard(profile: ClusterProfile) -> Finding:
+    if not getattr(profile, "dashboard", False):
+        return Finding("dashboard", "skipped", "not asked for", "give --cluster-set dashboard=true, if you want one")
+    message, cure = "bokeh isn't installed: there will be no Dask dashboard", 'pip install "slidesam[dashboard]"'
     return check("dashboard", (find_spec("bokeh") is None, "warning", message, cure), ok="bokeh is here")
 
 

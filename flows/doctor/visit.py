@@ -102,10 +102,8 @@ def _cluster(profile: ClusterProfile, logs: Path | None) -> Iterator[Cluster]:
 
 def _ask_pool(cluster: Cluster, stage: Stage, needs: Expected, ends: ExitStack) -> list[_Visit]:
     """Send the question to a worker; of a cluster that runs already, to one on each node."""
-    from dask.distributed import Client
-
     workers = cluster.workers(stage)
-    client = ends.enter_context(Client(workers.address, timeout="15s", set_as_default=False))
+    client = ends.enter_context(workers.connect())
     name = f"{cluster.name}-{stage}" if isinstance(cluster.profile, SlurmProfile) else ""
     if not isinstance(cluster.profile, AttachProfile):
         future = client.submit(examine.examine, asdict(needs), pure=False)

@@ -17,9 +17,8 @@ from typing import Any
 from prefect import flow
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
-from prefect_dask.task_runners import DaskTaskRunner
 
-from slidesam.flows.cluster.cluster import open_cluster, ssh_line
+from slidesam.flows.cluster.cluster import open_cluster
 from slidesam.flows.cluster.find_profile import ProfileChoice
 from slidesam.flows.cluster.profile import Stage
 from slidesam.flows.prefect_api.deployed import refuse_foreign, refuse_relative
@@ -184,11 +183,11 @@ def _run_stages(run: Run, session: Session, status: RunStatus, owner: str) -> Pr
 
     def on(stage: Stage) -> Any:
         earlier_pools = set(cluster.dashboards)
-        runner = DaskTaskRunner(address=cluster.workers(stage).address)
+        runner = cluster.workers(stage).task_runner()
         for pool, page in cluster.dashboards.items():
             if pool not in earlier_pools:
                 status.update(dashboards=cluster.dashboards)
-                inform(f"{run.name}: Dask dashboard at {page} (from elsewhere: {ssh_line(page)})")
+                inform(f"{run.name}: Dask dashboard at {page}: `slidesam status {run.output}` shows the link")
         return runner
 
     target, inform = f"the image of {run.name} in {run.output}", session.reporter.inform

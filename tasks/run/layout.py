@@ -4,6 +4,7 @@
     OUT/<name>.<label>.run.json           how the result was made; written last: if it is there, the run is finished
     OUT/<name>.<label>.overlay.png        the picture
     OUT/.slidesam/.jobs/                  <job>-<number>.log
+    OUT/.slidesam/.jobs/<cluster>.keys/   keys.pem, owner.json, <pool>.link; only the user can open it, gone with the run
     OUT/.slidesam/.inbox/                 <hash of a folder>.json, its lock
     OUT/.slidesam/<name>/.image/          what all labels of the slide share
         lock.json                         who writes the slide's image
@@ -264,6 +265,16 @@ def list_job_logs(output: Path) -> list[Path]:
 def inbox_folder(output: Path) -> Path:
     """Folder of what was seen in folders where slides arrive."""
     return work_root(output.resolve()) / ".inbox"
+
+
+def key_folder(jobs: Path, cluster: str) -> Path:
+    """Folder of the secrets of one cluster of a run, beside the logs of its jobs."""
+    return jobs / f"{cluster}.keys"
+
+
+def list_key_folders(jobs: Path) -> list[Path]:
+    """The folders of secrets of all clusters; those of killed runs are left behind."""
+    return [path for path in sorted(jobs.glob("*.keys")) if path.is_dir() and not path.is_symlink()]
 
 
 def inbox_memory(output: Path, folder: Path) -> Path:

@@ -202,14 +202,18 @@ def test_a_jobs_workers_start_in_the_image(debian_root: Path, apptainer_folder: 
 
     from slidesam.flows.cluster.find_profile import load_profile
     from slidesam.flows.cluster.jobs import job_script
+    from slidesam.flows.cluster.keys import KEYS, make_key_folder, make_keys, make_security, write_secret
 
     way = {
         "container": str(debian_root), "container_command": str(apptainer_folder / "apptainer"),
         "container_binds": [str(tmp_path)], "gpu.gpus": 1, "gpu.cores": 1, "gpu.memory": 2,
     }  # fmt: skip
     script = job_script(load_profile("slurm-gpu", way), "gpu", logs=tmp_path / "of jobs")
-    with LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster:
-        text = script.replace("tcp://SCHEDULER:PORT", cluster.scheduler_address)
+    keys = make_keys()
+    write_secret(make_key_folder(tmp_path / "of jobs", "slidesam") / KEYS, keys)
+    safe = {"security": make_security(keys), "protocol": "tls://", "host": "127.0.0.1"}
+    with LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0", **safe) as cluster:
+        text = script.replace("tls://SCHEDULER:PORT", cluster.scheduler_address)
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "3", "HOME": str(tmp_path), "SLURM_JOB_ID": "17"}
         with subprocess.Popen(["bash", "-c", text], env=environment, cwd=tmp_path) as job, Client(cluster) as client:
             client.wait_for_workers(1, timeout=100)

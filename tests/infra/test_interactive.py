@@ -26,14 +26,16 @@ from tests.support.slides import write_numbered_slide
 
 CLUSTER = ROOT / "infra" / "interactive" / "cluster"
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in THIRD_PARTY_WARNINGS]
-# What each worker sees, for a scheduler's address.
+# What each worker sees, for a scheduler's address and the file of its key.
 LOOK = """
 import json, os, sys
+from pathlib import Path
 from dask.distributed import Client
+from slidesam.flows.cluster.keys import make_security
 def look():
     import os
     return os.environ["SLIDESAM_DEVICE"], os.environ["CUDA_VISIBLE_DEVICES"], os.environ.get("SLURMD_NODENAME"), os.getpid()
-with Client(sys.argv[1]) as client:
+with Client(sys.argv[1], security=make_security(Path(sys.argv[2].removeprefix("ca_file=")).read_text())) as client:
     names = {address: worker["name"] for address, worker in client.scheduler_info(n_workers=-1)["workers"].items()}
     print("seen", json.dumps({names[address]: seen for address, seen in client.run(look).items()}))
 """
@@ -87,16 +89,17 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         process.kill()
 
 
-def address_in(text: str) -> str:
-    found = re.search(r"--cluster attach --scheduler (tcp://\S+)", text)
+def address_in(text: str) -> list[str]:
+    """The scheduler's address, and the file of its key."""
+    found = re.search(r"--cluster attach --scheduler (tls://\S+) --cluster-set (ca_file=\S+)", text)
     assert found, text
-    return found[1]
+    return [found[1], found[2]]
 
 
-def seen_at(address: str) -> dict[str, list[str]]:
+def seen_at(address: list[str]) -> dict[str, list[str]]:
     """Worker → device, CUDA_VISIBLE_DEVICES, node, process."""
     done = subprocess.run(
-        [sys.executable, "-c", LOOK, address], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", LOOK, *address], capture_output=True, text=True, timeout=120, check=True
     )
     return seen_in(done.stdout)
 
@@ -168,8 +171,9 @@ def test_in_a_container(cluster: Cluster, fake_apptainer: Path, tmp_path: Path) 
     options = ["--container", "a.sif", "--bind", "/data,/out", "--gpus", "1", "--host", "127.0.0.1", "--port", "0"]
     text = cluster("start", *options, CUDA_VISIBLE_DEVICES="GPU-7")
     assert [seen[:2] for seen in seen_at(address_in(text)).values()] == [["GPU-7", "GPU-7"]]
-    scheduler, workers = fake_apptainer.read_text().splitlines()
+    keys, scheduler, workers = fake_apptainer.read_text().splitlines()
     binds = f"--bind {cluster.state} --bind {tmp_path}/temp --bind /data,/out a.sif python3 -m "
+    assert keys == f"exec {binds}slidesam.flows.cluster.keys {cluster.state}/keys.pem"
     assert scheduler.startswith(f"exec {binds}distributed.cli.dask_scheduler")
     assert workers.startswith(f"exec --nv {binds}slidesam.flows.cluster.device_workers")
     assert cluster("stop").endswith("no process is left\n")
@@ -221,8 +225,8 @@ def in_job(cluster: Cluster, resources: list[str], start: str, then: str = "") -
         set -e
         out=$({CLUSTER} start {start} 2>&1) || {{ echo "$out"; exit 1; }}
         echo "$out"
-        address=$(sed -n 's/.*--scheduler //p' <<<"$out")
-        "$SLIDESAM_PYTHON" -c "$LOOK" "$address"
+        attach=$(sed -n 's/.*--scheduler //p' <<<"$out")
+        "$SLIDESAM_PYTHON" -c "$LOOK" "${{attach%% *}}" "${{attach##* }}"
         {then}
         {CLUSTER} stop
     """
@@ -265,7 +269,7 @@ def test_in_a_job_of_two_nodes_each_has_workers_which_segment_a_slide(
         "--cluster", "attach", "--scheduler",
     ])  # fmt: skip
     # A run that has a server of its own needs it where workers of the other node can reach it.
-    then = f'env -u PREFECT_API_URL PREFECT_HOME={tmp_path}/prefect {segment} "$address"'
+    then = f"env -u PREFECT_API_URL PREFECT_HOME={tmp_path}/prefect {segment} $attach"
     text = in_job(cluster, ["--partition=cpu", "--nodes=2", "--ntasks-per-node=1"], "--gpus 0 --name many", then)
     assert "attached: 20 cells in 20 blocks" in text
     np.testing.assert_array_equal(

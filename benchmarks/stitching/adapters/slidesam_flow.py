@@ -53,15 +53,12 @@ def _ready(case: Case, folder: Path) -> Run:
 
 def _flow(run: Run, cluster: Cluster) -> dict[str, Any]:
     """Runs the flow and tells its seconds apart."""
-    from prefect_dask.task_runners import DaskTaskRunner
 
     from slidesam.flows.slide.session import Session
     from slidesam.flows.slide.stages import stitch_stage
 
     started = time.perf_counter()
-    facts = stitch_stage.with_options(task_runner=DaskTaskRunner(address=cluster.address))(
-        run, Session(cluster=cluster), {}
-    )
+    facts = stitch_stage.with_options(task_runner=cluster.workers().task_runner())(run, Session(cluster=cluster), {})
     wall = time.perf_counter() - started
     spent = facts.task_seconds
     wall -= spent["export"]

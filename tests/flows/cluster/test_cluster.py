@@ -50,8 +50,6 @@ def test_a_cluster_that_was_open_leaves_dasks_defaults() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_workers_whose_nanny_has_given_up_are_replaced() -> None:
-    from dask.distributed import Client
-
     from slidesam.flows.cluster.cluster import LocalProfile, open_cluster
 
     async def close_nanny(dask_worker) -> None:
@@ -59,7 +57,7 @@ def test_workers_whose_nanny_has_given_up_are_replaced() -> None:
             await nanny.close_gracefully(reason="a test")
         await dask_worker.close(nanny=True)
 
-    with open_cluster(LocalProfile(workers=1)) as cluster, Client(cluster.address, set_as_default=False) as client:
+    with open_cluster(LocalProfile(workers=1)) as cluster, cluster.workers().connect() as client:
         (before,) = client.scheduler_info()["workers"]
         client.run(close_nanny, wait=False, on_error="ignore")
         until(lambda: before not in client.run_on_scheduler(workers_of), 60)

@@ -12,7 +12,8 @@ from slidesam.flows.cluster.jobs import job_script, scheduler_options
 from slidesam.tasks.errors import ClusterError
 
 LOGS = Path("/shared/out/.slidesam/.jobs")
-WORKERS = "-m slidesam.flows.cluster.device_workers tcp://SCHEDULER:PORT --name slidesam-0"
+KEYS = "--keys /shared/out/.slidesam/.jobs/slidesam.keys/keys.pem"
+WORKERS = "-m slidesam.flows.cluster.device_workers tls://SCHEDULER:PORT --name slidesam-0"
 ENDING = '--death-timeout 60 --local-directory "${TMPDIR:-/tmp}"'
 
 
@@ -34,7 +35,7 @@ SLURM_CPU = [
     "export OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2",
     "export SLIDESAM_LEAVE_AT=$(( $(date +%s) + 13500 )) SLIDESAM_LEAVE_STAGGER=300",
     "export SLIDESAM_LOG=/shared/out/.slidesam/.jobs/slidesam-$SLURM_JOB_ID.log",
-    f"{sys.executable} {WORKERS} --nthreads 1 --memory-limit 8.00GiB {ENDING} --workers 1 --gpus 0",
+    f"{sys.executable} {WORKERS} --nthreads 1 --memory-limit 8.00GiB {ENDING} --workers 1 --gpus 0 {KEYS}",
 ]
 
 
@@ -48,10 +49,10 @@ def test_gpu_jobs_of_the_shipped_slurm_profiles() -> None:
     gpu = "\n".join(script("slurm-gpu", "gpu"))
     for line in ("#SBATCH -p gpu", "#SBATCH --gres=gpu:1", "#SBATCH --cpus-per-task=4", "#SBATCH --mem=32G"):
         assert f"\n{line}\n" in gpu
-    assert gpu.endswith("--nthreads 1 --memory-limit 32.00GiB " + ENDING + " --workers 1 --gpus 1")
+    assert gpu.endswith("--nthreads 1 --memory-limit 32.00GiB " + ENDING + f" --workers 1 --gpus 1 {KEYS}")
     mig = "\n".join(script("slurm-mig", "gpu"))
     assert "\n#SBATCH --gres=gpu:1g.10gb:1\n" in mig
-    assert mig.endswith("--memory-limit 16.00GiB " + ENDING + " --workers 1 --gpus 1")
+    assert mig.endswith("--memory-limit 16.00GiB " + ENDING + f" --workers 1 --gpus 1 {KEYS}")
 
 
 def test_what_a_site_sets_is_in_the_script() -> None:
@@ -70,7 +71,7 @@ def test_what_a_site_sets_is_in_the_script() -> None:
         assert line in lines
     assert lines[-1] == (
         f"/opt/bin/python {WORKERS} --nthreads 1 --memory-limit 32.00GiB --death-timeout 30 --local-directory /scratch "
-        "--workers 4 --gpus 2 --interface ib0"
+        f"--workers 4 --gpus 2 {KEYS} --interface ib0"
     )
 
 
@@ -101,7 +102,7 @@ def test_other_queues_of_dask_jobqueue(kind: str, lines: list[str]) -> None:
     text = job_script(make_profile({"kind": kind, "cpu": {"queue": "long"}}), "cpu")
     for line in lines:
         assert line in text.splitlines()
-    assert "slidesam.flows.cluster.device_workers tcp://SCHEDULER:PORT" in text
+    assert "slidesam.flows.cluster.device_workers tls://SCHEDULER:PORT" in text
     assert "--workers 1 --gpus 0" in text
 
 
@@ -109,6 +110,7 @@ def test_folders_with_signs_of_their_own_reach_sbatch_as_they_are() -> None:
     text = job_script(load_profile("slurm-cpu", {"local_directory": "/my scratch"}), "cpu", logs=Path('/a b/50%/"c"'))
     assert '#SBATCH --output="/a b/50%%/\\"c\\"/%x-%j.log"' in text
     assert "--local-directory '/my scratch'" in text
+    assert """--keys '/a b/50%/"c"/slidesam.keys/keys.pem'""" in text
     assert """export SLIDESAM_LOG='/a b/50%/"c"'/slidesam-$SLURM_JOB_ID.log""" in text
 
 
@@ -116,11 +118,14 @@ def test_schedulers_listen_on_one_address_and_those_of_two_pools_on_two_ports() 
     where = load_profile(
         "slurm-gpu", {"scheduler.host": "10.0.0.5", "scheduler.port": 8786, "scheduler.dashboard_port": 8800}
     )
-    assert scheduler_options(where, "cpu") == {"host": "10.0.0.5", "port": 8786, "dashboard_address": "10.0.0.5:8800"}
-    assert scheduler_options(where, "gpu") == {"host": "10.0.0.5", "port": 8787, "dashboard_address": "10.0.0.5:8801"}
+    for pool, port, page in (("cpu", 8786, "8800"), ("gpu", 8787, "8801")):
+        found = scheduler_options(where, pool, Path("link"))
+        assert (found["host"], found["port"], found["dashboard"]) == ("10.0.0.5", port, False)
+        assert found["preload_argv"] == [["--link-file", "link", "--link-port", page]]
     alone = scheduler_options(load_profile("slurm-cpu"))
     assert alone["host"] not in (None, "", "0.0.0.0")
     assert alone["dashboard_address"] == f"{alone['host']}:0"
+    assert alone["preload_argv"] == [[]]
 
 
 def test_options_of_another_queue_reach_its_class() -> None:

@@ -73,16 +73,18 @@ class Site(Server):
 
 
 @contextmanager
-def running_cluster() -> Iterator[str]:
+def running_cluster(keys: Path) -> Iterator[str]:
     """The address of a cluster of two workers in processes of its own, as one that runs anyway has them."""
     code = (
-        "import sys; from slidesam.flows.cluster.cluster import LocalProfile, open_cluster\n"
-        "with open_cluster(LocalProfile(workers=2)) as cluster: print(cluster.address, flush=True); sys.stdin.read()"
+        "import sys, pathlib; from slidesam.flows.cluster.cluster import LocalProfile, open_cluster\n"
+        "with open_cluster(LocalProfile(workers=2)) as cluster:\n"
+        "    pathlib.Path(sys.argv[1]).write_text(cluster.workers().security.tls_ca_file)\n"
+        "    print(cluster.address, flush=True); sys.stdin.read()"
     )
     # Flows call the segmenters of the tests.
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen(
-        [sys.executable, "-c", code], env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", code, keys], env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -92,10 +94,12 @@ def running_cluster() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
-    with server_folder() as folder, running_cluster() as address:
+    with server_folder() as folder, running_cluster(folder / "keys.pem") as address:
         site = Site(folder)
         try:
-            site.attached.write_text(yaml.safe_dump({"kind": "attach", "address": address}))
+            site.attached.write_text(
+                yaml.safe_dump({"kind": "attach", "address": address, "ca_file": str(folder / "keys.pem")})
+            )
             # Flows call the segmenters of the tests.
             site.start(PYTHONPATH=str(ROOT))
             inbox = site.deployment("inbox")

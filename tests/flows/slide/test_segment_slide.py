@@ -126,8 +126,6 @@ def test_overlay_is_a_picture(cmu1_result: Path) -> None:
 def test_same_bytes_with_one_worker_in_reverse_order(
     way: dict, cmu1: Path, cmu1_result: Path, prefect_server, tmp_path: Path
 ) -> None:
-    from prefect_dask.task_runners import DaskTaskRunner
-
     from slidesam.flows.cluster.cluster import LocalProfile, open_cluster
     from slidesam.flows.slide.session import Session
     from slidesam.flows.slide.stages import image_stage, segment_stage, stitch_stage
@@ -135,7 +133,7 @@ def test_same_bytes_with_one_worker_in_reverse_order(
 
     run = plan_run(cmu1, tmp_path, make_settings(overrides=CMU1_SETTINGS | way))
     with open_cluster(LocalProfile(workers=1)) as cluster:
-        runner = DaskTaskRunner(address=cluster.address)
+        runner = cluster.workers().task_runner()
         session = Session(cluster=cluster)
         image_stage.with_options(task_runner=runner)(run, session)
         seconds = segment_stage.with_options(task_runner=runner)(run, session, list(range(len(run.grid)))[::-1])

@@ -137,7 +137,7 @@ def test_it_is_shown_wherever_results_are(tmp_path: Path, caplog: pytest.LogCapt
     assert words in caplog.text
     (state,) = read_states(tmp_path / "out")
     assert state.state.warnings == (words,)
-    shown = [part.plain for part in status_table([state]).renderables[1:]]
+    shown = [part.plain for part in status_table([state], Path()).renderables[1:]]
     assert shown == [f"\nnote: s: {words}"]
     settings = make_settings(overrides=TOO_BRIGHT)
     row = row_here(Listed(slide, settings), tmp_path / "out", None, 1.0)

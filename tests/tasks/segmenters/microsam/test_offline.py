@@ -103,7 +103,7 @@ if __name__ == "__main__":
     where = LocalProfile(workers=1, threads=1)
     overrides = {"segmenter.model": "vit_b_lm", "segmenter.device": "cpu", "blocks.block_shape": 256, "blocks.halo": 32}
     with prefect_api(), open_cluster(where) as cluster:
-        with Client(cluster.address, set_as_default=False) as client:
+        with cluster.workers().connect() as client:
             client.run(use_small_networks)
         facts = segment_slide_in(Session(cluster=cluster), slide, output, make_settings(overrides=overrides))
     print(json.dumps({"objects": facts.objects, "identity": facts.segmenter.identity}))

@@ -70,7 +70,6 @@ def reference(image, microsam_checkpoint: Path, tmp_path_factory) -> dict[str, l
 def test_each_blocks_labels_are_micro_sams(
     mode, image, reference, microsam_checkpoint, prefect_server, tmp_path
 ) -> None:
-    from dask.distributed import Client
 
     from slidesam.flows.cluster.cluster import LocalProfile, open_cluster
     from slidesam.flows.slide.segment_slide import segment_slide_in
@@ -93,7 +92,7 @@ def test_each_blocks_labels_are_micro_sams(
     )
     where = LocalProfile(workers=1, threads=THREADS)
     with open_cluster(where) as cluster:
-        with Client(cluster.address, set_as_default=False) as client:
+        with cluster.workers().connect() as client:
             client.run(use_small_networks)
         facts = segment_slide_in(Session(cluster=cluster), slide, tmp_path / "out", settings)
     assert (facts.segmenter.devices, facts.segmenter.threads) == (("cpu",), (str(THREADS),))

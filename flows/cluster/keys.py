@@ -1,0 +1,116 @@
+"""The certificate of one cluster, made for each run: only who has its key can talk to the cluster's scheduler and workers.
+
+Dask believes whoever reaches it: a client's functions run as the user who started the cluster. With TLS in both directions each
+connection proves that it holds the key. One pair of key and certificate serves all members, since all of them run as one user.
+The key stays in memory where all members are children of this process; for jobs it lies in a file that only the user can read.
+
+    python -m slidesam.flows.cluster.keys FILE        # what infra/interactive calls
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from slidesam.tasks.errors import ClusterError
+from slidesam.tasks.run.layout import key_folder, list_key_folders
+from slidesam.tasks.run.owner import Owner
+
+_NAME = "slidesam"
+# Clocks of nodes differ, and are set: the certificate ends with its key, not with a date.
+_FROM, _UNTIL = datetime(2000, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
+KEYS = "keys.pem"
+_OWNER = "owner.json"
+
+
+def make_keys() -> str:
+    """Make a key and its self-signed certificate, in PEM."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, _NAME)])
+    unsigned = x509.CertificateBuilder(
+        name, name, key.public_key(), x509.random_serial_number(), not_valid_before=_FROM, not_valid_after=_UNTIL
+    )
+    certificate = unsigned.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+    return (certificate + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())).decode()
+
+
+def make_security(keys: str) -> Any:
+    """Return what Dask's schedulers, workers and clients take as `security`.
+
+    Args:
+        keys: As `make_keys` returns them.
+    """
+    from distributed import Security
+
+    roles = {f"tls_{role}_{part}": keys for role in ("client", "scheduler", "worker") for part in ("cert", "key")}
+    return Security(require_encryption=True, tls_ca_file=keys, **roles)
+
+
+def make_key_folder(jobs: Path, name: str) -> Path:
+    """Make the folder of one cluster's secrets, which nobody else can open, and remove those that killed runs left.
+
+    Args:
+        jobs: Folder of the jobs' logs, or another one that all nodes share.
+        name: The cluster's name.
+
+    Raises:
+        ClusterError: It can't be made, or others could open it.
+    """
+    remove_dead_keys(jobs)
+    folder = key_folder(jobs, name)
+    try:
+        jobs.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700)
+        if folder.stat().st_mode & 0o077:
+            folder.rmdir()
+            raise ClusterError(f"the file system of {jobs} shows every file to everybody", "give another --output")
+        write_secret(folder / _OWNER, Owner.this_process(name).model_dump_json())
+    except OSError as error:
+        raise ClusterError(
+            f"the cluster's key can't be written: {error}", "make room, or give another --output"
+        ) from error
+    return folder
+
+
+def write_secret(path: Path, text: str) -> None:
+    """Write a new file that only its owner can read."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+
+
+def remove_dead_keys(jobs: Path, names: set[str] | frozenset[str] = frozenset()) -> list[Path]:
+    """Remove the folders of clusters whose process has ended.
+
+    Args:
+        jobs: The folder that they lie in.
+        names: Clusters that are known to have ended, though on another host.
+
+    Returns:
+        The folders that were removed.
+    """
+    dead = [folder for folder in list_key_folders(jobs) if folder.name in names or _has_ended(folder)]
+    for folder in dead:
+        shutil.rmtree(folder, ignore_errors=True)
+    return dead
+
+
+def _has_ended(folder: Path) -> bool:
+    """Tell whether the process that made a folder has ended; False if that can't be known here."""
+    try:
+        return Owner.model_validate_json((folder / _OWNER).read_bytes()).has_ended
+    except (OSError, ValueError):
+        # Another user's, or its process is just making it.
+        return False
+
+
+if __name__ == "__main__":
+    write_secret(Path(sys.argv[1]), make_keys())
