@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Collection
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -87,20 +88,17 @@ def write_secret(path: Path, text: str) -> None:
         file.write(text)
 
 
-def remove_dead_keys(jobs: Path, names: set[str] | frozenset[str] = frozenset()) -> list[Path]:
-    """Remove the folders of clusters whose process has ended.
+def remove_dead_keys(jobs: Path, ended: Collection[str] = ()) -> None:
+    """Remove the folders of secrets of clusters whose process has ended.
 
     Args:
         jobs: The folder that they lie in.
-        names: Clusters that are known to have ended, though on another host.
-
-    Returns:
-        The folders that were removed.
+        ended: Names of clusters that are known to have ended, though on another host.
     """
-    dead = [folder for folder in list_key_folders(jobs) if folder.name in names or _has_ended(folder)]
-    for folder in dead:
-        shutil.rmtree(folder, ignore_errors=True)
-    return dead
+    known = {key_folder(jobs, name) for name in ended}
+    for folder in list_key_folders(jobs):
+        if folder in known or _has_ended(folder):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _has_ended(folder: Path) -> bool:

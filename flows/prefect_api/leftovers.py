@@ -13,6 +13,7 @@ from uuid import UUID
 
 from slidesam.flows.cluster import slurm
 from slidesam.flows.cluster.job_names import select_own_jobs
+from slidesam.flows.cluster.keys import remove_dead_keys
 from slidesam.tasks.errors import in_one_line
 from slidesam.tasks.run.layout import jobs_folder, list_noted_runs
 from slidesam.tasks.run.lock import LockedError, locked
@@ -66,6 +67,7 @@ def end_all_leftovers(output: Path, note: Callable[[str], None]) -> None:
         ClusterError: Jobs are there and can't be cancelled.
     """
     killed, at_work = [], set[str]()
+    remove_dead_keys(jobs_folder(output))
     with ExitStack() as locks:
         for paths in list_noted_runs(output):
             target = f"{paths.name} ({paths.label})"
@@ -109,6 +111,7 @@ def cancel_orphans(names: Sequence[str], output: Path, note: Callable[[str], Non
             f"not cancelled, since these names aren't those of jobs for {output}: {in_one_line(', '.join(foreign_names))} "
             "(`squeue --me` shows whether there are any)"
         )
+    remove_dead_keys(jobs_folder(output), {name.rpartition("-")[0] for name in own_names})
     if not own_names or not slurm.has_slurm():
         return []
     jobs = slurm.cancel_jobs(own_names)

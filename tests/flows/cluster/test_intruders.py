@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -135,9 +134,3 @@ def test_the_dashboard_answers_who_has_the_link(cluster: Cluster) -> None:
     status, body, _ = fetch(page, headers["Set-Cookie"].partition(";")[0])
     assert status == 200
     assert "Dask" in body
-
-
-def test_nothing_is_left_of_a_closed_cluster(tmp_path: Path) -> None:
-    with open_cluster(LocalProfile(workers=1), tmp_path):
-        pass
-    assert list(tmp_path.iterdir()) == []

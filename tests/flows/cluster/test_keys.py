@@ -1,0 +1,106 @@
+"""The key of a cluster: who can read it, where it is never, and that none is left behind."""
+
+from __future__ import annotations
+
+import os
+import ssl
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+from slidesam.flows.cluster.keys import KEYS, make_key_folder, make_keys, make_security, remove_dead_keys, write_secret
+from slidesam.flows.prefect_api.leftovers import cancel_orphans, end_all_leftovers
+from slidesam.tasks.errors import ClusterError
+from slidesam.tasks.run.layout import jobs_folder, key_folder
+from tests.support.other_user import as_other_user, needs_root
+
+MAKE_AND_DIE = """
+import os, sys; from pathlib import Path
+from slidesam.flows.cluster.keys import KEYS, make_key_folder, write_secret
+write_secret(make_key_folder(Path(sys.argv[1]), sys.argv[2]) / KEYS, "key")
+os.kill(os.getpid(), 9)
+"""
+
+
+def make_and_die(jobs: Path, name: str) -> Path:
+    """The folder of a cluster whose process was killed."""
+    done = subprocess.run([sys.executable, "-c", MAKE_AND_DIE, str(jobs), name], check=False, timeout=60)
+    assert done.returncode == -9
+    return key_folder(jobs, name)
+
+
+def test_each_cluster_has_another_key_which_clocks_do_not_end() -> None:
+    keys = make_keys()
+    assert keys != make_keys()
+    found = make_security(keys).get_connection_args("client")
+    assert found["require_encryption"]
+    assert found["ssl_context"].verify_mode is ssl.CERT_REQUIRED
+    certificate = x509.load_pem_x509_certificate(keys.encode())
+    assert (certificate.not_valid_before_utc.year, certificate.not_valid_after_utc.year) == (2000, 2200)
+
+
+def test_what_is_printed_of_it_holds_no_key() -> None:
+    assert "PRIVATE" not in repr(make_security(make_keys()))
+
+
+@pytest.mark.parametrize("umask", [0, 0o22])
+def test_only_its_owner_reads_it(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        folder = make_key_folder(tmp_path / "jobs", "slidesam-1")
+        write_secret(folder / KEYS, "key")
+    finally:
+        os.umask(before)
+    assert [path.stat().st_mode & 0o777 for path in (folder, folder / KEYS)] == [0o700, 0o600]
+    with pytest.raises(FileExistsError):
+        write_secret(folder / KEYS, "of somebody else")
+
+
+@needs_root
+def test_another_user_neither_reads_nor_lists_it(tmp_path: Path) -> None:
+    for parent in (tmp_path, *tmp_path.parents):
+        if parent.stat().st_mode & 0o5 != 0o5 and parent.is_relative_to("/tmp"):
+            parent.chmod(0o755)
+    folder = make_key_folder(tmp_path / "jobs", "slidesam-1")
+    write_secret(folder / KEYS, "key")
+    with as_other_user():
+        for look in (lambda: (folder / KEYS).read_text(), lambda: list(folder.iterdir())):
+            with pytest.raises(PermissionError):
+                look()
+
+
+def test_the_next_run_removes_what_a_killed_one_left(tmp_path: Path) -> None:
+    mine, killed = make_key_folder(tmp_path, "slidesam-1"), make_and_die(tmp_path, "slidesam-2")
+    assert killed.exists()
+    make_key_folder(tmp_path, "slidesam-3")
+    assert mine.exists()
+    assert not killed.exists()
+
+
+def test_cleaning_removes_what_a_killed_run_left(tmp_path: Path) -> None:
+    killed = make_and_die(jobs_folder(tmp_path), "slidesam-2")
+    end_all_leftovers(tmp_path, print)
+    assert not killed.exists()
+
+
+def test_what_a_run_on_another_host_left_goes_with_its_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from slidesam.flows.cluster.job_names import make_cluster_name
+
+    jobs = jobs_folder(tmp_path)
+    name = make_cluster_name(jobs)
+    folder = make_and_die(jobs, name)
+    owner = folder / "owner.json"
+    owner.write_text(owner.read_text().replace('"host":"', '"host":"not-'))
+    remove_dead_keys(jobs)
+    assert folder.exists()
+    cancel_orphans([f"{name}-cpu"], tmp_path, print)
+    assert not folder.exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "jobs").write_text("a file")
+    with pytest.raises(ClusterError, match=r"key can't be written: .*jobs"):
+        make_key_folder(tmp_path / "jobs", "slidesam-1")
