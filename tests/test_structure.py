@@ -7,7 +7,7 @@ from tests.support import ROOT
 
 CODE = structure.python_files(ROOT, *structure.CODE)
 # Entry points of three programs.
-ENTRY_POINTS = {"main"}
+ENTRY_POINTS = {"main", "dask_setup"}
 
 
 def test_a_public_function_or_class_has_a_name_of_its_own() -> None:

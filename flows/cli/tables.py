@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from slidesam.flows.cluster.cluster import ssh_line
-from slidesam.flows.cluster.links import find_link
+from slidesam.flows.cluster.links import find_page_link
 from slidesam.tasks.errors import SegmenterError
 from slidesam.tasks.grid import BlockGrid
 from slidesam.tasks.plan import explain, resolve_sizes
@@ -119,7 +119,7 @@ def status_table(states: list[RunState], output: Path) -> Group:
         table.add_row(Text(run.slide), Text(run.label), status, blocks, objects, updated)
     pages = {page for run in states if run.state.status == "running" for page in run.state.dashboards.values()}
     dashboards = (
-        Text(f"\nDask dashboard: {find_link(output, page) or page} (from elsewhere: {ssh_line(page)})")
+        Text(f"\nDask dashboard: {find_page_link(output, page) or page} (from elsewhere: {ssh_line(page)})")
         for page in sorted(pages)
     )
     notes = [

@@ -42,7 +42,7 @@ def read_page(link: Path | None) -> str | None:
     return link.read_text().partition("?")[0] if link is not None and link.exists() else None
 
 
-def find_link(output: Path, page: str) -> str | None:
+def find_page_link(output: Path, page: str) -> str | None:
     """Return the link, with its token, of a dashboard that runs for an output folder; None for other users."""
     for folder in list_key_folders(jobs_folder(output)):
         for path in folder.glob(f"*{_SUFFIX}"):
