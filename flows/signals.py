@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from slidesam.tasks.errors import ServerError
+
 _ENDINGS = [signal.SIGINT, signal.SIGTERM]
 # A lost connection; if it is to be ignored (nohup), it stays so.
 if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
@@ -56,6 +58,9 @@ def interrupts() -> Iterator[Stops]:
     handlers = {number: signal.signal(number, stop) for number in _ENDINGS}
     try:
         yield stops
+    except ServerError:
+        # It sent the signal itself, to end the run.
+        raise
     # Any error can be such a signal in a library's words.
     except Exception:
         if stops.is_set():

@@ -41,6 +41,8 @@ PARTS = [
     ("distributed.scheduler", "KilledWorker", "in_flight"),
     ("prefect.futures", "PrefectWrappedFuture.wrapped_future", "in_flight"),
     ("prefect_dask.task_runners", "DaskTaskRunner", "segment_slide"),
+    # flows/prefect_api/serve.py
+    ("prefect.server.api.server", "create_app", "prefect_api.serve"),
     # flows/prefect_api/server.py
     ("prefect.events.worker", "EventsWorker.drain_all", "prefect_api.server"),
     ("prefect.logging.handlers", "APILogHandler.flush", "prefect_api.server"),

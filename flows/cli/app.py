@@ -314,6 +314,8 @@ def main() -> None:
     else:
         # People read the console; the whole log is in the Prefect UI. Workers inherit this.
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+        # What can't be sent to a server that is gone would be printed, item by item.
+        os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
     try:
         app()
     except Exception as error:  # noqa: BLE001

@@ -8,6 +8,8 @@ from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 
+from rich.text import Text
+
 from slidesam.flows.cluster.cluster import Cluster, ClusterProfile, api_host, open_cluster
 from slidesam.flows.cluster.find_profile import make_profile
 from slidesam.flows.cluster.known_profiles import refuse_unknown
@@ -61,7 +63,7 @@ def run_slides(
     """
     listed_slides = list_slides(slides, settings)
     logs = jobs_folder(output)
-    with interrupts() as stops, prefect_api(api_host(profile)), open_cluster(profile, logs) as cluster:
+    with interrupts() as stops, prefect_api(api_host(profile), _show_pages), open_cluster(profile, logs) as cluster:
         runner = _SlideRunner(output, cluster, stops, allowed)
         if len(listed_slides) == 1:
             runner.run_and_continue(listed_slides[0])
@@ -97,7 +99,10 @@ def retry_slides(output: Path, profile: ClusterProfile | None, allowed: tuple[st
         for group_profile, group in groupby(
             retried, lambda run: profile or make_profile(run.state.cluster or {"kind": "local"})
         ):
-            with prefect_api(api_host(group_profile)), open_cluster(group_profile, jobs_folder(output)) as cluster:
+            with (
+                prefect_api(api_host(group_profile), _show_pages),
+                open_cluster(group_profile, jobs_folder(output)) as cluster,
+            ):
                 runner = _SlideRunner(output, cluster, stops, allowed)
                 for run in group:
                     if not _put_back(run, output) and run.state.slide_path is not None:
@@ -106,6 +111,11 @@ def retry_slides(output: Path, profile: ClusterProfile | None, allowed: tuple[st
     if not runs:
         out.print(f"{output}: no slide failed")
     return 1 if n_failed else 0
+
+
+def _show_pages(message: str) -> None:
+    """Print where the pages of the run are."""
+    err.print("Prefect UI:", Text(message))
 
 
 def _is_refused(run: RunState, profile: ClusterProfile | None, allowed: tuple[str, ...]) -> bool:

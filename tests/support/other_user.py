@@ -44,25 +44,6 @@ def as_other_user() -> Iterator[None]:
         os.setgroups(groups)
 
 
-def run_as_other_user(
-    command: Sequence[str | Path], text: str = "", **environment: str
-) -> subprocess.CompletedProcess[str]:
-    """Run a command as the other user."""
-    return subprocess.run(
-        command,
-        user=OTHER,
-        group=OTHER,
-        extra_groups=[],
-        input=text,
-        env={"PATH": os.environ["PATH"], "HOME": "/", **environment},
-        cwd="/",
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
 @contextmanager
 def open_folder() -> Iterator[Path]:
     """A folder that others can enter, unlike pytest's."""

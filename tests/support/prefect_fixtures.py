@@ -49,11 +49,12 @@ def copy_database(database: Path, target: Path) -> None:
 def prefect_server(prefect_home: Path, made_database: Path) -> Iterator[str]:
     """URL of the API of a server that runs for the session, where the nodes of a Slurm for tests can reach it too.
 
-    It has no password, unlike one that slidesam starts beyond loopback: a browser would have to know it.
+    It has no password, unlike one that slidesam starts: a browser would have to know it.
     """
     from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
-    from slidesam.flows.prefect_api import server
+    from slidesam.flows.prefect_api.own_server import OwnServer
+    from slidesam.flows.prefect_api.server import hand_over
 
     host = slurm_fixtures.HOST if slurm_fixtures.is_up() else "127.0.0.1"
     with made_database.with_suffix(".lock").open("w") as lock:
@@ -62,17 +63,14 @@ def prefect_server(prefect_home: Path, made_database: Path) -> Iterator[str]:
         if not is_first:
             copy_database(made_database, prefect_home / "prefect.db")
             fcntl.flock(lock, fcntl.LOCK_UN)
-        url, process, log = server._start(prefect_home, host, "")
-        try:
-            server._wait(url, process, log)
+        with OwnServer(prefect_home, host, password="") as server:
+            server.wait_until_ready()
             if is_first:
                 copy_database(prefect_home / "prefect.db", made_database)
                 fcntl.flock(lock, fcntl.LOCK_UN)
-            with temporary_settings({PREFECT_HOME: prefect_home, PREFECT_API_URL: url}):
-                yield url
-                server._hand_over()
-        finally:
-            server._stop(process)
+            with temporary_settings({PREFECT_HOME: prefect_home, PREFECT_API_URL: server.url}):
+                yield server.url
+                hand_over()
 
 
 @pytest.fixture(scope="session")
