@@ -17,7 +17,7 @@ from slidesam.progress import NotebookReporter, StageReporter, open_reporter
 def test_bars_on_a_terminal_lines_in_a_notebook_and_else_nothing(
     place: dict, reporter: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "Console", lambda **options: Console(**options, **place))
+    monkeypatch.setattr(progress, "PlainConsole", lambda **options: Console(**options, **place))
     with open_reporter(None, "s") as chosen:
         assert type(chosen) is reporter
 
