@@ -118,7 +118,7 @@ class Attempt:
             with_tissue = list_blocks(run)
             block = run.grid[with_tissue[len(with_tissue) // 2] if block_id is None else block_id]
             executor.run_one(steps.segment_blocks, run, (block.block_id,))
-            labels = BlockResults.of(run).read(block, block.outer)
+            labels = BlockResults(run).read(block, block.outer)
         with SlideReader(run.slide) as reader:
             return SegmentedBlock(block, len(run.grid), reader.read(block.outer), labels, read_params(run).params)
 
@@ -164,9 +164,13 @@ def run_stages(run: Run, executor: StepExecutor, check: Callable[[], None]) -> P
     """
     seconds = prepare_image(run, executor)
     check()
-    seconds |= order.segment_missing_blocks(run, executor)
-    check()
-    return order.stitch_and_export(run, executor, seconds)
+
+    def compute() -> Provenance:
+        block_seconds = order.segment_missing_blocks(run, executor)
+        check()
+        return order.stitch_and_export(run, executor, seconds | block_seconds)
+
+    return order.repeat_if_damaged(compute, executor.inform)
 
 
 def prepare_image(run: Run, executor: StepExecutor) -> dict[str, float]:

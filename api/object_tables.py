@@ -1,7 +1,7 @@
 """The objects of a finished run, one row each, from what painting measured or from the labels themselves.
 
 Painting notes, per block, what can be added up over the parts of an object (`paint-<fingerprint>/measures`). Where these files
-were cleaned up the labels are measured again, block by block: slower, the same numbers.
+are damaged or were cleaned up the labels are measured again, block by block: slower, the same numbers.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slidesam.lazy_arrays import LazyArray
+from slidesam.tasks.errors import OutputError
 from slidesam.tasks.grid import Region
 from slidesam.tasks.labels.kernels import measure_labels
+from slidesam.tasks.run.array_files import load_arrays
 from slidesam.tasks.run.layout import PaintFolder
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.stitch.batches import batch_name, block_batches
@@ -44,8 +46,8 @@ def read_objects(run: Run, labels: LazyArray, paint_folder: PaintFolder) -> NDAr
         (n,) array of type `COLUMNS`, by id: area in pixels, centroid (y, x), and box [y0, y1) × [x0, x1).
     """
     try:
-        parts = [np.load(paint_folder.measures(batch_name(batch))) for batch in block_batches(run)]
-    except (OSError, ValueError, EOFError):
+        parts = [load_arrays(paint_folder.measures(batch_name(batch)))["measures"] for batch in block_batches(run)]
+    except OutputError:
         parts = [_measure(labels, block.inner) for block in run.grid]
     return _add_up(np.concatenate(parts))
 

@@ -70,7 +70,7 @@ def seconds_of(slide: Path, output: Path, seconds: float, cluster: Cluster, per_
     segment_stage.with_options(task_runner=runner)(run, session)
     whole = time.time() - started
     prepared = run.segment_folder.params.stat().st_mtime
-    marks = [path.stat().st_mtime for path in run.segment_folder.marks.iterdir()]
+    marks = [path.stat().st_mtime for path in run.segment_folder.blocks.iterdir()]
     return max(marks) - prepared, whole
 
 

@@ -1,7 +1,8 @@
-"""Compare the results of two versions of slidesam, byte by byte: labels, halo strips and tables of objects.
+"""Compare the results of two versions of slidesam, number by number: labels, image, blocks, tables of objects.
 
 Three slides are segmented by the command line of the version that `--slidesam` names: the demo slide, and with the data folder
-CMU-1 and the mosaic of tissue nuclei, both in blocks of 256 px. Each result is reduced to a digest per kind of file.
+CMU-1 and the mosaic of tissue nuclei, both in blocks of 256 px. Each result is reduced to a digest per kind of array: of its
+numbers, not of its files, whose codecs and cuts may change.
 
     .venv/bin/python -m benchmarks.same_results --slidesam OLD/.venv/bin/slidesam --write old.txt
     .venv/bin/python -m benchmarks.same_results --compare old.txt
@@ -16,7 +17,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from slidesam.tasks.run.array_files import load_arrays
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 SLIDES = {
@@ -26,12 +35,11 @@ SLIDES = {
 BLOCKS = ["--segmenter", "watershed", "--set", "blocks.block_shape=256", "--set", "blocks.halo=64"]
 # What is compared: kind -> pattern below the output folder. Paths are the product's interface, so they are spelt here.
 KINDS = {
-    "labels": "*.ome.zarr/labels/*/*/c/**/*",
-    "image": "*.ome.zarr/*/c/**/*",
-    "blocks": ".slidesam/*/*/segment-*/blocks.zarr/c/**/*",
-    "halo strips": ".slidesam/*/*/segment-*/frames/*",
-    "tables": ".slidesam/*/*/segment-*/objects/*",
-    "relabelling": ".slidesam/*/*/stitch-*/*.npy",
+    "labels": "*.ome.zarr/labels/*/[0-9]*",
+    "image": "*.ome.zarr/[0-9]*",
+    "blocks": ".slidesam/*/*/segment-*/blocks/*",
+    "tissue": ".slidesam/*/*/segment-*/tissue.*",
+    "numbering": ".slidesam/*/*/stitch-*/numbering.*",
     "measures": ".slidesam/*/*/paint-*/measures/*",
 }
 FINGERPRINTED = ".slidesam/*/*/*-*/"
@@ -49,15 +57,22 @@ def run_slidesam(slidesam: Path, *arguments: object) -> None:
 
 
 def digest(output: Path, pattern: str) -> str:
-    """Return the number of files of a pattern and the digest of their paths (without fingerprints) and bytes."""
-    files = sorted(
-        (without_fingerprint(path.relative_to(output)), path) for path in output.glob(pattern) if path.is_file()
-    )
+    """Return the number of arrays of a pattern and the digest of their paths (without fingerprints) and numbers."""
+    paths = sorted((without_fingerprint(path.relative_to(output)), path) for path in output.glob(pattern))
     content = hashlib.blake2b(digest_size=16)
-    for name, path in files:
-        content.update(f"{name}\0{path.stat().st_size}\0".encode())
-        content.update(path.read_bytes())
-    return f"{len(files)} {content.hexdigest()}"
+    for name, path in paths:
+        for part, array in read_numbers(path):
+            content.update(f"{name}\0{part}\0{array.dtype.str}\0{array.shape}\0".encode())
+            content.update(np.ascontiguousarray(array))
+    return f"{len(paths)} {content.hexdigest()}"
+
+
+def read_numbers(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Read the arrays of a file of arrays, or the one of a Zarr array's folder."""
+    if path.is_dir():
+        yield "", np.asarray(zarr.open_array(path, mode="r")[:])
+    else:
+        yield from load_arrays(path).items()
 
 
 def without_fingerprint(path: Path) -> str:

@@ -7,6 +7,7 @@
     │   ├── SlideAwayError               it can't be read now, but the file isn't at fault
     │   └── SlideUnchangedError          it isn't tried again, since the file that failed hasn't changed
     ├── OutputError      (OSError)       the output folder can't be used, or contains something else
+    │   └── DamagedError                 an intermediate result is damaged, and removed: it is computed again
     ├── SegmenterError   (RuntimeError)  the segmenter can't be made, or didn't return a label image
     ├── ServerError      (ConnectionError)  Prefect's API doesn't answer
     ├── ClusterError     (ConnectionError)  the Dask scheduler can't be reached
@@ -105,6 +106,13 @@ class OutputError(SlidesamError, OSError):
     """The output folder can't be used as it is."""
 
     ends_stage = True
+
+
+class DamagedError(OutputError):
+    """A file of intermediate results is damaged, and removed, or gone: what it held is computed again."""
+
+    is_hopeless = True
+    ends_stage = False
 
 
 class SegmenterError(SlidesamError, RuntimeError):
@@ -241,22 +249,6 @@ def in_one_line(error: BaseException | str, limit: int = 1000) -> str:
     """
     has_own_text = isinstance(error, SlidesamError | str)
     text = str(error) if has_own_text else f"{type(error).__name__}: {error}".removesuffix(": ")
-    text = printable(" ".join(text.replace("\\n", " ").split()))
+    text = " ".join(text.replace("\\n", " ").split())
+    text = "".join(character if character.isprintable() else "?" for character in text)
     return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def printable(text: str) -> str:
-    r"""Replace what a terminal would obey instead of showing it: control characters other than line ends and tabs.
-
-    For all text that others may have written (names of files, state files, errors, logs); in a file's name also bytes that are no
-    characters, and signs that reverse the direction of writing.
-
-    Example:
-        >>> printable("a\x1b[2Jb\u202ec")
-        'a?[2Jb?c'
-    """
-    return "".join(letter if letter.isprintable() or letter in _HARMLESS else "?" for letter in text)
-
-
-# Line ends, tabs, and the spaces that Python doesn't count as printable.
-_HARMLESS = frozenset("\n\t\u00a0\u2002\u2003\u2009\u200a\u202f\u3000")

@@ -174,7 +174,7 @@ def _explain_segmenting(run: Run) -> str:
         difference = _explain_change(run.paths, "segment", run.causes["segment"])
         return f"segment: {'anew' if difference else 'from the start'} ({difference or 'nothing is there yet'})"
     block_ids = list_blocks(run)
-    n_done = len(Marks(run.segment_folder).names().intersection(map(str, block_ids)))
+    n_done = len(run.segment_folder.list_results().intersection(block_ids))
     return f"segment: {n_done} of {len(block_ids)} blocks are there (same slide, blocks and segmenter)"
 
 

@@ -127,7 +127,7 @@ def _stages(run: Any, began: float) -> dict[str, float]:
     params = run.segment_folder.params
     known = read_json(params) or {}
     prepared = params.stat().st_mtime
-    last = max(path.stat().st_mtime for path in run.segment_folder.marks.iterdir())
+    last = max(path.stat().st_mtime for path in run.segment_folder.blocks.iterdir())
     return {
         "image": prepared - known["seconds"] - began,
         "prepare": known["seconds"],

@@ -15,8 +15,6 @@ from scipy.spatial import cKDTree
 
 from benchmarks.stitching.case import Case
 from benchmarks.stitching.scenes import SPACING
-from slidesam.tasks.grid import BlockGrid
-from slidesam.tasks.labels.results import create_results
 
 # The scene repeats itself, so that a slide of any size costs one tile of it.
 _TILE = 2048
@@ -37,7 +35,7 @@ def make_big(folder: Path, side: int, *, block: int = 1024, halo: int = 64, seed
         return Case.open(folder)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    create_results(folder / "blocks.zarr", BlockGrid(case.shape, case.block_shape, halo))
+    case.create_blocks()
     with ProcessPoolExecutor(2) as pool:
         list(pool.map(_write_block, [case] * len(case), range(len(case)), [seed] * len(case), chunksize=16))
     case.save()

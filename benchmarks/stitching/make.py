@@ -11,8 +11,6 @@ import zarr
 from benchmarks.stitching.case import Case
 from benchmarks.stitching.noise import Noise, seen_by_block
 from benchmarks.stitching.scenes import SCENES
-from slidesam.tasks.grid import BlockGrid
-from slidesam.tasks.labels.results import create_results
 
 
 def make_case(
@@ -34,8 +32,7 @@ def make_case(
     case.save()
     truth = SCENES[scene](side, np.random.default_rng(seed))
     zarr.save_array(folder / "truth.zarr", truth)
-    create_results(folder / "blocks.zarr", BlockGrid(case.shape, case.block_shape, halo))
-    blocks = zarr.open_array(folder / "blocks.zarr", mode="r+")
+    blocks = case.create_blocks()
     rng = np.random.default_rng([seed, 1])
     for block_id in range(len(case)):
         seen = seen_by_block(truth, case.outer(block_id), noise, rng)

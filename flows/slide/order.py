@@ -21,7 +21,7 @@ from prefect import Task
 from slidesam.flows.progress.reporters import Reporter
 from slidesam.flows.slide.batches import Batches
 from slidesam.tasks import steps
-from slidesam.tasks.errors import BlockFailure, BlockFailures
+from slidesam.tasks.errors import BlockFailure, BlockFailures, DamagedError
 from slidesam.tasks.pixels.plan import TILE_BYTES
 from slidesam.tasks.plan import tiled_levels
 from slidesam.tasks.retry import Action, decide
@@ -38,6 +38,8 @@ Step = Task[..., Any]
 _SINGLE_BLOCKS, _MOST_PER_TASK = 256, 16
 # Levels of so few tiles are written along with the image's end.
 _FEW_PIECES = 4
+# Damage to what seams are compared from hides damage to what blocks are painted from, and that of the numbering.
+_MOST_REPEATS = 3
 
 
 class Executor(Protocol):
@@ -122,6 +124,8 @@ def segment_missing_blocks(run: Run, executor: Executor, block_ids: Sequence[int
     if len(with_tissue) < len(run.grid):
         executor.inform(f"{run.name}: {len(with_tissue)} of {len(run.grid)} blocks hold tissue")
     todo = [block_id for block_id in target_blocks if find_mark(run, block_id) is None]
+    if damaged := sorted(run.segment_folder.list_results().intersection(todo)):
+        executor.inform(f"{run.name}: results of blocks are damaged and are made again: {', '.join(map(str, damaged))}")
     attempt = uuid.uuid4().hex
     jobs = _block_batches(run, todo, executor.most_workers)
     failures: dict[int, BlockFailure] = {}
@@ -178,6 +182,25 @@ def stitch_and_export(run: Run, executor: Executor, seconds: dict[str, float]) -
     for warning in provenance.warnings:
         executor.warn(f"{run.name}: {warning}")
     return provenance
+
+
+def repeat_if_damaged(compute: Callable[[], Provenance], inform: Callable[[str], None]) -> Provenance:
+    """Compute a result, and once more what damaged files of intermediate results cost.
+
+    Args:
+        compute: Segments the blocks that have no result, then stitches and exports.
+        inform: Shows a message.
+
+    Raises:
+        DamagedError: Files are damaged time and again.
+        SlidesamError: See `segment_missing_blocks`.
+    """
+    for _ in range(_MOST_REPEATS):
+        try:
+            return compute()
+        except DamagedError as error:
+            inform(f"{error.what}: what it held is computed again")
+    return compute()
 
 
 def _block_batches(run: Run, todo: Sequence[int], most_workers: int | None) -> Batches:

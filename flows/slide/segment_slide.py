@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
+from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from slidesam.flows.cluster.cluster import open_cluster
@@ -24,7 +25,7 @@ from slidesam.flows.prefect_api.deployed import refuse_foreign, refuse_relative
 from slidesam.flows.prefect_api.endings import add_tags
 from slidesam.flows.prefect_api.leftovers import end_leftovers
 from slidesam.flows.progress.run_page import RunPage, show_result
-from slidesam.flows.run_log import run_log
+from slidesam.flows.slide.order import repeat_if_damaged
 from slidesam.flows.slide.run_status import RunStatus
 from slidesam.flows.slide.session import Session
 from slidesam.flows.slide.stages import image_stage, segment_stage, stitch_stage
@@ -135,7 +136,7 @@ def _segment(slide: Path, output: Path, settings: Settings, session: Session) ->
         facts = read_finished(run)
         if facts is None:
             for warning in run.slide.warnings:
-                run_log().warning("%s: %s", run.name, warning)
+                get_run_logger().warning("%s: %s", run.name, warning)
             facts = _compute(run, session.model_copy(update={"reporter": page}), status)
         else:
             page.inform(f"{run.name}: finished before with these settings, nothing to do")
@@ -196,11 +197,15 @@ def _run_stages(run: Run, session: Session, status: RunStatus, owner: str) -> Pr
         if not convert.is_ready(run):
             seconds["image"] = image_stage.with_options(task_runner=on("cpu"))(run, session)
     session.check()
-    # If all blocks are segmented, no GPU is needed to find that out.
-    try:
-        runner = on("cpu" if is_segmented(run) else "gpu")
-        seconds |= segment_stage.with_options(task_runner=runner)(run, session)
-    finally:
-        cluster.end_pool("gpu")
-    session.check()
-    return stitch_stage.with_options(task_runner=on("cpu"))(run, session, seconds)
+
+    def compute() -> Provenance:
+        # If all blocks are segmented, no GPU is needed to find that out.
+        try:
+            runner = on("cpu" if is_segmented(run) else "gpu")
+            block_seconds = segment_stage.with_options(task_runner=runner)(run, session)
+        finally:
+            cluster.end_pool("gpu")
+        session.check()
+        return stitch_stage.with_options(task_runner=on("cpu"))(run, session, seconds | block_seconds)
+
+    return repeat_if_damaged(compute, inform)

@@ -11,9 +11,9 @@ from typing import Any
 
 from prefect import Task, flow
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.logging import get_run_logger
 
 from slidesam.flows.progress.reporters import Reporter, stage
-from slidesam.flows.run_log import run_log
 from slidesam.flows.slide import order
 from slidesam.flows.slide.in_flight import run_task, stream_tasks
 from slidesam.flows.slide.order import Batch, Facts, Step
@@ -62,7 +62,7 @@ class FlowTasks:
 
     def warn(self, message: str) -> None:
         """Show a warning, here and in the flow run's log."""
-        run_log().warning("%s", message)
+        get_run_logger().warning("%s", message)
         self.inform(message)
 
 
@@ -89,7 +89,7 @@ def segment_stage(run: Run, session: Session, block_ids: Sequence[int] | None = 
 def stitch_stage(run: Run, session: Session, seconds: dict[str, float]) -> Provenance:
     """Match at seams, number the objects, write the label pyramid and what people look at; see `order.stitch_and_export`."""
     facts = order.stitch_and_export(run, FlowTasks(session), seconds)
-    run_log().info("%s: %d objects, in %s", run.name, facts.objects, run.store)
+    get_run_logger().info("%s: %d objects, in %s", run.name, facts.objects, run.store)
     return facts
 
 

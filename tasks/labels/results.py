@@ -1,125 +1,136 @@
-"""Results of the blocks on disk: local labels in one Zarr array, and a table of objects per block.
+"""The result of a block on disk: one file with its labels, its table of objects and its halo strips.
 
-`halo_strips` writes what neighbours read of the labels, and `tasks.segment.loop` the done-mark, last of all.
+segment-<fingerprint>/blocks/<block_id>.arrays
+    facts      the done-mark: `BlockMark`
+    core       (y, x) uint32 local labels of the inner region, or of the outer one where there are no strips
+    strips     (n,) uint32 pixels of the halo strips, one strip after the other
+    objects    (n,) int32 what the block knows about its objects
 
-segment-<fingerprint>/blocks.zarr            (block, y, x) local labels, one shard file per block
-segment-<fingerprint>/objects/<block_id>.npy   what a block knows about its objects
+A block without objects has the facts alone. The file is renamed into its place when it is whole and on the disk, so no moment
+has a part of a result, or a result that isn't vouched for.
 """
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import Any
+from collections import OrderedDict
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec
 
-from slidesam.tasks.errors import OutputError
-from slidesam.tasks.grid import Block, BlockGrid, Region
+from slidesam.tasks.grid import Block, Region
+from slidesam.tasks.labels.halo_strips import Strip, cut_strips, join_strips, place_core
+from slidesam.tasks.labels.kernels import View
 from slidesam.tasks.labels.objects import ObjectTable
-from slidesam.tasks.run.files import save_array
+from slidesam.tasks.run.array_files import SMALL, ArrayFile, write_arrays
+from slidesam.tasks.run.records import BlockMark
 from slidesam.tasks.run.run import Run
-from slidesam.tasks.store.ome_zarr import FAST
 
-# Side of the chunks inside a block's result: the least that is read at a seam.
-_CHUNK = 128
+# Decoded strips that stay in memory, by blocks and bytes: enough for the rows around a block in a batch of blocks.
+_CACHED_BLOCKS, _CACHED_BYTES = 32, 192 * 2**20
 
 
-def create_results(path: Path, grid: BlockGrid) -> None:
-    """Create the empty array of block results.
+def save_block(run: Run, block: Block, labels: NDArray[np.uint32], table: ObjectTable, mark: BlockMark) -> None:
+    """Write a block's result; from now on the block is done.
 
-    Written once, by a task that takes seconds, and read by one that does little else: this codec decodes fastest.
+    Args:
+        run: The run.
+        block: The block.
+        labels: (y, x) local labels of its outer region, ids 1..n.
+        table: Its n objects.
+        mark: What vouches for it.
+
+    Raises:
+        OutputError: It can't be written.
     """
-    height, width = (-(-size // _CHUNK) * _CHUNK for size in grid.outer_shape)
-    zarr.create_array(
-        path,
-        shape=(len(grid), height, width),
-        shards=(1, height, width),
-        chunks=(1, _CHUNK, _CHUNK),
-        dtype="uint32",
-        compressors=[BloscCodec(cname="lz4hc", clevel=5, shuffle="shuffle")],
-        overwrite=True,
-    )
+    arrays = {}
+    if table.area.size:
+        core = place_core(run.grid, block).relative_to(block.outer)
+        strips = cut_strips(run.grid, block, labels)
+        arrays = {"core": labels[core.slices], "strips": strips, "objects": table.packed()}
+    write_arrays(run.segment_folder.block(block.block_id), arrays, mark.to_json(), SMALL)
 
 
 class BlockResults:
-    """Local labels of all blocks: one Zarr array of (block, y, x), one shard file per block, written whole by one task.
-
-    A block's labels start at (0, 0) with its clipped outer region. A block without objects has no file: its done-mark
-    alone says that it was computed.
+    """Read the blocks' results; the latest halo strips stay in memory.
 
     Args:
-        path: The array.
-        grid: The blocks.
+        run: The run.
     """
 
-    def __init__(self, path: Path, grid: BlockGrid) -> None:
-        self.grid, self._path = grid, path
-        with zarr.config.set(FAST):
-            self.array: zarr.Array[Any] = zarr.open_array(path, mode="r+")
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._files: dict[int, ArrayFile] = {}
+        self._strips: OrderedDict[int, list[Strip]] = OrderedDict()
 
-    @classmethod
-    def of(cls, run: Run) -> BlockResults:
-        """Open a run's results."""
-        return cls(run.segment_folder.blocks, run.grid)
-
-    @classmethod
-    def create(cls, run: Run) -> BlockResults:
-        """Open a run's results; create the array if it isn't there."""
-        path = run.segment_folder.blocks
-        if not (path / "zarr.json").exists():
-            create_results(path, run.grid)
-        return cls.of(run)
-
-    def write(self, block: Block, labels: NDArray[np.uint32]) -> None:
-        """Write a block's (y, x) labels of its outer region."""
-        padded = np.zeros(self.array.shape[1:], np.uint32)
-        padded[: labels.shape[0], : labels.shape[1]] = labels
-        # Through zarr itself, which writes beside and renames, so that a killed worker leaves no half shard.
-        with zarr.config.set({"codec_pipeline.path": "zarr.core.codec_pipeline.BatchedCodecPipeline"}):
-            zarr.open_array(self.array.store_path, mode="r+")[block.block_id] = padded
-        shard = self._shard(block.block_id)
-        if shard.exists():
-            # Before the mark that vouches for it.
-            with shard.open("rb") as stream:
-                os.fsync(stream.fileno())
-
-    def read(self, block: Block, region: Region) -> NDArray[np.uint32]:
-        """Read labels of a block that has objects, on a region of the slide that lies inside its outer region, (y, x) uint32.
+    def count(self, block_id: int) -> int:
+        """Return the number of a segmented block's objects.
 
         Raises:
-            OutputError: Its shard is damaged, and removed, so that the block is segmented again; or gone.
+            DamagedError: The block's result is damaged, and removed, so that the block is segmented again; or gone.
         """
-        inside, shard = region.relative_to(block.outer), self._shard(block.block_id)
-        if not shard.exists():
-            raise OutputError(f"{shard} is gone: run the same command again")
-        try:
-            return np.asarray(self.array[(block.block_id, *inside.slices)], np.uint32)
-        except (RuntimeError, ValueError) as error:
-            shard.unlink(missing_ok=True)
-            raise OutputError(f"{shard} is damaged and was removed: run the same command again") from error
+        return int(self._file(block_id).facts["count"])
 
-    def _shard(self, block_id: int) -> Path:
-        return self._path / "c" / str(block_id) / "0" / "0"
+    def table(self, block_id: int) -> ObjectTable:
+        """Return the table of a segmented block's objects.
+
+        Raises:
+            DamagedError: See `count`.
+        """
+        file = self._file(block_id)
+        return ObjectTable.unpacked(file.read("objects")) if file.facts["count"] else ObjectTable.empty()
+
+    def view(self, block: Block, region: Region) -> View:
+        """Return the labels of a block that has objects, on a region that it sees: of a strip in memory where it lies in one.
+
+        Raises:
+            DamagedError: See `count`.
+        """
+        # The core never lies in a strip, so that strips needn't be loaded for it.
+        for strip in () if region == block.inner else self._load_strips(block):
+            if strip.region & region == region:
+                return View(strip.labels, region.relative_to(strip.region)[:2])
+        return View(self.read(block, region))
+
+    def read(self, block: Block, region: Region) -> NDArray[np.uint32]:
+        """Read the (y, x) labels of a segmented block on a region of the slide that lies inside its outer region.
+
+        Raises:
+            DamagedError: See `count`.
+        """
+        core, file = place_core(self._run.grid, block), self._file(block.block_id)
+        labels = np.zeros(region.shape, np.uint32)
+        if not file.facts["count"]:
+            return labels
+        shared = region & core
+        if not shared.is_empty:
+            rows = file.read("core", shared.y0 - core.y0, shared.y1 - core.y0)
+            if region == core:
+                return rows
+            _copy(Strip(Region(shared.y0, core.x0, shared.y1, core.x1), rows), region, labels)
+        if shared != region:
+            for strip in self._load_strips(block):
+                _copy(strip, region, labels)
+        return labels
+
+    def _file(self, block_id: int) -> ArrayFile:
+        if block_id not in self._files:
+            self._files[block_id] = ArrayFile(self._run.segment_folder.block(block_id))
+        return self._files[block_id]
+
+    def _load_strips(self, block: Block) -> list[Strip]:
+        if block.block_id in self._strips:
+            self._strips.move_to_end(block.block_id)
+            return self._strips[block.block_id]
+        strips = join_strips(self._run.grid, block, self._file(block.block_id).read("strips"))
+        self._strips[block.block_id] = strips
+        size = max(1, sum(strip.labels.nbytes for strip in strips))
+        while len(self._strips) > max(1, min(_CACHED_BLOCKS, _CACHED_BYTES // size)):
+            self._strips.popitem(last=False)
+        return strips
 
 
-def save_table(run: Run, block_id: int, table: ObjectTable) -> None:
-    """Write the table of a block's objects."""
-    save_array(run.segment_folder.objects(block_id), table.packed())
-
-
-def load_table(run: Run, block_id: int) -> ObjectTable:
-    """Load the table of a block's objects.
-
-    Raises:
-        OutputError: It is damaged; it is removed, so that the block is segmented again.
-    """
-    path = run.segment_folder.objects(block_id)
-    try:
-        return ObjectTable.unpacked(np.load(path))
-    except (OSError, ValueError, EOFError) as error:
-        path.unlink(missing_ok=True)
-        raise OutputError(f"{path} is damaged and was removed: run the same command again") from error
+def _copy(source: Strip, region: Region, labels: NDArray[np.uint32]) -> None:
+    """Copy what a strip shows of a region to the labels of that region."""
+    shared = source.region & region
+    if not shared.is_empty:
+        labels[shared.relative_to(region).slices] = source.labels[shared.relative_to(source.region).slices]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
 import re
+import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,14 +14,14 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
-import numpy as np
-from numpy.typing import NDArray
+import google_crc32c
 
 from slidesam.tasks.errors import OutputError, SlidesamError, in_one_line
 
 _INTEGERS = re.compile(r"\[\n\s+((?:-?\d+,\n\s+)*-?\d+)\n\s+\]")
+# The key of a JSON file's own checksum.
+_CHECKSUM, _LARGEST_JSON = "crc32c", 2**28
 # Files of a group that are brought to the disk at once.
 _SYNCED_AT_ONCE = 8
 
@@ -133,11 +133,13 @@ def _sync_folder(path: Path) -> None:
             raise
 
 
-def make_output_error(path: Path, error: OSError) -> OutputError:
-    """Make the error for a file of the output that can't be written."""
+def make_output_error(path: Path, error: OSError, verb: str = "written") -> OutputError:
+    """Make the error for a file of the output that can't be written, or read."""
     reason = os.strerror(error.errno) if error.errno else in_one_line(error)
     cure = "make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "check the folder"
-    return OutputError(f"{path} can't be written ({reason}): {cure}, then run the same command again")
+    if error.errno == errno.EISDIR:
+        cure = "move away the folder that is in its place"
+    return OutputError(f"{path} can't be {verb} ({reason}): {cure}, then run the same command again")
 
 
 @contextmanager
@@ -151,45 +153,46 @@ def output_errors(path: Path) -> Iterator[None]:
         raise make_output_error(path, error) from error
 
 
-def write_json(path: Path, value: object, *, sync: bool = True) -> None:
-    """Write JSON atomically; a list of nothing but integers takes one line."""
-    text = json.dumps(value, indent=2, default=str)
+def write_json(path: Path, value: Any, *, sync: bool = True) -> None:
+    """Write a JSON mapping atomically, with a checksum; a list of nothing but integers takes one line."""
+    content = json.loads(json.dumps(value, default=str))
+    text = json.dumps(content | {_CHECKSUM: _checksum(content)}, indent=2)
     text = _INTEGERS.sub(lambda match: f"[{' '.join(match[1].split())}]", text)
     write_atomic(path, f"{text}\n".encode(), sync=sync)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON mapping; None if there is no such file or it is damaged."""
-    try:
-        value = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def save_arrays(path: Path, arrays: dict[str, Any], *, compressed: bool = False) -> None:
-    """Write named arrays into one file, atomically."""
-    buffer = io.BytesIO()
-    (np.savez_compressed if compressed else np.savez)(buffer, **arrays)
-    write_atomic(path, buffer.getvalue())
-
-
-def save_array(path: Path, array: NDArray[Any]) -> None:
-    """Write one array that can be memory-mapped, atomically."""
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    write_atomic(path, buffer.getvalue())
-
-
-def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Read what `save_arrays` wrote.
+    """Read a JSON mapping; None if there is none, it is damaged, or what is there is no file. Older ones have no checksum.
 
     Raises:
-        OutputError: The file is damaged; it is removed, so that the next run makes it again.
+        OutputError: The system doesn't let it be read.
     """
     try:
-        with np.load(path) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        path.unlink(missing_ok=True)
-        raise OutputError(f"{path} is damaged and was removed: run the same command again") from error
+        data = _read_file(path)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+    except OSError as error:
+        raise make_output_error(path, error, "read") from error
+    try:
+        value = json.loads(data)
+        if not isinstance(value, dict):
+            return None
+        checksum = value.pop(_CHECKSUM, None)
+        return value if checksum is None or checksum == _checksum(value) else None
+    except (ValueError, RecursionError):
+        # No JSON, no UTF-8, a number of thousands of digits, lists in lists without end.
+        return None
+
+
+def _read_file(path: Path) -> bytes:
+    """Read a file; nothing of a FIFO, a device or a file that is larger than any that was written here."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as stream:
+        facts = os.fstat(descriptor)
+        return stream.read() if stat.S_ISREG(facts.st_mode) and facts.st_size <= _LARGEST_JSON else b""
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    """Return the checksum of a JSON mapping's content, whatever its form."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return f"{google_crc32c.value(text.encode()):08x}"

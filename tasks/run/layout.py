@@ -14,20 +14,21 @@
     OUT/.slidesam/<name>/<label>/
         lock.json                         who runs
         state.json                        what `slidesam status` shows
-        segment-<fingerprint>/            causes.json, params.json, tissue.npz, blocks.zarr (one shard per block),
-                                          frames/<block_id>.blosc, objects/<block_id>.npy, marks/<block_id>.json,
+        segment-<fingerprint>/            causes.json, params.json, tissue.arrays, blocks/<block_id>.arrays,
                                           starts/<block_id>.json and .trace.txt
-        stitch-<fingerprint>/             causes.json, overlaps/<group>.npz, offsets.npy, relabelling.npy, sizes.npy,
+        stitch-<fingerprint>/             causes.json, overlaps/<group>.arrays, numbering.arrays,
                                           resolved.json (written last)
-        paint-<fingerprint>/              started.json, measures/<group>.npy, marks/<group>.json, done.json
+        paint-<fingerprint>/              started.json, measures/<group>.arrays, done.json
 
 Stage folders carry the fingerprint of their stage, so results made under other settings are never mixed in, and a changed
-setting redoes its stage and those after it only. A done-mark is written last, after the result that it vouches for.
+setting redoes its stage and those after it only. A done-mark is written last, after the result that it vouches for. A file of
+arrays (`tasks/run/array_files.py`) is its own done-mark.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from glob import escape
 from itertools import chain
@@ -38,7 +39,7 @@ IMAGE = ".image"
 """In place of a label: the folder that all labels of a slide share. No label can have this name."""
 RUN_STAGES, IMAGE_STAGES = ("paint", "stitch", "segment"), ("convert", "rechunk")
 """Stages that have folders, later ones first."""
-_WORK, _LOCK, _PROVENANCE_SUFFIX = ".slidesam", "lock.json", ".run.json"
+_WORK, _LOCK, _PROVENANCE_SUFFIX, _ARRAYS = ".slidesam", "lock.json", ".run.json", ".arrays"
 
 
 @dataclass(frozen=True)
@@ -161,24 +162,25 @@ class SegmentFolder(StageFolder):
     @property
     def tissue(self) -> Path:
         """The mask of the tissue."""
-        return self.path / "tissue.npz"
+        return self.path / f"tissue{_ARRAYS}"
 
     @property
     def blocks(self) -> Path:
-        """The array of all blocks' labels."""
-        return self.path / "blocks.zarr"
+        """Folder of the blocks' results."""
+        return self.path / "blocks"
 
-    def shard(self, block_id: int) -> Path:
-        """The file in that array that holds a block's labels."""
-        return self.blocks / "c" / str(block_id) / "0" / "0"
+    def block(self, block_id: int) -> Path:
+        """A block's result: its labels, its table of objects, its halo strips. If it is there, the block is done."""
+        return self.blocks / f"{block_id}{_ARRAYS}"
 
-    def frame(self, block_id: int) -> Path:
-        """A block's labels along the edges that it shares."""
-        return self.path / "frames" / f"{block_id}.blosc"
-
-    def objects(self, block_id: int) -> Path:
-        """A block's table of objects."""
-        return self.path / "objects" / f"{block_id}.npy"
+    def list_results(self) -> set[int]:
+        """The ids of the blocks that have a result, by the files' names."""
+        try:
+            with os.scandir(self.blocks) as entries:
+                names = [entry.name.removesuffix(_ARRAYS) for entry in entries if entry.name.endswith(_ARRAYS)]
+        except OSError:
+            return set()
+        return {int(name) for name in names if name.isascii() and name.isdecimal()}
 
     def start_mark(self, block_id: int) -> Path:
         """Says which process is computing a block."""
@@ -193,9 +195,10 @@ class SegmentFolder(StageFolder):
 class StitchFolder(StageFolder):
     """Matches and the numbering."""
 
-    def numbering(self, name: str) -> Path:
-        """An array of the objects' numbering: `offsets`, `relabelling` or `sizes`."""
-        return self.path / f"{name}.npy"
+    @property
+    def numbering(self) -> Path:
+        """The arrays of the objects' numbering."""
+        return self.path / f"numbering{_ARRAYS}"
 
     @property
     def resolved(self) -> Path:
@@ -204,7 +207,7 @@ class StitchFolder(StageFolder):
 
     def overlaps(self, group: str) -> Path:
         """What a group of blocks has in common with its neighbours."""
-        return self.path / "overlaps" / f"{group}.npz"
+        return self.path / "overlaps" / f"{group}{_ARRAYS}"
 
 
 class PaintFolder(StageFolder):
@@ -216,8 +219,8 @@ class PaintFolder(StageFolder):
         return self.path / "done.json"
 
     def measures(self, group: str) -> Path:
-        """Measurements of the objects that a group of blocks shows."""
-        return self.path / "measures" / f"{group}.npy"
+        """Measurements of the objects that a batch of blocks shows; if they are there, the batch is painted."""
+        return self.path / "measures" / f"{group}{_ARRAYS}"
 
 
 def find_link(output: Path, run: RunPaths | None = None) -> Path | None:

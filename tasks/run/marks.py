@@ -7,14 +7,18 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from slidesam.tasks.errors import OutputError
+from slidesam.tasks.run.array_files import read_array_facts
+from slidesam.tasks.run.files import remove_synced
 from slidesam.tasks.run.layout import StageFolder, StitchFolder
 from slidesam.tasks.run.records import BlockMark, Mark, Params
 from slidesam.tasks.run.run import Run
 
 
 class Marks:
-    """Done-marks of a stage: one small JSON file per block, group of blocks, or tile of an image.
+    """Done-marks of the tiles of an image: one small JSON file each.
 
     Args:
         folder: The stage's folder.
@@ -45,16 +49,13 @@ class Marks:
 
 
 def find_mark(run: Run, block_id: int) -> BlockMark | None:
-    """Find the done-mark of a segmented block; None also if the mark is damaged or the result is gone."""
-    folder = run.segment_folder
+    """Find the done-mark of a segmented block, which is the header of its result; None also if the file is damaged."""
+    facts = read_array_facts(run.segment_folder.block(block_id))
     try:
-        mark = BlockMark.read(folder.mark(block_id))
-    except OutputError:
+        mark = None if facts is None else BlockMark.model_validate(facts)
+    except ValidationError:
         return None
-    if mark is None or mark.count == 0:
-        return mark
-    files = (folder.shard(block_id), folder.objects(block_id), folder.frame(block_id))
-    return mark if all(file.exists() for file in files) else None
+    return mark if mark is not None and mark.block_id == block_id else None
 
 
 def read_params(run: Run) -> Params:
@@ -96,6 +97,5 @@ def remove_stage(folder: Path, *, ignore_errors: bool = False) -> None:
     Raises:
         OSError: It can't be removed.
     """
-    for vouching in (StitchFolder(folder).resolved, StageFolder(folder).arrays_mark):
-        vouching.unlink(missing_ok=True)
+    remove_synced(StitchFolder(folder).resolved, StageFolder(folder).arrays_mark)
     shutil.rmtree(folder, ignore_errors=ignore_errors)

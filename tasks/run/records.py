@@ -27,7 +27,7 @@ class Record(BaseModel):
         """Reads a file; None where there is none, or it isn't whole.
 
         Raises:
-            OutputError: It is of another version of slidesam.
+            OutputError: It is of another version of slidesam, or can't be read.
         """
         # Not pydantic's own JSON parser: it refuses paths that aren't UTF-8.
         value = read_json(path)
@@ -52,17 +52,38 @@ class Record(BaseModel):
         Raises:
             OutputError: It can't be written.
         """
-        write_json(path, self.model_dump(mode="json", by_alias=True, include=self.model_fields_set), sync=sync)
+        write_json(path, self.to_json(), sync=sync)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields that are set, as JSON has them."""
+        return self.model_dump(mode="json", by_alias=True, include=self.model_fields_set)
 
 
-class Mark(Record):
+class StageRecord(Record):
+    """A file of a stage's folder, whose fingerprint has the version of the format: one that lacks something is damaged."""
+
+    @classmethod
+    def read(cls, path: Path) -> Self | None:
+        """Reads a file; None where there is none, or it isn't whole.
+
+        Raises:
+            OutputError: It can't be read.
+        """
+        value = read_json(path)
+        try:
+            return None if value is None else cls.model_validate(value)
+        except ValidationError:
+            return None
+
+
+class Mark(StageRecord):
     """A done-mark."""
 
     block_id: int | str
     """The block, or a name for the group of blocks or the tile of the image."""
 
 
-class StageMark(Record):
+class StageMark(StageRecord):
     """Vouches for the arrays of a stage: they are there, empty (started.json) or whole (done.json)."""
 
     reason: str | None = None
@@ -88,7 +109,7 @@ class BlockMark(Mark):
     """Tiles that a network saw at once, as far as memory sufficed."""
 
 
-class StartMark(Record):
+class StartMark(StageRecord):
     """Says which process is computing a block, and how many have ended before."""
 
     state: str = ""
@@ -109,7 +130,7 @@ class StartMark(Record):
     """When, in UTC."""
 
 
-class Params(Record):
+class Params(StageRecord):
     """What all blocks of a slide share."""
 
     params: dict[str, Any] = {}
@@ -149,7 +170,7 @@ class SeamReport(Record):
         return SeamReport(**{name: getattr(self, name) for name in SeamReport.model_fields if name != "rows"})
 
 
-class Resolved(Record):
+class Resolved(StageRecord):
     """The numbering of a slide's objects is done."""
 
     objects: int

@@ -11,7 +11,6 @@ from typing import Any
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.run.layout import RunPaths, SegmentFolder, list_noted_runs
 from slidesam.tasks.run.lock import holders
-from slidesam.tasks.run.marks import Marks
 from slidesam.tasks.run.records import FileFacts, Params, Provenance, State
 from slidesam.tasks.run.run import Run
 
@@ -74,7 +73,7 @@ def count_blocks(paths: RunPaths, state: State) -> tuple[int, int | None]:
     folder = find_segment_folder(paths, state)
     if folder is None:
         return state.blocks_done or 0, state.blocks
-    n_done, n_blocks = len(Marks(folder).names()), state.blocks
+    n_done, n_blocks = len(folder.list_results()), state.blocks
     with suppress(OutputError):
         params = Params.read(folder.params)
         if params is not None and params.blocks is not None:

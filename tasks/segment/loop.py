@@ -3,7 +3,7 @@
 1. `segment_missing`   opens pixels, start-marks, threads and the segmenter, and gives each block its turn
 2. `_ReadAhead`        reads a block's pixels in a thread
 3. `_BlockWork.begin`  does the device's part of a block
-4. `_BlockWork._finish`  writes its labels, table and halo strip, then its done-mark; the `Finisher` calls it
+4. `_BlockWork._finish`  writes its result; the `Finisher` calls it
 
 No Prefect, no Dask: the same loop runs serially, in a local cluster and in a job.
 """
@@ -23,12 +23,10 @@ from numpy.typing import NDArray
 
 from slidesam.tasks.errors import BlockFailure, BlockFailures
 from slidesam.tasks.grid import Block, BlockGrid
-from slidesam.tasks.labels.halo_strips import save_strips
 from slidesam.tasks.labels.objects import describe_block
-from slidesam.tasks.labels.results import BlockResults, save_table
+from slidesam.tasks.labels.results import save_block
 from slidesam.tasks.pixels.resample import to_level0
-from slidesam.tasks.run.files import output_errors
-from slidesam.tasks.run.marks import Marks, find_mark, list_blocks, read_params, remove_stage
+from slidesam.tasks.run.marks import find_mark, list_blocks, read_params, remove_stage
 from slidesam.tasks.run.records import BlockMark, Params
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.segment.block import begin_outer, renumber
@@ -79,7 +77,7 @@ def segment_missing(run: Run, block_ids: Sequence[int], attempt: str, worker: Wo
         with start_marks.preparing(missing[0]):
             # A model takes seconds to load the first time: meanwhile the first pixels are read.
             ahead.request(missing[:1])
-            work = _BlockWork(run, load_run_segmenter(run), read_params(run), BlockResults.of(run))
+            work = _BlockWork(run, load_run_segmenter(run), read_params(run))
             ahead.wait()
         # A CPU that computes has no time to spare for finishing another block.
         can_overlap = work.segmenter.device != "cpu" and max_lost > 1
@@ -146,13 +144,11 @@ class _BlockWork:
         run: The run.
         segmenter: Its segmenter, on this worker's device.
         shared: What all blocks share, from `prepare_run`.
-        results: Where labels are written.
     """
 
     run: Run
     segmenter: Segmenter
     shared: Params
-    results: BlockResults
 
     def begin(self, block_id: int, image: NDArray[Any]) -> Callable[[], None]:
         """Do the device's part of a block, and return what is left to do."""
@@ -173,22 +169,14 @@ class _BlockWork:
         return lambda: self._finish(self.run.grid[block_id], labels, mark)
 
     def _finish(self, block: Block, deferred: Callable[[], NDArray[np.uint32]], mark: BlockMark) -> None:
-        """Write a block's labels, table and halo strips, then its done-mark, which gets the number of objects and the time."""
-        start_time, run, block_id = time.perf_counter(), self.run, block.block_id
+        """Write a block's result, whose mark gets the number of objects and the time."""
+        start_time, run = time.perf_counter(), self.run
         labels = deferred()
         if not run.scale.is_one:
-            labels = renumber(to_level0(labels, run.segmented_grid[block_id].outer, block.outer, run.scale))
-        marks = Marks(run.segment_folder)
-        # An old mark must not vouch for a mixture of old and new.
-        marks.remove(block_id)
-        with output_errors(run.segment_folder.path):
-            self.results.write(block, labels)
+            labels = renumber(to_level0(labels, run.segmented_grid[block.block_id].outer, block.outer, run.scale))
         table = describe_block(labels, block, run.grid.shape)
-        if table.area.size:
-            save_table(run, block_id, table)
-            save_strips(run, block, labels)
-        seconds = mark.seconds + time.perf_counter() - start_time
-        marks.put(mark.model_copy(update={"count": table.area.size, "seconds": round(seconds, 3)}))
+        seconds = round(mark.seconds + time.perf_counter() - start_time, 3)
+        save_block(run, block, labels, table, mark.model_copy(update={"count": table.area.size, "seconds": seconds}))
 
 
 def _forget_stitching(run: Run) -> None:

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slidesam.tasks.labels.results import BlockResults
+from slidesam.tasks.errors import DamagedError
 from slidesam.tasks.pixels.background import background_of
 from slidesam.tasks.pixels.mask_image import read_mask
 from slidesam.tasks.pixels.pyramid import overview_step
 from slidesam.tasks.pixels.sample import sample_slide
 from slidesam.tasks.pixels.tissue import TissueMask, blocks_with_tissue, find_tissue
-from slidesam.tasks.run.files import load_arrays, output_errors, save_arrays, write_json
+from slidesam.tasks.run.array_files import load_arrays, write_arrays
+from slidesam.tasks.run.files import write_json
 from slidesam.tasks.run.marks import is_segmented, read_params
 from slidesam.tasks.run.records import Params
 from slidesam.tasks.run.run import Run
@@ -62,8 +63,6 @@ def prepare_run(run: Run) -> Params:
         )
         write_json(run.segment_folder.causes, run.causes["segment"])
         shared.write(path)
-    with output_errors(run.segment_folder.path):
-        BlockResults.create(run)
     return shared
 
 
@@ -80,7 +79,7 @@ def _find_blocks(run: Run, overview: NDArray[Any]) -> tuple[int, ...] | None:
         # A mask image is stretched over the slide.
         mask, step, arrays = read_mask(Path(tissue), run.slide.shape), None, {}
     arrays |= {"bits": np.packbits(mask), "shape": np.asarray(mask.shape)}
-    save_arrays(run.segment_folder.tissue, arrays, compressed=True)
+    write_arrays(run.segment_folder.tissue, arrays)
     return tuple(blocks_with_tissue(mask, run.grid, step))
 
 
@@ -89,11 +88,14 @@ def _find_tissue(run: Run, overview: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def read_tissue(run: Run) -> TissueMask | None:
-    """Read the mask of tissue; None if all blocks are segmented."""
-    path = run.segment_folder.tissue
-    if not path.exists():
+    """Read the mask of tissue, or find it again if its file is damaged or gone; None if all blocks are segmented."""
+    if run.settings.blocks.tissue == "off":
         return None
-    arrays = load_arrays(path)
+    try:
+        arrays = load_arrays(run.segment_folder.tissue)
+    except DamagedError:
+        _find_blocks(run, read_slide_overview(run))
+        arrays = load_arrays(run.segment_folder.tissue)
     height, width = arrays["shape"]
     pixels = np.unpackbits(arrays["bits"], count=height * width).reshape(height, width).astype(bool)
     stretched = np.array(run.slide.shape) / (height, width)

@@ -19,18 +19,18 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from slidesam.tasks.errors import OutputError
+from slidesam.tasks.errors import DamagedError
 from slidesam.tasks.grid import Block, Region
-from slidesam.tasks.labels.halo_strips import HaloStrips
 from slidesam.tasks.labels.kernels import measure_labels
-from slidesam.tasks.labels.objects import ObjectTable
-from slidesam.tasks.labels.results import load_table
+from slidesam.tasks.labels.results import BlockResults
 from slidesam.tasks.pixels.plan import group_blocks, group_levels, shard_region
 from slidesam.tasks.pixels.pyramid import halve_labels
-from slidesam.tasks.run.files import load_arrays, output_errors, save_array, save_arrays, write_json
-from slidesam.tasks.run.marks import Marks, find_mark, list_blocks
-from slidesam.tasks.run.records import Mark, Resolved
+from slidesam.tasks.run.array_files import load_arrays, read_array_facts, write_arrays
+from slidesam.tasks.run.files import output_errors, remove_synced, write_json
+from slidesam.tasks.run.marks import list_blocks
+from slidesam.tasks.run.records import Resolved
 from slidesam.tasks.run.run import Run
+from slidesam.tasks.stitch.numbering import StoredNumbering, save_numbering
 from slidesam.tasks.stitch.overlaps import BatchOverlaps, compare_blocks, join_batches
 from slidesam.tasks.stitch.paint import Numbering, paint_block, paint_group
 from slidesam.tasks.stitch.report import make_report
@@ -71,29 +71,18 @@ def compare_batch(run: Run, batch: Batch) -> int:
         How many pairs of labels overlap.
 
     Raises:
-        OutputError: A block's result is damaged or gone.
+        DamagedError: A block's result is damaged or gone.
     """
     segmented = set(list_blocks(run))
-    tables = {block_id: _load_objects(run, block_id) for block_id in batch if block_id in segmented}
+    results = BlockResults(run)
+    tables = {block_id: results.table(block_id) for block_id in batch if block_id in segmented}
     counts = {block_id: table.area.size for block_id, table in tables.items()}
     # Also of the neighbours outside the batch, which a seam may lead to.
     neighbours = {seam.second for block_id in batch for seam in run.grid.seams(block_id)} & segmented
-    counts |= {block_id: _count_objects(run, block_id) for block_id in neighbours - counts.keys()}
-    strips = HaloStrips(run)
-    overlaps = compare_blocks(run.grid, batch, tables, counts, strips.view, run.settings.stitch.twin_border)
-    save_arrays(_overlaps_path(run, batch), overlaps._asdict())
+    counts |= {block_id: results.count(block_id) for block_id in neighbours - counts.keys()}
+    overlaps = compare_blocks(run.grid, batch, tables, counts, results.view, run.settings.stitch.twin_border)
+    write_arrays(_overlaps_path(run, batch), overlaps._asdict())
     return len(overlaps.pairs)
-
-
-def _load_objects(run: Run, block_id: int) -> ObjectTable:
-    return load_table(run, block_id) if _count_objects(run, block_id) else ObjectTable.empty()
-
-
-def _count_objects(run: Run, block_id: int) -> int:
-    mark = find_mark(run, block_id)
-    if mark is None:
-        raise OutputError(f"{run.name}: block {block_id} lost its result: run the same command again")
-    return mark.count
 
 
 # -------------------------------------------------------------------------------------------------------------- 2. resolve
@@ -103,18 +92,16 @@ def resolve_run(run: Run) -> Resolved:
     """Number the slide's objects and report on its seams, unless that is done.
 
     Raises:
-        OutputError: A batch's file is damaged or gone.
+        DamagedError: A block's result is damaged or gone.
     """
     folder = run.stitch_folder
     resolved = Resolved.read(folder.resolved)
-    if resolved is not None and all(folder.numbering(name).exists() for name in Numbering._fields):
+    if resolved is not None and read_array_facts(folder.numbering) is not None:
         return resolved
     labels, pairs = load_labels(run)
     resolution = resolve_labels(labels, pairs, run.settings.stitch)
     report = make_report(run.grid, labels, pairs, resolution, max(run.scale.factor))
-    numbering = Numbering(labels.offsets, resolution.relabelling, resolution.size)
-    for name, array in numbering._asdict().items():
-        save_array(folder.numbering(name), array)
+    save_numbering(run, Numbering(labels.offsets, resolution.relabelling, resolution.size))
     resolved = Resolved(objects=resolution.objects, seams=report)
     write_json(folder.causes, run.causes["stitch"])
     resolved.write(folder.resolved)
@@ -122,13 +109,22 @@ def resolve_run(run: Run) -> Resolved:
 
 
 def load_labels(run: Run) -> tuple[BlockLabels, LabelPairs]:
-    """Load the labels of all blocks and all their overlaps, from what the batches wrote.
+    """Load the labels of all blocks and all their overlaps, from what the batches wrote; compare again where it is damaged.
 
     Raises:
-        OutputError: A batch's file is damaged or gone.
+        DamagedError: A block's result is damaged or gone.
     """
-    paths = [_overlaps_path(run, batch) for batch in block_batches(run)]
-    return join_batches(run.grid, [BatchOverlaps(**load_arrays(path)) for path in paths], run.scale.factor)
+    overlaps = [_load_overlaps(run, batch) for batch in block_batches(run)]
+    return join_batches(run.grid, overlaps, run.scale.factor)
+
+
+def _load_overlaps(run: Run, batch: Batch) -> BatchOverlaps:
+    path = _overlaps_path(run, batch)
+    try:
+        return BatchOverlaps(**load_arrays(path))
+    except DamagedError:
+        compare_batch(run, batch)
+        return BatchOverlaps(**load_arrays(path))
 
 
 def _overlaps_path(run: Run, batch: Batch) -> Path:
@@ -137,7 +133,7 @@ def _overlaps_path(run: Run, batch: Batch) -> Path:
 
 def is_compared(run: Run, batch: Batch) -> bool:
     """Whether a batch's overlaps are written."""
-    return _overlaps_path(run, batch).exists()
+    return read_array_facts(_overlaps_path(run, batch)) is not None
 
 
 # ---------------------------------------------------------------------------------------------------------------- 3. paint
@@ -149,19 +145,20 @@ def paint_batch(run: Run, batch: Batch) -> None:
     One group after the other, so that memory holds one.
 
     Raises:
-        OutputError: A block's result or the numbering is damaged or gone, or the label image can't be written.
+        DamagedError: A block's result or the numbering is damaged or gone.
+        OutputError: The label image can't be written.
     """
-    segmented, strips = set(list_blocks(run)), HaloStrips(run)
+    segmented, results = set(list_blocks(run)), BlockResults(run)
     levels = open_levels(run.paths.label_image, run.settings.image.ome_zarr)
-    numbering = _load_numbering(run)
+    numbering = StoredNumbering(run, results)
     # From now on the levels that groups don't fill no longer show what is painted.
-    run.paint_folder.whole_mark.unlink(missing_ok=True)
+    remove_synced(run.paint_folder.whole_mark)
     measures = [np.zeros((0, 1 + len(_MEASURES)), np.int64)]
 
     def paint(block: Block) -> NDArray[Any] | None:
         seen_by = (block.block_id, *run.grid.neighbours(block.block_id))
         sources = (run.grid[block_id] for block_id in seen_by if block_id in segmented)
-        labels = paint_block(block, sources, numbering, strips.view, levels[0].dtype)
+        labels = paint_block(block, sources, numbering, results.view, levels[0].dtype)
         if labels is not None:
             measures.append(_measure_on_slide(labels, block.inner))
         return labels
@@ -172,8 +169,8 @@ def paint_batch(run: Run, batch: Batch) -> None:
             _write_group(levels[: group_levels(run.group_shape, len(levels))], region, labels)
         # Before the next group is painted: a group takes 64 MiB.
         del labels
-    save_array(run.paint_folder.measures(batch_name(batch)), np.concatenate(measures))
-    Marks(run.paint_folder).put(Mark(block_id=batch_name(batch)))
+    # Last, as it is the batch's done-mark.
+    write_arrays(run.paint_folder.measures(batch_name(batch)), {"measures": np.concatenate(measures)})
 
 
 def _split_groups(run: Run, batch: Batch) -> Iterator[list[Block]]:
@@ -198,23 +195,7 @@ def _write_group(levels: Sequence[zarr.Array[Any]], region: Region, labels: NDAr
 
 def is_painted(run: Run, batch: Batch) -> bool:
     """Whether a batch's labels are written."""
-    is_measured = run.paint_folder.measures(batch_name(batch)).exists()
-    return is_measured and Marks(run.paint_folder).has(batch_name(batch))
-
-
-def _load_numbering(run: Run) -> Numbering:
-    """Load the numbering; only the parts that are used come into memory.
-
-    Raises:
-        OutputError: It is damaged or gone; what vouches for it is removed, so that the next run makes it again.
-    """
-    folder = run.stitch_folder
-    try:
-        # Not read-only, which numba would compile for once more; nothing is written back.
-        return Numbering(*(np.asarray(np.load(folder.numbering(name), mmap_mode="c")) for name in Numbering._fields))
-    except (OSError, ValueError, EOFError) as error:
-        folder.resolved.unlink(missing_ok=True)
-        raise OutputError(f"{folder.path} lost the numbers of the objects: run the same command again") from error
+    return read_array_facts(run.paint_folder.measures(batch_name(batch))) is not None
 
 
 def _measure_on_slide(labels: NDArray[Any], inner: Region) -> NDArray[np.int64]:

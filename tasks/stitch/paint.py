@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -13,8 +13,19 @@ from slidesam.tasks.labels.kernels import overlay
 from slidesam.tasks.stitch.overlaps import ReadView
 
 
+class Numbers(Protocol):
+    """The ids that block labels get in the slide, whether in memory or read when they are asked for."""
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """(objects + 1,) pixels that each object claims, by id; of the ids that were asked for."""
+
+    def ids(self, block_id: int) -> NDArray[np.int64]:
+        """Return the id in the slide by a block's local label, 0 for background."""
+
+
 class Numbering(NamedTuple):
-    """The ids that block labels get in the slide; on disk each field is a file.
+    """The ids that block labels get in the slide, in memory.
 
     Attributes:
         offsets: (blocks + 1,) int64 first label of each block, as in `BlockLabels`.
@@ -33,7 +44,7 @@ class Numbering(NamedTuple):
 
 
 def paint_block(
-    block: Block, sources: Iterable[Block], numbering: Numbering, read_view: ReadView, dtype: DTypeLike
+    block: Block, sources: Iterable[Block], numbering: Numbers, read_view: ReadView, dtype: DTypeLike
 ) -> NDArray[Any] | None:
     """Paint a block's inner region.
 

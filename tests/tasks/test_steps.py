@@ -65,28 +65,18 @@ def test_a_changed_file_is_another_slide(tmp_path: Path) -> None:
     assert planned(slide, tmp_path).fingerprints["segment"] != before["segment"]
 
 
-@pytest.mark.parametrize("damage", ["empty mark", "no mark", "no shard"])
+@pytest.mark.parametrize("damage", ["empty", "none", "cut", "of another block"])
 def test_what_is_damaged_counts_as_not_done(damage: str, tmp_path: Path) -> None:
     slide = write_numbered_slide(tmp_path / "s.tif")
     whole = segment_serially(slide, tmp_path / "out", FUNCTION)
     run = planned(slide, tmp_path / "out")
     assert find_mark(run, 4) is not None
-    mark, shard = run.segment_folder.mark(4), run.segment_folder.shard(4)
-    {"empty mark": lambda: mark.write_bytes(b""), "no mark": mark.unlink, "no shard": shard.unlink}[damage]()
+    block, other = run.segment_folder.block(4), run.segment_folder.block(5)
+    contents = {"empty": b"", "cut": block.read_bytes()[:-1], "of another block": other.read_bytes()}
+    block.unlink() if damage == "none" else block.write_bytes(contents[damage])
     assert find_mark(run, 4) is None
     np.testing.assert_array_equal(segment_serially(slide, tmp_path / "out", FUNCTION), whole)
     assert find_mark(run, 4) is not None
-
-
-def test_damaged_matches_are_removed_and_made_anew(tmp_path: Path) -> None:
-    slide = write_numbered_slide(tmp_path / "s.tif")
-    whole = segment_serially(slide, tmp_path / "out", FUNCTION)
-    folder = planned(slide, tmp_path / "out").stitch_folder
-    next(folder.overlaps("0-0").parent.glob("*.npz")).write_bytes(b"cut")
-    folder.resolved.unlink()
-    with pytest.raises(OutputError, match="damaged and was removed: run the same command again"):
-        segment_serially(slide, tmp_path / "out", FUNCTION)
-    np.testing.assert_array_equal(segment_serially(slide, tmp_path / "out", FUNCTION), whole)
 
 
 def test_a_store_holds_one_slide(tmp_path: Path) -> None:
@@ -234,7 +224,7 @@ def test_bad_functions_are_refused_before_any_block(target: str, options: dict, 
     overrides = FUNCTION | {"segmenter.target": target, "segmenter.options": options}
     with pytest.raises(SegmenterError, match=words):
         segment_serially(slide, tmp_path / "out", overrides)
-    assert not list(tmp_path.glob("out/.slidesam/*/*/segment-*/marks"))
+    assert not list(tmp_path.glob("out/.slidesam/*/*/segment-*/blocks"))
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int32", "uint64", "float32", "float64"])

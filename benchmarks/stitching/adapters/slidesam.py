@@ -1,7 +1,7 @@
 """slidesam's stitching, without Prefect and Dask: the functions of its tasks in a plain pool of two processes.
 
-The clock runs from the last segmented block to the finished level 0. What is known of each block's objects when it is
-segmented (the table beside its labels) is made before; `table_s` says what that took.
+The clock runs from the last segmented block to the finished level 0. The blocks' results, as segmenting writes them, are made
+before; `table_s` says what that took.
 """
 
 from __future__ import annotations
@@ -20,11 +20,9 @@ import numpy as np
 import zarr
 
 from benchmarks.stitching.case import Case
-from slidesam.tasks.labels.halo_strips import save_strips
 from slidesam.tasks.labels.objects import describe_block
-from slidesam.tasks.labels.results import save_table
+from slidesam.tasks.labels.results import save_block
 from slidesam.tasks.plan import plan_run
-from slidesam.tasks.run.marks import Marks
 from slidesam.tasks.run.records import BlockMark, Params
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.parse import make_settings
@@ -68,7 +66,7 @@ def stitch(case: Case, out: Path) -> dict[str, Any]:
     with ProcessPoolExecutor(PROCESSES, mp_context=spawn) as pool:
         _warm_up(pool, folder)
         started = time.perf_counter()
-        _spread(pool, describe, run, range(len(case)), chunk=4)
+        _spread(pool, write_results, run, case, chunk=4)
         report = {"table_s": round(time.perf_counter() - started, 3)}
         started = time.perf_counter()
         report |= _timed(pool, run)
@@ -83,7 +81,7 @@ def stitch(case: Case, out: Path) -> dict[str, Any]:
 
 
 def run_of(case: Case, folder: Path) -> Run:
-    """A run at whose point all blocks of a case are segmented, but for their tables: `describe` makes these."""
+    """A run of a case, to whose blocks `write_results` gives results."""
     slide = folder / "case.ome.zarr"
     group = create_store(slide, ImageSettings(), folder)
     shape = (1, 1, 1, *case.shape)
@@ -93,20 +91,17 @@ def run_of(case: Case, folder: Path) -> Run:
     overrides = _SETTINGS | {"blocks.block_shape": case.block_shape, "blocks.halo": case.halo}
     run = plan_run(slide, folder / "out", make_settings(overrides=overrides))
     Params(blocks=None).write(run.segment_folder.params)
-    run.segment_folder.blocks.symlink_to(case.folder / "blocks.zarr")
     create_store(run.store, ImageSettings(), slide)
     return run
 
 
-def describe(run: Run, block_ids: Iterable[int]) -> None:
-    """What segmenting writes about these blocks beside their labels."""
-    case = Case.open(run.segment_folder.blocks.resolve().parent)
+def write_results(run: Run, case: Case, block_ids: Iterable[int]) -> None:
+    """Writes what segmenting writes of these blocks."""
     for block_id in block_ids:
         labels = case.labels(block_id)
         table = describe_block(labels, run.grid[block_id], run.grid.shape)
-        save_table(run, block_id, table)
-        save_strips(run, run.grid[block_id], labels)
-        Marks(run.segment_folder).put(BlockMark(block_id=block_id, count=int(table.area.size)))
+        mark = BlockMark(block_id=block_id, count=int(table.area.size))
+        save_block(run, run.grid[block_id], labels, table, mark)
 
 
 def _timed(pool: ProcessPoolExecutor, run: Run) -> dict[str, float]:
@@ -130,9 +125,10 @@ def _each(run: Run) -> tuple[list[Run], list[Batch]]:
     return [run] * len(batches), batches
 
 
-def _spread(pool: ProcessPoolExecutor, function: Callable[..., None], run: Run, ids: range, chunk: int) -> None:
+def _spread(pool: ProcessPoolExecutor, function: Callable[..., None], run: Run, case: Case, chunk: int) -> None:
+    ids = range(len(case))
     parts = [ids[start : start + chunk] for start in range(0, len(ids), chunk)]
-    list(pool.map(function, [run] * len(parts), parts))
+    list(pool.map(function, [run] * len(parts), [case] * len(parts), parts))
 
 
 def _warm_up(pool: ProcessPoolExecutor, folder: Path) -> None:
@@ -142,7 +138,7 @@ def _warm_up(pool: ProcessPoolExecutor, folder: Path) -> None:
         small.save()
         write_blocks(small)
         run = run_of(small, folder / f"warm-run-{number}")
-        describe(run, range(len(small)))
+        write_results(run, small, range(len(small)))
         # Both at once, so that neither process gets both.
         list(pool.map(compare_batch, *(column * PROCESSES for column in _each(run))))
         create_label_image(run, resolve_run(run).objects)
@@ -151,13 +147,9 @@ def _warm_up(pool: ProcessPoolExecutor, folder: Path) -> None:
 
 def write_blocks(case: Case) -> None:
     """Labels of a few squares, over every seam."""
-    from slidesam.tasks.grid import BlockGrid
-    from slidesam.tasks.labels.results import create_results
-
-    create_results(case.folder / "blocks.zarr", BlockGrid(case.shape, case.block_shape, case.halo))
+    blocks = case.create_blocks()
     y, x = np.ogrid[: case.shape[0], : case.shape[1]]
     whole = (y // 24 * 8 + x // 24 + 1).astype(np.uint32)
-    blocks = zarr.open_array(case.folder / "blocks.zarr", mode="r+")
     for block_id in range(len(case)):
         seen = np.unique(whole[case.outer(block_id)], return_inverse=True)[1].reshape(whole[case.outer(block_id)].shape)
         blocks[block_id, : seen.shape[0], : seen.shape[1]] = seen + 1

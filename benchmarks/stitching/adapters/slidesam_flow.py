@@ -46,7 +46,7 @@ def stitch(case: Case, out: Path) -> dict[str, Any]:
 def _ready(case: Case, folder: Path) -> Run:
     """A run all of whose blocks are segmented."""
     run = slidesam.run_of(case, folder)
-    slidesam.describe(run, range(len(case)))
+    slidesam.write_results(run, case, range(len(case)))
     steps.ready_image.fn(run)
     return run
 

@@ -35,8 +35,8 @@ def made(output: Path, slide: str = "s", label: str = "cells", *, days: float = 
     """The folder of a run that finished some days ago; its three stages are 60 bytes in 6 files."""
     work = output / ".slidesam" / slide / label
     for stage in STAGES:
-        (work / stage / "marks").mkdir(parents=True)
-        (work / stage / "marks" / "0.json").write_bytes(b"x" * 10)
+        (work / stage / "blocks").mkdir(parents=True)
+        (work / stage / "blocks" / "0.arrays").write_bytes(b"x" * 10)
         (work / stage / "data").write_bytes(b"x" * 10)
     write_state(output, slide, label, "finished", blocks=9, segment_folder="segment-1", objects=5)
     settings = {"run": {} if keep is None else {"keep_work": keep}}
@@ -189,7 +189,7 @@ def test_a_crash_leaves_nothing_that_a_later_run_takes_for_whole(
         calls = iter(range(stop_after))
 
         def dying(path, *args, calls=calls, real=os.unlink, **kwargs):
-            if str(path).endswith(("data", "0.json")) and next(calls, None) is None:
+            if str(path).endswith(("data", "0.arrays")) and next(calls, None) is None:
                 raise KeyboardInterrupt
             return real(path, *args, **kwargs)
 
@@ -253,10 +253,10 @@ def test_what_crashes_left_goes_even_of_unfinished_runs(tmp_path: Path) -> None:
     work = made(tmp_path)
     write_state(tmp_path, "s", "cells", "running")
     kept = files(tmp_path)
-    (work / ".trash-1" / "marks").mkdir(parents=True)
-    (work / ".trash-1" / "marks" / "0.json").write_bytes(b"x" * 5)
+    (work / ".trash-1" / "blocks").mkdir(parents=True)
+    (work / ".trash-1" / "blocks" / "0.arrays").write_bytes(b"x" * 5)
     old = [
-        work / "segment-1" / "marks" / f".0.json.{'a' * 32}.partial",
+        work / "segment-1" / "blocks" / f".0.arrays.{'a' * 32}.partial",
         work / f".lock.json.{'b' * 32}.partial",
         work / f".lock.json.{'c' * 32}.claim",
     ]

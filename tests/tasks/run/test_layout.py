@@ -43,17 +43,14 @@ PATHS = {
     ImageFolder(F).pixels_mark: "f/done.json",
     ImageFolder(F).pixels: "f/pixels.zarr",
     SegmentFolder(F).params: "f/params.json",
-    SegmentFolder(F).tissue: "f/tissue.npz",
-    SegmentFolder(F).blocks: "f/blocks.zarr",
-    SegmentFolder(F).shard(7): "f/blocks.zarr/c/7/0/0",
-    SegmentFolder(F).frame(7): "f/frames/7.blosc",
-    SegmentFolder(F).objects(7): "f/objects/7.npy",
+    SegmentFolder(F).tissue: "f/tissue.arrays",
+    SegmentFolder(F).block(7): "f/blocks/7.arrays",
     SegmentFolder(F).start_mark(7): "f/starts/7.json",
     SegmentFolder.trace(SegmentFolder(F).start_mark(7)): "f/starts/7.trace.txt",
-    StitchFolder(F).overlaps("0-8"): "f/overlaps/0-8.npz",
-    StitchFolder(F).numbering("sizes"): "f/sizes.npy",
+    StitchFolder(F).overlaps("0-8"): "f/overlaps/0-8.arrays",
+    StitchFolder(F).numbering: "f/numbering.arrays",
     StitchFolder(F).resolved: "f/resolved.json",
-    PaintFolder(F).measures("0-8"): "f/measures/0-8.npy",
+    PaintFolder(F).measures("0-8"): "f/measures/0-8.arrays",
 }
 
 

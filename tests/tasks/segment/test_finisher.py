@@ -88,7 +88,7 @@ def test_labels_that_cant_be_written_end_it_and_hold_nothing_against_a_block(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("slidesam.tasks.labels.results.BlockResults.write", full)
+        patch.setattr("os.fsync", full)
         with pytest.raises(OutputError, match="No space left"):
             steps.segment_blocks.fn(run, range(9))
     assert "3 begun" not in log.read_text().splitlines()

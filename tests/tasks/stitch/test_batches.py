@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numcodecs
 import numpy as np
 import pytest
 import tifffile
@@ -13,13 +12,10 @@ from scipy import ndimage
 from skimage.measure import regionprops_table
 
 from slidesam.tasks import steps
-from slidesam.tasks.errors import OutputError
-from slidesam.tasks.grid import BlockGrid
-from slidesam.tasks.labels import halo_strips
-from slidesam.tasks.labels.halo_strips import place_strips
 from slidesam.tasks.pixels import plan as image_plan
 from slidesam.tasks.plan import plan_run
-from slidesam.tasks.run.marks import find_mark, list_blocks
+from slidesam.tasks.run.array_files import load_arrays
+from slidesam.tasks.run.marks import list_blocks
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.stitch import batches
@@ -109,8 +105,8 @@ def test_painting_again_over_what_is_there_gives_the_same_bytes(
     shards = [path for path in shards if path.is_file()]
     # A finished one; one that a killed task left: a shard cut, one not begun, one of something else.
     for damage in (lambda: None, lambda: _half_paint(shards)):
-        for mark in run.paint_folder.marks.glob("*.json"):
-            mark.unlink()
+        for measures in run.paint_folder.measures("").parent.iterdir():
+            measures.unlink()
         damage()
         for batch in block_batches(run)[::-1]:
             steps.paint_blocks.fn(run, batch)
@@ -150,30 +146,6 @@ def test_what_a_window_of_coarser_pixels_cuts_is_painted_whole(tmp_path: Path) -
     np.testing.assert_array_equal(labels, (image > 0).astype(int))
 
 
-def test_blocks_whose_strips_are_too_large_for_the_codec_are_read_themselves(
-    slide: Path, blobs: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = SETTINGS | {"blocks.halo": 10}
-    labels = segment_serially(slide, tmp_path / "strips", settings)
-    run = planned(slide, tmp_path / "strips", **settings)
-    n_bytes = [
-        sum(4 * y * x for y, x in (strip.shape for strip in place_strips(run.grid, block))) for block in run.grid
-    ]
-    # The largest strips exceed the limit by a byte.
-    monkeypatch.setattr(halo_strips, "_LARGEST_BYTES", max(n_bytes) - 1)
-    placed = [len(place_strips(run.grid, block)) for block in run.grid]
-    assert [size in (0, max(n_bytes)) for size in n_bytes] == [count == 0 for count in placed]
-    np.testing.assert_array_equal(segment_serially(slide, tmp_path / "none", settings), labels)
-
-
-@pytest.mark.parametrize("halo", [64, 2048, 4096, 6000, 8192])
-def test_strips_fit_the_codec_in_blocks_of_any_size(halo: int) -> None:
-    grid = BlockGrid((90000, 90000), (16384, 16384), halo)
-    n_pixels = [sum(strip.shape[0] * strip.shape[1] for strip in place_strips(grid, grid[block])) for block in (0, 8)]
-    assert max(n_pixels) * 4 <= numcodecs.blosc.MAX_BUFFERSIZE
-    assert min(n_pixels) > 0 or halo > 2048
-
-
 def test_no_object_at_all(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "s.tif", np.zeros((130, 130), np.uint8), tile=(64, 64))
     assert not segment_serially(tmp_path / "s.tif", tmp_path / "out", SETTINGS).any()
@@ -182,7 +154,7 @@ def test_no_object_at_all(tmp_path: Path) -> None:
 def test_measurements_of_the_parts_add_up(slide: Path, tmp_path: Path) -> None:
     run = segmented(slide, tmp_path)
     objects = stitch_serially(run)
-    parts = np.concatenate([np.load(path) for path in run.paint_folder.measures("0-0").parent.glob("*.npy")])
+    parts = np.concatenate([load_arrays(path)["measures"] for path in run.paint_folder.measures("").parent.iterdir()])
     known = regionprops_table(level_0(run), properties=("label", "area", "centroid", "bbox"))
     assert known["label"].size == objects
     for row, number in enumerate(known["label"]):
@@ -236,44 +208,7 @@ def test_upper_levels_follow_blocks_that_are_painted_anew(slide: Path, tmp_path:
 def test_a_block_segmented_anew_is_compared_and_painted_anew(slide: Path, tmp_path: Path) -> None:
     run = segmented(slide, tmp_path)
     stitch_serially(run)
-    run.segment_folder.mark(7).unlink()
+    run.segment_folder.block(7).unlink()
     steps.segment_blocks.fn(run, [7])
     assert not any(is_compared(run, batch) or is_painted(run, batch) for batch in block_batches(run))
     assert not run.stitch_folder.resolved.exists()
-
-
-@pytest.mark.parametrize("lost", ["offsets.npy", "relabelling.npy", "sizes.npy"])
-def test_lost_numbers_are_made_anew(lost: str, slide: Path, tmp_path: Path) -> None:
-    run = segmented(slide, tmp_path)
-    stitch_serially(run)
-    expected = level_0(run)
-    (run.stitch_folder.path / lost).write_bytes(b"cut")
-    for mark in run.paint_folder.marks.glob("*.json"):
-        mark.unlink()
-    with pytest.raises(OutputError, match="lost the numbers of the objects: run the same command again"):
-        stitch_serially(run)
-    stitch_serially(run)
-    np.testing.assert_array_equal(level_0(run), expected)
-
-
-@pytest.mark.parametrize(
-    ("name", "damage"),
-    [
-        ("frames/7.blosc", "cut"),
-        ("frames/7.blosc", "flipped"),
-        ("objects/7.npy", "cut"),
-        ("blocks.zarr/c/7/0/0", "cut"),
-    ],
-)
-def test_what_is_damaged_of_a_block_is_removed_and_made_anew(
-    name: str, damage: str, slide: Path, tmp_path: Path
-) -> None:
-    run = segmented(slide, tmp_path)
-    data = bytearray((run.segment_folder.path / name).read_bytes())
-    data[len(data) // 2] ^= 255
-    (run.segment_folder.path / name).write_bytes(data[:-7] if damage == "cut" else data)
-    with pytest.raises(OutputError, match="damaged and was removed: run the same command again"):
-        stitch_serially(run)
-    assert find_mark(run, 7) is None
-    expected = segment_serially(slide, tmp_path / "other", SETTINGS)
-    np.testing.assert_array_equal(segment_serially(slide, tmp_path, SETTINGS), expected)

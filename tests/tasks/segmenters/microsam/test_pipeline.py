@@ -98,7 +98,7 @@ def test_each_blocks_labels_are_micro_sams(
     assert (facts.segmenter.devices, facts.segmenter.threads) == (("cpu",), (str(THREADS),))
     run = plan_run(slide, tmp_path / "out", settings)
     for block, theirs in zip(run.grid, reference[mode], strict=True):
-        ours = BlockResults.of(run).read(block, block.outer)
+        ours = BlockResults(run).read(block, block.outer)
         on_slide = np.ascontiguousarray(theirs[block.outer.relative_to(run.grid.input_tile(block)).slices])
         expected, _ = fastremap.renumber(on_slide, preserve_zero=True)
         print(f"{mode}, {scaling}: block {block.block_id} has {ours.max()} objects")
