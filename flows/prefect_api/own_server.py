@@ -26,6 +26,7 @@ from slidesam.tasks.errors import ServerError
 _START_SECONDS, _RESTART_SECONDS = 120.0, 25.0
 # A server that ends more often than so many times in so many seconds isn't started again.
 _MOST_ENDS, _ENDS_SECONDS = 3, 300.0
+_LOGIN_SECONDS = 30 * 86400.0
 
 
 class OwnServer:
@@ -43,11 +44,14 @@ class OwnServer:
         is_lost: Whether the server ended and can't be started again. Then the main thread is interrupted.
 
     Raises:
-        ServerError: It can't listen on this address.
+        ServerError: It can't listen on this address, or PREFECT_HOME can't be written.
     """
 
     def __init__(self, home: Path, host: str, password: str) -> None:
-        _make_private(home)
+        try:
+            _make_private(home)
+        except OSError as error:
+            raise _make_home_error(home, error) from error
         self._home, self._password, self.is_lost = home, password, False
         self._socket = socket.socket()
         try:
@@ -64,13 +68,19 @@ class OwnServer:
         self._closing = threading.Event()
         self._stand_in: ThreadingHTTPServer | None = None
         self._ends: list[float] = []
-        self._process = self._launch("wb")
+        self._process: subprocess.Popen[bytes]
         self._watcher = threading.Thread(target=self._watch, name="Prefect server", daemon=True)
 
     def __enter__(self) -> OwnServer:
-        if self._password:
-            with _open_private(self.login, "wb") as stream:
-                stream.write(f"{self._password}\n".encode())
+        try:
+            if self._password:
+                with _open_private(self.login, "wb") as stream:
+                    stream.write(f"{self._password}\n".encode())
+            self._process = self._launch("wb")
+        except OSError as error:
+            self._socket.close()
+            self.login.unlink(missing_ok=True)
+            raise _make_home_error(self._home, error) from error
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -193,10 +203,22 @@ def _open_private(path: Path, mode: str) -> IO[bytes]:
 def _make_private(home: Path) -> None:
     """Make PREFECT_HOME so that others can't look into it; if it exists, keep them from what we or Prefect wrote there."""
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for path in home.glob("slidesam-server-*.login"):
+        # Of a command that was killed.
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _LOGIN_SECONDS:
+                path.unlink()
     for path in [*home.glob("prefect.db*"), *home.glob("slidesam-server*"), home / "profiles.toml"]:
         # Not ours, or not there.
         with suppress(OSError):
             path.chmod(path.stat().st_mode & 0o700)
+
+
+def _make_home_error(home: Path, error: OSError) -> ServerError:
+    reason = os.strerror(error.errno or 0)
+    return ServerError(
+        f"{home}, where Prefect keeps its history, can't be written ({reason})", "set PREFECT_HOME to another folder"
+    )
 
 
 def _environment(environment: Mapping[str, str], home: Path, url: str, password: str) -> dict[str, str]:

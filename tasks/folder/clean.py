@@ -126,7 +126,8 @@ class _Cleaning:
         for run in list_runs(folder):
             yield self.clean_run(run, RUN_STAGES, partial(list, [run]))
         image = RunPaths.of_work(folder / IMAGE)
-        if image.work.is_dir() and not image.work.is_symlink():
+        # Of a folder that only another user can enter, Path.is_dir would raise.
+        if os.path.isdir(image.work) and not image.work.is_symlink():  # noqa: PTH112
             yield self.clean_run(image, IMAGE_STAGES, partial(_list_used_runs, folder))
 
     def clean_logs(self) -> Removed:

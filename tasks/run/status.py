@@ -92,12 +92,13 @@ def find_segment_folder(paths: RunPaths, state: State) -> SegmentFolder | None:
 
 
 def _read_run(paths: RunPaths) -> RunState:
+    unreadable = State(status="unreadable")
     try:
-        state = State.read(paths.state)
-    except OutputError:
-        state = None
-    state = state or State(status="unreadable")
-    return RunState(paths.name, paths.label, state, *count_blocks(paths, state))
+        state = State.read(paths.state) or unreadable
+        return RunState(paths.name, paths.label, state, *count_blocks(paths, state))
+    except OSError:
+        # Of another version, or another user's.
+        return RunState(paths.name, paths.label, unreadable, 0, None)
 
 
 def list_unfinished(output: Path) -> list[RunState]:

@@ -192,6 +192,28 @@ def test_the_loss_is_told_in_one_sentence(error: BaseException | None, monkeypat
     assert notes == ["http://127.0.0.1:1 (while this runs; its password is in login)"]
 
 
+def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        ServerError, match=r"file/home, where Prefect keeps its history, can't be written \(Not a directory\)"
+    ):
+        OwnServer(tmp_path / "file" / "home", "127.0.0.1", PASSWORD)
+    (tmp_path / "home" / "slidesam-server.log").mkdir(parents=True)
+    server = OwnServer(tmp_path / "home", "127.0.0.1", PASSWORD)
+    with pytest.raises(ServerError, match=r"can't be written \(Is a directory\): set PREFECT_HOME to another folder"):
+        server.__enter__()
+    assert not server.login.exists()
+
+
+def test_passwords_of_commands_that_were_killed_go(tmp_path: Path) -> None:
+    old, new = tmp_path / "slidesam-server-1.login", tmp_path / "slidesam-server-2.login"
+    for path in (old, new):
+        path.write_text("x")
+    os.utime(old, (0, 0))
+    own_server._make_private(tmp_path)
+    assert list(tmp_path.iterdir()) == [new]
+
+
 def test_an_address_of_another_machine_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match=r"192\.0\.2\.1 is no address of this machine"):
         OwnServer(tmp_path, "192.0.2.1", PASSWORD)

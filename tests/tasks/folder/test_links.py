@@ -11,8 +11,9 @@ from slidesam.tasks.errors import OutputError
 from slidesam.tasks.folder.clean import clean_folder, size_of
 from slidesam.tasks.plan import prepare_output
 from slidesam.tasks.run.layout import RunPaths
-from slidesam.tasks.run.status import read_states, write_state
-from tests.tasks.folder.test_clean import NOW, files, made, made_image, stages
+from slidesam.tasks.run.status import list_unfinished, read_states, write_state
+from tests.support.other_user import OTHER, as_other_user, needs_root, open_folder
+from tests.tasks.folder.test_clean import NOW, STAGES, files, made, made_image, stages
 
 
 def move_away(path: Path, elsewhere: Path) -> dict[str, bytes]:
@@ -107,3 +108,23 @@ def test_a_name_in_a_state_file_leads_nowhere(name: str, tmp_path: Path) -> None
     clean_folder(output, keep=0, now=NOW)
     assert stages(work) == []
     assert len(files(elsewhere)) == 3
+
+
+@needs_root
+@pytest.mark.parametrize("place", ["theirs", "theirs/cells", "theirs/.image", "theirs/cells/segment-1"])
+def test_folders_that_only_another_user_can_enter_cost_the_others_nothing(place: str) -> None:
+    with open_folder() as output:
+        work, theirs = made(output, "ours"), made(output, "theirs")
+        made_image(output, "theirs")
+        for path in [output, output / ".slidesam", *(output / ".slidesam" / "ours").rglob("*"), work.parent]:
+            os.chown(path, OTHER, OTHER)
+        (output / ".slidesam" / place).chmod(0o700)
+        with as_other_user():
+            assert "ours" in [run.slide for run in read_states(output)]
+            assert "ours" not in [run.slide for run in list_unfinished(output)]
+            size_of(output)
+            removed = clean_folder(output, keep=0, now=NOW)
+        assert ("ours", "cells", 60, 6, "") in removed
+        assert all("ermission" in run.error for run in removed if run.slide == "theirs")
+        assert stages(work) == []
+        assert stages(theirs) == STAGES
