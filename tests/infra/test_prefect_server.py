@@ -78,6 +78,12 @@ def test_a_password_is_wanted(server: Server):
     with pytest.raises(urllib.error.HTTPError, match="401"):
         server.api("admin/version", password="wrong")
     assert stat.S_IMODE((server.data / "server.password").stat().st_mode) == 0o600
+    # Nor may pages of other web sites read what it answers.
+    for origin in ("http://evil.example", f"http://127.0.0.1:{server.port}"):
+        request = urllib.request.Request(f"http://127.0.0.1:{server.port}/api/health", headers={"Origin": origin})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            allowed = answer.headers["Access-Control-Allow-Origin"]
+        assert allowed == (None if "evil" in origin else origin)
     said = server("status")
     assert said.returncode == 0
     assert server.password not in said.stdout

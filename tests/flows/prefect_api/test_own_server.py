@@ -132,6 +132,29 @@ def test_another_user_can_read_neither_files_nor_the_password(server: OwnServer)
         Path(f"/proc/{server._process.pid}/environ").read_bytes()
 
 
+FETCH = """async ([url, headers]) => {
+    try { return (await fetch(url, {method: "POST", body: "{}", headers})).status } catch (error) { return error.name }
+}"""
+
+
+def test_a_browser_logs_in_with_the_password_and_other_sites_get_nothing(server: OwnServer, page) -> None:
+    page.goto(server.url.removesuffix("/api"))
+    field = page.locator("input").first
+    field.fill(server.login.read_text().strip())
+    field.press("Enter")
+    page.get_by_role("link", name="Runs").or_(page.get_by_text("Runs", exact=True)).first.wait_for()
+    assert "login" not in page.url
+    login = f"Basic {base64.b64encode(PASSWORD.encode()).decode()}"
+    headers = {"Content-Type": "application/json", "Authorization": login}
+    assert page.evaluate(FETCH, [f"{server.url}/flow_runs/filter", headers]) == 200
+    # A page of another site, which is open beside it: without what the browser knows, and with headers of its own.
+    page.route("http://127.0.0.1:1234/**", lambda route: route.fulfill(body="<p>evil</p>", content_type="text/html"))
+    page.goto("http://127.0.0.1:1234/")
+    # Not even with the password may it read the answer.
+    for own_headers in ({}, {"Content-Type": "application/json"}, headers):
+        assert page.evaluate(FETCH, [f"{server.url}/flow_runs/filter", own_headers]) == "TypeError"
+
+
 def test_a_new_home_is_its_owners(tmp_path: Path) -> None:
     own_server._make_private(tmp_path / "a" / "home")
     assert stat.S_IMODE((tmp_path / "a" / "home").stat().st_mode) == 0o700
