@@ -13,13 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
+from prefect.settings import PREFECT_API_URL
 
 from slidesam.flows.cluster.profile import ClusterProfile
 from slidesam.flows.prefect_api.endings import end_children
 from slidesam.flows.progress.run_page import show_failure
 from slidesam.tasks.errors import (
+    ServerError,
     SlideAwayError,
     SlideError,
     SlideGoneError,
@@ -76,9 +79,17 @@ class RunStatus:
         Raises:
             KeyboardInterrupt: Ctrl-C ended it, also where a library made an error of that.
             TerminationSignal: SIGTERM ended it, likewise.
+            ServerError: The Prefect API doesn't answer any more.
         """
         try:
             yield
+        except httpx.TransportError as error:
+            lost = ServerError(
+                f"the Prefect API at {PREFECT_API_URL.value()} doesn't answer any more ({in_one_line(error)})",
+                "start it again; what is finished stays, so run the same command again to resume",
+            )
+            self._record_end(lost)
+            raise lost from error
         except BaseException as error:
             self._record_end(error)
             match = _find_interruption(error)
