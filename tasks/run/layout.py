@@ -276,7 +276,9 @@ def key_folder(jobs: Path, cluster: str) -> Path:
 
 
 def list_key_folders(jobs: Path) -> list[Path]:
-    """The folders of secrets of all clusters; those of killed runs are left behind."""
+    """The folders of secrets of all clusters; those of killed runs are left behind. None is reached by a link."""
+    if jobs.is_symlink() or jobs.parent.is_symlink():
+        return []
     return [path for path in sorted(jobs.glob("*.keys")) if path.is_dir() and not path.is_symlink()]
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from slidesam.flows.cluster.keys import remove_dead_keys
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.folder.clean import clean_folder, size_of
 from slidesam.tasks.plan import prepare_output
-from slidesam.tasks.run.layout import RunPaths
+from slidesam.tasks.run.layout import RunPaths, jobs_folder
+from slidesam.tasks.run.owner import Owner
 from slidesam.tasks.run.status import list_unfinished, read_states, write_state
 from tests.support.other_user import OTHER, as_other_user, needs_root, open_folder
 from tests.tasks.folder.test_clean import NOW, STAGES, files, made, made_image, stages
@@ -65,6 +67,18 @@ def test_a_log_that_is_a_link_stays(tmp_path: Path) -> None:
     for path in (tmp_path / "mine.log", link):
         os.utime(path, (0, 0), follow_symlinks=False)
     assert clean_folder(tmp_path, keep=0, now=NOW) == []
+
+
+@pytest.mark.parametrize("place", ["", ".jobs", ".jobs/a.keys"])
+def test_keys_of_ended_runs_are_removed_through_no_link(place: str, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    folder = output / ".slidesam" / ".jobs" / "a.keys"
+    folder.mkdir(parents=True)
+    ended = Owner.this_process("a run").model_copy(update={"born": 1})
+    (folder / "owner.json").write_text(ended.model_dump_json())
+    outside = move_away(output / ".slidesam" / place, tmp_path / "elsewhere" / "x")
+    remove_dead_keys(jobs_folder(output), {"a"})
+    assert files(tmp_path / "elsewhere" / "x") == outside
 
 
 PLACES = [
