@@ -13,6 +13,8 @@
     ├── ClusterError     (ConnectionError)  the Dask scheduler can't be reached
     ├── DeviceError      (RuntimeError)  a worker was given one device and would compute on another
     ├── BlockLostError   (RuntimeError)  a block ended its worker, or took too long, too often; has `.log_tail`
+    ├── BlockMemoryError (RuntimeError)  a block needs more memory than its worker may use
+    ├── DeviceMemoryError (RuntimeError) a block needs more memory than its GPU has
     ├── CohortFailures   (RuntimeError)  some slides of a cohort failed; has `.failures`
     └── BlockFailures    (RuntimeError)  some blocks failed after all retries; has `.failures`, `.block_ids`
 
@@ -142,15 +144,25 @@ class BlockLostError(SlidesamError, RuntimeError):
         timed_out: How many of these ended because of the time limit.
         host: Machine of the last of these workers.
         timeout: The time limit in seconds, if there is one.
+        job: Number of that worker's job in the queue, if it was in one.
         log_tail: The last lines of that worker's log, on one line; empty if there is no log.
     """
 
     is_hopeless = True
 
     def __init__(
-        self, block_id: int, *, lost: int, timed_out: int, host: str, timeout: float | None, log_tail: str = ""
+        self,
+        block_id: int,
+        *,
+        lost: int,
+        timed_out: int,
+        host: str,
+        timeout: float | None,
+        job: str | None = None,
+        log_tail: str = "",
     ) -> None:
         self.block_id, self.lost, self.timed_out, self.host, self.timeout = block_id, lost, timed_out, host, timeout
+        self.job = job
         times = "once" if lost == 1 else f"{lost} times"
         if timed_out:
             problem = f"block {block_id} took longer than run.block_timeout ({timeout:g} s) {times}, last on {host}"
@@ -161,29 +173,99 @@ class BlockLostError(SlidesamError, RuntimeError):
         super().__init__(problem, cure, log_tail=log_tail)
 
 
+class BlockMemoryError(SlidesamError, RuntimeError):
+    """A block needs more memory than its worker may use.
+
+    Args:
+        block_id: The block.
+        host: Machine of the worker.
+        used: Bytes that the worker used when it was last looked at; None if unknown.
+        limit: Bytes that it may use; None if nobody limits them but the machine.
+        ended_worker: Whether the worker was ended for it; else an allocation failed.
+        is_hopeless: Whether another attempt with as much memory is worth nothing.
+        log_tail: The last lines of that worker's log, on one line; empty if there is no log.
+    """
+
+    def __init__(
+        self,
+        block_id: int,
+        *,
+        host: str,
+        used: int | None,
+        limit: int | None,
+        ended_worker: bool,
+        is_hopeless: bool = True,
+        log_tail: str = "",
+    ) -> None:
+        self.block_id, self.host, self.used, self.limit = block_id, host, used, limit
+        self.ended_worker, self.is_hopeless = ended_worker, is_hopeless
+        at = "" if used is None else f" at {used / 2**30:.3g} GiB"
+        of = "" if limit is None else f" of {limit / 2**30:.3g} GiB"
+        end = ", which ended its worker" if ended_worker else ""
+        super().__init__(
+            f"block {block_id} ran out of memory{at}{of} on {host}{end}",
+            "give workers more (`memory`, `memory_steps` of the cluster profile, or fewer workers), "
+            "or take smaller blocks (blocks.block_shape)",
+            log_tail=log_tail,
+        )
+
+
+class DeviceMemoryError(SlidesamError, RuntimeError):
+    """A block needs more memory than its GPU has left: more memory of the job doesn't help.
+
+    Args:
+        block_id: The block.
+        said: What torch said.
+    """
+
+    def __init__(self, block_id: int, said: str) -> None:
+        self.block_id = block_id
+        super().__init__(
+            f"block {block_id} ran out of the GPU's own memory ({in_one_line(said, 200)})",
+            "give the GPU fewer workers, or take a larger GPU, a smaller model or smaller blocks; more memory of the job "
+            "doesn't help",
+        )
+
+
 @dataclass(frozen=True)
 class BlockFailure:
     """Why a block failed.
 
     Attributes:
-        message: What happened, on one line.
+        message: What happened and what to do, on one line.
         log_tail: The last lines of the log of the worker that the block ended, on one line; empty if there are none.
         is_hopeless: Whether another attempt would fail, too.
         ended_worker: Whether the block ended its workers.
+        is_out_of_memory: Whether it needs more memory than its worker may use.
+        job: Number of the last of these workers' jobs in the queue, if it is known.
+        what: What happened, without what to do.
     """
 
     message: str
     log_tail: str = ""
     is_hopeless: bool = False
     ended_worker: bool = False
+    is_out_of_memory: bool = False
+    job: str | None = None
+    what: str = ""
 
     @classmethod
     def of(cls, error: Exception) -> BlockFailure:
         """Describe an error."""
         if not isinstance(error, SlidesamError):
-            return cls(in_one_line(error))
+            return cls(in_one_line(error), what=in_one_line(error))
         message, log_tail = in_one_line(error.without_log), in_one_line(error.log_tail)
-        return cls(message, log_tail, error.is_hopeless, isinstance(error, BlockLostError))
+        is_out_of_memory = isinstance(error, BlockMemoryError)
+        ended_worker = error.ended_worker if isinstance(error, BlockMemoryError) else isinstance(error, BlockLostError)
+        return cls(
+            message,
+            log_tail,
+            is_hopeless=error.is_hopeless,
+            ended_worker=ended_worker,
+            is_out_of_memory=is_out_of_memory,
+            job=error.job if isinstance(error, BlockLostError) else None,
+            what=in_one_line(error.what),
+        )
 
     def __str__(self) -> str:
         return _with_log_tail(self.message, self.log_tail)

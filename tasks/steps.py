@@ -82,7 +82,7 @@ def prepare_slide(run: Run) -> Params:
 
 
 @task(name="segment blocks", cache_policy=NO_CACHE, persist_result=False)
-def segment_blocks(run: Run, block_ids: Sequence[int], attempt: str = "") -> Facts:
+def segment_blocks(run: Run, block_ids: Sequence[int], attempt: str = "", can_grow: bool = False) -> Facts:
     """Segment blocks that have no done-mark; one that fails doesn't stop the others.
 
     If this worker's job ends soon, the remaining blocks are returned as `left`, for other workers.
@@ -91,6 +91,7 @@ def segment_blocks(run: Run, block_ids: Sequence[int], attempt: str = "") -> Fac
         run: The run.
         block_ids: Which blocks.
         attempt: Identifies this attempt at the slide, within which the workers that a block ends are counted.
+        can_grow: Whether larger workers can be had for blocks that run out of memory.
 
     Raises:
         OutputError: Results can't be written.
@@ -98,7 +99,7 @@ def segment_blocks(run: Run, block_ids: Sequence[int], attempt: str = "") -> Fac
         BlockFailures: Some blocks failed; a single one's own error is raised instead.
     """
     start_time = time.perf_counter()
-    remaining = segment_missing(run, block_ids, attempt)
+    remaining = segment_missing(run, block_ids, attempt, can_grow=can_grow)
     return {"seconds": time.perf_counter() - start_time, "left": remaining}
 
 

@@ -34,6 +34,9 @@ PARTS = [
     # flows/cluster/on_worker.py leaves before the job's end: Dask's lifetime doesn't wait for the block that is computed.
     # https://github.com/dask/distributed/issues/3141
     ("distributed.worker", "Worker.close_gracefully", "on_worker"),
+    # flows/cluster/on_nanny.py notes what ended a worker: Dask tells nobody but its log.
+    ("distributed.nanny", "Nanny._on_worker_exit_sync", "on_nanny"),
+    ("distributed.worker_memory", "NannyMemoryManager.memory_monitor", "on_nanny"),
     ("distributed.worker_state_machine", "WorkerState.executing_count", "on_worker"),
     ("distributed.core", "Status.paused", "on_worker"),
     ("distributed.core", "Status.failed", "keeper.kept_job"),
@@ -73,6 +76,15 @@ def test_is_where_it_was(module: str, name: str, user: str) -> None:
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
         pytest.fail(f"{module}.{name} has moved ({error}): adapt {user}, then the bound in pyproject.toml")
+
+
+def test_a_nanny_remembers_the_worker_that_it_ended_for_memory_and_hands_its_exit_on() -> None:
+    from distributed.nanny import Nanny
+    from distributed.worker_memory import NannyMemoryManager
+
+    assert "self._last_terminated_pid = process.pid" in inspect.getsource(NannyMemoryManager), "adapt on_nanny._Watch"
+    assert "on_exit=self._on_worker_exit_sync" in inspect.getsource(Nanny), "adapt on_nanny.dask_setup"
+    assert "env=self.env" in inspect.getsource(Nanny), "adapt on_nanny._Watch"
 
 
 def test_adaptive_takes_an_interval_and_a_number_of_waits() -> None:

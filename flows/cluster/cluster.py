@@ -1,7 +1,8 @@
 """Starts what computes blocks: worker processes of this machine, jobs of a queue, or nothing if a Dask cluster runs already.
 
 A profile says which. Workers start when a stage first asks for their address, so that a run that finds all results starts
-nothing. Jobs are submitted as long as there is work for them, and those of the `gpu` pool end when segmenting ends.
+nothing. Jobs are submitted as long as there is work for them, and those of the `gpu` pool end when segmenting ends. Blocks that
+ran out of memory get workers of their own, with more of it (`memory_steps`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import getpass
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from slidesam.flows.cluster.jobs import cluster_class, job_options, jobs_of, sch
 from slidesam.flows.cluster.keys import KEYS, make_key_folder, make_keys, make_security, write_secret
 from slidesam.flows.cluster.links import LOOPBACK, link_file, read_page
 from slidesam.flows.cluster.local_workers import Workers, start_local, start_local_gpu
+from slidesam.flows.cluster.memory_steps import count_steps, enlarge
 from slidesam.flows.cluster.profile import (
     AttachProfile,
     ClusterProfile,
@@ -57,24 +59,28 @@ class Cluster:
     def __init__(self, profile: ClusterProfile, logs: Path | None = None) -> None:
         self.profile, self.logs = profile, logs
         self.name = make_cluster_name(logs)
-        self._started: dict[Stage, Workers] = {}
+        self._started: dict[str, Workers] = {}
         self._settings = ExitStack()
         self._secrets: Path | None = None
 
-    def workers(self, stage: Stage = "cpu") -> Workers:
+    def workers(self, stage: Stage = "cpu", step: int = 0) -> Workers:
         """Return the workers of a stage; start them if they don't run.
+
+        Args:
+            stage: The stage.
+            step: The step of their memory; 0 = what the profile says.
 
         Raises:
             ClusterError: They can't be started or reached.
         """
-        pool = self.pool(stage)
+        pool = self._pool_name(stage, step)
         if not self._started:
             import dask
             import distributed  # noqa: F401 (sets its defaults first; otherwise they would go with the settings below)
 
             self._settings.enter_context(dask.config.set(_SETTINGS))
         if pool not in self._started:
-            self._started[pool] = self._start(pool)
+            self._started[pool] = self._start(self.pool(stage), step)
         return self._started[pool]
 
     @property
@@ -102,7 +108,13 @@ class Cluster:
         """Names of this cluster's jobs in the queue, now or later; empty if it has no jobs."""
         if not isinstance(self.profile, SlurmProfile | QueueProfile):
             return []
-        return [f"{self.name}-{pool}" for pool in ("cpu", "gpu") if self.pool(pool) == pool]
+        pools: list[Stage] = [pool for pool in ("cpu", "gpu") if self.pool(pool) == pool]
+        # Blocks are computed by the last of them.
+        steps = range(1, count_steps(self.profile, pools[-1]) + 1)
+        return [f"{self.name}-{name}" for name in [*pools, *(self._pool_name(pools[-1], step) for step in steps)]]
+
+    def _pool_name(self, stage: Stage, step: int) -> str:
+        return f"{self.pool(stage)}-step{step}" if step else self.pool(stage)
 
     @property
     def dashboards(self) -> dict[str, str]:
@@ -111,8 +123,36 @@ class Cluster:
 
     def end_pool(self, stage: Stage) -> None:
         """End the jobs of a stage at once, whatever `give_back_after` says, unless other stages use them, too."""
-        if self.pool(stage) == stage and stage != "cpu" and stage in self._started:
-            self._started.pop(stage).close()
+        if self.pool(stage) == stage and stage != "cpu":
+            self._end(stage)
+
+    def make_room(self, stage: Stage, step: int) -> None:
+        """End what would lie idle beside the workers of the next step: GPU jobs, and workers whose memory that step needs."""
+        if step or not isinstance(self.profile, SlurmProfile | QueueProfile):
+            self._end(self._pool_name(stage, step))
+        else:
+            self.end_pool(stage)
+
+    def end_steps(self) -> None:
+        """End all workers that have more memory than the profile says."""
+        for pool in [pool for pool in self._started if pool not in ("cpu", "gpu")]:
+            self._end(pool)
+
+    def _end(self, pool: str) -> None:
+        if pool in self._started:
+            self._started.pop(pool).close()
+
+    def find_out_of_memory(self, jobs: Collection[str]) -> set[str]:
+        """Return which jobs Slurm ended for their memory, as far as it still knows them; empty for other queues."""
+        if not jobs or not isinstance(self.profile, SlurmProfile):
+            return set()
+        from slidesam.flows.cluster import slurm
+
+        try:
+            return slurm.list_out_of_memory(self.job_names) & set(jobs)
+        except ClusterError:
+            # Slurm doesn't answer: the blocks count as having ended their workers for whatever reason.
+            return set()
 
     def trouble(self) -> ClusterError | None:
         """Return the reason why no worker will come any more; None as long as one may come."""
@@ -137,16 +177,17 @@ class Cluster:
                 ends.callback(workers.close)
             self._started = {}
 
-    def _start(self, pool: Stage) -> Workers:
-        profile = self.profile
+    def _start(self, pool: Stage, step: int) -> Workers:
+        profile = enlarge(self.profile, pool, step)
         if isinstance(profile, AttachProfile):
             return attach(profile)
-        link = link_file(self._secret_folder(), pool) if profile.dashboard else None
+        name = self._pool_name(pool, step)
+        link = link_file(self._secret_folder(), name) if profile.dashboard else None
         if isinstance(profile, LocalProfile):
             return start_local(profile, link)
         if isinstance(profile, LocalGpuProfile):
             return start_local_gpu(profile, link)
-        return _jobs(profile, pool, f"{self.name}-{pool}", self.logs, self._secret_folder() / KEYS, link)
+        return _jobs(profile, pool, f"{self.name}-{name}", self.logs, self._secret_folder() / KEYS, link, step)
 
     def _secret_folder(self) -> Path:
         """Return the folder for the cluster's secrets; make it if it isn't there."""
@@ -156,7 +197,9 @@ class Cluster:
         return self._secrets
 
 
-def _jobs(profile: JobProfile, pool: Stage, name: str, logs: Path | None, keys: Path, link: Path | None) -> Workers:
+def _jobs(
+    profile: JobProfile, pool: Stage, name: str, logs: Path | None, keys: Path, link: Path | None, step: int
+) -> Workers:
     """Start a scheduler in this process, whose workers come in jobs.
 
     Args:
@@ -166,6 +209,7 @@ def _jobs(profile: JobProfile, pool: Stage, name: str, logs: Path | None, keys: 
         logs: Folder of the jobs' logs.
         keys: File for the key of this scheduler and its workers, which the jobs read; made if it isn't there.
         link: File for the link of the dashboard; None = there is no dashboard.
+        step: The step of the jobs' memory.
 
     Raises:
         ClusterError: The queue's commands are missing, or the scheduler can't listen at the profile's address.
@@ -194,7 +238,7 @@ def _jobs(profile: JobProfile, pool: Stage, name: str, logs: Path | None, keys: 
                 name=name,
                 job_cls=kept_job(kind.job_cls),
                 security=security,
-                scheduler_options=scheduler_options(profile, pool, link),
+                scheduler_options=scheduler_options(profile, pool, link, step),
                 **job_options(profile, pool, name, logs, keys),
             )
         )

@@ -63,6 +63,7 @@ class DeviceWorker:
         # The port for HTTP that Dask opens in any case, and the worker closes.
         http = ["--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
         fixed = ["--nanny", *http, "--preload", "slidesam.flows.cluster.on_worker"]
+        fixed += ["--preload-nanny", "slidesam.flows.cluster.on_nanny"]
         return [sys.executable, "-m", "distributed.cli.dask_worker", address, *handed_on, *own_options, *fixed]
 
     def environment(self, launcher_variables: Mapping[str, str]) -> dict[str, str]:

@@ -26,7 +26,7 @@ def make_cluster_name(logs: Path | None) -> str:
 
 def select_own_jobs(names: Iterable[str], logs: Path) -> list[str]:
     """Select the names of jobs whose logs are in a folder."""
-    own_name = re.compile(rf"slidesam-{_hash(logs)}-[0-9a-f]{{8}}-(cpu|gpu)")
+    own_name = re.compile(rf"slidesam-{_hash(logs)}-[0-9a-f]{{8}}-(cpu|gpu)(-step[0-9]+)?")
     return [name for name in names if own_name.fullmatch(name)]
 
 

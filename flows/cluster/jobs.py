@@ -17,7 +17,7 @@ from typing import Any
 
 from slidesam.flows.cluster.keys import KEYS
 from slidesam.flows.cluster.links import dashboard_options
-from slidesam.flows.cluster.profile import JobProfile, Jobs, QueueJobs, SlurmJobs, Stage
+from slidesam.flows.cluster.profile import JobProfile, Jobs, QueueJobs, SlurmJobs, SlurmProfile, Stage
 from slidesam.tasks.errors import ClusterError
 from slidesam.tasks.run.layout import key_folder
 
@@ -78,7 +78,7 @@ def job_options(profile: JobProfile, stage: Stage, name: str, logs: Path | None,
         "job_extra_directives": list(jobs.directives),
     }
     if isinstance(jobs, SlurmJobs):
-        options |= _slurm_options(jobs, name, logs)
+        options |= _slurm_options(jobs, name, logs, _memory_directives(profile, jobs))
     else:
         assert isinstance(jobs, QueueJobs)
         options["log_directory"] = None if logs is None else str(logs)
@@ -119,8 +119,16 @@ def job_script(profile: JobProfile, stage: Stage, name: str = "slidesam", logs: 
     return str(job.job_script())
 
 
-def _slurm_options(jobs: SlurmJobs, name: str, logs: Path | None) -> dict[str, Any]:
+def _memory_directives(profile: JobProfile, jobs: Jobs) -> list[str]:
+    """Return what takes the place of --mem on sites that refuse it, in MiB of a core, rounded up."""
+    if not (isinstance(profile, SlurmProfile) and profile.memory_per_cpu):
+        return []
+    return [f"--mem-per-cpu={math.ceil(jobs.memory * 1024 / jobs.cores)}M"]
+
+
+def _slurm_options(jobs: SlurmJobs, name: str, logs: Path | None, memory: list[str]) -> dict[str, Any]:
     directives = [
+        *memory,
         *([f"--qos={jobs.qos}"] if jobs.qos else []),
         *([f"--gres={jobs.gres}"] if jobs.gres else []),
         # One file for both streams, whose name follows from the job's.
@@ -137,6 +145,8 @@ def _slurm_options(jobs: SlurmJobs, name: str, logs: Path | None) -> dict[str, A
         "account": jobs.account,
         "walltime": jobs.walltime,
         "job_extra_directives": directives,
+        # Lines of dask-jobqueue's that are left out.
+        "job_directives_skip": ["--mem="] if memory else [],
     }
 
 
@@ -177,17 +187,21 @@ def _python(profile: JobProfile, jobs: Jobs) -> str:
     return f"{shlex.join(command)} {profile.python or 'python3'}"
 
 
-def scheduler_options(profile: JobProfile, stage: Stage = "cpu", link: Path | None = None) -> dict[str, Any]:
+def scheduler_options(
+    profile: JobProfile, stage: Stage = "cpu", link: Path | None = None, step: int = 0
+) -> dict[str, Any]:
     """Return the options of a worker pool's scheduler, which runs in this process and listens on one address.
 
     Args:
         profile: The profile.
         stage: Which of its pools.
         link: File for the link of the dashboard; None = there is no dashboard.
+        step: The step of its jobs' memory.
     """
     scheduler, host = profile.scheduler, scheduler_host(profile)
-    # The schedulers of both pools run side by side.
-    port, page = (number + (stage == "gpu") if number else 0 for number in (scheduler.port, scheduler.dashboard_port))
+    # The schedulers of both pools run side by side, and beside them those of larger jobs.
+    place = 2 * step + (stage == "gpu")
+    port, page = (number + place if number else 0 for number in (scheduler.port, scheduler.dashboard_port))
     return {"host": host, "port": port, "dashboard_address": f"{host}:0", **dashboard_options(link, page)}
 
 

@@ -21,7 +21,7 @@ from slidesam.flows.cluster.profile import LocalGpuProfile, LocalProfile
 from slidesam.tasks.errors import ClusterError
 from slidesam.tasks.segment import devices
 
-_PRELOAD = "slidesam.flows.cluster.on_worker"
+_PRELOADS = {"preload": "slidesam.flows.cluster.on_worker", "preload_nanny": "slidesam.flows.cluster.on_nanny"}
 
 
 @dataclass
@@ -88,9 +88,9 @@ def start_local(profile: LocalProfile, link: Path | None = None) -> Workers:
             security=security,
             dashboard_address=f"{LOOPBACK}:0",
             scheduler_kwargs=dashboard_options(link),
-            memory_limit=0,
-            preload=_PRELOAD,
+            memory_limit=0 if profile.memory is None else f"{profile.memory:g}GiB",
             env=environment,
+            **_PRELOADS,
         )
     )
     return Workers(
@@ -145,7 +145,7 @@ def start_local_gpu(profile: LocalGpuProfile, link: Path | None = None) -> Worke
     stack, environment, security = ExitStack(), _worker_environment(profile.threads), make_security(make_keys())
     stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": environment}))
     member = {"host": LOOPBACK, "protocol": "tls://", "security": security, "dashboard": False}
-    common = member | {"nthreads": 1, "memory_limit": 0, "preload": _PRELOAD}
+    common = member | {"nthreads": 1, "memory_limit": 0, **_PRELOADS}
     specs = {}
     for number, device in enumerate(device for device in visible for _ in range(profile.workers_per_gpu)):
         pinned = environment | {"CUDA_VISIBLE_DEVICES": device, devices.GIVEN: device}

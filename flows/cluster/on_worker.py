@@ -41,7 +41,7 @@ def dask_setup(worker: Any) -> None:
     gc.disable()
     import slidesam.tasks.steps  # noqa: F401
     from slidesam.tasks.labels import kernels
-    from slidesam.tasks.segment.worker_state import DISPOSABLE
+    from slidesam.tasks.segment.worker_state import DISPOSABLE, this_worker
 
     gc.enable()
 
@@ -49,6 +49,7 @@ def dask_setup(worker: Any) -> None:
     _log.addFilter(drop_traceback_of_heartbeat)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ[DISPOSABLE] = "1"
+    this_worker.memory_limit = worker.memory_manager.memory_limit or None
     # If memory runs out, Linux shall end a worker, which is replaced, and not the flow.
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_DIE_FIRST)
@@ -99,12 +100,12 @@ class _Ending:
 
     def on_term(self, number: int, frame: FrameType | None) -> None:
         """End at once. The block isn't blamed, unless the lifetime was over or the memory almost full."""
-        import psutil
-
+        from slidesam.tasks.segment.memory import used_memory
         from slidesam.tasks.segment.worker_state import this_worker
 
-        limit = self.worker.memory_manager.memory_limit
-        is_full = bool(limit) and psutil.Process().memory_info().rss > _ALMOST_FULL * limit
-        if not (self.is_leaving or is_full):
+        limit, used = this_worker.memory_limit, used_memory()
+        if limit is not None and used > _ALMOST_FULL * limit:
+            this_worker.blame_memory(used)
+        elif not self.is_leaving:
             this_worker.excuse_blocks()
         os._exit(128 + number)

@@ -41,6 +41,8 @@ class LocalProfile(_Section):
     """Worker processes; null = as many as this machine has cores and memory (8 GiB each) for."""
     threads: Annotated[int, Field(ge=1)] = 1
     """Threads for one block. Equal results need the same number: see the provenance."""
+    memory: Annotated[float, Field(gt=0)] | None = None
+    """GiB that a worker may use; null = no limit. A block that runs out of memory is tried again alone, with all workers'."""
     dashboard: bool = False
     """Serve the Dask dashboard, on loopback, to who has the link that `slidesam status` shows."""
 
@@ -119,6 +121,8 @@ class Jobs(_Section):
     """CPU cores of a job; each of its workers computes with cores / workers threads; equal results need the same number."""
     memory: Annotated[float, Field(gt=0)] = 8
     """Memory of a job in GiB, shared by its workers."""
+    memory_steps: tuple[Annotated[float, Field(gt=1)], ...] = Field(default=(2.0, 4.0), max_length=8)
+    """Blocks that ran out of memory are tried again in jobs of so many times `memory`, one step after the other; [] = never."""
     gpus: Annotated[int, Field(ge=0)] = 0
     """GPUs or MIG instances of a job; its workers are spread over them, and a job that finds another number refuses to work."""
     workers: Annotated[int, Field(ge=1)] = 1
@@ -150,6 +154,8 @@ class Jobs(_Section):
             raise ValueError(f"walltime must be [[days-]hours:]minutes:seconds, not {self.walltime!r}")
         if self.minimum_jobs > self.maximum_jobs:
             raise ValueError(f"minimum_jobs ({self.minimum_jobs}) is more than maximum_jobs ({self.maximum_jobs})")
+        if list(self.memory_steps) != sorted(set(self.memory_steps)):
+            raise ValueError(f"memory_steps {list(self.memory_steps)} have to grow")
         if self.workers > self.cores:
             raise ValueError(f"a job of {self.cores} cores has none for each of {self.workers} workers")
         if 0 < self.workers < self.gpus:
@@ -248,6 +254,8 @@ class SlurmProfile(_QueueProfile):
 
     kind: Literal["slurm"] = "slurm"
     """Kind of cluster."""
+    memory_per_cpu: bool = False
+    """Request memory with --mem-per-cpu (`memory` / `cores`) instead of --mem, for sites that refuse that."""
     cpu: SlurmJobs = SlurmJobs()
     """Jobs of the stages that need no accelerator."""
     gpu: SlurmJobs | None = None

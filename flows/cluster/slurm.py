@@ -45,6 +45,17 @@ def list_jobs_named(names: Sequence[str]) -> list[Job]:
     return [Job(id, name, state, nodes or reason) for id, name, state, reason, nodes in rows]
 
 
+def list_out_of_memory(names: Sequence[str]) -> set[str]:
+    """List the numbers of this user's jobs with these names that Slurm ended for their memory, minutes ago at most.
+
+    Raises:
+        ClusterError: Slurm doesn't answer.
+    """
+    text = _run("squeue", "--me", "--noheader", f"--name={','.join(names)}", "--states=OUT_OF_MEMORY", "--format=%A|%T")
+    rows = [line.strip().partition("|") for line in text.splitlines()]
+    return {number for number, _, state in rows if state == "OUT_OF_MEMORY"}
+
+
 def cancel_jobs(names: Sequence[str], wait: float = 60.0) -> list[Job]:
     """Cancel this user's jobs with these names, and wait until they are gone.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -35,16 +35,17 @@ _MOST_BLOCKS, _ERROR_LENGTH = 50, 400
 _AMONG_OBJECTS = ("matched", "contested", "one_sided", "united")
 
 
-def result_markdown(run: Run, provenance: Provenance, picture: str | None = None) -> str:
+def result_markdown(run: Run, provenance: Provenance, picture: str | None = None, notes: Sequence[str] = ()) -> str:
     """Make the page of a finished run.
 
     Args:
         run: The run.
         provenance: Its provenance.
         picture: URI of the overlay; None = no picture.
+        notes: What a person should know of how the run went, one sentence each.
     """
     seams: SeamReport = provenance.seams or SeamReport()
-    warnings = [*run.slide.warnings, *provenance.warnings, *seams.warnings]
+    warnings = [*run.slide.warnings, *provenance.warnings, *seams.warnings, *notes]
     parts = [f"# {text(run.name)}: {provenance.objects:,} {text(run.label)}"]
     parts += [f"**Note:** {text(warning)}" for warning in warnings]
     parts.append(table(("", ""), [(f"**{name}**", value) for name, value in _overview(run, provenance, len(warnings))]))

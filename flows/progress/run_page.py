@@ -12,7 +12,7 @@ import re
 import time
 import unicodedata
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import copy_context
 from pathlib import Path
@@ -225,12 +225,13 @@ class _Bar:
             self._context.run(self._open.close)
 
 
-def show_result(run: Run, provenance: Provenance) -> None:
+def show_result(run: Run, provenance: Provenance, notes: Sequence[str] = ()) -> None:
     """Show the result of a finished run on its page.
 
     Args:
         run: The run.
         provenance: The run's provenance.
+        notes: What a person should know of how it went, one sentence each.
     """
     log = _log()
     with harmless(log, "the result"):
@@ -238,7 +239,7 @@ def show_result(run: Run, provenance: Provenance) -> None:
         with harmless(log, "the picture"):
             picture = picture_uri(run.paths.overlay)
         title = text(f"{provenance.objects:,} {run.label} in {run.name}")
-        _send_page(artifact_key(run.name, run.label, "result"), result_markdown(run, provenance, picture), title)
+        _send_page(artifact_key(run.name, run.label, "result"), result_markdown(run, provenance, picture, notes), title)
 
 
 def show_failure(

@@ -22,7 +22,7 @@ from prefect.futures import PrefectFuture
 
 from slidesam.flows.prefect_api.endings import crash_task_run
 from slidesam.flows.slide.session import Session
-from slidesam.tasks.errors import BlockFailure, BlockFailures, BlockLostError, ClusterError
+from slidesam.tasks.errors import BlockFailure, BlockFailures, BlockLostError, BlockMemoryError, ClusterError
 from slidesam.tasks.retry import Action, decide
 
 MAX_IN_FLIGHT = 256
@@ -175,9 +175,9 @@ def _read_outcome(future: PrefectFuture[Any]) -> tuple[Any, Exception | None]:
     except KilledWorker as error:
         crash_task_run(future.task_run_id, f"its workers died, the last at {error.last_worker.address}")
         return None, error
-    except (BlockLostError, BlockFailures) as error:
+    except (BlockLostError, BlockMemoryError, BlockFailures) as error:
         # A block that ended workers has crashed, even if a worker that lives reports it.
-        failures = [BlockFailure.of(error)] if isinstance(error, BlockLostError) else error.failures.values()
+        failures = error.failures.values() if isinstance(error, BlockFailures) else [BlockFailure.of(error)]
         if any(failure.ended_worker for failure in failures):
             crash_task_run(future.task_run_id, str(error))
         return None, error

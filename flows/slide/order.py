@@ -25,7 +25,7 @@ from slidesam.tasks.errors import BlockFailure, BlockFailures, DamagedError
 from slidesam.tasks.pixels.plan import TILE_BYTES
 from slidesam.tasks.plan import tiled_levels
 from slidesam.tasks.retry import Action, decide
-from slidesam.tasks.run.marks import find_mark
+from slidesam.tasks.run.marks import find_mark, read_params
 from slidesam.tasks.run.records import Params, Provenance
 from slidesam.tasks.run.run import Run, batches
 from slidesam.tasks.stitch.batches import block_batches, is_compared, is_painted
@@ -102,13 +102,16 @@ def write_image(run: Run, executor: Executor) -> float:
     return seconds + float(executor.run_one(steps.finish_image, run, small_levels)["seconds"])
 
 
-def segment_missing_blocks(run: Run, executor: Executor, block_ids: Sequence[int] | None = None) -> dict[str, float]:
+def segment_missing_blocks(
+    run: Run, executor: Executor, block_ids: Sequence[int] | None = None, *, can_grow: bool = False
+) -> dict[str, float]:
     """Segment the blocks that have no done-mark.
 
     Args:
         run: The run.
         executor: Runs the steps.
         block_ids: Which blocks, in which order; by default all that hold tissue.
+        can_grow: Whether larger workers can be had for blocks that run out of memory: they fail at once here.
 
     Returns:
         Seconds of the stage's tasks, by name.
@@ -132,7 +135,9 @@ def segment_missing_blocks(run: Run, executor: Executor, block_ids: Sequence[int
     tried = in_a_row = 0
     with (
         executor.stage("segmenting blocks", len(target_blocks), len(target_blocks) - len(todo)) as progress,
-        contextlib.closing(executor.run_many(steps.segment_blocks, run, jobs, lambda ids: (ids, attempt))) as results,
+        contextlib.closing(
+            executor.run_many(steps.segment_blocks, run, jobs, lambda ids: (ids, attempt, can_grow))
+        ) as results,
     ):
         for ids, facts, error in results:
             if error is not None and decide(error) is Action.STOP:
@@ -153,8 +158,13 @@ def segment_missing_blocks(run: Run, executor: Executor, block_ids: Sequence[int
                 break
     if failures:
         raise BlockFailures(run.name, failures, len(with_tissue), untried=len(todo) - tried)
-    spent = sum(mark.seconds for block_id in target_blocks if (mark := find_mark(run, block_id)) is not None)
-    return {"prepare": params.seconds, "segment": spent}
+    return sum_seconds(run, target_blocks)
+
+
+def sum_seconds(run: Run, block_ids: Sequence[int]) -> dict[str, float]:
+    """Sum the seconds that blocks took, by whichever attempt; beside them what preparing took."""
+    spent = sum(mark.seconds for block_id in block_ids if (mark := find_mark(run, block_id)) is not None)
+    return {"prepare": read_params(run).seconds, "segment": spent}
 
 
 def stitch_and_export(run: Run, executor: Executor, seconds: dict[str, float]) -> Provenance:

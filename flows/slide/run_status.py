@@ -56,6 +56,7 @@ class RunStatus:
         label: The label image's name.
         flow_run_id: The flow run in which this is made.
         run: The run, once it is planned.
+        notes: What a person should know of how the run went, one sentence each.
     """
 
     def __init__(self, slide: Path, output: Path, settings: Settings, profile: ClusterProfile) -> None:
@@ -63,6 +64,7 @@ class RunStatus:
         self.name, self.label = slide_name(slide, settings.slide.name), settings.output.label
         self.flow_run_id = uuid.UUID(flow_run.id)
         self.run: Run | None = None
+        self.notes: list[str] = []
         self._has_lock = False
         # `slidesam retry` reads the request from here, in whichever folder it is called.
         self._facts: dict[str, Any] = {
@@ -109,9 +111,13 @@ class RunStatus:
         self._facts |= facts
         self._write("running")
 
+    def note(self, message: str) -> None:
+        """Keep a sentence for the page of the result, and for `slidesam status`."""
+        self.notes.append(message)
+
     def finish(self, record: Provenance) -> None:
         """Write that the run is finished."""
-        self._write("finished", objects=record.objects, warnings=record.warnings)
+        self._write("finished", objects=record.objects, warnings=(*record.warnings, *self.notes))
 
     def _write(self, status: str, **facts: Any) -> None:
         write_state(self.output, self.name, self.label, status, **self._facts, **facts)

@@ -11,6 +11,7 @@ The stages are child flows because they can need different machines: segmenting 
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ from slidesam.flows.prefect_api.deployed import refuse_foreign, refuse_relative
 from slidesam.flows.prefect_api.endings import add_tags
 from slidesam.flows.prefect_api.leftovers import end_leftovers
 from slidesam.flows.progress.run_page import RunPage, show_result
+from slidesam.flows.slide.memory_growth import segment_growing
 from slidesam.flows.slide.order import repeat_if_damaged
 from slidesam.flows.slide.run_status import RunStatus
 from slidesam.flows.slide.session import Session
-from slidesam.flows.slide.stages import image_stage, segment_stage, stitch_stage
+from slidesam.flows.slide.stages import image_stage, stitch_stage
 from slidesam.tasks.errors import SettingsError, SlideUnchangedError
 from slidesam.tasks.plan import explain, plan_run
 from slidesam.tasks.report.provenance import read_finished
@@ -141,7 +143,7 @@ def _segment(slide: Path, output: Path, settings: Settings, session: Session) ->
         else:
             page.inform(f"{run.name}: finished before with these settings, nothing to do")
             record_finished(run, facts)
-        show_result(run, facts)
+        show_result(run, facts, status.notes)
         return facts
 
 
@@ -182,9 +184,9 @@ def _run_stages(run: Run, session: Session, status: RunStatus, owner: str) -> Pr
     """Run the three stages, one after the other, each on the workers that it needs."""
     cluster, seconds = session.cluster, dict[str, float]()
 
-    def on(stage: Stage) -> Any:
+    def on(stage: Stage, step: int = 0) -> Any:
         earlier_pools = set(cluster.dashboards)
-        runner = cluster.workers(stage).task_runner()
+        runner = cluster.workers(stage, step).task_runner()
         for pool, page in cluster.dashboards.items():
             if pool not in earlier_pools:
                 status.update(dashboards=cluster.dashboards)
@@ -201,8 +203,8 @@ def _run_stages(run: Run, session: Session, status: RunStatus, owner: str) -> Pr
     def compute() -> Provenance:
         # If all blocks are segmented, no GPU is needed to find that out.
         try:
-            runner = on("cpu" if is_segmented(run) else "gpu")
-            block_seconds = segment_stage.with_options(task_runner=runner)(run, session)
+            segmenting: Stage = "cpu" if is_segmented(run) else "gpu"
+            block_seconds = segment_growing(run, session, partial(on, segmenting), status.note)
         finally:
             cluster.end_pool("gpu")
         session.check()

@@ -19,6 +19,7 @@ from slidesam.flows.slide.in_flight import run_task, stream_tasks
 from slidesam.flows.slide.order import Batch, Facts, Step
 from slidesam.flows.slide.session import Session
 from slidesam.tasks import steps
+from slidesam.tasks.errors import BlockFailures
 from slidesam.tasks.retry import Action, decide
 from slidesam.tasks.run.records import Provenance
 from slidesam.tasks.run.run import Run
@@ -75,9 +76,19 @@ def image_stage(run: Run, session: Session) -> float:
 @flow(
     name="segment blocks", flow_run_name="segment blocks of {run.name}", persist_result=False, validate_parameters=False
 )
-def segment_stage(run: Run, session: Session, block_ids: Sequence[int] | None = None) -> dict[str, float]:
-    """Segment the blocks that have no done-mark; see `order.segment_missing_blocks`."""
-    return order.segment_missing_blocks(run, FlowTasks(session), block_ids)
+def segment_stage(
+    run: Run, session: Session, block_ids: Sequence[int] | None = None, *, can_grow: bool = False
+) -> dict[str, float] | BlockFailures:
+    """Segment the blocks that have no done-mark; see `order.segment_missing_blocks`.
+
+    If blocks ran out of memory and larger workers can be had, the failures are returned: they aren't final.
+    """
+    try:
+        return order.segment_missing_blocks(run, FlowTasks(session), block_ids, can_grow=can_grow)
+    except BlockFailures as error:
+        if can_grow and any(failure.is_out_of_memory for failure in error.failures.values()):
+            return error
+        raise
 
 
 @flow(

@@ -113,7 +113,7 @@ class StartMark(StageRecord):
     """Says which process is computing a block, and how many have ended before."""
 
     state: str = ""
-    """`running`, `ready`, `failed`, `timed out` or `ended with its job`."""
+    """`running`, `ready`, `failed`, `timed out`, `killed`, `out of memory` or `ended with its job`."""
     attempt: str = Field("", alias="go")
     """Identifies the attempt at the slide within which ends are counted."""
     lost: int = 0
@@ -126,6 +126,14 @@ class StartMark(StageRecord):
     """Its number there."""
     log: Path | None = None
     """File that has what its job says."""
+    job: str | None = None
+    """Number of its job in the queue."""
+    watched: bool = False
+    """Whether another process watches it, and will note what ended it."""
+    memory: int | None = None
+    """Bytes that the process used shortly before it ended, if it was ended for them."""
+    memory_limit: int | None = None
+    """Bytes that it was allowed; null = as many as there are."""
     began: str = ""
     """When, in UTC."""
 

@@ -40,7 +40,14 @@ from slidesam.tasks.slides.reader import PixelReader
 from slidesam.tasks.store.readers import open_pixels
 
 
-def segment_missing(run: Run, block_ids: Sequence[int], attempt: str, worker: WorkerState = this_worker) -> list[int]:
+def segment_missing(
+    run: Run,
+    block_ids: Sequence[int],
+    attempt: str,
+    worker: WorkerState = this_worker,
+    *,
+    can_grow: bool = False,
+) -> list[int]:
     """Segment blocks that have no done-mark; one that fails doesn't stop the others.
 
     Args:
@@ -48,6 +55,7 @@ def segment_missing(run: Run, block_ids: Sequence[int], attempt: str, worker: Wo
         block_ids: Which blocks.
         attempt: Identifies this attempt at the slide, within which the workers that a block ends are counted.
         worker: The process that computes.
+        can_grow: Whether larger workers can be had for blocks that run out of memory.
 
     Returns:
         The blocks that remain for other workers, because the job of this one ends soon.
@@ -63,27 +71,45 @@ def segment_missing(run: Run, block_ids: Sequence[int], attempt: str, worker: Wo
     _forget_stitching(run)
     timeout, max_lost = run.settings.run.block_timeout, 1 + run.settings.run.retries
     start_marks = StartMarks(
-        run.segment_folder, attempt, max_lost, None if timeout is None else seconds_of(timeout), worker
+        run.segment_folder,
+        attempt,
+        max_lost,
+        None if timeout is None else seconds_of(timeout),
+        worker,
+        can_grow=can_grow,
     )
-    # Blocks that have ended a worker come last, so that they don't stop the others.
-    missing.sort(key=start_marks.count_lost)
-    failures: dict[int, Exception] = {}
+    # Blocks that have ended a worker come last, so that they don't stop the others. Nothing is loaded for those given up.
+    lost = {block_id: start_marks.count_lost(block_id) for block_id in missing}
+    missing.sort(key=lost.__getitem__)
+    ends = {block_id: start_marks.find_end(block_id) for block_id in missing if lost[block_id]}
+    failures: dict[int, Exception] = {block_id: end for block_id, end in ends.items() if end is not None}
+    missing = [block_id for block_id in missing if block_id not in failures]
+    remaining = _segment_in_turn(run, missing, start_marks, failures) if missing else []
+    if failures:
+        raise _combine(run, failures, is_single=len(block_ids) == 1)
+    return remaining
+
+
+def _segment_in_turn(
+    run: Run, block_ids: Sequence[int], start_marks: StartMarks, failures: dict[int, Exception]
+) -> list[int]:
+    """Segment blocks one after the other; collect what fails, and return what remains for other workers."""
     remaining: list[int] = []
     with (
         closing(open_pixels(run)) as reader,
         _ReadAhead(reader, run.segmented_grid) as ahead,
         Finisher(failures) as finisher,
     ):
-        with start_marks.preparing(missing[0]):
+        with start_marks.preparing(block_ids[0]):
             # A model takes seconds to load the first time: meanwhile the first pixels are read.
-            ahead.request(missing[:1])
+            ahead.request(block_ids[:1])
             work = _BlockWork(run, load_run_segmenter(run), read_params(run))
             ahead.wait()
         # A CPU that computes has no time to spare for finishing another block.
-        can_overlap = work.segmenter.device != "cpu" and max_lost > 1
-        for number, block_id in enumerate(missing):
-            if worker.is_leaving:
-                remaining = missing[number:]
+        can_overlap = work.segmenter.device != "cpu" and start_marks.max_lost > 1
+        for number, block_id in enumerate(block_ids):
+            if start_marks.worker.is_leaving:
+                remaining = list(block_ids[number:])
                 break
             # If two blocks were computed at once, nobody could tell which one ended the worker.
             is_alone = not can_overlap or start_marks.count_lost(block_id) > 0
@@ -91,14 +117,12 @@ def segment_missing(run: Run, block_ids: Sequence[int], attempt: str, worker: Wo
                 finisher.wait()
             with finisher.note(block_id), ExitStack() as mark_stack:
                 mark_stack.enter_context(start_marks.computing(block_id))
-                ahead.request(missing[number : number + 2])
+                ahead.request(block_ids[number : number + 2])
                 # In one expression, so that nothing here holds pixels or labels longer than needed.
                 finisher.add(block_id, work.begin(block_id, ahead.take(block_id)), mark_stack.pop_all())
             if is_alone:
                 finisher.wait()
         finisher.wait()
-    if failures:
-        raise _combine(run, failures, is_single=len(block_ids) == 1)
     return remaining
 
 

@@ -2,6 +2,8 @@
 
 A killed process leaves no error. Its block has a start-mark in the state `running` and no done-mark. So the next worker that gets
 the block knows that it ended a worker, tries it after all others, and gives it up after as many times as the settings allow.
+Who watches the process (`flows.cluster.on_nanny`) notes in the mark what ended it, if memory did. If larger workers can be had,
+such a block isn't tried again on one of this size.
 Ended workers are counted within one attempt at the slide: if a person kills a whole run and starts it again, the block that was
 being computed isn't blamed. It isn't blamed either if its job was ended from outside (`WorkerState.excuse_blocks`).
 """
@@ -13,19 +15,28 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from slidesam.tasks.errors import BlockLostError, OutputError
+from slidesam.tasks.errors import BlockLostError, BlockMemoryError, DeviceMemoryError, OutputError
 from slidesam.tasks.run.layout import SegmentFolder
 from slidesam.tasks.run.records import StartMark
-from slidesam.tasks.segment.worker_state import WorkerState, this_worker
+from slidesam.tasks.segment.memory import is_device_memory_error, is_memory_error, used_memory
+from slidesam.tasks.segment.worker_state import MARKS_FILE, WorkerState, this_worker
 
 _EXIT_TIMED_OUT = 70
 # Set in jobs: the file with the output of their workers.
 _LOG, _LOG_LINES, _LOG_BYTES = "SLIDESAM_LOG", 5, 4096
+# Slurm sets it: the number of the job.
+_JOB = "SLURM_JOB_ID"
+# States of a mark whose block ended its process. Of a `running` one nobody has noted yet what ended it.
+_OUT_OF_MEMORY = "out of memory"
+_LOST = ("running", "timed out", "killed", _OUT_OF_MEMORY)
+# A block may be here before who watched its last worker has noted what ended that: so many seconds are waited for it.
+_VERDICT_SECONDS, _VERDICT_POLL = 2.0, 0.05
 # Dask's routine messages, except how a worker ended.
 _ROUTINE = re.compile(r" - INFO - (?!Worker process)")
 
@@ -39,6 +50,7 @@ class StartMarks:
         max_lost: How often a block may end its worker before it is given up.
         timeout: Seconds that a block may take, or None.
         worker: The process that computes the blocks.
+        can_grow: Whether larger workers can be had for a block that ran out of memory: it isn't tried again here.
     """
 
     def __init__(
@@ -48,14 +60,39 @@ class StartMarks:
         max_lost: int,
         timeout: float | None = None,
         worker: WorkerState = this_worker,
+        *,
+        can_grow: bool = False,
     ) -> None:
         self.folder, self.attempt, self.max_lost, self.timeout = folder, attempt, max_lost, timeout
-        self.worker = worker
+        self.worker, self.can_grow = worker, can_grow
 
     def count_lost(self, block_id: int) -> int:
         """Count the workers that a block has ended in this attempt."""
-        mark = self._read(block_id)
-        return mark.lost + (mark.state in ("running", "timed out"))
+        return _count_lost(self._read(block_id))
+
+    def find_end(self, block_id: int) -> BlockLostError | BlockMemoryError | None:
+        """Return why a block isn't tried once more; None if it is tried."""
+        return self._find_end(block_id, self._read_judged(block_id))
+
+    def _find_end(self, block_id: int, mark: StartMark) -> BlockLostError | BlockMemoryError | None:
+        lost, needs_memory = _count_lost(mark), mark.state == _OUT_OF_MEMORY
+        if lost < self.max_lost and not (needs_memory and self.can_grow):
+            return None
+        log_tail = last_lines(mark.log) if mark.log is not None and _is_beside_ours(mark.log) else ""
+        host = str(mark.host)
+        if needs_memory:
+            return BlockMemoryError(
+                block_id, host=host, used=mark.memory, limit=mark.memory_limit, ended_worker=True, log_tail=log_tail
+            )
+        return BlockLostError(
+            block_id,
+            lost=lost,
+            timed_out=_count_timed_out(mark),
+            host=host,
+            timeout=self.timeout,
+            job=mark.job,
+            log_tail=log_tail,
+        )
 
     @contextmanager
     def computing(self, block_id: int) -> Iterator[None]:
@@ -63,28 +100,26 @@ class StartMarks:
 
         Raises:
             BlockLostError: The block has ended as many workers as are allowed.
+            BlockMemoryError: The machine's memory doesn't suffice for it, now or when its last worker was ended.
+            DeviceMemoryError: The GPU's memory doesn't suffice for it.
         """
-        previous, lost = self._read(block_id), self.count_lost(block_id)
-        timed_out = _count_timed_out(previous)
-        if lost >= self.max_lost:
-            log_tail = last_lines(previous.log) if previous.log is not None and _is_beside_ours(previous.log) else ""
-            raise BlockLostError(
-                block_id,
-                lost=lost,
-                timed_out=timed_out,
-                host=str(previous.host),
-                timeout=self.timeout,
-                log_tail=log_tail,
-            )
+        previous = self._read_judged(block_id)
+        if (end := self._find_end(block_id, previous)) is not None:
+            raise end
+        lost, timed_out = _count_lost(previous), _count_timed_out(previous)
         mark, path = self._make(lost, timed_out), self._path(block_id)
         self.worker.register(path, mark)
         try:
             with self._time_limit(path, mark):
                 yield
-        except BaseException:
+        except BaseException as error:
             # A full disk must not hide the block's own error.
             with suppress(OutputError):
                 _change_state(path, mark, "failed")
+            if is_device_memory_error(error):
+                raise DeviceMemoryError(block_id, str(error)) from error
+            if is_memory_error(error):
+                raise self._memory_error(block_id) from error
             raise
         finally:
             self.worker.unregister(path)
@@ -96,11 +131,12 @@ class StartMarks:
 
         If the process ends meanwhile, the block counts as having ended it. Time isn't limited, and errors aren't the block's.
         """
-        lost = self.count_lost(block_id)
+        previous = self._read_judged(block_id)
+        lost = _count_lost(previous)
         if lost >= self.max_lost:
             yield
             return
-        mark, path = self._make(lost, _count_timed_out(self._read(block_id))), self._path(block_id)
+        mark, path = self._make(lost, _count_timed_out(previous)), self._path(block_id)
         self.worker.register(path, mark)
         try:
             yield
@@ -119,6 +155,8 @@ class StartMarks:
             host=socket.gethostname(),
             pid=os.getpid(),
             log=None if log is None else Path(log),
+            job=os.environ.get(_JOB),
+            watched=MARKS_FILE in os.environ,
             began=datetime.now(UTC).isoformat(timespec="seconds"),
         )
 
@@ -150,12 +188,58 @@ class StartMarks:
         finally:
             os._exit(_EXIT_TIMED_OUT)
 
+    def _memory_error(self, block_id: int) -> BlockMemoryError:
+        """Make the error of a block for which an allocation failed; this process lives on."""
+        return BlockMemoryError(
+            block_id,
+            host=socket.gethostname(),
+            used=used_memory(),
+            limit=self.worker.memory_limit,
+            ended_worker=False,
+            is_hopeless=self.can_grow,
+        )
+
     def _path(self, block_id: int) -> Path:
         return self.folder.start_mark(block_id)
 
     def _read(self, block_id: int) -> StartMark:
         mark = StartMark.read(self._path(block_id))
         return mark if mark is not None and mark.attempt == self.attempt else StartMark()
+
+    def _read_judged(self, block_id: int) -> StartMark:
+        """Read a start-mark of a process that ended, once what ended it is noted."""
+        deadline = time.monotonic() + _VERDICT_SECONDS
+        while True:
+            mark = self._read(block_id)
+            if not (mark.watched and mark.state == "running") or time.monotonic() > deadline:
+                return mark
+            time.sleep(_VERDICT_POLL)
+
+
+def judge_marks(paths: Sequence[Path], pid: int, memory: int | None, memory_limit: int | None) -> None:
+    """Note in the start-marks of a process that has ended what ended it.
+
+    If it computed two blocks at once, memory is held against neither: each is tried again alone.
+
+    Args:
+        paths: The start-marks.
+        pid: Its number on this machine. Marks of other processes, and those that say how they ended, are left alone.
+        memory: Bytes that it used, if it was ended for them; None if something else ended it.
+        memory_limit: Bytes that it was allowed; None = as many as there are.
+    """
+    changes: dict[str, object] = {"state": "killed"}
+    if memory is not None and len(paths) == 1:
+        changes = {"state": _OUT_OF_MEMORY, "memory": memory, "memory_limit": memory_limit}
+    for path in paths:
+        # What can't be written is judged by the next worker alone.
+        with suppress(OutputError):
+            mark = StartMark.read(path)
+            if mark is not None and (mark.state, mark.pid, mark.host) == ("running", pid, socket.gethostname()):
+                mark.model_copy(update=changes).write(path, sync=False)
+
+
+def _count_lost(mark: StartMark) -> int:
+    return mark.lost + (mark.state in _LOST)
 
 
 def _count_timed_out(mark: StartMark) -> int:

@@ -11,6 +11,9 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from slidesam.tasks.segment.memory import used_memory
+from slidesam.tasks.segment.worker_state import this_worker
+
 
 def bright_pieces(image, log=None, fail_on=None, times=10**9, seconds=0.0, deed="fail"):
     """Connected pieces of pixels above zero; an image with the value `fail_on` fails its first `times` times.
@@ -58,6 +61,31 @@ def _fail(deed, here):
     if deed == "memory":
         np.empty(2**60, np.uint8)
     raise RuntimeError(f"made to fail on {here}")
+
+
+def hungry_pieces(image, log=None, hungry=None, mib=0, deed="hold", group=None):
+    """As `bright_pieces`; an image with the value `hungry` needs so many MiB for a second.
+
+    Args:
+        image: (y, x) integers.
+        log: File that gets a line as a call begins, and as it is done.
+        hungry: Pixel value of the image that needs much.
+        mib: How much.
+        deed: hold; kill = if it is near the worker's limit, the process ends as the kernel ends it.
+        group: Memory control group that the first such call joins: the kernel itself ends the process.
+    """
+    here = int(image.max())
+    _note(log, f"{here} begun")
+    if here == hungry:
+        if group is not None and _count(log, f"{here} begun") == 1:
+            Path(group, "cgroup.procs").write_text(str(os.getpid()))
+            time.sleep(0.3)
+        memory = np.ones(mib << 20, np.uint8)
+        time.sleep(1)
+        if deed == "kill" and used_memory() > 0.8 * this_worker.memory_limit:
+            os.kill(os.getpid(), signal.SIGKILL)
+        del memory
+    return bright_pieces(image, log)
 
 
 def devices_seen(image, log=None, seconds=0.0):

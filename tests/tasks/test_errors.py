@@ -12,13 +12,18 @@ from slidesam.tasks.errors import (
     BlockFailure,
     BlockFailures,
     BlockLostError,
+    BlockMemoryError,
     CohortFailures,
+    DeviceMemoryError,
     SlidesamError,
     SlideUnchangedError,
 )
 
 LOST = BlockLostError(7, lost=2, timed_out=1, host="node1", timeout=2.5, log_tail="memory is high | Killed")
+FULL = BlockMemoryError(7, host="node1", used=15 << 29, limit=8 << 30, ended_worker=True, is_hopeless=False)
 WITH_ARGUMENTS = {
+    BlockMemoryError: FULL,
+    DeviceMemoryError: DeviceMemoryError(7, "CUDA out of memory"),
     SlideUnchangedError: SlideUnchangedError("truncated"),
     BlockLostError: LOST,
     BlockFailures: BlockFailures("a", {7: BlockFailure.of(LOST), 3: BlockFailure.of(ValueError("b"))}, 9, untried=4),
@@ -50,6 +55,18 @@ def test_a_message_has_what_then_cure_then_the_log() -> None:
         "block 7 took longer than run.block_timeout (2.5 s) 2 times, last on node1: raise that setting, or take smaller blocks; "
         "its log ends with: memory is high | Killed"
     )
+
+
+def test_a_failed_block_says_whether_memory_ran_out_and_what_happened_apart_from_the_cure() -> None:
+    failure = BlockFailure.of(FULL)
+    assert failure.what == "block 7 ran out of memory at 7.5 GiB of 8 GiB on node1, which ended its worker"
+    assert failure.message.startswith(
+        f"{failure.what}: give workers more (`memory`, `memory_steps` of the cluster profile"
+    )
+    assert (failure.is_out_of_memory, failure.ended_worker, failure.is_hopeless) == (True, True, False)
+    other = BlockFailure.of(WITH_ARGUMENTS[DeviceMemoryError])
+    assert (other.is_out_of_memory, other.ended_worker) == (False, False)
+    assert "more memory of the job doesn't help" in str(other)
 
 
 def test_failed_blocks_are_hopeless_only_if_each_of_them_is() -> None:

@@ -16,8 +16,9 @@ from tests.support.slurm_fixtures import until
 def test_one_kind_of_job_serves_all_stages_and_two_are_kept_apart() -> None:
     one, two = Cluster(load_profile("slurm-cpu")), Cluster(load_profile("slurm-gpu"))
     assert [one.pool("cpu"), one.pool("gpu"), two.pool("gpu")] == ["cpu", "cpu", "gpu"]
-    assert one.job_names == [f"{one.name}-cpu"]
-    assert two.job_names == [f"{two.name}-cpu", f"{two.name}-gpu"]
+    # Those of larger jobs too: `slidesam clean` has to find all that a killed run may have left.
+    assert one.job_names == [f"{one.name}-cpu", f"{one.name}-cpu-step1", f"{one.name}-cpu-step2"]
+    assert two.job_names == [f"{two.name}-{pool}" for pool in ("cpu", "gpu", "gpu-step1", "gpu-step2")]
     assert one.name != two.name
     assert Cluster(load_profile("local")).job_names == []
 

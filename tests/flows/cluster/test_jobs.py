@@ -9,6 +9,8 @@ import pytest
 
 from slidesam.flows.cluster.find_profile import load_profile, make_profile
 from slidesam.flows.cluster.jobs import job_script, scheduler_options
+from slidesam.flows.cluster.memory_steps import count_steps, describe_step, enlarge
+from slidesam.flows.cluster.profile import LocalGpuProfile, LocalProfile, SlurmProfile
 from slidesam.tasks.errors import ClusterError
 
 LOGS = Path("/shared/out/.slidesam/.jobs")
@@ -53,6 +55,38 @@ def test_gpu_jobs_of_the_shipped_slurm_profiles() -> None:
     mig = "\n".join(script("slurm-mig", "gpu"))
     assert "\n#SBATCH --gres=gpu:1g.10gb:1\n" in mig
     assert mig.endswith("--memory-limit 16.00GiB " + ENDING + f" --workers 1 --gpus 1 {KEYS}")
+
+
+@pytest.mark.parametrize(("memory", "cores", "expected"), [(8, 2, "4096M"), (8, 3, "2731M"), (0.5, 1, "512M")])
+def test_sites_that_refuse_memory_per_job_get_it_per_core(memory: float, cores: int, expected: str) -> None:
+    text = "\n".join(script("slurm-cpu", memory_per_cpu=True, cpu__memory=memory, cpu__cores=cores))
+    assert f"\n#SBATCH --mem-per-cpu={expected}\n" in text
+    assert "--mem=" not in text
+    # Workers are told of the whole all the same.
+    assert f"--memory-limit {memory:.2f}GiB" in text or "--memory-limit 512.00MiB" in text
+
+
+def test_jobs_of_a_step_have_more_memory_and_are_otherwise_the_same() -> None:
+    profile = load_profile("slurm-gpu", {"gpu.memory_steps": [1.5, 3], "gpu.minimum_jobs": 1})
+    plain = job_script(profile, "gpu").replace("--mem=32G", "--mem=48G").replace("32.00GiB", "48.00GiB")
+    larger = enlarge(profile, "gpu", 1)
+    assert isinstance(larger, SlurmProfile)
+    assert job_script(larger, "gpu") == plain
+    assert larger.cpu == profile.cpu
+    assert larger.gpu.minimum_jobs == 0
+    assert "--mem=96G" in job_script(enlarge(profile, "gpu", 2), "gpu")
+    assert describe_step(profile, "gpu", 2) == "jobs of 96 GiB"
+
+
+def test_on_this_machine_one_worker_gets_the_memory_of_all() -> None:
+    profile = LocalProfile(workers=4, memory=3)
+    assert count_steps(profile, "gpu") == 1
+    assert enlarge(profile, "gpu", 1) == LocalProfile(workers=1, memory=12)
+    assert describe_step(profile, "gpu", 1) == "one worker alone, with 12 GiB"
+    assert describe_step(LocalProfile(workers=4), "gpu", 1) == "one worker alone"
+    shared = LocalGpuProfile(workers_per_gpu=2)
+    assert (count_steps(shared, "gpu"), enlarge(shared, "gpu", 1)) == (1, LocalGpuProfile())
+    assert count_steps(LocalGpuProfile(), "gpu") == 0
 
 
 def test_what_a_site_sets_is_in_the_script() -> None:
@@ -122,6 +156,7 @@ def test_schedulers_listen_on_one_address_and_those_of_two_pools_on_two_ports() 
         found = scheduler_options(where, pool, Path("link"))
         assert (found["host"], found["port"], found["dashboard"]) == ("10.0.0.5", port, False)
         assert found["preload_argv"] == [["--link-file", "link", "--link-port", page]]
+    assert scheduler_options(where, "gpu", step=1)["port"] == 8789
     alone = scheduler_options(load_profile("slurm-cpu"))
     assert alone["host"] not in (None, "", "0.0.0.0")
     assert alone["dashboard_address"] == f"{alone['host']}:0"

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from slidesam.tasks.errors import BlockLostError
+from slidesam.tasks.errors import BlockFailure, BlockLostError, BlockMemoryError, DeviceMemoryError, SlideAwayError
 from slidesam.tasks.run.layout import SegmentFolder
-from slidesam.tasks.segment.start_marks import StartMarks, last_lines
-from slidesam.tasks.segment.worker_state import this_worker
+from slidesam.tasks.run.records import StartMark
+from slidesam.tasks.segment.start_marks import StartMarks, judge_marks, last_lines
+from slidesam.tasks.segment.worker_state import MARKS_FILE, this_worker
 
 # Marks block 7, and ends as the deed says.
 PROCESS = """
@@ -25,6 +27,9 @@ marks = StartMarks(SegmentFolder(Path(sys.argv[1])), "attempt", 2)
 with getattr(marks, sys.argv[2])(7):
     if sys.argv[3] == "excused":
         this_worker.excuse_blocks()
+    if sys.argv[3] == "full":
+        this_worker.memory_limit = 8 << 30
+        this_worker.blame_memory(15 << 29)
     if sys.argv[3] == "raises":
         raise RuntimeError
     if sys.argv[3] != "ends":
@@ -32,8 +37,8 @@ with getattr(marks, sys.argv[2])(7):
 """
 
 
-def in_a_process(folder: Path, way: str, deed: str, log: str = "") -> None:
-    environment = os.environ | ({"SLIDESAM_LOG": log} if log else {})
+def in_a_process(folder: Path, way: str, deed: str, log: str = "", watched: str = "") -> None:
+    environment = os.environ | ({"SLIDESAM_LOG": log} if log else {}) | ({MARKS_FILE: watched} if watched else {})
     subprocess.run(
         [sys.executable, "-c", PROCESS, folder, way, deed], env=environment, capture_output=True, check=False
     )
@@ -98,6 +103,74 @@ def test_of_a_log_only_what_says_something_is_shown(tmp_path: Path) -> None:
         "distributed.nanny - INFO - Worker process 3189 was killed by signal 9",
         "distributed.nanny - WARNING - Restarting worker",
     ]
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch's."""
+
+    __module__ = "torch"
+
+
+def raised_from(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "is_memory"),
+    [
+        (MemoryError("Unable to allocate 8 EiB"), BlockMemoryError, True),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate"),
+            BlockMemoryError,
+            True,
+        ),
+        (raised_from(SlideAwayError("it can't be read"), MemoryError()), BlockMemoryError, True),
+        (OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), DeviceMemoryError, False),
+        (RuntimeError("another"), RuntimeError, False),
+    ],
+)
+def test_an_error_for_want_of_memory_names_the_block(
+    tmp_path: Path, error: Exception, kind: type[Exception], is_memory: bool
+) -> None:
+    marks = StartMarks(SegmentFolder(tmp_path), "attempt", 2, can_grow=True)
+    with pytest.raises(kind) as caught, marks.computing(7):
+        raise error
+    failure = BlockFailure.of(caught.value)
+    # Where no larger worker can be had, another try on this one may still help: a neighbour may have had the memory.
+    assert (failure.is_out_of_memory, failure.is_hopeless, failure.ended_worker) == (is_memory, is_memory, False)
+    assert kind is RuntimeError or failure.what.startswith("block 7 ran out of ")
+    with pytest.raises(kind) as caught, StartMarks(SegmentFolder(tmp_path), "attempt", 2).computing(7):
+        raise error
+    assert not BlockFailure.of(caught.value).is_hopeless
+
+
+def test_what_a_worker_ran_out_of_is_in_the_error(tmp_path: Path) -> None:
+    in_a_process(tmp_path, "computing", "full")
+    larger = StartMarks(SegmentFolder(tmp_path), "attempt", 2, can_grow=True)
+    with pytest.raises(
+        BlockMemoryError,
+        match=r"block 7 ran out of memory at 7\.5 GiB of 8 GiB on .*, which ended its worker: give workers more "
+        r"\(`memory`, `memory_steps`",
+    ), larger.computing(7):  # fmt: skip
+        raise AssertionError
+    assert StartMarks(SegmentFolder(tmp_path), "attempt", 2).find_end(7) is None
+    assert isinstance(StartMarks(SegmentFolder(tmp_path), "attempt", 1).find_end(7), BlockMemoryError)
+    assert StartMarks(SegmentFolder(tmp_path), "another attempt", 1, can_grow=True).find_end(7) is None
+
+
+def test_who_watches_a_worker_has_a_moment_to_note_what_ended_it(
+    tmp_path: Path,
+) -> None:
+    in_a_process(tmp_path, "computing", "dies", watched=str(tmp_path / "list"))
+    path = SegmentFolder(tmp_path).start_mark(7)
+    assert (tmp_path / "list").read_text() == str(path)
+    pid = StartMark.read(path).pid
+    timer = threading.Timer(0.3, judge_marks, ([path], pid, 5 << 30, None))
+    timer.start()
+    error = StartMarks(SegmentFolder(tmp_path), "attempt", 2, can_grow=True).find_end(7)
+    timer.join()
+    assert "block 7 ran out of memory at 5 GiB on " in str(error)
 
 
 TWO_AT_ONCE = """
