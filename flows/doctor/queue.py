@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from slidesam.flows.cluster.jobs import cluster_class, job_script, jobs_of, scheduler_host
+from slidesam.flows.cluster.memory_steps import count_steps, describe_step, enlarge
 from slidesam.flows.cluster.profile import ClusterProfile, JobProfile, QueueProfile, SlurmJobs, SlurmProfile, Stage
 from slidesam.flows.doctor.finding import Finding, check
 from slidesam.tasks.errors import in_one_line
@@ -156,7 +157,10 @@ def _slurm_pool(profile: SlurmProfile, pool: Stage) -> Iterator[Finding]:
     partition = judge_partition(pool, jobs, parse_sinfo(answer))
     yield partition
     if partition.state != "failed":
-        yield _script(profile, pool)
+        script = _script(profile, pool)
+        yield script
+        if script.state == "ok" and pool == pools_of(profile)[-1]:
+            yield from _larger_scripts(profile, pool)
 
 
 def judge_partition(pool: Stage, jobs: SlurmJobs, everything: Sequence[Partition]) -> Finding:
@@ -213,6 +217,17 @@ def _script(profile: SlurmProfile, pool: Stage) -> Finding:
         ),
         ok=f"Slurm takes it{f', and would start it at {start[1]}' if start else ''}",
     )  # fmt: skip
+
+
+def _larger_scripts(profile: SlurmProfile, pool: Stage) -> Iterator[Finding]:
+    """Ask Slurm what it would do with the larger jobs of blocks that run out of memory."""
+    for step in range(1, count_steps(profile, pool) + 1):
+        larger, wanted = enlarge(profile, pool, step), describe_step(profile, pool, step)
+        assert isinstance(larger, SlurmProfile)
+        code, answer = _ask("sbatch", "--test-only", stdin=job_script(larger, pool, f"slidesam-doctor-{pool}"))
+        cure = f"shorten {pool}.memory_steps in the profile; without such jobs a block that runs out of memory fails"
+        said = f"Slurm refuses {wanted}, for blocks that run out of memory: {answer}"
+        yield check(f"{pool}: more memory", (code, "warning", said, cure), ok=f"Slurm would take {wanted}")
 
 
 def _ask(*command: str, stdin: str | None = None) -> tuple[int, str]:

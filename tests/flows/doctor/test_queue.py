@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from slidesam.flows.cluster.profile import SlurmJobs
+from slidesam.flows.cluster.profile import SlurmJobs, SlurmProfile
+from slidesam.flows.doctor import queue
 from slidesam.flows.doctor.queue import judge_partition, parse_sinfo
 
 SINFO = """
@@ -48,3 +49,19 @@ def test_partitions_are_judged(jobs, state, what, cure) -> None:
     assert what in finding.what
     assert cure in finding.cure
     assert bool(cure) == bool(finding.cure)
+
+
+def test_larger_jobs_that_slurm_refuses_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without them a run starts all the same: only blocks that run out of memory fail."""
+
+    def ask(*command: str, stdin: str | None = None) -> tuple[int, str]:
+        return (0, "") if "--mem=16G" in str(stdin) else (1, "Memory specification can not be satisfied")
+
+    monkeypatch.setattr(queue, "_ask", ask)
+    findings = list(queue._larger_scripts(SlurmProfile(cpu=SlurmJobs(memory=8, memory_steps=(2, 4))), "cpu"))
+    assert [(finding.name, finding.state) for finding in findings] == [
+        ("cpu: more memory", "ok"), ("cpu: more memory", "warning"),
+    ]  # fmt: skip
+    assert findings[0].what == "Slurm would take jobs of 16 GiB"
+    assert findings[1].what.startswith("Slurm refuses jobs of 32 GiB, for blocks that run out of memory: Memory spec")
+    assert "shorten cpu.memory_steps" in findings[1].cure
