@@ -133,7 +133,8 @@ def test_options_of_dask_are_handed_on_and_those_of_slidesam_win() -> None:
     command = DeviceWorker("a-1", "0", 1, "4GiB").command("tcp://h:1", ["--death-timeout", "60", "--no-nanny"])
     assert command[3:7] == ["tcp://h:1", "--death-timeout", "60", "--no-nanny"]
     assert command.index("--nanny") > command.index("--no-nanny")
-    assert " ".join(command).endswith("--preload slidesam.flows.cluster.on_worker")
+    preloads = "--preload slidesam.flows.cluster.on_worker --preload-nanny slidesam.flows.cluster.on_nanny"
+    assert " ".join(command).endswith(preloads)
 
 
 @pytest.fixture(scope="module")
