@@ -128,9 +128,10 @@ def _remark_on_setting(images: Sequence[ImageInFile], number: int) -> list[str]:
 
 
 def _describe(images: Sequence[ImageInFile], number: int) -> str:
-    """Describe an image in words."""
+    """Describe an image in words; of its name, which can be a patient's, only the word that says what it shows."""
     image = images[number]
-    name = f"{in_one_line(image.name, 60)!r}, " if image.name else ""
+    word = _SIDE_IMAGE.search(image.name) if image.is_side_image else None
+    name = f"{word[0].lower()}, " if word else ""
     folder = f"folder {in_one_line(image.folder, 60)!r}, " if _has_other_folder(image, number) else ""
     height, width = image.shape
     return f"image {number} ({folder}{name}{width} × {height} px)"

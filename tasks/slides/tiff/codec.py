@@ -16,6 +16,8 @@ import tifffile
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from slidesam.tasks.slides.tiff.embedded import check_embedded_size, find_frame_header
+
 # SampleFormat, T4Options, SonyRawFileType, and three of EER.
 _TAGS = (339, 292, 28672, 65007, 65008, 65009)
 _NUMBERS = (
@@ -126,7 +128,8 @@ class Codec(BaseModel):
             decode(b"", 0)  # raises what tifffile found wrong, which would otherwise count as a damaged tile
 
         def decode_tile(data: bytes, number: int, jpeg_tables: bytes | None) -> NDArray[Any]:
-            _check_embedded_size(data, height, width)
+            whole = data if self.jpeg_header is None else self.jpeg_header + data
+            check_embedded_size(self.numbers["compression"], whole, height, width)
             options = {"jpegtables": jpeg_tables, "jpegheader": self.jpeg_header}
             arguments = {name: value for name, value in options.items() if value is not None}
             try:
@@ -255,43 +258,11 @@ def _find_scaling(series: tifffile.TiffPageSeries) -> tuple[int, float] | None:
     return (2 if of_two == 4 * factor else 1), factor
 
 
-def _check_embedded_size(data: bytes, height: int, width: int) -> None:
-    """Refuse a JPEG or JPEG 2000 tile whose own header says that it is far larger than the file does.
-
-    Raises:
-        ValueError: Decoding it would need more memory than planned.
-    """
-    size = _jpeg_size(data) if data[:2] == b"\xff\xd8" else None
-    if data[:4] == b"\xff\x4f\xff\x51":
-        size = int.from_bytes(data[12:16]), int.from_bytes(data[8:12])
-    if size is not None and size[0] * size[1] > 4 * max(height * width, 2**16):
-        raise ValueError(f"a tile of {height} × {width} pixels says that it has {size[0]} × {size[1]}")
-
-
-def _jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """Find height and width in the frame header of a JPEG."""
-    position = _find_frame_header(data)
-    if position is None:
-        return None
-    return int.from_bytes(data[position + 5 : position + 7]), int.from_bytes(data[position + 7 : position + 9])
-
-
 def _has_jfif(data: bytes) -> bool:
     return data[6:10] == b"JFIF"
 
 
 def _has_subsampled_colours(data: bytes) -> bool:
     """Tell whether the components of a JPEG differ in their number of pixels, by its frame header."""
-    position = _find_frame_header(data)
+    position = find_frame_header(data)
     return position is not None and len(set(data[position + 11 : position + 18 : 3])) > 1
-
-
-def _find_frame_header(data: bytes) -> int | None:
-    """Find the byte at which the frame header (SOF) of a JPEG begins (ITU-T T.81, section B.2.2)."""
-    position = 2
-    while position + 9 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return position
-        position += 1 if marker == 0xFF else 2 + int.from_bytes(data[position + 2 : position + 4])
-    return None

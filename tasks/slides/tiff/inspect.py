@@ -24,6 +24,7 @@ from slidesam.tasks.slides.tiff.holes import describe_holes, find_whole_levels
 from slidesam.tasks.slides.tiff.layout import TiffLevel
 from slidesam.tasks.slides.tiff.levels import read_levels
 from slidesam.tasks.slides.tiff.metadata import read_facts
+from slidesam.tasks.slides.tiff.one_file import forget_file_names, open_alone, refuse_other_files
 from slidesam.tasks.slides.tiff.pages import find_meaning
 from slidesam.tasks.slides.tiff.quiet import quiet_tifffile
 from slidesam.tasks.slides.tiff.source import TiffSpec
@@ -31,7 +32,8 @@ from slidesam.tasks.slides.tiff.text import correct_description
 from slidesam.tasks.slides.tiff.ventana import refuse_overlapping_tiles
 
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-MAX_DIRECTORIES = 10**6
+# tifffile takes some 70 µs for each; the longest stacks have some ten thousand planes.
+MAX_DIRECTORIES = 2**16
 _PAGE_NAME, _MAX_NAME = 285, 80
 _OTHER_FILES = {
     b"version https://git-lfs": "is a Git LFS pointer, not the image itself; run `git lfs pull`",
@@ -59,7 +61,8 @@ def inspect_tiff(path: Path, choice: ImageChoice) -> tuple[SourceFacts, TiffSpec
     with (
         quiet_tifffile(),
         errors_as_slide_errors(file, "isn't a TIFF file that can be read", "get it again or leave it out"),
-        tifffile.TiffFile(path) as tiff,
+        open_alone(path) as stream,
+        tifffile.TiffFile(stream) as tiff,
     ):
         return _inspect_open(tiff, path, file, choice)
 
@@ -84,6 +87,9 @@ def _inspect_open(tiff: tifffile.TiffFile, path: Path, file: str, choice: ImageC
     if count:
         correct_description(tiff.pages.first)
     ome = _read_ome(tiff, file, path.name)
+    refuse_other_files(tiff, path, file)
+    if count and ome is not None:
+        forget_file_names(tiff.pages.first)
     all_series = tiff.series
     if not all_series:
         raise SlideError(
@@ -181,8 +187,12 @@ def _count_directories(tiff: tifffile.TiffFile, file: str) -> tuple[int, bool]:
     size, offset = stream.size, int(tiff.pages.first.offset)
     visited: set[int] = set()
     while offset:
-        if offset in visited or len(visited) > MAX_DIRECTORIES:
+        if offset in visited:
             raise SlideError(f"{file}: its image directories run in a circle; the file is damaged, get it again")
+        if len(visited) >= MAX_DIRECTORIES:
+            raise SlideError(
+                f"{file}: has more than {MAX_DIRECTORIES} image directories, too many to read; convert it to OME-Zarr"
+            )
         visited.add(offset)
         try:
             stream.seek(offset)

@@ -77,7 +77,8 @@ class TiffSource:
     def __init__(self, path: Path, spec: TiffSpec) -> None:
         self._spec = spec
         self._masks = TiffSource(path, TiffSpec(levels=spec.masks)) if spec.masks else None
-        self._descriptor = os.open(path, os.O_RDONLY)
+        # A pipe of that name would be waited for.
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         # Made for a level or page when they are first needed.
         self._decoder = cache(lambda level: spec.levels[level].codec.make_decoder())
         self._page = cache(lambda level, number: spec.levels[level].load_page(number, self._read_bytes))

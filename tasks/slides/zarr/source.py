@@ -5,6 +5,7 @@ Zarr itself opens and decodes the chunks.
 
 from __future__ import annotations
 
+import math
 import threading
 import warnings
 from collections.abc import Sequence
@@ -16,13 +17,10 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
-from zarr.abc.store import ByteRequest
-from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import LocalStore, StorePath, WrapperStore
+from zarr.storage import LocalStore, StorePath
 
 from slidesam.tasks.grid import Region
 from slidesam.tasks.slides.source import (
-    MAX_CHUNK_BYTES,
     NO_NUMBER,
     FileState,
     Shape5,
@@ -30,7 +28,7 @@ from slidesam.tasks.slides.source import (
     file_states,
     find_white,
 )
-from slidesam.tasks.slides.zarr.metadata import METADATA_FILES
+from slidesam.tasks.slides.zarr.bounded import CheckedStore, bound_codecs, find_limit
 
 _WARNINGS = threading.Lock()
 
@@ -152,26 +150,17 @@ def open_array(folder: Path, metadata: dict[str, Any]) -> Any:
         warnings.simplefilter("ignore")
         store = LocalStore(folder, read_only=True)
         array = zarr.Array.from_dict(StorePath(store), dict(metadata))
-        if array.shards is None and array.compressors and "blosc" in type(array.compressors[-1]).__name__.lower():
-            array = zarr.Array.from_dict(StorePath(_BloscChecked(store)), dict(metadata))
-    return array
+        itemsize = array.dtype.itemsize
+        chunk_bytes, file_bytes = (
+            math.prod(sides) * itemsize for sides in (array.chunks, array.shards or array.chunks)
+        )
+        # A shard has an index, of 16 bytes per chunk.
+        limit = find_limit(file_bytes) + 16 * (file_bytes // max(chunk_bytes, 1))
+        bounded = bound_codecs(metadata, file_bytes, itemsize)
+        return zarr.Array.from_dict(StorePath(CheckedStore(store, limit)), bounded)
 
 
 def _states_fill(level: ZarrLevel) -> bool:
     """Tell whether a level states a value for chunks that aren't stored: a number other than 0."""
     value = open_array(level.folder, level.metadata).fill_value
     return value is not None and 0 < abs(float(value)) < NO_NUMBER
-
-
-class _BloscChecked(WrapperStore[LocalStore]):
-    """Check chunks before Blosc decodes them: its decoder reads past the end of an incomplete chunk."""
-
-    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        buffer = await super().get(key, prototype, byte_range)
-        if buffer is None or byte_range is not None or key.rpartition("/")[2] in METADATA_FILES:
-            return buffer
-        header = buffer[:16].to_bytes()
-        decoded, encoded = int.from_bytes(header[4:8], "little"), int.from_bytes(header[12:16], "little")
-        if len(header) < 16 or encoded > len(buffer) or decoded > MAX_CHUNK_BYTES:
-            raise ValueError(f"chunk {key} has {len(buffer)} bytes instead of {encoded}")
-        return buffer
