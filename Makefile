@@ -10,7 +10,7 @@ DEMO   ?= demo-output
 
 .DEFAULT_GOAL := help
 STITCHING := stitching-accuracy stitching-speed stitching-memory
-BENCHMARKS := accuracy block conversion empty guide kills memory mosaics open-slide overhead pixel-oracle rechunk same-results structure tissue
+BENCHMARKS := accuracy block conversion empty guide kills memory mosaics open-slide overhead pixel-oracle rechunk same-results soak structure tissue
 .PHONY: help install lock demo test test-fast many-slides full-networks screenshots slurm-overhead stardist $(BENCHMARKS) $(STITCHING) peers lint format typed imports typecheck clean
 
 help:  ## list the targets
@@ -98,6 +98,7 @@ overhead:    ## what Prefect and Dask take when segmenting takes 2 s, or 0.1 s, 
 pixel-oracle:  ## pixels of 930 combinations of format, compression and colours by eight writers: right, refused, or wrong, 15 seconds
 rechunk:     ## slides that are costly to read block by block, as they are and rechunked
 same-results:  ## digests of three slides' labels, halo strips and tables; --compare shows what a change of code changed
+soak:        ## 200 tiny slides in one command: memory, overhead per slide, what is left over
 structure:   ## sizes of files, functions and folders, vague names, duplicates
 tissue:      ## blocks left out and objects lost on real images (needs ../shared/data)
 

@@ -12,6 +12,9 @@ Their functions (`.fn`) are the one code path per block, seam and shard: seriall
 7. `resolve_objects`  the slide's objects and their numbers, the seam report, the empty label pyramid
 8. `paint_blocks`     a batch's labels: level 0 and the levels that blocks fill whole
 9. `export_slide`     upper levels, overlay, metadata, provenance
+
+`write_small_image` is 1 to 3 in one task, `stitch_small_slide` 6 to 9, where there is too little to share among workers: a task
+takes a tenth of a second.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import zarr
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from slidesam.tasks.plan import tiled_levels
 from slidesam.tasks.report.overlay import write_overlay
 from slidesam.tasks.report.provenance import make_provenance
 from slidesam.tasks.run.files import output_errors
@@ -33,7 +37,15 @@ from slidesam.tasks.run.run import Run
 from slidesam.tasks.segment.loop import segment_missing
 from slidesam.tasks.segment.prepare import prepare_run, read_tissue
 from slidesam.tasks.slides.reader import SlideReader
-from slidesam.tasks.stitch.batches import Batch, compare_batch, is_compared, is_painted, paint_batch, resolve_run
+from slidesam.tasks.stitch.batches import (
+    Batch,
+    block_batches,
+    compare_batch,
+    is_compared,
+    is_painted,
+    paint_batch,
+    resolve_run,
+)
 from slidesam.tasks.stitch.label_image import finish_upper_levels, prepare_label_image
 from slidesam.tasks.store import convert
 from slidesam.tasks.store.image import check_shown, publish_image
@@ -72,6 +84,15 @@ def finish_image(run: Run, levels: Sequence[int]) -> Facts:
         write_tiles.fn(run, level, range(len(run.image_plan.grid(level))))
     with output_errors(run.store):
         convert.complete_image(run)
+    return {"seconds": time.perf_counter() - start_time}
+
+
+@task(name="small image", cache_policy=NO_CACHE, persist_result=False)
+def write_small_image(run: Run) -> Facts:
+    """Convert or rechunk a slide whose level 0 is a task's work, with all other levels and the metadata."""
+    start_time = time.perf_counter()
+    ready_image.fn(run)
+    finish_image.fn(run, tiled_levels(run))
     return {"seconds": time.perf_counter() - start_time}
 
 
@@ -156,3 +177,23 @@ def export_slide(run: Run, objects: int, seconds: dict[str, float]) -> Provenanc
     facts.write(run.paths.provenance)
     # A row per seam is for the file, not for a flow's result.
     return facts.model_copy(update={"seams": seams.without_rows()})
+
+
+@task(name="stitch small slide", cache_policy=NO_CACHE, persist_result=False)
+def stitch_small_slide(run: Run, seconds: dict[str, float]) -> tuple[list[str], Provenance]:
+    """Stitch and export a slide whose blocks are one batch.
+
+    Args:
+        run: The run.
+        seconds: Of the stages before, for the provenance.
+
+    Returns:
+        The warnings about its seams, and its provenance.
+    """
+    seconds = dict(seconds)
+    batches = block_batches(run)
+    seconds["match"] = sum(match_blocks.fn(run, batch)["seconds"] for batch in batches)
+    resolved = resolve_objects.fn(run)
+    seconds["resolve"] = resolved["seconds"]
+    seconds["paint"] = sum(paint_blocks.fn(run, batch)["seconds"] for batch in batches)
+    return list(resolved["warnings"]), export_slide.fn(run, resolved["objects"], seconds)

@@ -40,12 +40,22 @@ PARTS = [
     ("distributed.worker_state_machine", "WorkerState.executing_count", "on_worker"),
     ("distributed.core", "Status.paused", "on_worker"),
     ("distributed.core", "Status.failed", "keeper.kept_job"),
+    # flows/cluster/on_scheduler.py
+    ("distributed.spans", "SpansSchedulerExtension.observe_tasks", "on_scheduler.NoSpans"),
+    ("distributed.spans", "SpansSchedulerExtension.heartbeat", "on_scheduler.NoSpans"),
     # flows/slide/in_flight.py
     ("distributed.scheduler", "KilledWorker", "in_flight"),
     ("prefect.futures", "PrefectWrappedFuture.wrapped_future", "in_flight"),
-    ("prefect_dask.task_runners", "DaskTaskRunner", "segment_slide"),
     # flows/prefect_api/serve.py
     ("prefect.server.api.server", "create_app", "prefect_api.serve"),
+    # flows/cluster/task_runner.py
+    ("prefect_dask.task_runners", "DaskTaskRunner.submit", "SharedTaskRunner"),
+    ("prefect_dask.task_runners", "PrefectDaskFuture", "SharedTaskRunner"),
+    ("prefect.context", "SettingsContext.serialize", "Connection"),
+    ("prefect.context", "serialize_context", "SharedTaskRunner"),
+    ("prefect.task_engine", "run_task_sync", "run_sent_task"),
+    # flows/slide/stages.py
+    ("prefect.context", "FlowRunContext.model_copy", "run_stage"),
     # flows/prefect_api/server.py
     ("prefect.events.worker", "EventsWorker.drain_all", "prefect_api.server"),
     ("prefect.logging.handlers", "APILogHandler.flush", "prefect_api.server"),

@@ -45,6 +45,11 @@ _SETTINGS = {
     "distributed.worker.http.routes": [],
     # What Prefect's task runner would log.
     "distributed.dashboard.link": "",
+    # Its logs for developers keep the last thousand messages each, tasks and all: 1 to 3 MiB per slide for the first 30 slides.
+    "distributed.admin.low-level-log-length": 50,
+    "distributed.diagnostics.computations.max-history": 5,
+    # Its profiler looks at each worker 100 times a second, and its trees grow with each slide.
+    "distributed.worker.profile.enabled": False,
 }
 
 
@@ -140,7 +145,7 @@ class Cluster:
 
     def _end(self, pool: str) -> None:
         if pool in self._started:
-            self._started.pop(pool).close()
+            self._started.pop(pool).end()
 
     def find_out_of_memory(self, jobs: Collection[str]) -> set[str]:
         """Return which jobs Slurm ended for their memory, as far as it still knows them; empty for other queues."""
@@ -174,7 +179,7 @@ class Cluster:
         with ExitStack() as ends:
             ends.callback(self._settings.close)
             for workers in self._started.values():
-                ends.callback(workers.close)
+                ends.callback(workers.end)
             self._started = {}
 
     def _start(self, pool: Stage, step: int) -> Workers:

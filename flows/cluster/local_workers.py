@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from slidesam.flows.cluster.device_workers import KEEP_MEMORY
 from slidesam.flows.cluster.keys import make_keys, make_security
@@ -20,6 +20,9 @@ from slidesam.flows.cluster.links import LOOPBACK, dashboard_options, read_page
 from slidesam.flows.cluster.profile import LocalGpuProfile, LocalProfile
 from slidesam.tasks.errors import ClusterError
 from slidesam.tasks.segment import devices
+
+if TYPE_CHECKING:
+    from slidesam.flows.cluster.task_runner import Connection, SharedTaskRunner
 
 _PRELOADS = {"preload": "slidesam.flows.cluster.on_worker", "preload_nanny": "slidesam.flows.cluster.on_nanny"}
 
@@ -43,6 +46,7 @@ class Workers:
     close: Callable[[], None]
     keeper: Any = None
     replace_lost: Callable[[], None] = lambda: None
+    _connection: Connection | None = None
 
     def connect(self) -> Any:
         """Return a Dask client of the scheduler."""
@@ -50,11 +54,19 @@ class Workers:
 
         return Client(self.address, security=self.security, timeout="15s", set_as_default=False)
 
-    def task_runner(self) -> Any:
-        """Return the task runner of Prefect that computes tasks here."""
-        from prefect_dask.task_runners import DaskTaskRunner
+    def task_runner(self) -> SharedTaskRunner:
+        """Return a task runner of Prefect that computes tasks here; all of them share one connection."""
+        from slidesam.flows.cluster.task_runner import Connection, SharedTaskRunner
 
-        return DaskTaskRunner(address=self.address, client_kwargs={"security": self.security})
+        if self._connection is None:
+            self._connection = Connection(self.address, self.connect)
+        return SharedTaskRunner(self.address, self._connection)
+
+    def end(self) -> None:
+        """Close the connection, and end what was started."""
+        if self._connection is not None:
+            self._connection.close()
+        self.close()
 
 
 def _worker_environment(threads: int) -> dict[str, str]:

@@ -33,10 +33,23 @@ _ROUTES = ["distributed.http.scheduler.info", "distributed.http.scheduler.json",
 def dask_setup(scheduler: Any, link_file: Path | None, link_port: int, count_file: Path | None) -> None:
     """Close the scheduler's HTTP port, and serve its dashboard to who knows a token, if it is asked for."""
     close_http(scheduler)
+    # Without it a long run's memory grows: spans, one or more per task, are kept for ever.
+    scheduler.extensions["spans"] = NoSpans()
     if count_file is not None:
         scheduler.add_plugin(_Count(count_file))
     if link_file is not None:
         _serve_dashboard(scheduler, link_file, link_port)
+
+
+class NoSpans:
+    """Stands in for Dask's extension that groups tasks by spans, which nothing here reads."""
+
+    def observe_tasks(self, *_arguments: Any, **_options: Any) -> dict[Any, dict[str, Any]]:
+        """Give no task a span."""
+        return {}
+
+    def heartbeat(self, *_arguments: Any) -> None:
+        """Ignore what workers measured per span."""
 
 
 def _serve_dashboard(scheduler: Any, link_file: Path, port: int) -> None:

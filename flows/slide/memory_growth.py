@@ -17,7 +17,7 @@ from slidesam.flows.cluster.cluster import Cluster
 from slidesam.flows.cluster.memory_steps import count_steps, describe_step
 from slidesam.flows.slide import order
 from slidesam.flows.slide.session import Session
-from slidesam.flows.slide.stages import segment_stage
+from slidesam.flows.slide.stages import run_stage, segment_stage
 from slidesam.tasks.errors import BlockFailure, BlockFailures, ClusterError
 from slidesam.tasks.run.marks import find_mark, list_blocks
 from slidesam.tasks.run.run import Run
@@ -93,11 +93,13 @@ def _run_step(
     Raises:
         BlockFailures: Some blocks failed.
     """
-    stage = segment_stage.with_options(task_runner=runner(step))
+    stage = segment_stage
     if step:
         name = f"segment blocks of {run.name}, {describe_step(session.cluster.profile, 'gpu', step)}"
         stage = stage.with_options(flow_run_name=name)
-    outcome: dict[str, float] | BlockFailures = stage(run, session, block_ids, can_grow=can_grow)
+    outcome: dict[str, float] | BlockFailures = run_stage(
+        stage, runner(step), run, session, block_ids, can_grow=can_grow
+    )
     if isinstance(outcome, BlockFailures):
         raise outcome
     return outcome

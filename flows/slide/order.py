@@ -1,6 +1,6 @@
 """The order of a slide's steps, whoever executes them: what runs on what, in which batches, and which errors end a stage.
 
-    write_image          ready image, tiles of each level, the last levels with the image's metadata
+    write_image          ready image, tiles of each level, the last levels with the image's metadata; one task if level 0 is one
     segment_missing_blocks  prepare, then batches of blocks that have no done-mark
     stitch_and_export    batches compared, objects numbered, batches painted, export
 
@@ -40,6 +40,7 @@ _SINGLE_BLOCKS, _MOST_PER_TASK = 256, 16
 _FEW_PIECES = 4
 # Damage to what seams are compared from hides damage to what blocks are painted from, and that of the numbering.
 _MOST_REPEATS = 3
+_VERBS = {"convert": "converting", "rechunk": "rechunking"}
 
 
 class Executor(Protocol):
@@ -85,6 +86,13 @@ def write_image(run: Run, executor: Executor) -> float:
         SlidesamError: A tile can't be read or written; all others that could be are done.
     """
     plan = run.image_plan
+    # Some seconds of work per task.
+    size = max(1, TILE_BYTES // plan.tile_bytes)
+    if plan.mode != "in place" and len(plan.grid(0)) <= size:
+        with executor.stage(_VERBS[plan.mode], len(plan.grid(0)), 0) as progress:
+            seconds = float(executor.run_one(steps.write_small_image, run)["seconds"])
+            progress.advance(len(plan.grid(0)))
+        return seconds
     seconds = float(executor.run_one(steps.ready_image, run)["seconds"])
     if plan.mode == "in place":
         return seconds
@@ -92,10 +100,7 @@ def write_image(run: Run, executor: Executor) -> float:
     parallel = [level for level in levels if level == 0 or len(plan.grid(level)) > _FEW_PIECES]
     for level in parallel:
         todo = convert.missing_tiles(run, level)
-        # Some seconds of work per task.
-        size = max(1, TILE_BYTES // plan.tile_bytes)
-        verb = {"convert": "converting", "rechunk": "rechunking"}[plan.mode]
-        name = verb if level == 0 else f"{verb}, level {level}"
+        name = _VERBS[plan.mode] if level == 0 else f"{_VERBS[plan.mode]}, level {level}"
         jobs = list(batches(todo, size))
         seconds += _run_batches(executor, name, steps.write_tiles, run, jobs, len(plan.grid(level)), level)
     small_levels = [level for level in levels if level not in parallel]
@@ -179,6 +184,8 @@ def stitch_and_export(run: Run, executor: Executor, seconds: dict[str, float]) -
         The provenance.
     """
     all_batches = block_batches(run)
+    if len(all_batches) == 1:
+        return _stitch_small(run, executor, seconds)
     seconds = dict(seconds)
     todo = [batch for batch in all_batches if not is_compared(run, batch)]
     seconds["match"] = _run_batches(executor, "matching seams", steps.match_blocks, run, todo, len(run.grid))
@@ -211,6 +218,17 @@ def repeat_if_damaged(compute: Callable[[], Provenance], inform: Callable[[str],
         except DamagedError as error:
             inform(f"{error.what}: what it held is computed again")
     return compute()
+
+
+def _stitch_small(run: Run, executor: Executor, seconds: dict[str, float]) -> Provenance:
+    """Do what `stitch_and_export` does in one task, where no two tasks could share the work."""
+    with executor.stage("painting labels", len(run.grid), 0) as progress:
+        warnings, provenance = executor.run_one(steps.stitch_small_slide, run, seconds)
+        progress.advance(len(run.grid))
+    for warning in [*warnings, *provenance.warnings]:
+        executor.warn(f"{run.name}: {warning}")
+    facts: Provenance = provenance
+    return facts
 
 
 def _block_batches(run: Run, todo: Sequence[int], most_workers: int | None) -> Batches:

@@ -6,7 +6,8 @@
     ├── segment blocks        child flow: prepare, then tasks of one or several blocks
     └── stitch and export     child flow: match seams, number objects, paint, export
 
-The stages are child flows because they can need different machines: segmenting may want a GPU, the others never do.
+The stages are child flows because they can need different machines: segmenting may want a GPU, the others never do. A slide of
+few blocks has their tasks in its own flow.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from prefect.runtime import flow_run
 from slidesam.flows.cluster.cluster import open_cluster
 from slidesam.flows.cluster.find_profile import ProfileChoice
 from slidesam.flows.cluster.profile import Stage
+from slidesam.flows.cluster.task_runner import SharedTaskRunner
 from slidesam.flows.prefect_api.deployed import refuse_foreign, refuse_relative
 from slidesam.flows.prefect_api.endings import add_tags
 from slidesam.flows.prefect_api.leftovers import end_leftovers
@@ -30,7 +32,7 @@ from slidesam.flows.slide.memory_growth import segment_growing
 from slidesam.flows.slide.order import repeat_if_damaged
 from slidesam.flows.slide.run_status import RunStatus
 from slidesam.flows.slide.session import Session
-from slidesam.flows.slide.stages import image_stage, stitch_stage
+from slidesam.flows.slide.stages import image_stage, run_stage, stitch_stage
 from slidesam.tasks.errors import SettingsError, SlideUnchangedError
 from slidesam.tasks.plan import explain, plan_run
 from slidesam.tasks.report.provenance import read_finished
@@ -184,7 +186,7 @@ def _run_stages(run: Run, session: Session, status: RunStatus, owner: str) -> Pr
     """Run the three stages, one after the other, each on the workers that it needs."""
     cluster, seconds = session.cluster, dict[str, float]()
 
-    def on(stage: Stage, step: int = 0) -> Any:
+    def on(stage: Stage, step: int = 0) -> SharedTaskRunner:
         earlier_pools = set(cluster.dashboards)
         runner = cluster.workers(stage, step).task_runner()
         for pool, page in cluster.dashboards.items():
@@ -197,7 +199,7 @@ def _run_stages(run: Run, session: Session, status: RunStatus, owner: str) -> Pr
     with locked(run.paths.image.lock, owner, target=target, wait=_WAIT_FOR_IMAGE, on_wait=inform):
         # Checked under the lock: a run of another label may write the image, or `clean` may remove it.
         if not convert.is_ready(run):
-            seconds["image"] = image_stage.with_options(task_runner=on("cpu"))(run, session)
+            seconds["image"] = run_stage(image_stage, on("cpu"), run, session)
     session.check()
 
     def compute() -> Provenance:
@@ -208,6 +210,7 @@ def _run_stages(run: Run, session: Session, status: RunStatus, owner: str) -> Pr
         finally:
             cluster.end_pool("gpu")
         session.check()
-        return stitch_stage.with_options(task_runner=on("cpu"))(run, session, seconds | block_seconds)
+        provenance: Provenance = run_stage(stitch_stage, on("cpu"), run, session, seconds | block_seconds)
+        return provenance
 
     return repeat_if_damaged(compute, inform)

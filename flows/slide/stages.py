@@ -5,14 +5,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from prefect import Task, flow
+from prefect import Flow, Task, flow
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
 
+from slidesam.flows.cluster.task_runner import SharedTaskRunner
 from slidesam.flows.progress.reporters import Reporter, stage
 from slidesam.flows.slide import order
 from slidesam.flows.slide.in_flight import run_task, stream_tasks
@@ -24,6 +27,9 @@ from slidesam.tasks.retry import Action, decide
 from slidesam.tasks.run.records import Provenance
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.sections import RunSettings
+
+# The stages of a slide of so few blocks aren't child flows.
+_FEW_BLOCKS = 8
 
 
 class FlowTasks:
@@ -102,6 +108,31 @@ def stitch_stage(run: Run, session: Session, seconds: dict[str, float]) -> Prove
     facts = order.stitch_and_export(run, FlowTasks(session), seconds)
     get_run_logger().info("%s: %d objects, in %s", run.name, facts.objects, run.store)
     return facts
+
+
+def run_stage(
+    stage_flow: Flow[..., Any], runner: SharedTaskRunner, run: Run, session: Session, *arguments: Any, **options: Any
+) -> Any:
+    """Run a stage as a child flow on a runner's workers; that of a slide of few blocks as tasks of the slide's own flow.
+
+    A child flow takes a dozen requests to the server, as much as five tasks; few tasks are seen as well on the slide's page.
+
+    Args:
+        stage_flow: The stage.
+        runner: Submits its tasks.
+        run: The run.
+        session: See `FlowTasks`.
+        arguments: Further arguments of the stage.
+        options: Its keyword arguments.
+    """
+    context = FlowRunContext.get()
+    if context is not None and len(run.grid) <= _FEW_BLOCKS:
+        with runner.duplicate() as own_runner, context.model_copy(update={"task_runner": own_runner}):
+            return stage_flow.fn(run, session, *arguments, **options)
+    # Prefect's own `with_options` builds the flow anew, with the schema of its parameters: a tenth of a second each time.
+    stage_flow = copy.copy(stage_flow)
+    stage_flow.task_runner = runner  # type: ignore[assignment]
+    return stage_flow(run, session, *arguments, **options)
 
 
 def _name_task(step: Step, run: Run, job: Batch) -> Step:

@@ -145,6 +145,20 @@ def test_same_bytes_without_any_cluster(cmu1: Path, cmu1_result: Path, tmp_path:
     np.testing.assert_array_equal(segment_serially(cmu1, tmp_path, CMU1_SETTINGS), labels_of(cmu1_result, NAME))
 
 
+def test_a_slide_of_few_blocks_is_one_flow_run_of_few_tasks(two_workers, tmp_path: Path) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
+
+    slide = write_numbered_slide(tmp_path / "tiny.tif", 2, 2)
+    assert segment(two_workers, slide, tmp_path / "out", faulty(tmp_path / "log")).objects == 4
+    with get_client(sync_client=True) as client:
+        these = FlowRunFilter(name=FlowRunFilterName(like_="tiny"))
+        runs, tasks = client.read_flow_runs(flow_run_filter=these), client.read_task_runs(flow_run_filter=these)
+    assert [run.name for run in runs] == ["tiny · function"]
+    # Image, preparing, four blocks, stitching; the server has perhaps not recorded all yet.
+    assert len(tasks) <= 7
+
+
 def test_second_call_does_nothing(two_workers, cmu1: Path, cmu1_result: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in cmu1_result.rglob("*") if path.is_file()}
     segment(two_workers, cmu1, cmu1_result, CMU1_SETTINGS)
