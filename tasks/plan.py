@@ -11,7 +11,7 @@ from typing import Any
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.pixels.mask_image import mask_identity
 from slidesam.tasks.pixels.resample import make_grids, make_scale
-from slidesam.tasks.run.files import read_json
+from slidesam.tasks.run.files import make_folder, read_json
 from slidesam.tasks.run.layout import RunPaths, StageFolder, find_link
 from slidesam.tasks.run.marks import Marks, list_blocks
 from slidesam.tasks.run.records import Params, Resolved
@@ -96,7 +96,7 @@ def prepare_output(output: Path, run: RunPaths | None = None) -> None:
         OutputError: It can't be made or written, or a link in it leads elsewhere.
     """
     try:
-        output.mkdir(parents=True, exist_ok=True)
+        make_folder(output)
     except OSError as error:
         raise OutputError(
             f"output folder {output} can't be made ({os.strerror(error.errno or 0)}): choose another"

@@ -128,8 +128,8 @@ def _sync_folder(path: Path) -> None:
     try:
         _sync_path(path)
     except OSError as error:
-        # Some file systems (CIFS, FUSE) synchronize no folder.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+        # Some file systems (CIFS, FUSE) synchronize no folder; a folder that may be written but not listed can't be opened.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES):
             raise
 
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from slidesam.tasks.errors import OutputError
+from slidesam.tasks.run.files import make_folder
 from slidesam.tasks.run.lock_file import PACE, Contender, LockFile, LockPace, claim_path, read_lock_file
 
 
@@ -63,7 +64,7 @@ class Lock:
     def acquire(self, wait: float, on_wait: Callable[[str], None] | None) -> None:
         """Get the lock and start to beat; called by `locked`."""
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path.parent)
             self._wait_for_rivals(wait, on_wait)
             self._contender.close()
         except LockedError:

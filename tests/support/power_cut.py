@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-MEBIBYTES = 96
+MEBIBYTES = 64
 
 
 class Disk:

@@ -35,6 +35,9 @@ def read_result(output: Path) -> Result:
         if ".slidesam" in folders:
             folders.remove(".slidesam")
         for name in files:
+            # What a process was writing as it was killed stays, hidden, until `slidesam clean`.
+            if name.endswith(".partial"):
+                continue
             path = Path(folder, name)
             where = str(path.relative_to(output))
             if name.endswith(".run.json"):

@@ -31,6 +31,7 @@ from tests.support.lock_owners import (
     set_age,
     write_lock,
 )
+from tests.support.syncs import record_syncs
 
 
 def test_one_at_a_time_and_free_afterwards(path: Path) -> None:
@@ -284,3 +285,13 @@ def test_a_run_whose_host_is_gone_is_unfinished(tmp_path: Path, monkeypatch: pyt
         status.write_state(tmp_path, slide, "cells", "running")
         write_lock(RunPaths(tmp_path, slide, "cells").lock, age=age)
     assert [run.slide for run in status.list_unfinished(tmp_path)] == ["gone"]
+
+
+def test_the_folders_that_a_lock_makes_are_on_the_disk(tmp_path: Path) -> None:
+    """What lies in them is synced by whoever writes it; after a power cut it would be in a folder without a name."""
+    with (
+        record_syncs(tmp_path, until="lock.json") as syncs,
+        locked(tmp_path / "s" / "cells" / "lock.json", "x", target="x"),
+    ):
+        assert syncs.is_synced_after(tmp_path)
+        assert syncs.is_synced_after(tmp_path / "s")
