@@ -26,7 +26,7 @@ from database import USER, Database
 from parts import Part, are_gone, command_line, pids, require_free_port, send, show_end, wait
 from site_settings import HERE, MARK, ROOT, ServerProblem, Site
 
-_ORIGINS = "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
+_PAGES_API, _ORIGINS = "PREFECT_SERVER_UI_API_URL", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
 SCRIPT = HERE / "prefect-server"
 LOCK_SECONDS = 300
 # Flows that are told to end cancel their jobs first.
@@ -57,7 +57,7 @@ class Server(Part):
         environment = site.prefect_environment() | {
             "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"postgresql+asyncpg://{login}/prefect",
             "PREFECT_SERVER_API_AUTH_STRING": site.auth_string,
-            "PREFECT_SERVER_UI_API_URL": f"{site.web}/api",
+            _PAGES_API: site.values.get(_PAGES_API) or f"{site.web}/api",
             # By default pages of any web site may read what the API answers to a browser that has its password.
             _ORIGINS: site.values.get(_ORIGINS) or site.web,
             # Finished runs with their logs go after so many days; without "flow_runs" Prefect keeps them for ever.
