@@ -306,6 +306,8 @@ def finished_runs(store: Path, label: str | None = None) -> dict[str, Provenance
 
 def main() -> None:
     """Run the command: an error becomes one line and exit code 1, wrong usage is 2, Ctrl-C 130."""
+    # Processes that this one starts by `python -m` would import from the current folder, which others may have filled.
+    os.environ.setdefault("PYTHONSAFEPATH", "1")
     os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "false")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     if "--debug" in sys.argv:

@@ -172,7 +172,8 @@ def _exports(jobs: Jobs, is_slurm: bool, name: str, logs: Path | None) -> list[s
     threads = [f"{library}_NUM_THREADS={jobs.threads}" for library in ("OMP", "MKL", "OPENBLAS")]
     # From the job's start: a worker that takes the place of a killed one has what is left.
     life = [f"{LEAVE_AT}=$(( $(date +%s) + {jobs.lifetime_seconds:.0f} ))", f"{STAGGER}={jobs.stagger_seconds:g}"]
-    lines = [f"export {' '.join(threads)}", f"export {' '.join(life)}"]
+    # Python would import from the folder in which the command was called, which others may have filled.
+    lines = [f"export {' '.join(threads)} PYTHONSAFEPATH=1", f"export {' '.join(life)}"]
     if is_slurm and logs is not None:
         lines.append(f"export {LOG}={shlex.quote(str(logs))}/{name}-$SLURM_JOB_ID.log")
     return lines

@@ -48,6 +48,7 @@ class OwnServer:
     """
 
     def __init__(self, home: Path, host: str, password: str) -> None:
+        home = home.absolute()
         try:
             _make_private(home)
         except OSError as error:
@@ -127,6 +128,8 @@ class OwnServer:
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 env=_environment(os.environ, self._home, self.url, self._password),
+                # Prefect (by alembic) imports from the current folder, which others may have filled.
+                cwd=self._home,
                 pass_fds=[self._socket.fileno()],
                 # A separate session: Ctrl-C must reach the flow first, which then tells the server how it ended.
                 start_new_session=True,
@@ -227,6 +230,7 @@ def _environment(environment: Mapping[str, str], home: Path, url: str, password:
         **environment,
         **locked,
         "PREFECT_HOME": str(home),
+        "PYTHONSAFEPATH": "1",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_DATABASE_TIMEOUT": "60",

@@ -34,7 +34,7 @@ SLURM_CPU = [
     "#SBATCH -t 04:00:00",
     '#SBATCH --output="/shared/out/.slidesam/.jobs/%x-%j.log"',
     "#SBATCH --no-requeue",
-    "export OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2",
+    "export OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 PYTHONSAFEPATH=1",
     "export SLIDESAM_LEAVE_AT=$(( $(date +%s) + 13500 )) SLIDESAM_LEAVE_STAGGER=300",
     "export SLIDESAM_LOG=/shared/out/.slidesam/.jobs/slidesam-$SLURM_JOB_ID.log",
     f"{sys.executable} {WORKERS} --nthreads 1 --memory-limit 8.00GiB {ENDING} --workers 1 --gpus 0 {KEYS}",
@@ -100,7 +100,7 @@ def test_what_a_site_sets_is_in_the_script() -> None:
         "#SBATCH -p a100", "#SBATCH -A lab", "#SBATCH --qos=short", "#SBATCH --gres=gpu:2", "#SBATCH -t 1-00:00:00",
         "#SBATCH --constraint=ib", "module load cuda",
         "export SLIDESAM_LEAVE_AT=$(( $(date +%s) + 85500 )) SLIDESAM_LEAVE_STAGGER=300",
-        "export OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2",
+        "export OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 PYTHONSAFEPATH=1",
     ):  # fmt: skip
         assert line in lines
     assert lines[-1] == (

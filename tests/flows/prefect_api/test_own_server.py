@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, chdir, contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,11 +35,19 @@ def server(made_database: Path) -> Iterator[OwnServer]:
         (home / "prefect.db").touch(mode=0o644)
         if made_database.exists():
             (home / "prefect.db").write_bytes(made_database.read_bytes())
-        with OwnServer(home, "127.0.0.1", PASSWORD) as server:
+        # The command is called in a folder that others have filled.
+        for name in ("slidesam", "prefect", "uvicorn", "dask"):
+            (folder / f"{name}.py").write_text(f"open({str(folder / 'imported')!r}, 'w')\nraise ImportError")
+        with chdir(folder):
+            server = OwnServer(home, "127.0.0.1", PASSWORD)
+            server.__enter__()
+        with ExitStack() as ends:
+            ends.push(server.__exit__)
             server.wait_until_ready()
             yield server
             port = int(server.url.rpartition(":")[2].partition("/")[0])
         assert not server.login.exists()
+        assert not (folder / "imported").exists()
         with socket.socket() as probe:
             assert probe.connect_ex(("127.0.0.1", port)) != 0
 
