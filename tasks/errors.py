@@ -253,7 +253,8 @@ class BlockFailure:
     def of(cls, error: Exception) -> BlockFailure:
         """Describe an error."""
         if not isinstance(error, SlidesamError):
-            return cls(in_one_line(error), what=in_one_line(error))
+            # Raised while a model was loaded: in a block's own work it is a `BlockMemoryError`.
+            return cls(in_one_line(error), is_out_of_memory=isinstance(error, MemoryError), what=in_one_line(error))
         message, log_tail = in_one_line(error.without_log), in_one_line(error.log_tail)
         is_out_of_memory = isinstance(error, BlockMemoryError)
         ended_worker = error.ended_worker if isinstance(error, BlockMemoryError) else isinstance(error, BlockLostError)

@@ -320,6 +320,6 @@ def main() -> None:
         os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
     try:
         app()
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 (whatever it is, in a sentence; --debug shows the traceback)
         say_failed(error)
         sys.exit(1)

@@ -190,6 +190,7 @@ class _SlideRunner:
 
     def run_and_continue(self, slide: Listed) -> None:
         """Run a slide; print the error and continue if it fails."""
+        # Whatever a slide fails with: `run` has printed and counted it.
         with suppress(Exception):
             self.run(slide)
 
@@ -209,6 +210,8 @@ class _SlideRunner:
         try:
             session = Session(cluster=self.cluster, reporter=reporter, is_cluster_shared=True, allowed=self.allowed)
             record = segment_listed(session, slide, self.output.absolute())
+            reporter.bars.stop()
+            self._print_result(slide, record, time.monotonic() - start)
         except Exception as error:
             reporter.bars.stop()
             if self.stops.is_set():
@@ -218,7 +221,6 @@ class _SlideRunner:
             raise
         finally:
             reporter.bars.stop()
-        self._print_result(slide, record, time.monotonic() - start)
 
     def _print_result(self, slide: Listed, record: Provenance, seconds: float) -> None:
         name = slide.name

@@ -143,7 +143,7 @@ def _run_here(slides: Sequence[Listed], output: Path, run_slide: Callable[[Liste
             start, error = time.monotonic(), None
             try:
                 run_slide(slide)
-            except Exception as slide_error:  # noqa: BLE001
+            except Exception as slide_error:  # noqa: BLE001 (one bad slide doesn't stop the others; its row has the error)
                 error = slide_error
             rows.append(row_here(slide, output, error, seconds=time.monotonic() - start))
             report(rows)

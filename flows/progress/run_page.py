@@ -185,7 +185,7 @@ class _Bar:
             return
         try:
             self._context.run(self._send, round(percent, 1), message)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 (a bar is worth no run; it is logged)
             if not is_away:
                 self._log.warning("progress can't be shown on this page now: %s", in_one_line(error))
             self._pause = min(2 * self._pause, _RARELY)
@@ -305,5 +305,5 @@ def harmless(log: Log, subject: str) -> Iterator[None]:
     """Log errors inside instead of raising them."""
     try:
         yield
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 (a page is worth no run)
         log.warning("%s can't be shown on this page: %s", subject, in_one_line(error))

@@ -181,5 +181,5 @@ def _read_outcome(future: PrefectFuture[Any]) -> tuple[Any, Exception | None]:
         if any(failure.ended_worker for failure in failures):
             crash_task_run(future.task_run_id, str(error))
         return None, error
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 (whatever the task raised: the stage decides)
         return None, error

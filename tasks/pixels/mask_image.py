@@ -133,8 +133,10 @@ def _as_settings_errors(path: Path) -> Iterator[None]:
     """Turn any error of a library that reads a mask image into a SettingsError of one line."""
     try:
         yield
-    except SettingsError:
+    except (SettingsError, MemoryError):
+        # Memory isn't the setting's fault: another attempt may have enough.
         raise
+    # Pillow, tifffile and their codecs raise what they like on a damaged file.
     except Exception as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else in_one_line(error, 160)
         if isinstance(error, UnidentifiedImageError):

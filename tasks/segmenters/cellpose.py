@@ -158,6 +158,9 @@ def _load_model(path: Path, device: str, use_bfloat16: bool) -> Any:
     content = _read_weights(path)
     try:
         model = CellposeModel(pretrained_model=str(path), device=torch.device(device), use_bfloat16=use_bfloat16)
+    except MemoryError:
+        # On another worker there may be enough.
+        raise
     except Exception as error:  # torch raises what it likes
         raise SegmenterError(f"Cellpose can't make its network of {path}: {in_one_line(error, 300)}") from error
     # Cellpose itself leaves layers that the file lacks at random values.
@@ -181,6 +184,9 @@ def _read_weights(path: Path) -> Mapping[str, Any]:
 
     try:
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except MemoryError:
+        # On another worker there may be enough.
+        raise
     except Exception as error:  # torch raises what it likes
         raise SegmenterError(
             f"segmenter.model {path} can't be loaded as weights of Cellpose 4 ({in_one_line(error, 200)}). {_NOT_3}"

@@ -108,6 +108,9 @@ def _make(target: type, settings: Function) -> Segmenter:
     _check_call(settings, target, 0, settings.options, "made with segmenter.options")
     try:
         segmenter = target(**settings.options)
+    except MemoryError:
+        # On another worker there may be enough.
+        raise
     except Exception as error:  # as above
         raise SegmenterError(
             f"{_describe_target(settings)} can't be made with segmenter.options ({in_one_line(error)})",

@@ -224,6 +224,9 @@ def _load_model(files: StarDistFiles) -> Any:
         with contextlib.redirect_stdout(io.StringIO()):
             model = StarDist2D(None, name=folder.name, basedir=str(folder.parent))
             model.load_weights(files.weights.name)
+    except MemoryError:
+        # On another worker there may be enough.
+        raise
     except Exception as error:  # Keras raises what it likes
         raise SegmenterError(
             f"segmenter.model {folder} can't be loaded as a StarDist2D model: {in_one_line(error, 300)}"

@@ -239,6 +239,7 @@ def errors_as_slide_errors(file: str, problem: str, advice: str) -> Iterator[Non
     except PermissionError as error:
         # The permissions of its folders can't be seen on the file.
         raise SlideAwayError(f"{file}: this user may not read it; ask its owner for permission") from error
+    # tifffile, zarr and their codecs raise what they like on a damaged file.
     except Exception as error:
         kind = SlideAwayError if _is_passing(error) else SlideError
         raise kind(f"{file}: {problem} ({in_one_line(error, MAX_LIBRARY_MESSAGE)}); {advice}") from error

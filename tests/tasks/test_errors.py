@@ -64,6 +64,7 @@ def test_a_failed_block_says_whether_memory_ran_out_and_what_happened_apart_from
         f"{failure.what}: give workers more (`memory`, `memory_steps` of the cluster profile"
     )
     assert (failure.is_out_of_memory, failure.ended_worker, failure.is_hopeless) == (True, True, False)
+    assert BlockFailure.of(MemoryError()).is_out_of_memory
     other = BlockFailure.of(WITH_ARGUMENTS[DeviceMemoryError])
     assert (other.is_out_of_memory, other.ended_worker) == (False, False)
     assert "more memory of the job doesn't help" in str(other)

@@ -136,6 +136,9 @@ class Codec(BaseModel):
                 if decode_ycbcr is not None and (_has_jfif(data) or _has_subsampled_colours(data)):
                     return self._scaled(decode_ycbcr(data, number, **arguments)[0])
                 return self._scaled(decode(data, number, **arguments)[0])
+            except MemoryError:
+                raise
+            # imagecodecs raises what it likes; what isn't cured by the padding below is raised there.
             except Exception:
                 if self.numbers["tilewidth"] or length % height == 0:
                     raise

@@ -14,7 +14,6 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -309,8 +308,13 @@ def _is_first_segment_whole(page: tifffile.TiffPage) -> bool:
     )
     data = _read_first_segment(page)
     if page.compression != 1:
-        with suppress(Exception):  # reading its pixels says what is wrong with them
+        try:
             data = tifffile.TIFF.DECOMPRESSORS[page.compression](data, out=height * width * 3)
+        except (MemoryError, ImportError):
+            # They say nothing of the page, whose colours would be decided by it.
+            raise
+        except Exception:  # noqa: BLE001 (a damaged segment; reading its pixels says what is wrong with them)
+            return False
     return len(data) >= height * width * 3
 
 

@@ -1,50 +1,24 @@
-"""What the Prefect UI shows of a slide: keys, words and tables on their own, then artifacts of a real run."""
+"""A slide's page in the Prefect UI: keys, the bar, then artifacts of a real run."""
 
 from __future__ import annotations
 
-import base64
-import io
 import logging
 import re
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from slidesam.flows.progress.markdown import code, text
-from slidesam.flows.progress.pace import Pace, duration_words, rate_words
-from slidesam.flows.progress.page_text import changed_settings, failure_markdown, picture_uri, result_markdown
 from slidesam.flows.progress.reporters import SilentReporter
 from slidesam.flows.progress.run_page import RunPage, _Bar, artifact_key, show_failure, show_result
-from slidesam.tasks.errors import BlockFailure, BlockFailures, BlockLostError, SettingsError, SlideError
+from slidesam.tasks.errors import BlockFailures
 from slidesam.tasks.plan import plan_run
-from slidesam.tasks.run.layout import jobs_folder
 from slidesam.tasks.settings.parse import make_settings
-from slidesam.tasks.stitch.report import COLUMNS
+from tests.flows.progress.test_page_text import FACTS
 from tests.flows.slide.test_segment_slide import faulty, segment
 from tests.support.prefect_fixtures import THIRD_PARTY_WARNINGS
-from tests.support.records import finished_record
 from tests.support.slides import write_numbered_slide
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in THIRD_PARTY_WARNINGS]
-
-ODD = "a|b `c` <img src=x> *d*\n## e [f](g)"
-SEAMS = {"totals": dict.fromkeys(COLUMNS, 3) | {"objects": 12}, "warnings": ["raise the halo | to 96"]}
-FACTS = finished_record(
-    objects=1234,
-    blocks_without_tissue=(0, 8),
-    task_seconds={"image": 1.0, "segment": 700.0},
-    segmenter={"identity": "function", "devices": ["cpu"], "threads": ["1"]},
-    versions={"numpy": "2.1"},
-    seams=SEAMS,
-)
-
-
-@pytest.fixture
-def run(tmp_path):
-    """A run of nine blocks of 64 px, of which nothing is computed."""
-    slide = write_numbered_slide(tmp_path / "my|slide_1.tif")
-    return plan_run(slide, tmp_path / "out", make_settings(overrides=faulty(tmp_path / "log")))
 
 
 @pytest.mark.parametrize(
@@ -66,48 +40,6 @@ def test_keys_tell_slides_apart() -> None:
     keys = {artifact_key(name, label, "result") for name in names for label in ("cells", "b-cells", "b_cells")}
     assert len(keys) == 3 * len(names)
     assert artifact_key("a-b", "cells", "result") != artifact_key("a", "b-cells", "result")
-
-
-def test_words_of_a_stage_leave_out_what_was_done_before() -> None:
-    pace = Pace("segmenting blocks", 400, 20, now=100.0)
-    assert pace.describe(100.0) == "segmenting blocks: 20 of 400"
-    pace.advance(14, now=110.0)
-    assert pace.describe(110.0) == "segmenting blocks: 34 of 400,\n1.4/s, 4 min left"
-    assert pace.line(110.0) == "segmenting blocks: 34 of 400, 20 of them done before; 10 s, 1.4/s"
-
-
-def test_rate_is_that_of_the_last_minutes() -> None:
-    pace = Pace("segmenting blocks", 2000, 0, now=0.0)
-    # An hour in the queue, then a block a second.
-    for second in range(3600, 4201):
-        pace.advance(1, float(second))
-    assert pace.describe(4200.0) == "segmenting blocks: 601 of 2,000,\n1.0/s, 23 min left"
-
-
-def test_a_finished_stage_has_no_time_left() -> None:
-    pace = Pace("painting labels", 9, 0, now=0.0)
-    pace.advance(9, now=3.0)
-    assert pace.describe(3.0) == "painting labels: 9 of 9,\n3.0/s"
-    assert pace.line(3.0) == "painting labels: 9 of 9; 3.0 s, 3.0/s"
-    assert Pace("painting labels", 9, 9, now=0.0).line(0.1) == "painting labels: 9 of 9, all done before"
-    assert Pace("painting labels", 0, 0, now=0.0).share == 1
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(0, "0.0 s"), (9.96, "10 s"), (89, "89 s"), (91, "2 min"), (1e6, "11.6 days")]
-)
-def test_durations(seconds: float, words: str) -> None:
-    assert duration_words(seconds) == words
-
-
-def test_rates() -> None:
-    assert [rate_words(rate) for rate in (1000, 9.94, 0.2, 0.19, 0.01)] == [
-        "1000/s",
-        "9.9/s",
-        "0.2/s",
-        "11/min",
-        "36.0/h",
-    ]
 
 
 class Told:
@@ -209,104 +141,6 @@ def test_others_are_told_too(monkeypatch) -> None:
         page.advance(3)
         page.end()
     assert told.said == [("inform", "words"), ("begin", "matching seams", 4, 1), ("advance", 3), ("end",)]
-
-
-def test_result_says_what_came_out(run) -> None:
-    markdown = result_markdown(run, FACTS, "data:image/jpeg;base64,AAAA")
-    assert markdown.startswith("# my\\|slide\\_1: 1,234 cells\n")
-    assert "**Note:** raise the halo \\| to 96" in markdown
-    assert "| **blocks** | 7 of 64 × 64 px, with a halo of 0 px; 2 more without tissue |" in markdown
-    assert "12 min of all workers together (image 1.0 s, segment 12 min)" in markdown
-    assert "](data:image/jpeg;base64,AAAA)" in markdown
-    assert "| **one-sided** | 3 | 25&nbsp;% |" in markdown
-    assert "blocks.block_shape: 64" in markdown
-    assert f"slidesam seams '{run.store}' --label cells" in markdown
-    assert f"`{run.paths.provenance}`" in markdown
-    assert all(digest in markdown for digest in run.fingerprints.values())
-
-
-def test_result_of_an_older_version_lacks_what_it_lacks(run) -> None:
-    markdown = result_markdown(run, finished_record(objects=0))
-    assert "## Seams" not in markdown
-    assert "![" not in markdown
-    assert "**computing** | unknown" in markdown
-
-
-def test_failure_lists_the_first_blocks(run) -> None:
-    failures = dict.fromkeys(range(60), BlockFailure.of(ValueError(ODD)))
-    markdown = failure_markdown(run, run.slide.path, BlockFailures(run.name, failures, 100, untried=10))
-    rows = [line for line in markdown.splitlines() if re.match(r"\| \d", line)]
-    assert len(rows) == 50
-    assert "… and 10 more." in markdown
-    assert "# my\\|slide\\_1: 60 of 100 blocks failed" in markdown
-    assert "30 blocks are done and kept. 10 weren't tried after so many failures in a row." in markdown
-    assert rows[5].startswith("| 5 | 1 | 2 | 128,&nbsp;64 | ValueError: a\\|b \\`c\\` \\<img src=x\\> \\*d\\* \\#\\# e")
-    assert all(len(re.findall(r"(?<!\\)\|", row)) == 6 for row in rows)
-    assert "`slidesam retry " in markdown
-    assert "**Retry**" not in markdown
-    assert "**Retry**" in failure_markdown(
-        run, run.slide.path, BlockFailures("a", {1: BlockFailure("b")}, 2), can_retry=True
-    )
-
-
-def test_failure_shows_how_a_lost_workers_log_ends(run) -> None:
-    log_tail = "memory is high | slurmstepd: oom_kill | Killed"
-    error = BlockLostError(4, lost=3, timed_out=0, host="node1", timeout=None, log_tail=log_tail)
-    markdown = failure_markdown(run, run.slide.path, BlockFailures(run.name, {4: BlockFailure.of(error)}, 9))
-    (row,) = [line for line in markdown.splitlines() if line.startswith("| 4 ")]
-    assert "block 4 ended its worker 3 times, last on node1" in row
-    assert row.endswith("its log ends with:<br>memory is high<br>slurmstepd: oom\\_kill<br>Killed |")
-
-
-def test_failure_names_job_logs_where_there_are(run) -> None:
-    error = SlideError("no such slide")
-    assert "logs of jobs" not in failure_markdown(run, run.slide.path, error)
-    logs = jobs_folder(run.output)
-    logs.mkdir(parents=True)
-    (logs / "a-1.log").touch()
-    assert f"- logs of jobs: `{logs}`" in failure_markdown(run, run.slide.path, error)
-
-
-def test_failure_before_there_is_a_run(tmp_path: Path) -> None:
-    markdown = failure_markdown(None, tmp_path / "a_b.tif", SlideError(f"can't be read: {ODD}"))
-    assert markdown.startswith("# a\\_b: can't be segmented\n\ncan't be read: a\\|b")
-    assert "Repair or replace the file. A retry skips the slide until the file changes:" in markdown
-    assert "- the same command again" in markdown
-    known = failure_markdown(None, tmp_path / "a.tif", SlideError("a"), output=tmp_path / "o u", name="other")
-    assert known.startswith("# other: ")
-    assert f"`slidesam retry '{tmp_path}/o u'`" in known
-    settings = failure_markdown(None, tmp_path / "a_b.tif", SettingsError("unknown"), can_retry=True)
-    assert "Start a new run with other settings" in settings
-    assert "**Retry**" not in settings
-    assert "traceback" in failure_markdown(None, tmp_path / "a.tif", ZeroDivisionError("x"))
-
-
-def test_words_and_code_stay_what_they_are() -> None:
-    assert text(ODD) == "a\\|b \\`c\\` \\<img src=x\\> \\*d\\* \\#\\# e \\[f\\](g)"
-    assert code("a`b``c") == "```a`b``c```"
-    assert code("`") == "`` ` ``"
-
-
-def test_only_changed_settings_are_named() -> None:
-    assert changed_settings(make_settings()) == {}
-    changed = {"segmenter.kind": "watershed", "blocks.block_shape": 512, "blocks.halo": 128, "segmenter.diameter": 9}
-    assert changed_settings(make_settings(overrides=changed)) == {
-        "blocks.block_shape": "512",
-        "segmenter.kind": "watershed",
-        "segmenter.diameter": "9.0",
-    }
-
-
-def test_picture_is_made_small(tmp_path: Path) -> None:
-    noise = Image.effect_noise((2400, 1500), 120).convert("RGB")
-    noise.save(tmp_path / "a.png")
-    uri = picture_uri(tmp_path / "a.png")
-    assert uri is not None
-    assert uri.startswith("data:image/jpeg;base64,")
-    assert len(uri) <= 300_000
-    with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as shown:
-        assert abs(shown.width / shown.height - 1.6) < 0.01
-    assert picture_uri(tmp_path / "none.png") is None
 
 
 def test_nothing_raises_where_there_is_no_flow_run(run) -> None:
