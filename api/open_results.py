@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import DTypeLike, NDArray
+from pydantic import ValidationError
 
 from slidesam.lazy_arrays import LazyArray
 from slidesam.object_tables import read_objects
-from slidesam.tasks.errors import OutputError
+from slidesam.tasks.errors import OutputError, in_one_line
 from slidesam.tasks.grid import Region
-from slidesam.tasks.run.layout import STORE_SUFFIX, PaintFolder, list_provenance
+from slidesam.tasks.run.layout import STORE_SUFFIX, PaintFolder, find_provenance, list_provenance
 from slidesam.tasks.run.records import Provenance
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.run.status import read_states
@@ -153,13 +154,13 @@ def open_result(path: str | os.PathLike[str], label: str | None = None) -> Resul
         raise OutputError(f"{place} isn't there: correct the path")
     is_store = place.name.endswith(STORE_SUFFIX)
     output = place.parent if is_store or place.is_file() else place
-    files = [place] if place.is_file() else list_provenance(output)
-    records = [record for file in files if (record := Provenance.read(file)) is not None]
-    results = [Result(output.resolve(), record) for record in records if record.status == "finished"]
-    if is_store:
-        results = [result for result in results if result.store.name == place.name]
+    of_store = find_provenance(output, place.name.removesuffix(STORE_SUFFIX)).values()
+    files = of_store if is_store else [place] if place.is_file() else list_provenance(output)
+    results, unreadable = _read_results(output, files)
     if label is not None:
         results = [result for result in results if result.label == label]
+    if not results and unreadable:
+        raise unreadable[0]
     if not results:
         raise OutputError(_nothing_finished(place, output, label))
     if len(results) > 1:
@@ -172,6 +173,24 @@ def open_result(path: str | os.PathLike[str], label: str | None = None) -> Resul
             f"{results[0].store} has no finished label image {results[0].label}: segment the slide again to write it"
         )
     return results[0]
+
+
+def _read_results(output: Path, files: Iterable[Path]) -> tuple[list[Result], list[OutputError]]:
+    """Read the records of finished runs; one that can't be read doesn't stop the others."""
+    results, errors = [], []
+    for file in files:
+        try:
+            record = Provenance.read(file)
+            if record is None:
+                errors.append(OutputError(f"{file} is damaged: segment the slide again with the same settings"))
+            elif record.status == "finished":
+                results.append(Result(output.resolve(), record))
+        except OutputError as error:
+            errors.append(error)
+        except ValidationError as error:
+            reason = f"{file} has settings that this version can't read: segment the slide again"
+            errors.append(OutputError(f"{reason} ({in_one_line(error)})"))
+    return results, errors
 
 
 def _nothing_finished(place: Path, output: Path, label: str | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -293,8 +294,10 @@ def finished_runs(store: Path, label: str | None = None) -> dict[str, Provenance
         )
     runs = {}
     for finished_label, path in find_provenance(folder, name).items():
-        if (record := Provenance.read(path)) is not None:
-            runs[finished_label] = record
+        # One label's damaged file doesn't stop the others.
+        with suppress(OutputError):
+            if (record := Provenance.read(path)) is not None:
+                runs[finished_label] = record
     if not runs:
         raise SettingsError(
             f"{store}: none of its label images is finished; `slidesam status {folder}` shows the status"

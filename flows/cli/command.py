@@ -19,7 +19,7 @@ from slidesam.flows.signals import Stops, interrupts
 from slidesam.tasks.errors import CohortFailures, SegmenterError, SettingsError
 from slidesam.tasks.run.layout import RunPaths, jobs_folder
 from slidesam.tasks.run.records import Provenance
-from slidesam.tasks.run.status import RunState, find_refusal, list_unfinished
+from slidesam.tasks.run.status import UNREADABLE, RunState, find_refusal, list_unfinished
 from slidesam.tasks.segmenters.allowed import permit
 from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.settings.sections import Settings
@@ -124,6 +124,8 @@ def _is_refused(run: RunState, profile: ClusterProfile | None, allowed: tuple[st
     reason = find_refusal(state, state.slide_path or Path())
     if reason is not None:
         reason = f"not tried again, since its file hasn't changed: {reason}"
+    elif state.status == UNREADABLE:
+        reason = state.error
     elif state.settings is None or state.cluster is None:
         reason = "a version of slidesam ran it that didn't record its settings: use `slidesam segment`"
     else:

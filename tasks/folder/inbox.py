@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from slidesam.tasks.errors import SlidesamError
+from slidesam.tasks.errors import OutputError, SlidesamError
 from slidesam.tasks.run.layout import RunPaths
 from slidesam.tasks.run.records import InboxMemory, Provenance, Sight
 from slidesam.tasks.run.status import describe_file
@@ -51,7 +51,7 @@ def look(folder: Path, memory: Path, quiet: float, clock_time: float) -> tuple[l
     Raises:
         OutputError: The memory can't be written.
     """
-    last_sights = (InboxMemory.read(memory) or InboxMemory()).seen
+    last_sights = _read_memory(memory).seen
     # A folder that is away for a while, such as one that isn't mounted, comes back as it was.
     sights = {
         name: sight for name, sight in last_sights.items() if clock_time - (sight.last or clock_time) < _REMEMBERED
@@ -76,9 +76,20 @@ def look(folder: Path, memory: Path, quiet: float, clock_time: float) -> tuple[l
 
 def record_started(memory: Path, arrival: Arrival) -> None:
     """Record that a slide's run was started, so that no other is started for this content of its file."""
-    record = InboxMemory.read(memory) or InboxMemory()
+    record = _read_memory(memory)
     sight = record.seen.get(arrival.path.name, Sight()).model_copy(update={"started": arrival.version})
     record.model_copy(update={"seen": {**record.seen, arrival.path.name: sight}}).write(memory)
+
+
+def _read_memory(memory: Path) -> InboxMemory:
+    """Read what was seen; nothing where the file is damaged or of another version.
+
+    Slides then have to prove again that they are whole, and the key of a slide's run keeps it from being started twice.
+    """
+    try:
+        return InboxMemory.read(memory) or InboxMemory()
+    except OutputError:
+        return InboxMemory()
 
 
 def has_result(path: Path, output: Path, settings: Settings) -> bool:
@@ -90,7 +101,11 @@ def has_result(path: Path, output: Path, settings: Settings) -> bool:
         settings: Which of its images is meant, and under which name and label.
     """
     name = slide_name(path, settings.slide.name)
-    record = Provenance.read(RunPaths(output, name, settings.output.label).provenance)
+    try:
+        record = Provenance.read(RunPaths(output, name, settings.output.label).provenance)
+    except OutputError:
+        # Damaged, or of another version: the run says so, and makes it again.
+        return False
     if record is None or record.status != "finished":
         return False
     try:

@@ -305,10 +305,11 @@ def list_runs(slide: Path) -> list[RunPaths]:
 
 
 def list_noted_runs(output: Path) -> list[RunPaths]:
-    """The runs of an output folder that have a `state.json`, by slide and label."""
+    """The runs of an output folder that have a `state.json`, of whatever kind, by slide and label."""
     runs = [run for slide in list_slide_folders(output) for run in list_runs(slide)]
-    # What only another user can enter counts as not there.
-    return [run for run in runs if os.path.isfile(run.state)]  # noqa: PTH113 (Path.is_file raises)
+    # Whatever is in its place: a run must not be out of sight because its file is damaged. But what only another user can enter
+    # counts as not there.
+    return [run for run in runs if os.path.lexists(run.state)]
 
 
 def find_provenance(output: Path, name: str) -> dict[str, Path]:

@@ -102,7 +102,8 @@ def read_lock_file(path: Path) -> LockFile | None:
     """Read a lock's file; None if there is none."""
     try:
         # NFS asks its server at an open; it may answer a stat from its cache.
-        with path.open("rb") as stream:
+        # A FIFO in its place must not wait for who writes to it.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as stream:
             status, text = os.fstat(stream.fileno()), stream.read(1 << 16)
     except FileNotFoundError:
         return None

@@ -8,11 +8,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from slidesam.tasks.errors import OutputError
+from slidesam.tasks.errors import OutputError, in_one_line
 from slidesam.tasks.run.layout import RunPaths, SegmentFolder, list_noted_runs
 from slidesam.tasks.run.lock import holders
 from slidesam.tasks.run.records import FileFacts, Params, Provenance, State
 from slidesam.tasks.run.run import Run
+
+UNREADABLE = "unreadable"
+"""In place of a run's status: its `state.json` is damaged, or of another version."""
 
 
 @dataclass(frozen=True)
@@ -92,18 +95,20 @@ def find_segment_folder(paths: RunPaths, state: State) -> SegmentFolder | None:
 
 
 def _read_run(paths: RunPaths) -> RunState:
-    unreadable = State(status="unreadable")
     try:
-        state = State.read(paths.state) or unreadable
-        return RunState(paths.name, paths.label, state, *count_blocks(paths, state))
-    except OSError:
+        state, reason = State.read(paths.state), f"{paths.state} is damaged"
+        if state is not None:
+            return RunState(paths.name, paths.label, state, *count_blocks(paths, state))
+    except OSError as error:
         # Of another version, or another user's.
-        return RunState(paths.name, paths.label, unreadable, 0, None)
+        reason = in_one_line(error)
+    unreadable = State(status=UNREADABLE, error=f"{reason}; `slidesam segment` with the same settings writes it again")
+    return RunState(paths.name, paths.label, unreadable, 0, None)
 
 
 def list_unfinished(output: Path) -> list[RunState]:
-    """List the runs that failed, were stopped or were killed; none that is running."""
-    runs = [run for run in read_states(output) if run.state.status in ("failed", "stopped", "running")]
+    """List the runs that failed, were stopped or were killed, or whose state is unknown; none that is running."""
+    runs = [run for run in read_states(output) if run.state.status in ("failed", "stopped", "running", UNREADABLE)]
     locks = [RunPaths(output, run.slide, run.label).lock for run in runs]
     held = holders(locks)
     return [run for run, lock in zip(runs, locks, strict=True) if lock not in held]
