@@ -10,7 +10,7 @@ DEMO   ?= demo-output
 
 .DEFAULT_GOAL := help
 STITCHING := stitching-accuracy stitching-speed stitching-memory
-BENCHMARKS := accuracy block conversion empty guide kills memory mosaics open-slide overhead pixel-oracle rechunk same-results soak structure tissue
+BENCHMARKS := accuracy block chaos conversion empty guide memory mosaics open-slide overhead pixel-oracle rechunk same-results soak structure tissue
 .PHONY: help install lock demo test test-fast many-slides full-networks screenshots slurm-overhead stardist $(BENCHMARKS) $(STITCHING) peers lint format typed imports typecheck clean
 
 help:  ## list the targets
@@ -88,7 +88,7 @@ block:       ## seconds and peak memory of one block, per segmenter
 conversion:  ## converting a slide of 20 000 px beside what this machine can do at best
 empty:       ## what leaving out background saves on a nearly empty slide
 guide:       ## the guide's figures 1 to 4 again, and false objects at chunk edges; hours on two cores (python -m benchmarks.guide --small: one)
-kills:       ## kill -9 of everything at 20 random moments: equal files, nothing finished done twice
+chaos:       ## 100 runs with kills, stops, full disks, clock jumps, a lost network: equal files, nothing done twice, nothing left
 stitching-accuracy:  ## stitching: found, exact, merged, split, beside peers (make peers first), 20 minutes
 stitching-memory:  ## stitching: peak memory of slides of 8192, 16 384 and 32 768 px
 stitching-speed:  ## stitching: seconds beside the raw limit and peers
