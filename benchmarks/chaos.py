@@ -186,6 +186,7 @@ class Scene:
         """List what a finished command should not have left."""
         found = [f"process {process.pid}" for process in self.members("all")]
         temporary = [path for name in ("tmp", "shm") for path in (self.folder / name).rglob("*") if path.is_file()]
+        temporary += (self.folder / "home").glob("slidesam-server-*.login")
         found += [str(path) for path in temporary if path.parent.name != "dask-scratch-space"]
         for pattern in ("*.partial*", "*.tmp", "lock.json", "starts/*", "*.break*", "*.pem", ".trash*"):
             found += [str(path.relative_to(self.output)) for path in self.output.rglob(pattern)]
@@ -332,7 +333,10 @@ def main() -> None:
             f"undisturbed: {seconds:.0f} s" + ("" if with_root else "; not root: no full disk, no lost network")
         )
         seeds = range(chosen.seed, chosen.seed + chosen.runs)
-        outcomes = list(pool.map(lambda seed: run_once(seed, slide, expected, seconds, with_root=with_root), seeds))
+        outcomes = []
+        for outcome in pool.map(lambda seed: run_once(seed, slide, expected, seconds, with_root=with_root), seeds):
+            outcomes.append(outcome)
+            console.print(make_table([outcome]))
     console.print(make_table(outcomes))
     bad = [outcome.seed for outcome in outcomes if not outcome.is_good]
     console.print(f"{len(outcomes)} runs, {len(bad)} bad: {bad}")

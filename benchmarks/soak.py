@@ -79,7 +79,7 @@ def role_of(process: psutil.Process, flow: int) -> str | None:
         return None
     if process.pid == flow:
         return "flow"
-    if "prefect.server" in words or "uvicorn" in words or "prefect server" in words:
+    if "prefect" in words.split("--multiprocessing")[0]:
         return "server"
     return "worker" if "spawn_main" in words else None
 
