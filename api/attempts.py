@@ -32,6 +32,7 @@ from slidesam.tasks.store import convert
 
 _OWNER = "slidesam.segment"
 _WAIT_FOR_IMAGE = 7 * 86400.0
+_KEY_FILES = {"ca": "tls_ca_file", "cert": "tls_client_cert", "key": "tls_client_key"}
 
 
 class SegmentedBlock(NamedTuple):
@@ -76,7 +77,7 @@ class Attempt:
         self.allowed = allowed
         self.slide, self.output, self.settings, self.client, self.reporter = slide, output, settings, client, reporter
         self.name, self.label = slide_name(slide, settings.slide.name), settings.output.label
-        cluster = {"kind": "local"} if client is None else {"kind": "attach", "address": client.scheduler.address}
+        cluster = {"kind": "local"} if client is None else _describe(client)
         self.is_ours = False
         # So that `slidesam retry` knows what was asked for, from whichever folder.
         self._known: dict[str, Any] = {
@@ -179,3 +180,10 @@ def prepare_image(run: Run, executor: StepExecutor) -> dict[str, float]:
     with locked(run.paths.image.lock, _OWNER, target=target, wait=_WAIT_FOR_IMAGE, on_wait=executor.inform):
         # Asked here, and not before: the run of another label may write it, or `clean` remove it.
         return {} if convert.is_ready(run) else {"image": order.write_image(run, executor)}
+
+
+def _describe(client: Any) -> dict[str, Any]:
+    """Return the profile of a client's cluster; keys are named if they are files, and never written."""
+    files = {f"{part}_file": getattr(client.security, name) for part, name in _KEY_FILES.items()}
+    are_files = all(isinstance(file, str) and "\n" not in file for file in files.values())
+    return {"kind": "attach", "address": client.scheduler.address, **(files if are_files else {})}

@@ -235,7 +235,8 @@ def _jobs(
         stack.callback(_cancel, name)
     if not keys.exists():
         write_secret(keys, make_keys())
-    security = make_security(keys.read_text())
+    # By its file: keys in memory are what dask-jobqueue would write once more.
+    security = make_security(str(keys))
     try:
         cluster = stack.enter_context(
             kind(

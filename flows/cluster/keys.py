@@ -48,7 +48,7 @@ def make_security(keys: str) -> Any:
     """Return what Dask's schedulers, workers and clients take as `security`.
 
     Args:
-        keys: As `make_keys` returns them.
+        keys: As `make_keys` returns them, or the path of a file that holds them.
     """
     from distributed import Security
 

@@ -24,6 +24,7 @@ from slidesam.tasks.segment import devices
 if TYPE_CHECKING:
     from slidesam.flows.cluster.task_runner import Connection, SharedTaskRunner
 
+_PATIENCE = "15s"
 _PRELOADS = {"preload": "slidesam.flows.cluster.on_worker", "preload_nanny": "slidesam.flows.cluster.on_nanny"}
 
 
@@ -52,7 +53,7 @@ class Workers:
         """Return a Dask client of the scheduler."""
         from dask.distributed import Client
 
-        return Client(self.address, security=self.security, timeout="15s", set_as_default=False)
+        return Client(self.address, security=self.security, timeout=_PATIENCE, set_as_default=False)
 
     def task_runner(self) -> SharedTaskRunner:
         """Return a task runner of Prefect that computes tasks here; all of them share one connection."""

@@ -137,7 +137,9 @@ def client() -> Iterator[object]:
     with (
         # A loaded machine takes its time to start two workers.
         dask.config.set({"distributed.comm.timeouts.connect": "180s"}),
-        LocalCluster(n_workers=2, threads_per_worker=2, dashboard_address=None, memory_limit=0) as cluster,
+        LocalCluster(
+            n_workers=2, threads_per_worker=2, dashboard_address=None, memory_limit=0, security=True
+        ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
         yield client
@@ -148,7 +150,8 @@ def test_a_client_computes_the_same_bytes(slide: Path, client: object, tmp_path:
     slidesam.segment(slide, tmp_path / "a", SETTINGS, client=client, progress=False)
     slidesam.segment(slide, tmp_path / "b", SETTINGS, progress=False)
     assert store_files(tmp_path / "a") == store_files(tmp_path / "b")
-    assert state(tmp_path / "a").state.cluster["kind"] == "attach"
+    noted = state(tmp_path / "a").state.cluster
+    assert noted == {"kind": "attach", "address": client.scheduler.address}  # and not the key, which is in memory
 
 
 @pytest.mark.slow

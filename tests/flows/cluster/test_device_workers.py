@@ -16,8 +16,10 @@ from typing import Any
 import psutil
 import pytest
 
-from slidesam.flows.cluster.device_workers import DeviceWorker, divided
+from slidesam.flows.cluster.device_workers import DeviceWorker, address_towards, divided
+from slidesam.flows.cluster.keys import make_keys, make_security, write_secret
 from tests.support import DATA
+from tests.support.intruder import listening
 from tests.support.prefect_fixtures import THIRD_PARTY_WARNINGS
 
 LISTS = DATA / "nvidia_smi"
@@ -81,6 +83,21 @@ def test_senseless_options_are_refused(arguments: list[str], words: str, tmp_pat
     assert words in done.stderr
 
 
+def test_keys_that_are_gone_are_named(tmp_path: Path) -> None:
+    done = launch(["tls://127.0.0.1:1", "--gpus", "0", "--keys", str(tmp_path / "keys.pem")], environment(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr.startswith("the cluster's keys can't be read: ")
+    assert str(tmp_path / "keys.pem") in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "address"),
+    [("tls://127.0.0.1:8786", "127.0.0.1"), ("tcp://localhost:1", "127.0.0.1")],
+)
+def test_workers_listen_at_the_address_towards_the_scheduler(scheduler: str, address: str) -> None:
+    assert address_towards(scheduler) == address
+
+
 def test_help_answers_without_importing_what_takes_time(tmp_path: Path) -> None:
     assert "dask worker" in launch(["--help"], environment(tmp_path)).stdout
     code = "import sys, slidesam.flows.cluster.device_workers; print(*sys.modules)"
@@ -138,10 +155,19 @@ def test_options_of_dask_are_handed_on_and_those_of_slidesam_win() -> None:
 
 
 @pytest.fixture(scope="module")
-def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The key of the cluster."""
+    path = tmp_path_factory.mktemp("keys") / "keys.pem"
+    write_secret(path, make_keys())
+    return path
+
+
+@pytest.fixture(scope="module")
+def scheduler(keys: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a real scheduler."""
     folder = tmp_path_factory.mktemp("scheduler")
     options = ["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--dashboard-address", "127.0.0.1:0"]
+    options += [word for part in ("ca-file", "cert", "key") for word in (f"--tls-{part}", str(keys))]
     file = folder / "scheduler.json"
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
@@ -156,15 +182,15 @@ def scheduler(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def client(scheduler: str) -> Iterator[Any]:
+def client(scheduler: str, keys: Path) -> Iterator[Any]:
     from dask.distributed import Client
 
-    with Client(scheduler, set_as_default=False) as connected:
+    with Client(scheduler, security=make_security(str(keys)), set_as_default=False) as connected:
         yield connected
 
 
 @pytest.fixture
-def started(scheduler: str, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+def started(scheduler: str, keys: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     """Starts launchers, and leaves none of their processes behind, whatever the test comes to."""
     launchers: list[subprocess.Popen[bytes]] = []
 
@@ -172,7 +198,7 @@ def started(scheduler: str, tmp_path: Path) -> Iterator[Callable[..., subprocess
         with (tmp_path / f"log{len(launchers)}").open("wb") as log:
             launchers.append(
                 subprocess.Popen(
-                    [*LAUNCHER, scheduler, *arguments, "--local-directory", str(tmp_path)],
+                    [*LAUNCHER, scheduler, "--keys", str(keys), *arguments, "--local-directory", str(tmp_path)],
                     env=environment(tmp_path, smi, **variables),
                     stdout=log,
                     stderr=log,
@@ -249,7 +275,12 @@ def test_one_worker_takes_the_launchers_place(started, client) -> None:
     assert found["alone"]["MALLOC_TRIM_THRESHOLD_"] == str(2**35)
     (worker,) = client.scheduler_info(n_workers=-1)["workers"].values()
     assert worker["nthreads"] == 1
-    assert "distributed.cli.dask_worker" in psutil.Process(launcher.pid).cmdline()
+    command = psutil.Process(launcher.pid).cmdline()
+    assert "distributed.cli.dask_worker" in command
+    assert not any("KEY" in word or "keys.pem" in word for word in command)
+    # The worker and its nanny, and no port for HTTP.
+    listening_at = listening({process.pid for process in session(launcher.pid)})
+    assert [host for host, _ in listening_at] == ["127.0.0.1"] * 2
     assert end(launcher, client) == 0
 
 

@@ -3,68 +3,21 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
 from slidesam.flows.cluster.cluster import Cluster, LocalProfile, open_cluster
-from tests.support.other_user import needs_root, run_python_as_other_user
+from tests.support.intruder import listening, what_an_intruder_gets
+from tests.support.other_user import as_other_user, needs_root
 from tests.support.prefect_fixtures import THIRD_PARTY_WARNINGS
+from tests.support.slurm_fixtures import profile
 
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in THIRD_PARTY_WARNINGS]
-# Every way to make a Dask server run a function, or tell what it does: without TLS, and with a key of the intruder's own.
-INTRUDER = """
-from slidesam.flows.cluster.keys import make_keys, make_security
-own = make_security(make_keys())
-own.get_connection_args("client")
-
-async def ask(address, connection):
-    comm = await asyncio.wait_for(connect(address, timeout=3, **connection), 5)
-    await comm.write({"op": "run" if sys.argv[1] == "worker" else "identity", "reply": True})
-    return repr(await asyncio.wait_for(comm.read(), 5))
-
-def plain_http(host, port, path):
-    with socket.create_connection((host, port), timeout=5) as sock:
-        sock.sendall(f"GET {path} HTTP/1.0\\r\\nHost: x\\r\\n\\r\\n".encode())
-        return sock.makefile("rb").read(4000).decode("latin1")
-
-found = {}
-for text in sys.argv[2:]:
-    host, _, port = text.rpartition(":")
-    for name, address, connection in (
-        ("tcp", f"tcp://{host}:{port}", {}),
-        ("tls", f"tls://{host}:{port}", own.get_connection_args("client")),
-    ):
-        try:
-            found[f"{name} {text}"] = asyncio.run(ask(address, connection))
-        except (OSError, asyncio.TimeoutError, CommClosedError):
-            pass
-    for path in ("/status", "/info/main/workers.html", "/json/identity.json", "/metrics", "/sitemap.json"):
-        try:
-            answer = plain_http(host, int(port), path)
-        except OSError:
-            continue
-        if answer and not answer.startswith("HTTP/1.1 403"):
-            found[f"{path} {text}"] = answer
-print(json.dumps(found))
-"""
-IMPORTS = """
-import cryptography.x509, cryptography.hazmat.primitives.serialization, cryptography.hazmat.primitives.asymmetric.ec
-import distributed, distributed.comm.tcp, slidesam.flows.cluster.keys
-from distributed.comm import connect
-from distributed.core import CommClosedError
-"""
-
-
-def listening(pids: set[int]) -> set[tuple[str, int]]:
-    """Addresses and ports at which processes listen."""
-    return {
-        (connection.laddr.ip, connection.laddr.port)
-        for connection in psutil.net_connections("inet")
-        if connection.status == psutil.CONN_LISTEN and connection.pid in pids
-    }
 
 
 def own_processes() -> set[int]:
@@ -98,10 +51,7 @@ def test_local_workers_listen_on_loopback_only(addresses: set[tuple[str, int]]) 
 
 @needs_root
 def test_another_user_of_the_host_gets_nothing_out_of_local_workers(addresses: set[tuple[str, int]]) -> None:
-    assert (
-        run_python_as_other_user(INTRUDER, "local", *(f"{host}:{port}" for host, port in addresses), imports=IMPORTS)
-        == {}
-    )
+    assert what_an_intruder_gets(addresses) == {}
 
 
 def test_the_owner_s_client_is_let_in(cluster: Cluster) -> None:
@@ -134,3 +84,54 @@ def test_the_dashboard_answers_who_has_the_link(cluster: Cluster) -> None:
     status, body, _ = fetch(page, headers["Set-Cookie"].partition(";")[0])
     assert status == 200
     assert "Dask" in body
+
+
+@needs_root
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_on_slurm_s_nodes_nobody_else_gets_in(shared_slurm: None, tmp_path: Path) -> None:
+    """A job on node1 and its scheduler here, and another user on node2."""
+    directives = ["--nodelist=node1"]
+    where = profile("slurm-cpu", cpu__minimum_jobs=1, cpu__maximum_jobs=1, cpu__directives=directives, dashboard=True)
+    before = listening(own_processes())
+    with open_cluster(where, tmp_path / "jobs") as cluster, cluster.workers().connect() as client:
+        client.wait_for_workers(1, timeout=120)
+        ((at_worker, pids),) = client.run(look_around).values()
+        here = listening(own_processes()) - before
+        # The scheduler, and its dashboard on loopback; the worker and its nanny.
+        assert {host for host, _ in here} == {"10.177.0.1", "127.0.0.1"}
+        assert [host for host, _ in at_worker] == ["10.177.0.11"] * 2
+        seen = {(host, port) for host, port in at_worker}
+        assert what_an_intruder_gets(here | seen, ["ip", "netns", "exec", "slidesam-node2"]) == {}
+        assert what_an_intruder_gets(here | seen) == {}
+        (keys,) = (tmp_path / "jobs").glob("*.keys/keys.pem")
+        key = keys.read_text().splitlines()[-2]
+        commands = [Path(f"/proc/{pid}/cmdline").read_text() for pid in pids]
+        script = subprocess.run(
+            ["scontrol", "write", "batch_script", job_id(cluster), "-"], capture_output=True, text=True, check=True
+        ).stdout
+        assert str(keys) in script
+        for text in (script, *commands):
+            assert key not in text
+        with as_other_user():
+            for path in (keys, *(Path(f"/proc/{pid}/environ") for pid in pids)):
+                with pytest.raises(PermissionError):
+                    path.read_text()
+    assert not keys.parent.exists()
+
+
+def look_around() -> tuple[list[tuple[str, int]], list[int]]:
+    """Where this worker and its nanny listen, and their processes."""
+    import os
+
+    import psutil
+
+    pids = [os.getpid(), os.getppid()]
+    connections = [each for pid in pids for each in psutil.Process(pid).net_connections("inet")]
+    return sorted(tuple(each.laddr) for each in connections if each.status == "LISTEN"), pids
+
+
+def job_id(cluster: Cluster) -> str:
+    """The number of the only job of a cluster."""
+    (job,) = cluster.workers().keeper.cluster.workers.values()
+    return str(job.job_id)
