@@ -10,7 +10,7 @@ DEMO   ?= demo-output
 
 .DEFAULT_GOAL := help
 STITCHING := stitching-accuracy stitching-speed stitching-memory
-BENCHMARKS := accuracy block chaos conversion empty guide memory mosaics open-slide overhead pixel-oracle rechunk same-results soak structure tissue
+BENCHMARKS := accuracy block chaos conversion empty file-count guide memory mosaics open-slide overhead pixel-oracle rechunk same-results soak structure tissue
 .PHONY: help install lock demo test test-fast many-slides full-networks screenshots slurm-overhead stardist $(BENCHMARKS) $(STITCHING) peers lint format typed imports typecheck clean
 
 help:  ## list the targets
@@ -87,6 +87,7 @@ accuracy:    ## how well `watershed` finds nuclei, in blocks and as a whole (nee
 block:       ## seconds and peak memory of one block, per segmenter
 conversion:  ## converting a slide of 20 000 px beside what this machine can do at best
 empty:       ## what leaving out background saves on a nearly empty slide
+file-count:  ## files that a slide of 100 000 px leaves, while it runs and when it is finished
 guide:       ## the guide's figures 1 to 4 again, and false objects at chunk edges; hours on two cores (python -m benchmarks.guide --small: one)
 chaos:       ## 100 runs with kills, stops, full disks, clock jumps, a lost network: equal files, nothing done twice, nothing left
 stitching-accuracy:  ## stitching: found, exact, merged, split, beside peers (make peers first), 20 minutes

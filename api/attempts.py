@@ -29,6 +29,7 @@ from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.facts import slide_name
 from slidesam.tasks.slides.reader import SlideReader
 from slidesam.tasks.store import convert
+from slidesam.tasks.store.verify import heal_image, heal_labels
 
 _OWNER = "slidesam.segment"
 _WAIT_FOR_IMAGE = 7 * 86400.0
@@ -163,10 +164,17 @@ def run_stages(run: Run, executor: StepExecutor, check: Callable[[], None]) -> P
     Returns:
         The provenance.
     """
-    seconds = prepare_image(run, executor)
-    check()
+    seconds: dict[str, float] = {}
 
     def compute() -> Provenance:
+        was_finished = read_finished(run) is not None
+        seconds.update(prepare_image(run, executor))
+        check()
+        for line in heal_labels(run):
+            executor.inform(f"{run.name}: {line}")
+        if not was_finished and (finished := read_finished(run)) is not None:
+            # Only the image, or metadata, was damaged.
+            return finished
         block_seconds = order.segment_missing_blocks(run, executor)
         check()
         return order.stitch_and_export(run, executor, seconds | block_seconds)
@@ -178,6 +186,8 @@ def prepare_image(run: Run, executor: StepExecutor) -> dict[str, float]:
     """Write the store's image, unless it is there; return the seconds of that stage."""
     target = f"the image of {run.name} in {run.output}"
     with locked(run.paths.image.lock, _OWNER, target=target, wait=_WAIT_FOR_IMAGE, on_wait=executor.inform):
+        for line in heal_image(run):
+            executor.inform(f"{run.name}: {line}")
         # Asked here, and not before: the run of another label may write it, or `clean` remove it.
         return {} if convert.is_ready(run) else {"image": order.write_image(run, executor)}
 

@@ -25,8 +25,10 @@ from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.facts import Level, Slide
 from slidesam.tasks.slides.reader import SlideReader
 from slidesam.tasks.store import ome_zarr
+from slidesam.tasks.store.arrays import FAST, find_damaged_shards
 from slidesam.tasks.store.image import has_pyramid
 from slidesam.tasks.store.multiscales import LevelPlace, place_averages, place_samples, read_places
+from slidesam.tasks.store.verify import Depth, check_image, check_result
 
 # Of a level: shape, dtype, what reads a region of it, and where its pixels lie.
 _Described = tuple[tuple[int, ...], DTypeLike, Callable[[Region], NDArray[Any]], LevelPlace]
@@ -129,6 +131,20 @@ class Result:
         fingerprint = self.run["fingerprints"]["export"]
         return read_objects(self._run, self.labels, PaintFolder(self._run.paths.work / f"paint-{fingerprint}"))
 
+    def verify(self, *, whole: bool = True) -> list[str]:
+        """Compare the result's files with the checksums that were noted, as `slidesam verify` does.
+
+        Args:
+            whole: Whether to read all files; else some of them, and the sizes of all.
+
+        Returns:
+            What is wrong, a sentence per file; nothing if the result is as it was written.
+        """
+        depth: Depth = "whole" if whole else "sample"
+        is_listed = self.run.get("file_list") is not None
+        findings = [check_image(self._run.paths, depth, is_listed=is_listed), check_result(self._run.paths, depth)]
+        return [str(damage) for finding in findings for damage in finding.damages]
+
     def _refuse_if_replaced(self) -> None:
         """Refuse to read what a later run wrote over this result."""
         record = Provenance.read(self._run.paths.provenance)
@@ -168,11 +184,22 @@ def open_result(path: str | os.PathLike[str], label: str | None = None) -> Resul
         raise OutputError(
             f"{place} has {len(results)} results ({names}): open one store, with label= where it has several"
         )
+    _refuse_damaged(results[0])
     if not ome_zarr.is_finished(results[0].store, results[0].label):
         raise OutputError(
             f"{results[0].store} has no finished label image {results[0].label}: segment the slide again to write it"
         )
     return results[0]
+
+
+def _refuse_damaged(result: Result) -> None:
+    """Refuse a result whose metadata can't be read: zarr's own words would say neither what to do nor which result it is."""
+    groups = [result.store, result.store / "labels", result.store / "labels" / result.label]
+    damaged = [folder for folder in groups if folder.is_dir() and ome_zarr.read_group(folder) is None]
+    if damaged:
+        raise OutputError(
+            f"{damaged[0]} has damaged metadata: `slidesam verify {result.store.parent} --repair` writes it again"
+        )
 
 
 def _read_results(output: Path, files: Iterable[Path]) -> tuple[list[Result], list[OutputError]]:
@@ -208,7 +235,9 @@ def _nothing_finished(place: Path, output: Path, label: str | None) -> str:
 def _arrays(group: zarr.Group) -> list[zarr.Array[Any]]:
     """Open the group's levels, finest first."""
     names = sorted((name for name in group.array_keys() if name.isdigit()), key=int)
-    return [zarr.open_array(group.store_path / name, mode="r") for name in names]
+    # zarr's own codecs take an empty shard for zeros.
+    with zarr.config.set(FAST if group.metadata.zarr_format == 3 else {}):
+        return [zarr.open_array(group.store_path / name, mode="r") for name in names]
 
 
 def _place(level: Level) -> LevelPlace:
@@ -222,11 +251,24 @@ def _pyramid(levels: Sequence[_Described]) -> LazyArray:
 
 
 def _read_plane(array: zarr.Array[Any], region: Region) -> NDArray[Any]:
-    return np.asarray(array[(0, 0, 0, *region.slices)])
+    return _read(array, 0, region)
 
 
 def _read_channels(array: zarr.Array[Any], region: Region) -> NDArray[Any]:
-    return np.moveaxis(np.asarray(array[(0, slice(None), 0, *region.slices)]), 0, -1)
+    return np.moveaxis(_read(array, slice(None), region), 0, -1)
+
+
+def _read(array: zarr.Array[Any], channel: int | slice, region: Region) -> NDArray[Any]:
+    damaged = find_damaged_shards(array, region, channel)
+    if damaged:
+        raise OutputError(f"{damaged[0]} is damaged", "`slidesam verify --repair` takes it back, to be made again")
+    try:
+        return np.asarray(array[(0, channel, 0, *region.slices)])
+    except (RuntimeError, ValueError) as error:
+        raise OutputError(
+            f"{array.store_path} is damaged ({in_one_line(error)})",
+            "`slidesam verify` on the output folder names the files",
+        ) from error
 
 
 def _read_slide(slide: Slide, level: int, region: Region) -> NDArray[Any]:

@@ -48,7 +48,8 @@ def converted(slide: Path, output: Path, cluster: Cluster) -> tuple[float, float
     image_stage.with_options(task_runner=runner)(run, Session(cluster=cluster))
     whole = time.perf_counter() - started
     begun = run.image_folder.arrays_mark.stat().st_mtime
-    ended = max(path.stat().st_mtime for path in run.image_folder.marks.glob("0-*.json"))
+    # The marks are gone once the image is finished.
+    ended = max(path.stat().st_mtime for path in (run.store / "0" / "c").rglob("*") if path.is_file())
     return ended - begun, whole, run
 
 

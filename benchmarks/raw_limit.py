@@ -36,7 +36,7 @@ from rich.console import Console
 from rich.table import Table
 from zarr.codecs import BloscCodec
 
-from slidesam.tasks.store.ome_zarr import CODECS
+from slidesam.tasks.store.arrays import CODECS
 
 # What a process has freed it keeps, instead of fetching it anew for each chunk: zarr takes 5 % less.
 _KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**35), "MALLOC_TRIM_THRESHOLD_": str(2**35)}

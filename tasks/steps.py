@@ -12,6 +12,7 @@ Their functions (`.fn`) are the one code path per block, seam and shard: seriall
 7. `resolve_objects`  the slide's objects and their numbers, the seam report, the empty label pyramid
 8. `paint_blocks`     a batch's labels: level 0 and the levels that blocks fill whole
 9. `export_slide`     upper levels, overlay, metadata, provenance
+10. `verify_result`   what was written, compared with its checksums
 
 `write_small_image` is 1 to 3 in one task, `stitch_small_slide` 6 to 9, where there is too little to share among workers: a task
 takes a tenth of a second.
@@ -27,6 +28,7 @@ import zarr
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from slidesam.tasks.errors import DamagedError
 from slidesam.tasks.plan import tiled_levels
 from slidesam.tasks.report.overlay import write_overlay
 from slidesam.tasks.report.provenance import make_provenance
@@ -46,10 +48,11 @@ from slidesam.tasks.stitch.batches import (
     paint_batch,
     resolve_run,
 )
-from slidesam.tasks.stitch.label_image import finish_upper_levels, prepare_label_image
+from slidesam.tasks.stitch.label_image import finish_upper_levels, list_label_files, prepare_label_image
 from slidesam.tasks.store import convert
 from slidesam.tasks.store.image import check_shown, publish_image
 from slidesam.tasks.store.ome_zarr import finish_label
+from slidesam.tasks.store.verify import Depth, check_image, check_result, repair, take_back, word_damages
 
 Facts = dict[str, Any]
 
@@ -171,12 +174,34 @@ def export_slide(run: Run, objects: int, seconds: dict[str, float]) -> Provenanc
     write_overlay(run, objects, mask, list_blocks(run))
     with output_errors(run.store):
         finish_label(zarr.open_group(run.store, mode="r+"), run.label, run.slide.mpp, run.slide.position)
+        file_list = list_label_files(run)
     seconds = {**seconds, "export": time.perf_counter() - start_time}
     seams = resolve_run(run).seams
-    facts = make_provenance(run, objects=objects, seams=seams, seconds=seconds)
+    facts = make_provenance(run, objects=objects, seams=seams, seconds=seconds, file_list=file_list)
     facts.write(run.paths.provenance)
     # A row per seam is for the file, not for a flow's result.
     return facts.model_copy(update={"seams": seams.without_rows()})
+
+
+@task(name="verify", cache_policy=NO_CACHE, persist_result=False)
+def verify_result(run: Run) -> Facts:
+    """Compare the files of the image and the label image with their checksums: some, or all.
+
+    Raises:
+        DamagedError: Some aren't as they were written; they are taken back, so that they are made again.
+    """
+    start_time = time.perf_counter()
+    depth: Depth = "whole" if run.settings.run.verify == "whole" else "sample"
+    image, labels = check_image(run.paths, depth), check_result(run.paths, depth)
+    damaged = [finding for finding in (image, labels) if finding.damages]
+    if labels.damages:
+        take_back(labels)
+    if image.damages:
+        # Another label's run may be writing it.
+        repair(image, depth, f"the run of {run.label}")
+    if damaged:
+        raise DamagedError("; ".join(map(word_damages, damaged)), "run the same command again")
+    return {"files": image.files + labels.files, "seconds": time.perf_counter() - start_time}
 
 
 @task(name="stitch small slide", cache_policy=NO_CACHE, persist_result=False)
@@ -196,4 +221,7 @@ def stitch_small_slide(run: Run, seconds: dict[str, float]) -> tuple[list[str], 
     resolved = resolve_objects.fn(run)
     seconds["resolve"] = resolved["seconds"]
     seconds["paint"] = sum(paint_blocks.fn(run, batch)["seconds"] for batch in batches)
-    return list(resolved["warnings"]), export_slide.fn(run, resolved["objects"], seconds)
+    provenance = export_slide.fn(run, resolved["objects"], seconds)
+    if run.settings.run.verify != "none":
+        verify_result.fn(run)
+    return list(resolved["warnings"]), provenance

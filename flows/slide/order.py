@@ -2,7 +2,7 @@
 
     write_image          ready image, tiles of each level, the last levels with the image's metadata; one task if level 0 is one
     segment_missing_blocks  prepare, then batches of blocks that have no done-mark
-    stitch_and_export    batches compared, objects numbered, batches painted, export
+    stitch_and_export    batches compared, objects numbered, batches painted, export, verified
 
 An `Executor` runs the steps: tasks of a flow (`stages`), this process or a Dask client (`slidesam.executors`). Retries are its
 business; what a failed batch means for its stage is decided here.
@@ -145,7 +145,7 @@ def segment_missing_blocks(
         ) as results,
     ):
         for ids, facts, error in results:
-            if error is not None and decide(error) is Action.STOP:
+            if error is not None and (decide(error) is Action.STOP or isinstance(error, DamagedError)):
                 raise error
             failed = {} if error is None else _failed_blocks(run, ids, error)
             # A worker whose job ends leaves what it hasn't begun.
@@ -196,6 +196,8 @@ def stitch_and_export(run: Run, executor: Executor, seconds: dict[str, float]) -
     todo = [batch for batch in all_batches if not is_painted(run, batch)]
     seconds["paint"] = _run_batches(executor, "painting labels", steps.paint_blocks, run, todo, len(run.grid))
     provenance: Provenance = executor.run_one(steps.export_slide, run, resolved["objects"], seconds)
+    if run.settings.run.verify != "none":
+        executor.run_one(steps.verify_result, run)
     for warning in provenance.warnings:
         executor.warn(f"{run.name}: {warning}")
     return provenance

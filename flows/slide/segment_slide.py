@@ -46,6 +46,7 @@ from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.facts import slide_name
 from slidesam.tasks.slides.listing import Listed
 from slidesam.tasks.store import convert
+from slidesam.tasks.store.verify import heal_image, heal_labels
 
 _WAIT_FOR_IMAGE = 7 * 86400.0
 # What a form shows at first; Prefect makes settings of it.
@@ -195,14 +196,23 @@ def _run_stages(run: Run, session: Session, status: RunStatus, owner: str) -> Pr
                 inform(f"{run.name}: Dask dashboard at {page}: `slidesam status {run.output}` shows the link")
         return runner
 
-    target, inform = f"the image of {run.name} in {run.output}", session.reporter.inform
-    with locked(run.paths.image.lock, owner, target=target, wait=_WAIT_FOR_IMAGE, on_wait=inform):
-        # Checked under the lock: a run of another label may write the image, or `clean` may remove it.
-        if not convert.is_ready(run):
-            seconds["image"] = run_stage(image_stage, on("cpu"), run, session)
-    session.check()
+    inform = session.reporter.inform
 
     def compute() -> Provenance:
+        was_finished = read_finished(run) is not None
+        target = f"the image of {run.name} in {run.output}"
+        with locked(run.paths.image.lock, owner, target=target, wait=_WAIT_FOR_IMAGE, on_wait=inform):
+            for line in heal_image(run):
+                inform(f"{run.name}: {line}")
+            # Checked under the lock: a run of another label may write the image, or `clean` may remove it.
+            if not convert.is_ready(run):
+                seconds["image"] = run_stage(image_stage, on("cpu"), run, session)
+        session.check()
+        for line in heal_labels(run):
+            inform(f"{run.name}: {line}")
+        if not was_finished and (finished := read_finished(run)) is not None:
+            # Only the image, or metadata, was damaged.
+            return finished
         # If all blocks are segmented, no GPU is needed to find that out.
         try:
             segmenting: Stage = "cpu" if is_segmented(run) else "gpu"

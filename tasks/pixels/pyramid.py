@@ -225,10 +225,11 @@ def region_below(region: Region, shape: tuple[int, ...]) -> Region:
     return Region(2 * region.y0, 2 * region.x0, min(2 * region.y1, shape[0]), min(2 * region.x1, shape[1]))
 
 
-def halve_region(finer: zarr.Array[Any], region: Region) -> NDArray[Any]:
+def halve_region(read: Callable[[Region], NDArray[Any]], finer: zarr.Array[Any], region: Region) -> NDArray[Any]:
     """Make one region of an image's level from the level below, quarter by quarter so that memory stays bounded.
 
     Args:
+        read: Reads (c, y, x) pixels of a region of the level below.
         finer: TCZYX array of the level below.
         region: Pixels of the coarser level.
 
@@ -241,15 +242,15 @@ def halve_region(finer: zarr.Array[Any], region: Region) -> NDArray[Any]:
         for x in range(region.x0, region.x1, half_x):
             quarter = Region(y, x, y + half_y, x + half_x) & region
             below = region_below(quarter, finer.shape[3:])
-            pixels = np.asarray(finer[(0, slice(None), 0, *below.slices)])
-            out[(slice(None), *quarter.relative_to(region).slices)] = halve(pixels)
+            out[(slice(None), *quarter.relative_to(region).slices)] = halve(read(below))
     return out
 
 
-def halve_labels_region(finer: zarr.Array[Any], region: Region) -> NDArray[Any]:
+def halve_labels_region(read: Callable[[Region], NDArray[Any]], finer: zarr.Array[Any], region: Region) -> NDArray[Any]:
     """Make one region of a label image's level from the level below, some rows at a time so that memory stays bounded.
 
     Args:
+        read: Reads (y, x) labels of a region of the level below.
         finer: TCZYX array of the level below.
         region: Pixels of the coarser level.
 
@@ -262,5 +263,5 @@ def halve_labels_region(finer: zarr.Array[Any], region: Region) -> NDArray[Any]:
     for y in range(region.y0, region.y1, step):
         rows = Region(y, region.x0, y + step, region.x1) & region
         below = region_below(rows, finer.shape[3:])
-        labels[rows.relative_to(region).slices] = halve_labels(np.asarray(finer[(0, 0, 0, *below.slices)]))
+        labels[rows.relative_to(region).slices] = halve_labels(read(below))
     return labels

@@ -19,6 +19,7 @@ from slidesam.tasks.run.files import write_atomic
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.slides.facts import Slide
 from slidesam.tasks.slides.no_data import fill_no_data
+from slidesam.tasks.store.arrays import open_level, read_region
 from slidesam.tasks.store.image import read_published
 from slidesam.tasks.store.readers import open_display
 
@@ -71,7 +72,7 @@ def write_overlay(
     Raises:
         SlideError: The slide's pixels can't be read.
     """
-    labels = zarr.open_array(run.paths.label_image / "0", mode="r")
+    labels = open_level(run.paths.label_image / "0", run.settings.image.ome_zarr)
     is_segmented = np.isin(np.arange(len(run.grid)), list(range(len(run.grid)) if block_ids is None else block_ids))
     is_segmented = is_segmented.reshape(run.grid.grid_shape)
     details = choose_details(run.grid, labels, is_segmented)
@@ -82,7 +83,7 @@ def write_overlay(
     with closing(open_display(run, channels)) as reader:
         for number, detail in enumerate(details, 1):
             image = to_rgb(reader.read(detail.region), windows)
-            drawn = _draw_detail(image, np.asarray(labels[(0, 0, 0, *detail.region.slices)]), detail.region, run.grid)
+            drawn = _draw_detail(image, read_region(labels, detail.region), detail.region, run.grid)
             caption = f"{number}  row {detail.region.y0}, column {detail.region.x0} px"
             tiles.append((drawn, caption))
     buffer = io.BytesIO()
@@ -152,7 +153,7 @@ def _make_detail_region(point: tuple[int, int], shape: tuple[int, int]) -> Regio
 
 def _count_crossing(grid: BlockGrid, labels: zarr.Array[Any], region: Region) -> int:
     """Count the objects of a window that lie on both sides of a seam."""
-    window = np.asarray(labels[(0, 0, 0, *region.slices)])
+    window = read_region(labels, region)
     crossing: set[int] = set()
     for y in _find_seams(region.y0, region.y1, grid.block_shape[0]):
         is_same = window[y - 1] == window[y]

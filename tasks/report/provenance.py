@@ -13,6 +13,7 @@ from slidesam.tasks.run.run import Run
 from slidesam.tasks.segmenters.packages import package_version
 from slidesam.tasks.store.image import has_image
 from slidesam.tasks.store.ome_zarr import is_finished
+from slidesam.tasks.store.verify import find_result_damage
 
 # Packages whose version can change a pixel.
 _PACKAGES = (
@@ -51,10 +52,13 @@ def read_finished(run: Run) -> Provenance | None:
         return None
     # Another run may have replaced the image since, and have stopped before it came to the labels. An image of other settings
     # serves: two labels that each wanted their own would be made again in turn, for ever.
-    return record if is_finished(run.store, run.label) and has_image(run) else None
+    is_there = is_finished(run.store, run.label) and has_image(run)
+    return record if is_there and not find_result_damage(run) else None
 
 
-def make_provenance(run: Run, *, objects: int, seams: SeamReport, seconds: dict[str, float]) -> Provenance:
+def make_provenance(
+    run: Run, *, objects: int, seams: SeamReport, seconds: dict[str, float], file_list: tuple[int, int]
+) -> Provenance:
     """Describe how the result was made.
 
     Args:
@@ -62,6 +66,7 @@ def make_provenance(run: Run, *, objects: int, seams: SeamReport, seconds: dict[
         objects: Number of objects.
         seams: What happened at the seams.
         seconds: Per stage, the wall time of its tasks added up.
+        file_list: Size and crc32c of the list of its files.
     """
     params, block_ids = read_params(run), list_blocks(run)
     marks = [mark for block_id in block_ids if (mark := find_mark(run, block_id)) is not None]
@@ -92,6 +97,7 @@ def make_provenance(run: Run, *, objects: int, seams: SeamReport, seconds: dict[
         task_seconds={stage: round(value, 3) for stage, value in seconds.items()},
         warnings=(*params.warnings, *warn_if_nothing_found(run, params, objects)),
         versions={name: version for name in _PACKAGES if (version := package_version(name))},
+        file_list=file_list,
         # Last, as it is long.
         seams=seams,
     )

@@ -3,6 +3,8 @@
     OUT/<name>.ome.zarr/                  image pyramid, and labels/<label>/ beside it
     OUT/<name>.<label>.run.json           how the result was made; written last: if it is there, the run is finished
     OUT/<name>.<label>.overlay.png        the picture
+    OUT/<name>.<label>.files.json         the label image's files, with sizes and checksums
+    OUT/<name>.image-files.json           the image's files; no label can have this name
     OUT/.slidesam/.jobs/                  <job>-<number>.log
     OUT/.slidesam/.jobs/<cluster>.keys/   keys.pem, owner.json, <pool>.link; only the user can open it, gone with the run
     OUT/.slidesam/.inbox/                 <hash of a folder>.json, its lock
@@ -61,6 +63,12 @@ class RunPaths:
         """Paths of the run whose intermediate results lie in this folder."""
         return cls(work.parents[2], work.parent.name, work.name)
 
+    @classmethod
+    def of_provenance(cls, path: Path) -> RunPaths:
+        """Paths of the run whose record this is."""
+        name, _, label = path.name.removesuffix(_PROVENANCE_SUFFIX).rpartition(".")
+        return cls(path.parent, name, label)
+
     @property
     def store(self) -> Path:
         """The OME-Zarr with image and labels."""
@@ -80,6 +88,11 @@ class RunPaths:
     def overlay(self) -> Path:
         """The picture of the result."""
         return self.output / f"{self.name}.{self.label}.overlay.png"
+
+    @property
+    def file_list(self) -> Path:
+        """The list of the files that the label image, or the image, consists of."""
+        return self.output / f"{self.name}.{'image-' if self.label == IMAGE else f'{self.label}.'}files.json"
 
     @property
     def work(self) -> Path:

@@ -83,6 +83,29 @@ class Mark(StageRecord):
     """The block, or a name for the group of blocks or the tile of the image."""
 
 
+class TileMark(Mark):
+    """The done-mark of a tile of the image."""
+
+    files: dict[str, tuple[int, int]] = {}
+    """The files that it vouches for, by path below the output folder: size in bytes, and crc32c."""
+
+
+class FileList(Record):
+    """The files of a finished image or label image, by which damage to them is found."""
+
+    fingerprint: str
+    """Of the stage that wrote them."""
+    metadata: dict[str, str] = {}
+    """What Zarr's metadata files hold, by path below the output folder."""
+    units: dict[str, dict[str, tuple[int, int]]] = {}
+    """Size in bytes and crc32c of the other files, by what is written at once (a tile, a batch of blocks), by path."""
+
+    @property
+    def files(self) -> dict[str, tuple[int, int]]:
+        """All files but the metadata, by path."""
+        return {path: facts for unit in self.units.values() for path, facts in unit.items()}
+
+
 class StageMark(StageRecord):
     """Vouches for the arrays of a stage: they are there, empty (started.json) or whole (done.json)."""
 
@@ -90,6 +113,8 @@ class StageMark(StageRecord):
     """Why the slide is converted or rechunked; unset for the label image."""
     objects: int | None = None
     """Number of objects of the label image; unset for the image."""
+    files: dict[str, tuple[int, int]] = {}
+    """The files of the upper levels, as `TileMark` has them."""
 
 
 class BlockMark(Mark):
@@ -299,6 +324,8 @@ class Provenance(Record):
     """Versions of packages that can change a pixel."""
     warnings: tuple[str, ...] = ()
     """What a person should know of the result beside the slide's own warnings and those of the seams, one sentence each."""
+    file_list: tuple[int, int] | None = None
+    """Size in bytes and crc32c of the list of the label image's files; None = it was made by a version without such lists."""
     seams: SeamReport | None = None
     """What happened at the seams."""
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slidesam.tasks.errors import BlockFailure, BlockFailures
+from slidesam.tasks.errors import BlockFailure, BlockFailures, DamagedError
 from slidesam.tasks.grid import Block, BlockGrid
 from slidesam.tasks.labels.objects import describe_block
 from slidesam.tasks.labels.results import save_block
@@ -210,7 +210,10 @@ def _forget_stitching(run: Run) -> None:
 
 
 def _combine(run: Run, failures: dict[int, Exception], *, is_single: bool) -> Exception:
-    """Make the error of a task some of whose blocks failed."""
+    """Make the error of a task some of whose blocks failed; damage to the pixels that they read concerns no block alone."""
+    damages = [error for error in failures.values() if isinstance(error, DamagedError)]
+    if damages:
+        return damages[0]
     if is_single:
         return next(iter(failures.values()))
     return BlockFailures(

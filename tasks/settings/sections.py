@@ -122,6 +122,8 @@ class RunSettings(Section):
     """Share of the delay by which it varies at random, so that retries don't all start at once."""
     block_timeout: Duration | None = None
     """Longest time that one block may take, in seconds or as 90s, 30m, 2h; then its worker is stopped and the block is tried again; null = no limit."""  # noqa: E501
+    verify: Literal["sample", "whole", "none"] = "sample"
+    """What is read again of a finished result and compared with its checksums: some files of image and labels, all, or none."""
     keep_work: Duration = "7d"
     """How long `slidesam clean` keeps the intermediate results of a finished run; with them, a slide can be stitched again without segmenting it again."""  # noqa: E501
 

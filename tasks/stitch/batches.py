@@ -36,7 +36,8 @@ from slidesam.tasks.stitch.paint import Numbering, paint_block, paint_group
 from slidesam.tasks.stitch.report import make_report
 from slidesam.tasks.stitch.resolve import resolve_labels
 from slidesam.tasks.stitch.tables import BlockLabels, LabelPairs
-from slidesam.tasks.store.ome_zarr import open_levels, remove_shards, write_shards
+from slidesam.tasks.store.arrays import open_levels, remove_shards, shard_paths, write_shards
+from slidesam.tasks.store.file_list import Files, has_all, vouch_for
 
 Batch = tuple[int, ...]
 # What a task compares or paints: about a second of work, less where that would leave workers without any, more where the tasks
@@ -163,14 +164,16 @@ def paint_batch(run: Run, batch: Batch) -> None:
             measures.append(_measure_on_slide(labels, block.inner))
         return labels
 
+    written: list[Path] = []
     for blocks in _split_groups(run, batch):
         region, labels = paint_group(blocks, paint, levels[0].dtype)
         with output_errors(run.store):
-            _write_group(levels[: group_levels(run.group_shape, len(levels))], region, labels)
+            written += _write_group(levels[: group_levels(run.group_shape, len(levels))], region, labels)
         # Before the next group is painted: a group takes 64 MiB.
         del labels
     # Last, as it is the batch's done-mark.
-    write_arrays(run.paint_folder.measures(batch_name(batch)), {"measures": np.concatenate(measures)})
+    facts = {"files": vouch_for(written, run.output, is_sparse=True)}
+    write_arrays(run.paint_folder.measures(batch_name(batch)), {"measures": np.concatenate(measures)}, facts)
 
 
 def _split_groups(run: Run, batch: Batch) -> Iterator[list[Block]]:
@@ -183,19 +186,29 @@ def _split_groups(run: Run, batch: Batch) -> Iterator[list[Block]]:
     return iter(groups.values())
 
 
-def _write_group(levels: Sequence[zarr.Array[Any]], region: Region, labels: NDArray[Any] | None) -> None:
-    """Write a group's labels to the levels that it fills."""
+def _write_group(levels: Sequence[zarr.Array[Any]], region: Region, labels: NDArray[Any] | None) -> list[Path]:
+    """Write a group's labels to the levels that it fills; return where its shards lie, if it has any."""
+    written: list[Path] = []
     for number, array in enumerate(levels):
         if labels is None:
             remove_shards(array, shard_region(region, number))
         else:
             write_shards(array, shard_region(region, number), labels)
+            written += shard_paths(array, shard_region(region, number))
             labels = halve_labels(labels)
+    return written
 
 
 def is_painted(run: Run, batch: Batch) -> bool:
     """Whether a batch's labels are written."""
-    return read_array_facts(run.paint_folder.measures(batch_name(batch))) is not None
+    files = painted_files(run, batch)
+    return files is not None and has_all(files, run.output)
+
+
+def painted_files(run: Run, batch: Batch) -> Files | None:
+    """Return the files that hold a batch's labels, as its done-mark has them; None if it isn't painted."""
+    facts = read_array_facts(run.paint_folder.measures(batch_name(batch)))
+    return None if facts is None else {path: (size, checksum) for path, (size, checksum) in facts["files"].items()}
 
 
 def _measure_on_slide(labels: NDArray[Any], inner: Region) -> NDArray[np.int64]:

@@ -9,7 +9,9 @@ A tile is read once and written as whole shards by one task; `image_plan` says w
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +24,39 @@ from slidesam.tasks.pixels.plan import shard_region
 from slidesam.tasks.pixels.pyramid import halve, halve_region
 from slidesam.tasks.run.files import write_json
 from slidesam.tasks.run.marks import Marks, remove_stage
-from slidesam.tasks.run.records import Mark, StageMark
+from slidesam.tasks.run.records import FileList, StageMark, TileMark
 from slidesam.tasks.run.run import Run
+from slidesam.tasks.settings.sections import ImageSettings
 from slidesam.tasks.slides.reader import SlideReader
-from slidesam.tasks.store.image import is_filling, is_shown, prepare_store, record_filling, show_image
+from slidesam.tasks.store.arrays import (
+    ArrayPlan,
+    open_level,
+    read_whole,
+    shard_paths,
+    write_array_metadata,
+    write_shards,
+)
+from slidesam.tasks.store.file_list import has_all, vouch_for
+from slidesam.tasks.store.image import (
+    has_whole_image,
+    is_filling,
+    is_shown,
+    list_image_files,
+    prepare_store,
+    record_filling,
+    show_image,
+)
 from slidesam.tasks.store.multiscales import place_averages
-from slidesam.tasks.store.ome_zarr import create_plane_array, open_level, write_shards
 
 _BAND_ROWS = 256
 
 
 def is_ready(run: Run) -> bool:
-    """Whether the store has its image, and the rechunked pixels exist if the plan needs them."""
-    rechunked = StageMark.read(run.image_folder.pixels_mark) is not None and run.image_folder.pixels.is_dir()
-    return is_shown(run) and (run.image_plan.mode != "rechunk" or rechunked)
+    """Whether the store has its image, and the rechunked pixels exist if the plan needs them; all files with their sizes."""
+    if not is_shown(run) or not has_whole_image(run):
+        return False
+    listed = _read_list(run)
+    return run.image_plan.mode != "rechunk" or (bool(listed.units) and has_all(listed.files, run.output))
 
 
 def ready_arrays(run: Run) -> None:
@@ -46,8 +67,12 @@ def ready_arrays(run: Run) -> None:
     """
     arrays_mark, plan = run.image_folder.arrays_mark, run.image_plan
     converting = plan.mode == "convert"
+    plans = [_plan_array(run, level) for level in range(len(plan.levels))]
+    root_folder = _array_folder(run, 0).parent
     is_begun = StageMark.read(arrays_mark) is not None and (is_filling(run) or not converting)
-    if is_begun and all(_array_folder(run, level).is_dir() for level in range(len(plan.levels))):
+    if is_begun or (converting and is_shown(run)):
+        # What the arrays hold stays, also where their metadata is damaged.
+        write_array_metadata(root_folder, plans, _array_settings(run))
         return
     # The store first: until its arrays are recorded as this conversion's, no mark of an earlier one counts.
     root = prepare_store(run) if converting else None
@@ -55,43 +80,53 @@ def ready_arrays(run: Run) -> None:
     for old_folder in run.paths.image.stage_folders("convert") if converting else [folder] if folder.exists() else []:
         remove_stage(old_folder)
     if root is None:
-        root = zarr.create_group(run.image_folder.pixels, overwrite=True)
-    for number, level in enumerate(plan.levels):
-        halvings = number if number < plan.in_memory else 0
-        create_plane_array(
-            root,
-            str(number),
-            (1, len(plan.channels), 1, *level.shape),
-            np.dtype(run.slide.dtype),
-            (plan.shard[0] >> halvings, plan.shard[1] >> halvings),
-            run.settings.image,
-        )
+        zarr.create_group(root_folder, overwrite=True)
+    write_array_metadata(root_folder, plans, _array_settings(run))
     write_json(run.image_folder.causes, run.causes["image"])
     StageMark(reason=plan.reason).write(arrays_mark)
-    if converting:
+    if root is not None:
         record_filling(run, root)
 
 
+def _array_settings(run: Run) -> ImageSettings:
+    """Return how the arrays are written; rechunked pixels are always sharded, since nobody but slidesam reads them."""
+    image = run.settings.image
+    return image if run.image_plan.mode == "convert" else image.model_copy(update={"ome_zarr": "0.5"})
+
+
+def _plan_array(run: Run, level: int) -> ArrayPlan:
+    plan = run.image_plan
+    halvings = level if level < plan.in_memory else 0
+    shape = (1, len(plan.channels), 1, *plan.levels[level].shape)
+    return ArrayPlan(
+        str(level), shape, np.dtype(run.slide.dtype), (plan.shard[0] >> halvings, plan.shard[1] >> halvings)
+    )
+
+
 def missing_tiles(run: Run, level: int, tile_ids: Sequence[int] | None = None) -> list[int]:
-    """List the tiles of a level, or among those given, that have no done-mark or whose first shard is gone."""
-    marks, folder, grid = Marks(run.image_folder), _array_folder(run, level), run.image_plan.grid(level)
-    if tile_ids is None:
-        finished_tiles, tile_ids = marks.names(), range(len(grid))
-    else:
-        finished_tiles = {name for name in (f"{level}-{tile}" for tile in tile_ids) if marks.has(name)}
-    return [
-        tile
-        for tile in tile_ids
-        if f"{level}-{tile}" not in finished_tiles or not _has_shard(run, folder, grid[tile].inner)
-    ]
+    """List the tiles of a level, or among those given, that nothing vouches for, or whose files are gone."""
+    tile_ids = range(len(run.image_plan.grid(level))) if tile_ids is None else tile_ids
+    marks = Marks(run.image_folder)
+    # Of a finished image its list vouches; marks are of what is being made.
+    listed, marked = _read_list(run).units, marks.names()
+
+    def is_done(name: str) -> bool:
+        mark = TileMark.read(run.image_folder.mark(name)) if name in marked else None
+        files = listed.get(name) if mark is None else mark.files
+        return files is not None and has_all(files, run.output)
+
+    return [tile for tile in tile_ids if not is_done(f"{level}-{tile}")]
 
 
-def _has_shard(run: Run, folder: Path, region: Region) -> bool:
-    """Whether the first shard that a done-mark vouches for still exists."""
-    if run.settings.image.ome_zarr == "0.4":
-        return True
-    shard = run.image_plan.shard
-    return (folder / "c" / "0" / "0" / "0" / str(region.y0 // shard[0]) / str(region.x0 // shard[1])).exists()
+def _read_list(run: Run) -> FileList:
+    """Read the list of this conversion's or rechunking's files; an empty one if it has never been finished."""
+    listed = FileList.read(_list_path(run))
+    is_ours = listed is not None and listed.fingerprint == run.fingerprints["image"]
+    return listed if is_ours and listed is not None else FileList(fingerprint=run.fingerprints["image"])
+
+
+def _list_path(run: Run) -> Path:
+    return run.paths.image.file_list if run.image_plan.mode == "convert" else run.image_folder.pixels_mark
 
 
 def write_tile(run: Run, reader: SlideReader, level: int, tile_id: int) -> None:
@@ -103,20 +138,22 @@ def write_tile(run: Run, reader: SlideReader, level: int, tile_id: int) -> None:
     """
     plan = run.image_plan
     region = plan.grid(level)[tile_id].inner
+    written: list[Path] = []
     if level == 0:
         pixels = _read(reader, region, plan.channels)
         for number in range(plan.in_memory):
             if number:
                 pixels = halve(pixels)
-            _write(run, number, shard_region(region, number), pixels)
+            written += _write(run, number, shard_region(region, number), pixels)
     else:
         source_level = plan.levels[level].source_level
         if source_level is None:
-            pixels = halve_region(_open_level(run, level - 1), region)
+            finer = _open_level(run, level - 1)
+            pixels = halve_region(partial(read_whole, finer, channel=slice(None)), finer, region)
         else:
             pixels = reader.read_planes(region, source_level, plan.channels)
-        _write(run, level, region, pixels)
-    Marks(run.image_folder).put(Mark(block_id=f"{level}-{tile_id}"))
+        written += _write(run, level, region, pixels)
+    Marks(run.image_folder).put(TileMark(block_id=f"{level}-{tile_id}", files=vouch_for(written, run.output)))
 
 
 def _read(reader: SlideReader, region: Region, channels: tuple[int, ...]) -> NDArray[Any]:
@@ -131,12 +168,20 @@ def _read(reader: SlideReader, region: Region, channels: tuple[int, ...]) -> NDA
 
 
 def complete_image(run: Run) -> None:
-    """Make the arrays an image, as the last step; or vouch for rechunked pixels."""
+    """Make the arrays an image, as the last step; or vouch for rechunked pixels. From then on a list vouches for all tiles."""
+    levels = range(len(run.image_plan.levels))
+    units = _read_list(run).units | {
+        str(mark.block_id): mark.files
+        for name in Marks(run.image_folder).names()
+        if (mark := TileMark.read(run.image_folder.mark(name))) is not None
+    }
     if run.image_plan.mode == "convert":
-        levels = [place_averages((2.0**level, 2.0**level)) for level in range(len(run.image_plan.levels))]
-        show_image(run, zarr.open_group(run.store, mode="r+"), levels)
+        places = [place_averages((2.0**level, 2.0**level)) for level in levels]
+        show_image(run, zarr.open_group(run.store, mode="r+"), places, units)
     else:
-        StageMark(reason=run.image_plan.reason).write(run.image_folder.pixels_mark)
+        list_image_files(run, run.image_folder.pixels_mark, run.image_folder.pixels, units)
+    # A slide of 100 000 px has 625.
+    shutil.rmtree(run.image_folder.marks, ignore_errors=True)
 
 
 def _array_folder(run: Run, level: int) -> Path:
@@ -144,13 +189,18 @@ def _array_folder(run: Run, level: int) -> Path:
     return root / str(level)
 
 
-def _write(run: Run, level: int, region: Region, pixels: NDArray[Any]) -> None:
-    """Write (c, y, x) pixels as whole shards; also those that are all 0, since a shard without a file counts as lost."""
+def _write(run: Run, level: int, region: Region, pixels: NDArray[Any]) -> list[Path]:
+    """Write (c, y, x) pixels as whole shards; also those that are all 0, since a shard without a file counts as lost.
+
+    Returns:
+        The shards' files.
+    """
     array = _open_level(run, level)
     if _has_blank_shard(array, pixels):
         # zarrs never writes such a shard, zarr itself does with this setting.
         array = zarr.open_array(_array_folder(run, level), mode="r+").with_config({"write_empty_chunks": True})
     write_shards(array, region, pixels)
+    return shard_paths(array, region)
 
 
 def _has_blank_shard(array: zarr.Array[Any], pixels: NDArray[Any]) -> bool:
@@ -165,4 +215,4 @@ def _has_blank_shard(array: zarr.Array[Any], pixels: NDArray[Any]) -> bool:
 
 def _open_level(run: Run, level: int) -> zarr.Array[Any]:
     """Open a level's array."""
-    return open_level(_array_folder(run, level), run.settings.image.ome_zarr)
+    return open_level(_array_folder(run, level), _array_settings(run).ome_zarr)

@@ -7,6 +7,7 @@ further down; with it the whole pyramid, which `convert` writes. Either is descr
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,20 +19,24 @@ from slidesam.tasks.grid import Region
 from slidesam.tasks.pixels.percentiles import common_window, nearest_percentiles
 from slidesam.tasks.pixels.plan import level_shapes
 from slidesam.tasks.pixels.pyramid import halve, is_coarse, overview_level, overview_step, read_overview
+from slidesam.tasks.run.files import remove_synced
 from slidesam.tasks.run.layout import list_runs, slide_folder
 from slidesam.tasks.run.lock import holder
+from slidesam.tasks.run.records import FileList
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.slides.facts import Slide
+from slidesam.tasks.slides.zarr.metadata import METADATA_FILES
+from slidesam.tasks.store.arrays import FORMATS, ArrayPlan, open_level, read_region, write_array_metadata, write_planes
+from slidesam.tasks.store.file_list import Files, has_all, read_metadata, vouch_for
 from slidesam.tasks.store.multiscales import LevelPlace, place_averages, read_places
 from slidesam.tasks.store.ome_zarr import (
-    FORMATS,
-    create_plane_array,
     create_store,
     listed_labels,
+    read_group,
     remove_image,
     remove_label,
+    set_attribute,
     write_image_metadata,
-    write_planes,
 )
 
 _RGB_COLOURS = ("FF0000", "00FF00", "0000FF")
@@ -75,15 +80,12 @@ def has_pyramid(run: Run) -> bool:
 
 def is_filling(run: Run) -> bool:
     """Whether the store's arrays are those that this run's conversion fills."""
-    try:
-        return _read_shown(zarr.open_group(run.store, mode="r")).get("filling") == run.fingerprints["image"]
-    except (OSError, ValueError):
-        return False
+    return bool(_read_shown(run.store).get("filling") == run.fingerprints["image"])
 
 
 def record_filling(run: Run, root: zarr.Group) -> None:
     """Record that the store has the empty arrays for this run's conversion."""
-    root.attrs[_SHOWN_KEY] = {**_read_shown(root), "filling": run.fingerprints["image"]}
+    set_attribute(root, _SHOWN_KEY, {**_read_shown(run.store), "filling": run.fingerprints["image"]})
 
 
 def prepare_store(run: Run) -> zarr.Group:
@@ -94,7 +96,7 @@ def prepare_store(run: Run) -> zarr.Group:
             being used by the run of another label.
     """
     root = create_store(run.store, run.settings.image, run.slide.path)
-    old_facts = _read_shown(root)
+    old_facts = _read_shown(run.store)
     _refuse_to_mix(run, root, old_facts)
     if old_facts.get("ready"):
         _refuse_to_remove(run)
@@ -102,7 +104,8 @@ def prepare_store(run: Run) -> zarr.Group:
         _withdraw_label(run, root)
     # First what says that there is an image, then the image. What it showed stays noted while there are labels of it.
     new_facts = old_facts if listed_labels(root) and old_facts else _describe_shown(run)
-    root.attrs[_SHOWN_KEY] = {**new_facts, "ready": False, "filling": None, "converted": None}
+    set_attribute(root, _SHOWN_KEY, {**new_facts, "ready": False, "filling": None, "converted": None})
+    remove_synced(run.paths.image.file_list)
     remove_image(root)
     return root
 
@@ -132,28 +135,55 @@ def publish_image(run: Run) -> None:
         SlideError: The slide's pixels can't be read.
     """
     create_store(run.store, run.settings.image, run.slide.path)
-    if is_shown(run):
+    if is_shown(run) and has_whole_image(run):
         return
     root = prepare_store(run)
-    n_levels = _write_levels(root, run)
+    n_levels = _write_levels(run)
     y, x = overview_step(run.slide)
-    show_image(run, root, [place_averages((y * 2.0**level, x * 2.0**level)) for level in range(n_levels)])
+    written = [path for level in range(n_levels) for path in (run.store / str(level)).rglob("*")]
+    shards = [path for path in written if path.is_file() and path.name not in METADATA_FILES]
+    units = {"overview": vouch_for(shards, run.output)}
+    places = [place_averages((y * 2.0**level, x * 2.0**level)) for level in range(n_levels)]
+    show_image(run, root, places, units)
 
 
-def show_image(run: Run, root: zarr.Group, levels: list[LevelPlace]) -> None:
+def has_whole_image(run: Run) -> bool:
+    """Whether the files of the store's image are listed, and there with their sizes."""
+    listed = FileList.read(run.paths.image.file_list)
+    return listed is not None and has_all(listed.files, run.output)
+
+
+def list_image_files(run: Run, path: Path, folder: Path, units: dict[str, Files]) -> None:
+    """Write the list of an image's files, which vouches for them.
+
+    Args:
+        run: The run.
+        path: The list.
+        folder: The group that has the levels.
+        units: The files that hold pixels, by what is written at once.
+    """
+    levels = sorted(level for level in folder.iterdir() if level.name.isdigit())
+    metadata = read_metadata([folder, *levels], run.output)
+    ordered_units = dict(sorted(units.items()))
+    FileList(fingerprint=run.fingerprints["image"], metadata=metadata, units=ordered_units).write(path)
+
+
+def show_image(run: Run, root: zarr.Group, levels: list[LevelPlace], units: dict[str, Files]) -> None:
     """Make the store's arrays an image, and record what it shows.
 
     Args:
         run: The run.
         root: The store, whose levels are written.
         levels: Where their pixels lie.
+        units: The files that hold pixels, by what is written at once.
     """
-    _refuse_to_mix(run, root, _read_shown(root))
+    _refuse_to_mix(run, root, _read_shown(run.store))
     windows = [_window(_overview_plane(run, channel)) for channel in range(run.slide.size_c)]
     write_image_metadata(root, run.name, levels, run.slide.mpp, _omero(run.slide, windows), run.slide.position)
     converted = run.fingerprints["image"] if run.image_plan.mode == "convert" else None
     progress = {"ready": True, "filling": None, "converted": converted}
-    root.attrs[_SHOWN_KEY] = {**_describe_shown(run), **progress, "reading": run.reading}
+    set_attribute(root, _SHOWN_KEY, {**_describe_shown(run), **progress, "reading": run.reading})
+    list_image_files(run, run.paths.image.file_list, run.store, units)
 
 
 def read_published(run: Run, channels: tuple[int, ...]) -> tuple[NDArray[Any], LevelPlace]:
@@ -169,7 +199,7 @@ def read_published(run: Run, channels: tuple[int, ...]) -> tuple[NDArray[Any], L
 
 def read_slide_overview(run: Run) -> NDArray[Any]:
     """Read the (y, x, c) overview of the channels to segment: the same however pixels are stored, since labels depend on it."""
-    converted = _read_shown(zarr.open_group(run.store, mode="r")).get("converted")
+    converted = _read_shown(run.store).get("converted")
     # Both ways halve level 0 alike; reading it all again would take minutes.
     if converted is None or overview_level(run.slide)[0] == 0:
         return read_published(run, run.slide.channels)[0]
@@ -186,24 +216,23 @@ def _describe_shown(run: Run) -> dict[str, Any]:
     }
 
 
-def _read_shown(root: zarr.Group) -> dict[str, Any]:
+def _read_shown(store: Path) -> dict[str, Any]:
     """Read what is recorded of the store's image; empty if nothing is.
 
     It says what the image shows (`slide`, `plane`), how it was read (`reading`), how far it is (`ready`, `filling`, `converted`).
     """
-    facts: Any = root.attrs.get(_SHOWN_KEY)
+    group = read_group(store)
+    facts: Any = None if group is None else group.attributes.get(_SHOWN_KEY)
     return facts if isinstance(facts, dict) else {}
 
 
 def _read_ready(run: Run) -> dict[str, Any]:
     """Read what is recorded of the store's image if it is whole and of this slide and plane; else empty."""
-    try:
-        root = zarr.open_group(run.store, mode="r")
-    except (OSError, ValueError):
+    group = read_group(run.store)
+    if group is None or group.zarr_format != FORMATS[run.settings.image.ome_zarr]:
         return {}
-    facts = _read_shown(root)
-    is_whole = facts.get("ready") and (run.store / "0").is_dir() and _is_same(facts, run)
-    return facts if is_whole and root.metadata.zarr_format == FORMATS[run.settings.image.ome_zarr] else {}
+    facts = _read_shown(run.store)
+    return facts if facts.get("ready") and (run.store / "0").is_dir() and _is_same(facts, run) else {}
 
 
 def _is_same(facts: dict[str, Any], run: Run) -> bool:
@@ -224,7 +253,8 @@ def _refuse_to_mix(run: Run, root: zarr.Group, old_facts: dict[str, Any]) -> Non
 
 def _overview_plane(run: Run, channel: int) -> NDArray[Any]:
     """Read (y, x) pixels of the first of the store's levels that fits."""
-    return np.asarray(zarr.open_array(run.store / str(_overview_number(run)), mode="r")[0, channel, 0])
+    array = open_level(run.store / str(_overview_number(run)), run.settings.image.ome_zarr)
+    return read_region(array, Region(0, 0, *array.shape[3:]), channel)
 
 
 def _overview_number(run: Run) -> int:
@@ -235,7 +265,7 @@ def _overview_number(run: Run) -> int:
     return number
 
 
-def _write_levels(root: zarr.Group, run: Run) -> int:
+def _write_levels(run: Run) -> int:
     """Write all levels, some channels at a time so that memory stays bounded; return their number."""
     slide = run.slide
     arrays: list[zarr.Array[Any]] = []
@@ -243,13 +273,13 @@ def _write_levels(root: zarr.Group, run: Run) -> int:
         pixels = read_overview(slide, group).transpose(2, 0, 1)
         shapes = level_shapes((pixels.shape[1], pixels.shape[2]))
         if not arrays:
-            arrays = [
-                create_plane_array(
-                    root, str(level), (1, slide.size_c, 1, *shape), pixels.dtype, _shard(shape), run.settings.image,
-                    channels_per_shard=len(group) if slide.is_rgb else 1,
-                )
+            together = len(group) if slide.is_rgb else 1
+            plans = [
+                ArrayPlan(str(level), (1, slide.size_c, 1, *shape), pixels.dtype, _shard(shape), together)
                 for level, shape in enumerate(shapes)
-            ]  # fmt: skip
+            ]
+            write_array_metadata(run.store, plans, run.settings.image)
+            arrays = [zarr.open_array(run.store / plan.name, mode="r+") for plan in plans]
         for array in arrays:
             write_planes(array, Region(0, 0, *pixels.shape[1:]), pixels, group[0])
             pixels = halve(pixels)

@@ -12,6 +12,7 @@ from slidesam.tasks.grid import Region
 from slidesam.tasks.pixels.resample import LevelReader, ScaledReader
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.slides.reader import PixelReader, SlideReader
+from slidesam.tasks.store.arrays import open_level, read_whole
 from slidesam.tasks.store.image import check_shown
 
 
@@ -30,7 +31,7 @@ class ArrayReader:
         """Read (y, x, c) pixels of a region, C-contiguous."""
         pixels = np.empty((*region.shape, len(self._channels)), self._array.dtype)
         for number, channel in enumerate(self._channels):
-            pixels[..., number] = self._array[(0, channel, 0, *region.slices)]
+            pixels[..., number] = read_whole(self._array, region, channel)
         return pixels
 
     def close(self) -> None:
@@ -63,7 +64,7 @@ def _open_level0(run: Run) -> PixelReader:
         case "convert":
             return _open_converted(run, run.slide.channels)
         case "rechunk":
-            array = zarr.open_array(run.image_folder.pixels / "0", mode="r")
+            array = open_level(run.image_folder.pixels / "0", "0.5")
             return ArrayReader(array, tuple(range(len(run.slide.channels))))
         case _:
             return SlideReader(run.slide)
@@ -78,4 +79,4 @@ def open_display(run: Run, channels: tuple[int, ...]) -> PixelReader:
 
 def _open_converted(run: Run, channels: tuple[int, ...], level: int = 0) -> PixelReader:
     check_shown(run)
-    return ArrayReader(zarr.open_array(run.store / str(level), mode="r"), channels)
+    return ArrayReader(open_level(run.store / str(level), run.settings.image.ome_zarr), channels)

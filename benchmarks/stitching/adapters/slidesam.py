@@ -29,8 +29,9 @@ from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.settings.sections import ImageSettings
 from slidesam.tasks.stitch.batches import Batch, block_batches, compare_batch, paint_batch, resolve_run
 from slidesam.tasks.stitch.label_image import create_label_image
+from slidesam.tasks.store.arrays import ArrayPlan, write_array_metadata
 from slidesam.tasks.store.multiscales import place_samples
-from slidesam.tasks.store.ome_zarr import create_plane_array, create_store, write_image_metadata
+from slidesam.tasks.store.ome_zarr import create_store, write_image_metadata
 
 DISTRIBUTION = "slidesam"
 PROCESSES = 2
@@ -84,9 +85,9 @@ def run_of(case: Case, folder: Path) -> Run:
     """A run of a case, to whose blocks `write_results` gives results."""
     slide = folder / "case.ome.zarr"
     group = create_store(slide, ImageSettings(), folder)
-    shape = (1, 1, 1, *case.shape)
     # Without a single chunk: nobody looks at its pixels.
-    create_plane_array(group, "0", shape, np.dtype("uint8"), (1024, 1024), ImageSettings())
+    plan = ArrayPlan("0", (1, 1, 1, *case.shape), np.dtype("uint8"), (1024, 1024))
+    write_array_metadata(slide, [plan], ImageSettings())
     write_image_metadata(group, "case", [place_samples((1.0, 1.0))], None, None)
     overrides = _SETTINGS | {"blocks.block_shape": case.block_shape, "blocks.halo": case.halo}
     run = plan_run(slide, folder / "out", make_settings(overrides=overrides))

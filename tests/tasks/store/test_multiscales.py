@@ -81,7 +81,8 @@ def test_the_pixels_of_an_image_lie_where_it_is_stated(
 def test_the_pixels_of_labels_lie_where_it_is_stated(version: str, tmp_path: Path) -> None:
     image = ImageSettings(ome_zarr=version)
     root = create_store(tmp_path / "s.ome.zarr", image, tmp_path / "s.tif")
-    group = create_label(root, "cells", SHAPE, (256, 256), np.dtype(np.uint32), image)
+    create_label(root, "cells", SHAPE, (256, 256), np.dtype(np.uint32), image)
+    group = root["labels/cells"]
     labels = ramps()[1].astype(np.uint32)
     for level in range(len(list(group.array_keys()))):
         group[str(level)][0, 0, 0] = labels
@@ -119,9 +120,11 @@ def test_places_are_read_as_they_were_written(tmp_path: Path) -> None:
     group = zarr.create_group(tmp_path / "s.ome.zarr")
     levels = [place_averages((1.0, 1.0)), place_averages((4.0, 2.0))]
     write_image_metadata(group, "s", levels, (0.5, 0.25), None, (100.0, -7.0))
+    group = zarr.open_group(tmp_path / "s.ome.zarr")
     assert read_places(group, (0.5, 0.25), (100.0, -7.0), place_samples) == levels
     # An older version stated no translations.
     write_image_metadata(group, "s", [place_samples(level.step) for level in levels], (0.5, 0.25), None)
+    group = zarr.open_group(tmp_path / "s.ome.zarr")
     assert read_places(group, (0.5, 0.25), (0.0, 0.0), place_averages) == levels
 
 

@@ -1,0 +1,101 @@
+"""`slidesam verify`: whether finished results are as they were written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from slidesam.flows.console import err, out, say
+from slidesam.tasks.errors import SettingsError
+from slidesam.tasks.run.layout import IMAGE, RunPaths
+
+if TYPE_CHECKING:
+    from slidesam.tasks.store.verify import Depth, FileCheck
+
+# So many damaged files of a result are named.
+_NAMED = 10
+
+
+def add_verify_command(app: typer.Typer) -> None:
+    """Add `slidesam verify` to the command line."""
+    app.command("verify")(_verify)
+
+
+def _verify(
+    output: Annotated[Path, typer.Argument(metavar="FOLDER", help="Output folder of finished runs.")],
+    repair: Annotated[
+        bool,
+        typer.Option(
+            "--repair",
+            help="Take back what is damaged, so that `slidesam segment` with the same settings makes it again.",
+        ),
+    ] = False,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Read some files of each result only; sizes and metadata of all.")
+    ] = False,
+) -> None:
+    """Compare all files of finished results with the checksums that were noted; exit with 1 if something is wrong."""
+    if not output.is_dir():
+        raise SettingsError(f"{output} is not a folder: give the folder that was named with --output")
+    from slidesam.tasks.folder.verify import count_folder_bytes, repair_findings, verify_folder
+
+    output = output.resolve()
+    depth: Depth = "sample" if sample else "whole"
+    bar = Progress(
+        TextColumn("verifying"), BarColumn(bar_width=20), DownloadColumn(True), TimeRemainingColumn(), console=err,
+        transient=True, disable=not err.is_terminal,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("", total=count_folder_bytes(output, depth))
+        findings = list(verify_folder(output, depth, lambda size: bar.advance(task, size)))
+    if not findings:
+        out.print(Text(f"{output}: no finished results of slidesam here"))
+        return
+    out.print(_table(findings))
+    damaged = [finding for finding in findings if finding.damages]
+    for line in _damage_lines(damaged):
+        say("[red]✗[/]", line)
+    if not damaged:
+        return
+    if repair:
+        repair_findings(damaged)
+        out.print("taken back: run `slidesam segment` on these slides, with the same settings, to make it again")
+    else:
+        out.print(
+            "`slidesam verify --repair` takes back what is damaged, so that the same command makes just that again"
+        )
+    raise typer.Exit(1)
+
+
+def _table(findings: list[FileCheck]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in ("slide", "result", "files", "MiB", "state"):
+        table.add_column(column, justify="right" if column in ("files", "MiB") else "left")
+    for finding in findings:
+        n_damages = len(finding.damages)
+        state = (
+            Text("sound", "green") if finding.is_listed else Text("no checksums (made by an earlier version)", "yellow")
+        )
+        if n_damages:
+            state = Text(f"damaged: {n_damages} file{'' if n_damages == 1 else 's'}", "red")
+        counted = (f"{finding.files:,}", f"{finding.size / 2**20:,.1f}") if finding.files else ("", "")
+        table.add_row(Text(finding.paths.name), Text(_result(finding.paths)), *counted, state)
+    return table
+
+
+def _result(paths: RunPaths) -> str:
+    return "image" if paths.label == IMAGE else paths.label
+
+
+def _damage_lines(damaged: list[FileCheck]) -> Iterator[str]:
+    for finding in damaged:
+        name = f"{finding.paths.name} ({_result(finding.paths)})"
+        yield from (f"{name}: {damage}" for damage in finding.damages[:_NAMED])
+        if len(finding.damages) > _NAMED:
+            yield f"{name}: and {len(finding.damages) - _NAMED} more"
