@@ -12,6 +12,7 @@ import typer
 from rich.text import Text
 
 from slidesam.flows.cli.cluster import ClusterChanges, ClusterName, add_cluster_commands, choose_profile
+from slidesam.flows.cli.current_folder import distrust_current_folder
 from slidesam.flows.cli.models import add_models_commands
 from slidesam.flows.cli.options import (
     Allowed,
@@ -324,6 +325,7 @@ def main() -> None:
         # What can't be sent to a server that is gone would be printed, item by item.
         os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
     try:
+        distrust_current_folder()
         app()
     except Exception as error:  # noqa: BLE001 (whatever it is, in a sentence; --debug shows the traceback)
         say_failed(error)

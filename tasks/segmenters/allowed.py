@@ -65,6 +65,11 @@ def permit(settings: SegmenterSettings, allowed: Collection[str]) -> tuple[str, 
     return (code,)
 
 
+def is_path_allowed(path: str) -> bool:
+    """Tell whether the site allows a file by its path."""
+    return any(_matches(path, pattern) for pattern in _read_patterns())
+
+
 def _is_allowed(code: str, allowed: Collection[str], *, has_entry_point: bool) -> bool:
     if any(_matches(code, pattern) for pattern in (*allowed, *_read_patterns())):
         return True

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from prefect.client.schemas.objects import FlowRun
 
-from slidesam.flows.prefect_api.deployed import reason_to_skip, refuse_relative
+from slidesam.flows.cluster.find_profile import make_profile
+from slidesam.flows.prefect_api.deployed import reason_to_skip, refuse_foreign, refuse_relative
 from slidesam.tasks.errors import SettingsError, SlideAwayError, SlideError
 from slidesam.tasks.run.status import describe_file, write_state
 from slidesam.tasks.settings.parse import make_settings
@@ -87,3 +88,13 @@ def test_relative_paths_are_refused_in_runs_of_deployments_only(monkeypatch: pyt
     with pytest.raises(SettingsError, match="slide"):
         refuse_relative(make_settings(), output="/results", slide=Path("~/a.svs"))
     refuse_relative(make_settings(), output="/results", slide=Path("/scans/a.svs"))
+
+
+def test_a_form_names_no_profile_that_isnt_the_sites(monkeypatch: pytest.MonkeyPatch) -> None:
+    hostile = make_profile({"kind": "slurm", "cpu": {"prologue": ["touch /tmp/x"]}})
+    # Whoever calls the flow in Python runs any code anyway.
+    refuse_foreign(hostile)
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", ID)
+    refuse_foreign(make_profile({"kind": "local", "workers": 2}))
+    with pytest.raises(SettingsError, match=r"the run's parameters give a cluster profile .* could run any command"):
+        refuse_foreign(hostile)

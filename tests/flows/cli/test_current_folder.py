@@ -1,0 +1,48 @@
+"""What the current folder must not do: run code as the person who starts slidesam in it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from slidesam.flows.cli.current_folder import distrust_current_folder
+from slidesam.tasks.errors import SettingsError
+
+SETTINGS = {
+    ".env": "HOME=/x\nexport PREFECT_LOGGING_CONFIG_PATH=evil.yml\n", "prefect.toml": "[api]\nurl = 'http://198.51.100.1/api'\n",
+    "pyproject.toml": "[tool.prefect.logging]\nconfig_path = 'evil.yml'\n",
+}  # fmt: skip
+HARMLESS = {".env": "HOME=/x\n", "prefect.toml": "", "pyproject.toml": "[project]\nname = 'prefect-like'\n"}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_of_prefect_are_refused_unless_allowed(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # Put back afterwards, whatever the function sets.
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    path = tmp_path / name
+    path.write_text(HARMLESS[name])
+    distrust_current_folder()
+    path.write_text(SETTINGS[name])
+    with pytest.raises(SettingsError, match=f"{name} has settings of Prefect.* start slidesam in another folder"):
+        distrust_current_folder()
+    monkeypatch.setenv("SLIDESAM_ALLOW", f"tests.*,{path}")
+    distrust_current_folder()
+
+
+def test_processes_take_no_modules_from_the_current_folder(tmp_path: Path) -> None:
+    (tmp_path / "dask.py").write_text("raise SystemExit('imported')")
+    code = (
+        "import subprocess, sys; from slidesam.flows.cli import app; app.app = lambda: None; app.main(); "
+        "sys.exit(subprocess.run([sys.executable, '-m', 'dask', '--version']).returncode)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    command = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
