@@ -229,7 +229,7 @@ def _environment(environment: Mapping[str, str], home: Path, url: str, password:
     return {
         **environment,
         **locked,
-        "PREFECT_HOME": str(home),
+        "PREFECT_HOME": str(home.absolute()),
         "PYTHONSAFEPATH": "1",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
