@@ -1,8 +1,6 @@
 """Flip one bit in each kind of file that a run writes, before and after its end, and run the same command again.
 
-Files are also cut to length 0 and deleted, once each kind. Outcomes: equal (healed, or nothing that counts was damaged), equal at
-the second (refused once, in words), refused by name, refused without the file's name, differs (other bytes, silently), traceback
-or crash, stuck.
+Files are also cut to length 0 and deleted, once each kind. What the outcomes mean: `OUTCOMES` in tests/support/damage.py.
 
     .venv/bin/python -m benchmarks.bit_flips --flips 200
 """

@@ -29,6 +29,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from tests.support.damage import Ending, run_forked
 from tests.support.power_cut import Disk, why_no_disk
 from tests.support.result_bytes import Result, find_difference, find_volatile_keys, read_result
 from tests.support.slides import write_blobs
@@ -69,8 +70,13 @@ class Program:
     """
 
     def __init__(self, segment: str, clean: str, folder: Path) -> None:
+        self._is_here = segment == IN_PYTHON
         self._commands, self._folder = {"segment": segment, "clean": clean}, folder
-        self._places = {"python": sys.executable, "slide": folder / "slide.tif", "settings": folder / "settings.yaml"}
+        self._places: dict[str, Path] = {
+            "python": Path(sys.executable),
+            "slide": folder / "slide.tif",
+            "settings": folder / "settings.yaml",
+        }
         write_blobs(folder / "slide.tif", SIDE)
         (folder / "settings.yaml").write_text(yaml.safe_dump(SETTINGS))
 
@@ -81,6 +87,18 @@ class Program:
         words = [word.format(output=output, **self._places) for word in shlex.split(self._commands[name])]
         with (self._folder / "log").open("w") as log:
             return subprocess.Popen(words, env=environment, stdout=log, stderr=log, text=True, start_new_session=True)
+
+    def run(self, name: str, output: Path, seconds: float) -> Ending:
+        """Run a command to its end."""
+        if name == "segment" and self._is_here:
+            return run_forked(self._places["slide"], SETTINGS, seconds)(output)
+        process = self.start(name, output)
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            end_all(process)
+            return "stuck", self.last_line()
+        return "finished" if code == 0 else "refused", self.last_line()
 
     def last_line(self) -> str:
         """Return the last line that the command printed."""
@@ -166,29 +184,20 @@ def wait_for_reboot(output: Path) -> None:
             lock.unlink()
 
 
-def finish(process: subprocess.Popen[str], seconds: float) -> int | None:
-    """Wait for the end of a command; return its exit code, None if it didn't end in time."""
-    try:
-        return process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        end_all(process)
-        return None
-
-
 def judge(program: Program, output: Path, cut: Cut, expected: Result, seconds: float) -> tuple[str, str]:
     """Run the command again after a cut; return the outcome, and what was said or what differs."""
     wait_for_reboot(output)
     for outcome in OUTCOMES[:2]:
         for name in ("clean", "segment") if cut.stage == "clean" else ("segment",):
-            code = finish(program.start(name, output), seconds)
-            if code != 0:
+            ending, message = program.run(name, output, seconds)
+            if ending != "finished":
                 break
-        if code is None:
-            return "stuck", program.last_line()
-        if code == 0:
+        if ending == "stuck":
+            return ending, message
+        if ending == "finished":
             difference = find_difference(expected, read_result(output))
             return ("differs", difference) if difference else (outcome, "")
-    return "refused", program.last_line()
+    return "refused", message
 
 
 def choose(cuts: list[Cut], count: int, chance: random.Random) -> list[Cut]:

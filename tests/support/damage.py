@@ -26,9 +26,11 @@ Damage = Literal["flip", "truncate", "delete"]
 Ending = tuple[Literal["finished", "refused", "traceback", "crash", "stuck"], str]
 Runner = Callable[[Path], Ending]
 
-OUTCOMES = ("equal", "equal at the second", "refused by name", "refused", "differs", "traceback", "stuck")
-"""Equal: healed, or nothing that counts was damaged. Differs: other bytes without a word."""
-GOOD = OUTCOMES[:3]
+OUTCOMES = ("equal", "at the second", "by verify", "refused by name", "refused", "differs", "traceback", "stuck")
+"""Equal: healed, or nothing that counts was damaged. At the second: refused once, in words, then equal. By verify: the same call
+finds nothing to do, `slidesam verify` names the file, and the call after `--repair` makes equal bytes. Refused: for good.
+Differs: other bytes without a word."""
+GOOD = OUTCOMES[:4]
 
 
 @dataclass(frozen=True)
@@ -114,11 +116,25 @@ def judge(
         ending, message = run(output)
         if ending == "finished":
             difference = find_difference(expected, read_result(output))
-            return ("differs", f"{where}: {difference}") if difference else (outcome, where)
+            if not difference:
+                return outcome, where
+            is_cured = verify_and_repair(output, path) and run(output)[0] == "finished"
+            is_cured = is_cured and not find_difference(expected, read_result(output))
+            return ("by verify", where) if is_cured else ("differs", f"{where}: {difference}")
         if ending != "refused":
             return ("traceback" if ending == "crash" else ending), f"{where}: {message}"
-    is_named = any(name in message for name in (path.name, path.parent.name, "/".join(path.parts[-3:-1])))
-    return ("refused by name" if is_named else "refused"), f"{where}: {message}"
+    # A zarr.json describes its folder.
+    names = (str(path), f"/{path.parent} " if path.name == "zarr.json" else str(path))
+    return ("refused by name" if any(name in message for name in names) else "refused"), f"{where}: {message}"
+
+
+def verify_and_repair(output: Path, path: Path) -> bool:
+    """Verify a folder and take back what is damaged; return whether this file was named."""
+    from slidesam.tasks.folder.verify import repair_findings, verify_folder
+
+    findings = list(verify_folder(output, "whole"))
+    repair_findings([finding for finding in findings if finding.damages])
+    return any(damage.path == output / path for finding in findings for damage in finding.damages)
 
 
 def run_forked(slide: Path, settings: dict[str, Any], seconds: float) -> Runner:
