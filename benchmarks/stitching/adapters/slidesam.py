@@ -89,6 +89,7 @@ def run_of(case: Case, folder: Path) -> Run:
     plan = ArrayPlan("0", (1, 1, 1, *case.shape), np.dtype("uint8"), (1024, 1024))
     write_array_metadata(slide, [plan], ImageSettings())
     write_image_metadata(group, "case", [place_samples((1.0, 1.0))], None, None)
+    os.environ["SLIDESAM_ALLOW"] = _SETTINGS["segmenter.target"]
     overrides = _SETTINGS | {"blocks.block_shape": case.block_shape, "blocks.halo": case.halo}
     run = plan_run(slide, folder / "out", make_settings(overrides=overrides))
     Params(blocks=None).write(run.segment_folder.params)
