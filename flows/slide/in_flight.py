@@ -87,6 +87,9 @@ def stream_tasks(
             # Once released here, the scheduler releases it, too; otherwise it would compute it again if its worker dies.
             job, attempt, _ = submitted.pop(future.task_run_id)
             result, error = _read_outcome(future)
+            if error is not None:
+                # Its frames hold the future, which would not be released as long as somebody keeps the error.
+                error.__traceback__ = None
             if isinstance(error, KilledWorker):
                 if decide(error, attempts_left=_MOST_SUBMISSIONS - attempt) is Action.RETRY:
                     resubmissions.append((job, attempt + 1))

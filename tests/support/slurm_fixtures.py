@@ -87,6 +87,8 @@ def slurm_up() -> Iterator[None]:
         )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SBATCH_ACCOUNT", ACCOUNT)
+        # Of the segmenters of these tests: jobs import nothing from the folder in which the tests are called.
+        patch.setenv("PYTHONPATH", str(ROOT))
         yield
 
 

@@ -74,7 +74,8 @@ def test_where_no_larger_job_can_be_had_the_block_fails_with_the_queues_words_an
     settings = faulty(log, hungry=5, mib=650, deed="kill") | {"segmenter.target": "tests.support.faults:hungry_pieces"}
     where = profile("slurm-cpu", cpu__maximum_jobs=2, cpu__memory=1, cpu__memory_steps=[4000])
     with pytest.raises(
-        BlockFailures, match=r"block 4 ran out of memory at .*; jobs of 4000 GiB can't be had: the queue refuses jobs"
+        BlockFailures,
+        match=r"block 4 ran out of memory at .*; jobs of 4000 GiB can't be had: nobody computes: the queue refuses",
     ) as caught:
         run_on(where, slide, tmp_path / "out", settings)
     assert caught.value.block_ids == (4,)

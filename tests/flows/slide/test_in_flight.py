@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections import Counter
 from types import SimpleNamespace
 from uuid import uuid4
@@ -68,3 +70,21 @@ def test_a_task_whose_workers_die_is_submitted_three_times(monkeypatch: pytest.M
         ClusterError, match="ended its worker 12 times, the last at a; usually out of memory: give jobs"
     ):
         raise outcomes["bad"]
+
+
+def test_a_task_that_failed_is_released_while_its_error_is_kept() -> None:
+    """Otherwise its scheduler would compute it again as soon as the worker leaves on which it failed."""
+    futures: list[weakref.ref[EndedFuture]] = []
+
+    def submit(job: int) -> EndedFuture:
+        future = EndedFuture(ValueError("no"))
+        futures.append(weakref.ref(future))
+        return future
+
+    gc.disable()
+    try:
+        kept = [error for _, _, error in stream_tasks(range(2), submit, SESSION)]
+        assert [future() for future in futures] == [None, None]
+    finally:
+        gc.enable()
+    assert [str(error) for error in kept] == ["no", "no"]
