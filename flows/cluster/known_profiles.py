@@ -1,22 +1,24 @@
 """Tells whether a profile that a file or a form gives may be used: it could run anything as the person who computes.
 
 A profile's texts are code: lines of shell (`prologue`), a program (`python`, `container`), options of the queue, the address of
-a scheduler that sends pickles. So such a profile is used only if one that the site keeps has the same texts: a profile with a
-name, or the group server's own (SLIDESAM_CLUSTER). Numbers (jobs, cores, memory, times) may differ.
+a scheduler that sends pickles. So such a profile is used only if one that the site keeps has the same texts and `options`: a
+profile with a name, or the group server's own (SLIDESAM_CLUSTER). Numbers (jobs, cores, memory, times) may differ.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
+
+from pydantic import BaseModel
 
 from slidesam.flows.cluster.find_profile import load_profile, profile_names
 from slidesam.flows.cluster.profile import ClusterProfile, LocalGpuProfile, LocalProfile
 from slidesam.tasks.errors import SettingsError
 
-# Texts that a pattern or a list of choices bounds.
-_BOUNDED = ("kind", "walltime", "lifetime", "lifetime_stagger")
+# Fields of a profile that a pattern, choices or ranges bound. Keys of `options` may be called the same.
+_BOUNDED = ("walltime", "lifetime", "lifetime_stagger", "memory_steps")
 
 
 def refuse_unknown(profile: ClusterProfile, origin: str) -> None:
@@ -32,8 +34,8 @@ def refuse_unknown(profile: ClusterProfile, origin: str) -> None:
     # Workers of this process: numbers, and names of devices that are compared with those there are.
     if isinstance(profile, LocalProfile | LocalGpuProfile):
         return
-    texts = dict(_list_texts(profile.model_dump(mode="json")))
-    if any(texts == known for known in _read_known(profile.kind)):
+    code = _find_code(profile)
+    if any(code == known for known in _read_known(profile.kind)):
         return
     example = f"--cluster attach --scheduler {profile.address}" if profile.kind == "attach" else "--cluster NAME"
     raise SettingsError(
@@ -43,8 +45,8 @@ def refuse_unknown(profile: ClusterProfile, origin: str) -> None:
     )
 
 
-def _read_known(kind: str) -> Iterator[dict[str, str]]:
-    """Yield the texts of this machine's profiles of a kind; one that can't be read counts as none."""
+def _read_known(kind: str) -> Iterator[dict[str, Any]]:
+    """Yield the code of this machine's profiles of a kind; one that can't be read counts as none."""
     site = os.environ.get("SLIDESAM_CLUSTER")
     for name in (*map(str, profile_names().values()), *([site] if site else [])):
         try:
@@ -52,17 +54,14 @@ def _read_known(kind: str) -> Iterator[dict[str, str]]:
         except SettingsError:
             continue
         if profile.kind == kind:
-            yield dict(_list_texts(profile.model_dump(mode="json")))
+            yield _find_code(profile)
 
 
-def _list_texts(value: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the place and content of each text in nested mappings and lists, but of those that are bounded."""
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            if key not in _BOUNDED:
-                yield from _list_texts(item, f"{place}.{key}")
-    elif isinstance(value, list):
-        for number, item in enumerate(value):
-            yield from _list_texts(item, f"{place}.{number}")
-    elif isinstance(value, str):
-        yield place, value
+def _find_code(section: BaseModel) -> dict[str, Any]:
+    """Return what of a profile may be code, by field: all but its own numbers; `options` whole, with keys and numbers."""
+    code: dict[str, Any] = {}
+    for name, value in section:
+        part = _find_code(value) if isinstance(value, BaseModel) else value
+        if name not in _BOUNDED and not isinstance(part, int | float) and part not in (None, (), {}):
+            code[name] = part
+    return code

@@ -42,6 +42,32 @@ def test_the_sites_own_profiles_and_other_numbers_are_taken(tmp_path: Path, monk
         refuse_unknown(load_profile("ours", {"cpu.prologue": ["module load slidesam", "evil"]}), "it was run with")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"job_script_prologue": {"touch /tmp/x": 1}},
+        {"worker_extra_args": {"--preload evil.py": None}},
+        {"job_extra_directives": {"-S /tmp/evil": 1}},
+        {"walltime": "01:00:00 -S /tmp/evil.sh"},
+        {"kind": "evil"},
+        {"disk": 3},
+        {},
+    ],
+    ids=str,
+)
+def test_options_of_the_queue_are_taken_as_the_site_has_them(
+    options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ours.yaml").write_text("kind: pbs\ncpu: {queue: batch, options: {disk: 2}}\n")
+    (tmp_path / "plain.yaml").write_text("kind: pbs\ncpu: {queue: batch, prologue: [module load slidesam]}\n")
+    monkeypatch.setenv("SLIDESAM_PROFILES", str(tmp_path))
+    refuse_unknown(load_profile("ours", {"cpu.cores": 4, "cpu.memory_steps": [2]}), "it was run with")
+    for name in ("ours", "plain"):
+        if options or name == "ours":
+            with pytest.raises(SettingsError, match="could run any command"):
+                refuse_unknown(load_profile(name, {"cpu.options": options}), "it was run with")
+
+
 def test_the_group_servers_profile_is_known_wherever_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "attached.yaml"
     file.write_text("kind: attach\naddress: tcp://10.0.0.5:8786\n")
