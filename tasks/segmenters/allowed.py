@@ -4,7 +4,7 @@ Settings come from files, manifests, forms and an output's state.json, and whoev
 (`segmenter.target`) and a checkpoint that needs pickle (`segmenter.trust`) run code, so one of these must vouch for them:
 
 1. a package that is installed, by an entry point of the group `slidesam.segmenters`;
-2. the site, by SLIDESAM_ALLOW: patterns separated by commas;
+2. the site, by SLIDESAM_ALLOW: patterns separated by commas, those that begin with / for files, all others for functions;
 3. the person, on the command line (`--set segmenter.target=...`, `--allow ...`) or in Python.
 
 The process that plans a run decides. What it permits travels with the run (`Run.permitted`), so that workers need neither the
@@ -14,9 +14,11 @@ variable nor the package's metadata. It is written to no file.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from fnmatch import fnmatchcase
 from importlib.metadata import entry_points
+from pathlib import PurePosixPath
 from typing import Any
 
 from slidesam.tasks.errors import SegmenterError
@@ -60,34 +62,47 @@ def permit(settings: SegmenterSettings, allowed: Collection[str]) -> tuple[str, 
     code = find_code(settings)
     if code is None:
         return ()
-    if not _is_allowed(code, allowed, has_entry_point=isinstance(settings, Function)):
+    is_allowed = _is_function_allowed if isinstance(settings, Function) else _is_file_allowed
+    if not is_allowed(code, allowed):
         raise SegmenterError(*_explain(settings, code))
     return (code,)
 
 
 def is_path_allowed(path: str) -> bool:
     """Tell whether the site allows a file by its path."""
-    return any(_matches(path, pattern) for pattern in _read_patterns())
+    return _is_file_allowed(path, ())
 
 
-def _is_allowed(code: str, allowed: Collection[str], *, has_entry_point: bool) -> bool:
-    if any(_matches(code, pattern) for pattern in (*allowed, *_read_patterns())):
+def _is_function_allowed(target: str, allowed: Collection[str]) -> bool:
+    if target in allowed or any(_matches(target, pattern) for pattern in (*allowed, *_read_patterns())):
         return True
-    return has_entry_point and any(point.value.replace(" ", "") == code for point in entry_points(group=GROUP))
+    return any(point.value.replace(" ", "") == target for point in entry_points(group=GROUP))
+
+
+def _is_file_allowed(path: str, allowed: Collection[str]) -> bool:
+    # As it stands: names of files may have commas and brackets in them.
+    if path in allowed:
+        return True
+    parts = PurePosixPath(path)
+    # What `..` leaves doesn't lie in the folder that a pattern names; a relative path lies in whatever folder is the current one.
+    if not parts.is_absolute() or ".." in parts.parts:
+        return False
+    patterns = [pattern for pattern in (*allowed, *_read_patterns()) if pattern.startswith("/")]
+    return path in (os.environ.get(VARIABLE), *patterns) or any(fnmatchcase(path, pattern) for pattern in patterns)
 
 
 def _read_patterns() -> Iterator[str]:
     return (pattern.strip() for pattern in os.environ.get(VARIABLE, "").split(",") if pattern.strip())
 
 
-def _matches(code: str, pattern: str) -> bool:
-    """Tell whether a pattern means this code: `module`, `module:name`, or a path; `*` stands for anything.
+def _matches(target: str, pattern: str) -> bool:
+    """Tell whether a pattern means this function: `module` or `module:name`; `*` stands for anything.
 
     Example:
         >>> [_matches("own.spots:find", pattern) for pattern in ("own.spots", "own.*", "own.spots:find", "own", "own.spots:f")]
         [True, True, True, False, False]
     """
-    return fnmatchcase(code, pattern) or (":" not in pattern and fnmatchcase(code.partition(":")[0], pattern))
+    return fnmatchcase(target, pattern) or (":" not in pattern and fnmatchcase(target.partition(":")[0], pattern))
 
 
 def _explain(settings: SegmenterSettings, code: str) -> tuple[str, str]:
@@ -100,6 +115,6 @@ def _explain(settings: SegmenterSettings, code: str) -> tuple[str, str]:
         )
     return (
         f"setting segmenter.trust: true isn't allowed for {code}, because a file or a form can name any checkpoint",
-        f"if you trust who made that file, add `--allow {code}` to the command; a site allows it for all by "
+        f"if you trust who made that file, add `--allow {shlex.quote(code)}` to the command; a site allows it for all by "
         f"{VARIABLE}={code}",
     )

@@ -111,3 +111,39 @@ def test_trust_in_a_checkpoint_is_a_persons_or_a_sites_word(monkeypatch: pytest.
     monkeypatch.setenv(VARIABLE, "/models/weights.pt")
     assert permit(trusted, ()) == ("/models/weights.pt",)
     assert permit(MicroSam(model="vit_b", checkpoint="/models/weights.pt"), ()) == ()
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "allow"),
+    [
+        ("/site/models/../../tmp/evil.pt", "/site/models/*"),
+        ("/tmp/evil/../../site/models/x.pt", "/site/models/*"),
+        ("own.pt", "own.*"),
+        ("own.pt", "own.pt"),
+        ("/tmp/evil.pt", "*"),
+        ("/tmp/evil.pt", "*.pt"),
+    ],
+)
+def test_a_sites_pattern_allows_no_checkpoint_that_lies_elsewhere(
+    checkpoint: str, allow: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, allow)
+    with pytest.raises(SegmenterError, match="isn't allowed for"):
+        permit(MicroSam(model="vit_b", checkpoint=checkpoint, trust=True), ())
+
+
+@pytest.mark.parametrize("checkpoint", ["/data/models[1]/x.pt", "/data/a,b/x.pt", "own[1].pt", "/data/../x.pt"])
+def test_a_checkpoint_that_a_person_names_is_no_pattern(checkpoint: str) -> None:
+    trusted = MicroSam(model="vit_b", checkpoint=checkpoint, trust=True)
+    assert permit(trusted, list_own_words(trusted, {"segmenter.trust": True})) == (checkpoint,)
+
+
+@pytest.mark.parametrize("checkpoint", ["/data/models[1]/x.pt", "/data/a,b/x.pt"])
+def test_a_site_names_a_file_with_brackets_or_commas(checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, checkpoint)
+    assert permit(MicroSam(model="vit_b", checkpoint=checkpoint, trust=True), ()) == (checkpoint,)
+
+
+def test_a_file_is_no_pattern_for_functions(left_file: Path) -> None:
+    with pytest.raises(SegmenterError, match="isn't allowed"):
+        permit(function("hostile.inner:find"), ("/*", "/site/models/x.pt"))
