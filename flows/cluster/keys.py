@@ -19,7 +19,7 @@ from typing import Any
 
 from slidesam.tasks.errors import ClusterError
 from slidesam.tasks.run.layout import key_folder, list_key_folders
-from slidesam.tasks.run.owner import Owner
+from slidesam.tasks.run.owner import Owner, has_owner_ended
 
 _NAME = "slidesam"
 # Clocks of nodes differ, and are set: the certificate ends with its key, not with a date.
@@ -97,17 +97,8 @@ def remove_dead_keys(jobs: Path, ended: Collection[str] = ()) -> None:
     """
     known = {key_folder(jobs, name) for name in ended}
     for folder in list_key_folders(jobs):
-        if folder in known or _has_ended(folder):
+        if folder in known or has_owner_ended(folder / _OWNER):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _has_ended(folder: Path) -> bool:
-    """Tell whether the process that made a folder has ended; False if that can't be known here."""
-    try:
-        return Owner.model_validate_json((folder / _OWNER).read_bytes()).has_ended
-    except (OSError, ValueError):
-        # Another user's, or its process is just making it.
-        return False
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 
+from slidesam.flows.cluster.semaphores import name_semaphores
 from slidesam.tasks.segment.start_marks import judge_marks
 from slidesam.tasks.segment.worker_state import MARKS_FILE
 
@@ -34,6 +35,7 @@ def dask_setup(nanny: Any) -> None:
     """Watch the worker processes of a nanny."""
     from tornado.ioloop import PeriodicCallback
 
+    name_semaphores()
     watch = _Watch(nanny)
     looks = PeriodicCallback(watch.look, _LOOK_MILLISECONDS)
     nanny.periodic_callbacks["slidesam_memory"] = looks

@@ -14,6 +14,7 @@ from uuid import UUID
 from slidesam.flows.cluster import slurm
 from slidesam.flows.cluster.job_names import select_own_jobs
 from slidesam.flows.cluster.keys import remove_dead_keys
+from slidesam.flows.cluster.semaphores import remove_dead_semaphores
 from slidesam.tasks.errors import in_one_line
 from slidesam.tasks.run.layout import jobs_folder, list_noted_runs
 from slidesam.tasks.run.lock import LockedError, locked
@@ -68,6 +69,7 @@ def end_all_leftovers(output: Path, note: Callable[[str], None]) -> None:
     """
     killed, at_work = [], set[str]()
     remove_dead_keys(jobs_folder(output))
+    remove_dead_semaphores()
     with ExitStack() as locks:
         for paths in list_noted_runs(output):
             target = f"{paths.name} ({paths.label})"

@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import IO
 
 from slidesam.tasks.errors import ServerError
+from slidesam.tasks.run.owner import Owner, has_owner_ended
 
 _START_SECONDS, _RESTART_SECONDS = 120.0, 25.0
 # A server that ends more often than so many times in so many seconds isn't started again.
 _MOST_ENDS, _ENDS_SECONDS = 3, 300.0
-_LOGIN_SECONDS = 30 * 86400.0
+_LOGIN_SECONDS, _OWNER = 30 * 86400.0, ".owner.json"
 
 
 class OwnServer:
@@ -75,12 +76,14 @@ class OwnServer:
     def __enter__(self) -> OwnServer:
         try:
             if self._password:
+                with _open_private(_owner_file(self.login), "wb") as stream:
+                    stream.write(Owner.this_process("Prefect server").model_dump_json().encode())
                 with _open_private(self.login, "wb") as stream:
                     stream.write(f"{self._password}\n".encode())
             self._process = self._launch("wb")
         except OSError as error:
             self._socket.close()
-            self.login.unlink(missing_ok=True)
+            _remove_login(self.login)
             raise _make_home_error(self._home, error) from error
         return self
 
@@ -94,7 +97,7 @@ class OwnServer:
         if self._stand_in is not None:
             self._stand_in.shutdown()
         self._socket.close()
-        self.login.unlink(missing_ok=True)
+        _remove_login(self.login)
 
     def wait_until_ready(self) -> None:
         """Wait until it answers; from then on it is started again if it ends.
@@ -206,15 +209,26 @@ def _open_private(path: Path, mode: str) -> IO[bytes]:
 def _make_private(home: Path) -> None:
     """Make PREFECT_HOME so that others can't look into it; if it exists, keep them from what we or Prefect wrote there."""
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for path in home.glob("slidesam-server-*.login"):
-        # Of a command that was killed.
+    for path in [*home.glob(f"slidesam-server-*{_OWNER}"), *home.glob("slidesam-server-*.login")]:
+        # Of a command that was killed here, or longer ago than any runs.
+        login = path.with_name(path.name.removesuffix(_OWNER))
         with suppress(OSError):
-            if time.time() - path.stat().st_mtime > _LOGIN_SECONDS:
-                path.unlink()
+            if has_owner_ended(_owner_file(login)) or time.time() - path.stat().st_mtime > _LOGIN_SECONDS:
+                _remove_login(login)
     for path in [*home.glob("prefect.db*"), *home.glob("slidesam-server*"), home / "profiles.toml"]:
         # Not ours, or not there.
         with suppress(OSError):
             path.chmod(path.stat().st_mode & 0o700)
+
+
+def _owner_file(login: Path) -> Path:
+    """Return the file that says which process a password is of."""
+    return login.with_name(f"{login.name}{_OWNER}")
+
+
+def _remove_login(login: Path) -> None:
+    login.unlink(missing_ok=True)
+    _owner_file(login).unlink(missing_ok=True)
 
 
 def _make_home_error(home: Path, error: OSError) -> ServerError:

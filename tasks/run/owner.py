@@ -63,6 +63,15 @@ class Owner(BaseModel):
         return f"{self.owner} (host {self.host}, process {self.pid}, since {since} UTC)"
 
 
+def has_owner_ended(path: Path) -> bool:
+    """Tell whether the process that a file describes has ended; False if that can't be known here."""
+    try:
+        return Owner.model_validate_json(path.read_bytes()).has_ended
+    except (OSError, ValueError):
+        # Another user's, or its process is just writing it.
+        return False
+
+
 @functools.cache
 def _this_machine() -> tuple[str, str]:
     """Return the host, and the boot and process namespace: containers share a boot, and may share the host's name."""

@@ -8,6 +8,8 @@ import os
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -22,6 +24,7 @@ from slidesam.flows.prefect_api import server as server_module
 from slidesam.flows.prefect_api.own_server import OwnServer
 from slidesam.flows.signals import interrupts
 from slidesam.tasks.errors import ServerError
+from slidesam.tasks.run.owner import Owner
 from tests.support.other_user import as_other_user, needs_root, open_folder
 
 PASSWORD = "slidesam:a-password-of-a-test"
@@ -236,7 +239,21 @@ def test_a_home_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     assert not server.login.exists()
 
 
-def test_passwords_of_commands_that_were_killed_go(tmp_path: Path) -> None:
+def test_the_next_server_removes_the_password_of_a_command_that_was_killed_and_no_other(tmp_path: Path) -> None:
+    script = (
+        "import os, sys\nfrom pathlib import Path\nfrom slidesam.flows.prefect_api.own_server import OwnServer\n"
+        "OwnServer._launch = lambda self, mode: os._exit(9)\nOwnServer(Path(sys.argv[1]), '127.0.0.1', 'x:y').__enter__()"
+    )
+    assert subprocess.run([sys.executable, "-c", script, tmp_path], check=False).returncode == 9
+    assert len(list(tmp_path.glob("slidesam-server-*.login"))) == 1
+    living = tmp_path / "slidesam-server-1.login"
+    living.write_text("x:y")
+    living.with_name("slidesam-server-1.login.owner.json").write_text(Owner.this_process("").model_dump_json())
+    own_server._make_private(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [living.name, f"{living.name}.owner.json"]
+
+
+def test_passwords_of_commands_that_were_killed_long_ago_on_any_machine_go(tmp_path: Path) -> None:
     old, new = tmp_path / "slidesam-server-1.login", tmp_path / "slidesam-server-2.login"
     for path in (old, new):
         path.write_text("x")
