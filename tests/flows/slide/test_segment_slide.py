@@ -220,7 +220,11 @@ def test_labels_of_two_names_live_side_by_side_and_a_second_run_replaces_its_own
     segment(two_workers, slide, output, faulty(log) | {"blocks.block_shape": 128})
     root = zarr.open_group(output / "slide.ome.zarr", mode="r")
     assert root["labels"].attrs["ome"]["labels"] == ["cells", "other"]
-    assert root["labels/cells/0"].shards[3:] == (128, 128)
+    # Shards are groups of blocks, up to 4096 pixels a side; their shape is that of larger slides too.
+    assert root["labels/cells/0"].shards[3:] == (4096, 4096)
+    records = {path.name: json.loads(path.read_text()) for path in output.glob("*.run.json")}
+    shapes = {name: record["settings"]["blocks"]["block_shape"] for name, record in records.items()}
+    assert shapes == {"slide.cells.run.json": [128, 128], "slide.other.run.json": [64, 64]}
     np.testing.assert_array_equal(labels_of(output, "slide") > 0, labels_of(output, "slide", "other") > 0)
 
 
