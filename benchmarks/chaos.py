@@ -10,7 +10,9 @@ and gives the same command again. The last time it is left alone. Disturbances:
     clock                                   time.time() of all its processes jumps by hours, to and fro
     network                                 its loopback is gone for some seconds (root: a network namespace)
 
-What was computed is told by a log that the segmenter writes, what was finished by the results on disk when a command starts.
+A block is done twice if the segmenter is called for it while its result is on disk; the segmenter logs that. The moment is drawn
+from the time that an undisturbed run takes, or is when some number of blocks has been computed. A nanny of local workers is no
+process of its own: it lives in the flow's.
 
     make chaos        (or: .venv/bin/python -m benchmarks.chaos --runs 100 --seed 1)
 """
@@ -22,12 +24,14 @@ import contextlib
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +45,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from slidesam.tasks.run.layout import SegmentFolder, list_runs, list_slide_folders
+
 ROOT = Path(__file__).resolve().parents[1]
 ROWS, COLUMNS, BLOCK = 3, 4, 64
 MARKER = "SLIDESAM_CHAOS"
@@ -51,6 +57,8 @@ DISTURBANCES = (
 NEEDS_ROOT = ("disk", "network")
 # Seconds until a command counts as hung, and for the workers of a killed flow to end.
 _LONGEST, _ORPHANS = 400.0, 60.0
+# Share of the moments that are drawn by the number of blocks: the start takes most of the time.
+_BY_BLOCKS = 0.6
 # Put into the environment of all processes of a command: their clock runs ahead by what a file says.
 _CLOCK = """
 import os, time
@@ -66,14 +74,32 @@ if _file:
 """
 
 
-def number_of_block(image: NDArray[Any], log: str) -> NDArray[np.int32]:
-    """Label a block whose pixels hold its number; write the number to a log."""
+def number_of_block(image: NDArray[Any], log: str, output: str) -> NDArray[np.int32]:
+    """Label a block whose pixels hold its number; write to a log the number, and whether the block has a result already."""
     number = int(image.max())
+    line = f"{number} {int(number - 1 in finished_blocks(Path(output)))}\n"
     time.sleep(0.2)
     with os.fdopen(os.open(log, os.O_APPEND | os.O_CREAT | os.O_WRONLY), "w") as stream:
-        stream.write(f"{number}\n")
+        stream.write(line)
     labels: NDArray[np.int32] = (image > 0).astype(np.int32)
     return labels
+
+
+def finished_blocks(output: Path) -> set[int]:
+    """Return the ids of the blocks that have a result."""
+    runs = [run for slide in list_slide_folders(output) for run in list_runs(slide)]
+    folders = [SegmentFolder(path) for run in runs for path in run.stage_folders("segment")]
+    return {block_id for folder in folders for block_id in folder.list_results()}
+
+
+def make_settings(log: Path, output: Path) -> dict[str, Any]:
+    """Return the settings of all runs."""
+    options = {"log": str(log), "output": str(output)}
+    return {
+        "segmenter": {"kind": "function", "target": "benchmarks.chaos:number_of_block", "options": options},
+        "blocks": {"block_shape": BLOCK, "halo": 0, "tissue": "off"},
+        "run": {"retry_delay": 0.2},
+    }
 
 
 @dataclass
@@ -110,21 +136,19 @@ class Scene:
     Args:
         folder: A folder of its own.
         slide: The slide.
+        home: A PREFECT_HOME whose database is copied: making one takes longer than all else.
         with_root: Whether the output is a small disk of its own and the network a namespace of its own.
     """
 
-    def __init__(self, folder: Path, slide: Path, *, with_root: bool) -> None:
+    def __init__(self, folder: Path, slide: Path, home: Path | None = None, *, with_root: bool) -> None:
         self.folder, self.slide, self.with_root = folder, slide, with_root
         self.output, self.log, self.marker = folder / "out", folder / "log", uuid.uuid4().hex
-        for name in ("out", "tmp", "clock", "shm"):
+        for name in ("out", "tmp", "clock", "shm", "home"):
             (folder / name).mkdir(parents=True)
+        for path in [] if home is None else home.glob("prefect.db*"):
+            shutil.copy(path, folder / "home")
         (folder / "clock" / "sitecustomize.py").write_text(_CLOCK)
-        (folder / "settings.yaml").write_text(yaml.safe_dump({
-            "segmenter": {
-                "kind": "function", "target": "benchmarks.chaos:number_of_block", "options": {"log": str(self.log)},
-            },
-            "blocks": {"block_shape": BLOCK, "halo": 0, "tissue": "off"}, "run": {"retry_delay": 0.2},
-        }))  # fmt: skip
+        (folder / "settings.yaml").write_text(yaml.safe_dump(make_settings(self.log, self.output)))
         if with_root:
             subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(self.output)], check=True)
 
@@ -172,21 +196,15 @@ class Scene:
                     process.kill()
             time.sleep(0.05)
 
-    def finished_blocks(self) -> set[int]:
-        """Numbers of the blocks whose result is there."""
-        return {
-            int(path.stem) + 1 for path in self.output.glob(".slidesam/*/*/segment-*/blocks/[0-9]*") if path.is_file()
-        }
-
-    def computed_blocks(self) -> list[int]:
-        """Numbers of the blocks that were computed so far, in order."""
-        return [int(line) for line in self.log.read_text().split()] if self.log.exists() else []
+    def computed_blocks(self) -> list[bool]:
+        """Of each block that was computed so far, in order: whether it had a result already."""
+        return [line.endswith(" 1") for line in self.log.read_text().splitlines()] if self.log.exists() else []
 
     def leftovers(self) -> list[str]:
         """List what a finished command should not have left."""
         found = [f"process {process.pid}" for process in self.members("all")]
         temporary = [path for name in ("tmp", "shm") for path in (self.folder / name).rglob("*") if path.is_file()]
-        temporary += (self.folder / "home").glob("slidesam-server-*.login")
+        temporary += (self.folder / "home").glob("slidesam-server-*.login*")
         found += [str(path) for path in temporary if path.parent.name != "dask-scratch-space"]
         for pattern in ("*.partial*", "*.tmp", "lock.json", "starts/*", "*.break*", "*.pem", ".trash*"):
             found += [str(path.relative_to(self.output)) for path in self.output.rglob(pattern)]
@@ -236,21 +254,54 @@ def _send(members: list[psutil.Process], number: signal.Signals) -> None:
             process.send_signal(number)
 
 
-def run_once(seed: int, slide: Path, expected: str, longest_wait: float, *, with_root: bool) -> Outcome:
-    """Disturb one run as its seed says; repeat the command until it is done."""
+@dataclass(frozen=True)
+class Usual:
+    """What an undisturbed run gives.
+
+    Attributes:
+        slide: The slide.
+        expected: Hash of the result.
+        seconds: How long the command takes.
+        home: Its PREFECT_HOME.
+    """
+
+    slide: Path
+    expected: str
+    seconds: float
+    home: Path
+
+
+def wait_for_moment(
+    scene: Scene, process: subprocess.Popen[bytes], usual: Usual, chance: random.Random, n_blocks: int | None
+) -> None:
+    """Wait until so many blocks are computed (None = until a random moment of a command), or until it has ended."""
+    deadline = time.monotonic() + chance.uniform(0.2, 1) * usual.seconds
+    if n_blocks is None and chance.random() < _BY_BLOCKS:
+        n_blocks = chance.randint(1, ROWS * COLUMNS)
+    if n_blocks is None:
+        n_blocks = ROWS * COLUMNS + 1
+    else:
+        deadline = time.monotonic() + _LONGEST
+    while process.poll() is None and time.monotonic() < deadline and len(scene.computed_blocks()) < n_blocks:
+        time.sleep(0.05)
+
+
+def run_once(
+    seed: int, usual: Usual, deeds: Sequence[str] = (), n_blocks: int | None = None, *, with_root: bool
+) -> Outcome:
+    """Disturb one run by these deeds when so many blocks are computed, or as its seed says; repeat the command."""
     chance, outcome, start = random.Random(seed), Outcome(seed), time.monotonic()
     possible = [deed for deed in DISTURBANCES if with_root or deed not in NEEDS_ROOT]
     # Each disturbance comes about equally often.
-    outcome.deeds = [possible[seed % len(possible)], *chance.sample(possible, chance.randint(0, 1))]
+    drawn = [possible[seed % len(possible)], *chance.sample(possible, chance.randint(0, 1))]
+    outcome.deeds = list(deeds) or drawn
     with tempfile.TemporaryDirectory(prefix="slidesam-chaos-") as name:
-        scene = Scene(Path(name), slide, with_root=with_root)
+        scene = Scene(Path(name), usual.slide, usual.home, with_root=with_root)
         try:
             for deed in [*outcome.deeds, None]:
-                finished, n_computed = scene.finished_blocks(), len(scene.computed_blocks())
                 process = scene.start()
                 if deed is not None:
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        process.wait(chance.uniform(0.2, 1) * longest_wait)
+                    wait_for_moment(scene, process, usual, chance, n_blocks)
                     disturb(scene, deed, process, chance)
                 try:
                     process.wait(_LONGEST)
@@ -259,9 +310,9 @@ def run_once(seed: int, slide: Path, expected: str, longest_wait: float, *, with
                     scene.kill_group()
                     process.wait()
                 outcome.exits.append(process.returncode)
-                outcome.twice += len(finished.intersection(scene.computed_blocks()[n_computed:]))
                 (scene.output / "ballast").unlink(missing_ok=True)
-            outcome.is_equal = hash_result(scene.output) == expected
+            outcome.twice = sum(scene.computed_blocks())
+            outcome.is_equal = hash_result(scene.output) == usual.expected
             # What a killed flow leaves ends by itself, once it notices.
             deadline = time.monotonic() + _ORPHANS
             while scene.members("all") and time.monotonic() < deadline:
@@ -293,16 +344,17 @@ def write_slide(path: Path) -> Path:
     return path
 
 
-def run_undisturbed(slide: Path, *, with_root: bool) -> tuple[str, float]:
-    """Return the hash of the result that is expected, and seconds of the command."""
-    with tempfile.TemporaryDirectory(prefix="slidesam-chaos-") as name:
-        scene, start = Scene(Path(name), slide, with_root=with_root), time.monotonic()
-        try:
-            if scene.start().wait():
-                raise SystemExit((scene.folder / "words").read_text()[-4000:])
-            return hash_result(scene.output), time.monotonic() - start
-        finally:
-            scene.close()
+def run_undisturbed(folder: Path, *, with_root: bool) -> Usual:
+    """Run the command in a folder, without a disturbance."""
+    folder.mkdir()
+    slide = write_slide(folder / "slide.tif")
+    scene, start = Scene(folder / "usual", slide, with_root=with_root), time.monotonic()
+    try:
+        if scene.start().wait():
+            raise SystemExit((scene.folder / "words").read_text()[-4000:])
+        return Usual(slide, hash_result(scene.output), time.monotonic() - start, scene.folder / "home")
+    finally:
+        scene.close()
 
 
 def make_table(outcomes: list[Outcome]) -> Table:
@@ -324,17 +376,22 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1, help="seed of the first run; the others follow")
     parser.add_argument("--at-once", type=int, default=2)
+    parser.add_argument(
+        "--only", default="", metavar="DISTURBANCES", help='these in each run, such as "kill flow,disk"'
+    )
     chosen = parser.parse_args()
     console, with_root = Console(highlight=False, width=150), os.geteuid() == 0
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(chosen.at_once) as pool:
-        slide = write_slide(Path(name) / "slide.tif")
-        expected, seconds = run_undisturbed(slide, with_root=with_root)
+        usual, deeds = (
+            run_undisturbed(Path(name) / "scene", with_root=with_root),
+            [d for d in chosen.only.split(",") if d],
+        )
         console.print(
-            f"undisturbed: {seconds:.0f} s" + ("" if with_root else "; not root: no full disk, no lost network")
+            f"undisturbed: {usual.seconds:.0f} s" + ("" if with_root else "; not root: no full disk, no lost network")
         )
         seeds = range(chosen.seed, chosen.seed + chosen.runs)
         outcomes = []
-        for outcome in pool.map(lambda seed: run_once(seed, slide, expected, seconds, with_root=with_root), seeds):
+        for outcome in pool.map(lambda seed: run_once(seed, usual, deeds, with_root=with_root), seeds):
             outcomes.append(outcome)
             console.print(make_table([outcome]))
     console.print(make_table(outcomes))

@@ -1,20 +1,36 @@
-"""Two of the runs of benchmarks/chaos.py, which are disturbed at random."""
+"""One of the runs of benchmarks/chaos.py: everything of a command is killed while it computes blocks."""
 
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from benchmarks.chaos import run_once, run_undisturbed, write_slide
+import slidesam
+from benchmarks import chaos
+
+
+@pytest.fixture
+def usual(made_database: Path, tmp_path: Path) -> chaos.Usual:
+    """What an undisturbed run gives, without its command: computed in this process."""
+    slide, output = chaos.write_slide(tmp_path / "slide.tif"), tmp_path / "out"
+    slidesam.segment(slide, output, chaos.make_settings(tmp_path / "log", output), progress=False)
+    return chaos.Usual(slide, chaos.hash_result(output), 60.0, made_database.parent)
+
+
+def test_a_finished_block_that_is_computed_again_is_seen(tmp_path: Path) -> None:
+    output, log = tmp_path / "out", tmp_path / "log"
+    result = output / ".slidesam" / "slide" / "cells" / "segment-0123456789ab" / "blocks" / "6.arrays"
+    result.parent.mkdir(parents=True)
+    for _ in range(2):
+        chaos.number_of_block(np.full((4, 4), 7, np.uint8), str(log), str(output))
+        result.touch()
+    assert log.read_text() == "7 0\n7 1\n"
 
 
 @pytest.mark.slow
-def test_a_run_whose_server_or_worker_is_killed_loses_nothing(tmp_path: Path) -> None:
-    slide, with_root = write_slide(tmp_path / "slide.tif"), os.geteuid() == 0
-    expected, seconds = run_undisturbed(slide, with_root=with_root)
-    with ThreadPoolExecutor() as pool:
-        outcomes = list(pool.map(lambda seed: run_once(seed, slide, expected, seconds, with_root=with_root), (1, 2)))
-    assert all(outcome.is_good for outcome in outcomes), outcomes
+def test_a_command_that_is_killed_as_a_whole_loses_and_leaves_nothing(usual: chaos.Usual) -> None:
+    outcome = chaos.run_once(1, usual, ["kill group"], n_blocks=4, with_root=os.geteuid() == 0)
+    assert outcome.is_good, outcome
