@@ -10,7 +10,7 @@ DEMO   ?= demo-output
 
 .DEFAULT_GOAL := help
 STITCHING := stitching-accuracy stitching-speed stitching-memory
-BENCHMARKS := accuracy block chaos conversion empty file-count guide memory mosaics open-slide overhead pixel-oracle rechunk same-results soak structure tissue
+BENCHMARKS := accuracy bit-flips block chaos conversion empty file-count guide memory mosaics open-slide overhead pixel-oracle power-cut rechunk same-results soak structure tissue
 .PHONY: help install lock demo test test-fast many-slides full-networks screenshots slurm-overhead stardist $(BENCHMARKS) $(STITCHING) peers lint format typed imports typecheck clean
 
 help:  ## list the targets
@@ -84,6 +84,7 @@ $(PEERS)/.installed: benchmarks/stitching/peers.txt | install
 	@touch $@
 
 accuracy:    ## how well `watershed` finds nuclei, in blocks and as a whole (needs ../shared/data)
+bit-flips:   ## one flipped bit in each kind of file, before and after a run ended: healed, named, refused, or silent
 block:       ## seconds and peak memory of one block, per segmenter
 conversion:  ## converting a slide of 20 000 px beside what this machine can do at best
 empty:       ## what leaving out background saves on a nearly empty slide
@@ -97,6 +98,7 @@ memory:      ## peak memory of every process for slides of 10 000 and 20 000 px
 open-slide:  ## what opening a slide takes in each task: milliseconds and system calls (needs strace, and ../shared/data)
 overhead:    ## what Prefect and Dask take when segmenting takes 2 s, or 0.1 s, a block
 pixel-oracle:  ## pixels of 930 combinations of format, compression and colours by eight writers: right, refused, or wrong, 15 seconds
+power-cut:   ## the power fails at every stage, on an ext4 image: the same command finishes with equal bytes (needs root)
 rechunk:     ## slides that are costly to read block by block, as they are and rechunked
 same-results:  ## digests of three slides' labels, halo strips and tables; --compare shows what a change of code changed
 soak:        ## 200 tiny slides in one command: memory, overhead per slide, what is left over
