@@ -195,10 +195,11 @@ def verify_result(run: Run) -> Facts:
     image, labels = check_image(run.paths, depth), check_result(run.paths, depth)
     damaged = [finding for finding in (image, labels) if finding.damages]
     if labels.damages:
-        take_back(labels)
+        # What was just written and can't be read is lost.
+        take_back(labels, even_unreadable=True)
     if image.damages:
         # Another label's run may be writing it.
-        repair(image, depth, f"the run of {run.label}")
+        repair(image, depth, f"the run of {run.label}", even_unreadable=True)
     if damaged:
         raise DamagedError("; ".join(map(word_damages, damaged)), "run the same command again")
     return {"files": image.files + labels.files, "seconds": time.perf_counter() - start_time}

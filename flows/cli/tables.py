@@ -25,7 +25,7 @@ from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.facts import Slide
 from slidesam.tasks.stitch.report import COLUMNS
 
-_COLOURS = {"finished": "green", "running": "yellow", "stopped": "yellow", "failed": "red"}
+_COLOURS = {"finished": "green", "running": "yellow", "stopped": "yellow", "failed": "red", "unfinished": "red"}
 # Columns that count disagreements; `slidesam seams` shows the seams with most of them first.
 _DISAGREEMENTS, _WORST = ("contested", "one_sided", "united", "dropped"), 10
 # Columns whose objects are part of the objects at seams; for the others a share has no meaning.

@@ -56,7 +56,7 @@ def _verify(
         findings = list(verify_folder(output, depth, lambda size: bar.advance(task, size)))
     if not findings:
         out.print(Text(f"{output}: no finished results of slidesam here"))
-        return
+        raise typer.Exit(1)
     out.print(_table(findings))
     damaged = [finding for finding in findings if finding.damages]
     for line in _damage_lines(damaged):
@@ -65,7 +65,11 @@ def _verify(
         return
     if repair:
         repair_findings(damaged)
-        out.print("taken back: run `slidesam segment` on these slides, with the same settings, to make it again")
+        damages = [damage for finding in damaged for damage in finding.damages]
+        if any(damage.is_certain for damage in damages):
+            out.print("taken back: run `slidesam segment` on these slides, with the same settings, to make it again")
+        if not all(damage.is_certain for damage in damages):
+            out.print("what can't be read is left as it is: move it away if it is to be made again")
     else:
         out.print(
             "`slidesam verify --repair` takes back what is damaged, so that the same command makes just that again"

@@ -8,8 +8,10 @@ from itertools import groupby
 from pathlib import Path
 
 from slidesam.tasks.errors import OutputError
-from slidesam.tasks.run.layout import RunPaths, list_provenance
-from slidesam.tasks.run.records import Provenance
+from slidesam.tasks.run.layout import STORE_SUFFIX, RunPaths, list_file_lists, list_noted_runs, list_provenance
+from slidesam.tasks.run.lock import holders
+from slidesam.tasks.run.records import Provenance, State
+from slidesam.tasks.store.ome_zarr import list_own_labels
 from slidesam.tasks.store.verify import Depth, FileCheck, check_image, check_result, count_bytes, repair
 
 _OWNER = "slidesam verify"
@@ -19,6 +21,8 @@ def verify_folder(
     output: Path, depth: Depth, advance: Callable[[int], None] = lambda size: None
 ) -> Iterator[FileCheck]:
     """Check the image of each slide with a finished result, then its label images.
+
+    A result that seems to have been finished and has no record is reported, too, unless a run is at work on it.
 
     Args:
         output: The output folder, absolute.
@@ -47,9 +51,27 @@ def repair_findings(findings: list[FileCheck], depth: Depth = "whole") -> None:
 
 
 def _slides(output: Path) -> list[list[RunPaths]]:
-    """The finished runs, by slide."""
-    runs = [RunPaths.of_provenance(path) for path in list_provenance(output)]
+    """The runs that are finished, or seem to have been, by slide."""
+    finished = {RunPaths.of_provenance(path) for path in list_provenance(output)}
+    unrecorded = {
+        *map(RunPaths.of_provenance, list_file_lists(output)),
+        *(
+            RunPaths.of_store(store, label)
+            for store in output.glob(f"*{STORE_SUFFIX}")
+            for label in list_own_labels(store)
+        ),
+        *(run for run in list_noted_runs(output) if _is_noted_finished(run)),
+    } - finished
+    busy = holders([run.lock for run in unrecorded])
+    runs = finished | {run for run in unrecorded if run.lock not in busy}
     return [list(group) for _, group in groupby(sorted(runs, key=_key), key=lambda run: run.name)]
+
+
+def _is_noted_finished(run: RunPaths) -> bool:
+    with suppress(OutputError):
+        state = State.read(run.state)
+        return state is not None and state.status == "finished"
+    return False
 
 
 def _key(run: RunPaths) -> tuple[str, str]:
@@ -60,5 +82,7 @@ def _has_list(paths: RunPaths) -> bool:
     """Whether a run was finished by a version that lists files; also where its record is damaged."""
     with suppress(OutputError):
         record = Provenance.read(paths.provenance)
-        return record is None or record.file_list is not None
+        if record is None:
+            return paths.provenance.exists() or paths.file_list.exists()
+        return record.file_list is not None
     return False

@@ -42,18 +42,28 @@ _PACKAGES = (
 
 
 def read_finished(run: Run) -> Provenance | None:
-    """The provenance of this very run if it is finished and the store still has its image, else None."""
+    """The provenance of this very run if it is finished and the store still has its image, else None.
+
+    Raises:
+        OutputError: The system doesn't let files of it be read.
+    """
     try:
         record = Provenance.read(run.paths.provenance)
-    except OutputError:
+    except OutputError as error:
+        if isinstance(error.__cause__, OSError):
+            # It may be sound: nothing is made again for a passing error.
+            raise
         # Of another version: its result is made again.
         return None
     if record is None or record.fingerprints != run.fingerprints:
         return None
     # Another run may have replaced the image since, and have stopped before it came to the labels. An image of other settings
     # serves: two labels that each wanted their own would be made again in turn, for ever.
+    damages = [damage for finding in find_result_damage(run) for damage in finding.damages]
+    if unreadable := [damage for damage in damages if not damage.is_certain]:
+        raise OutputError(f"{unreadable[0]}: check the folder, then run the same command again")
     is_there = is_finished(run.store, run.label) and has_image(run)
-    return record if is_there and not find_result_damage(run) else None
+    return record if is_there and not damages else None
 
 
 def make_provenance(

@@ -42,6 +42,7 @@ IMAGE = ".image"
 RUN_STAGES, IMAGE_STAGES = ("paint", "stitch", "segment"), ("convert", "rechunk")
 """Stages that have folders, later ones first."""
 _WORK, _LOCK, _PROVENANCE_SUFFIX, _ARRAYS = ".slidesam", "lock.json", ".run.json", ".arrays"
+_IMAGE_LIST, _LABEL_LIST = ".image-files.json", ".files.json"
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,14 @@ class RunPaths:
 
     @classmethod
     def of_provenance(cls, path: Path) -> RunPaths:
-        """Paths of the run whose record this is."""
-        name, _, label = path.name.removesuffix(_PROVENANCE_SUFFIX).rpartition(".")
+        """Paths of the run whose record this is, or whose list of files."""
+        name, _, label = path.name.removesuffix(_PROVENANCE_SUFFIX).removesuffix(_LABEL_LIST).rpartition(".")
         return cls(path.parent, name, label)
+
+    @classmethod
+    def of_store(cls, store: Path, label: str) -> RunPaths:
+        """Paths of the run whose label image lies in this store."""
+        return cls(store.parent, store.name.removesuffix(STORE_SUFFIX), label)
 
     @property
     def store(self) -> Path:
@@ -92,7 +98,7 @@ class RunPaths:
     @property
     def file_list(self) -> Path:
         """The list of the files that the label image, or the image, consists of."""
-        return self.output / f"{self.name}.{'image-' if self.label == IMAGE else f'{self.label}.'}files.json"
+        return self.output / f"{self.name}{_IMAGE_LIST if self.label == IMAGE else f'.{self.label}{_LABEL_LIST}'}"
 
     @property
     def work(self) -> Path:
@@ -339,6 +345,11 @@ def find_provenance(output: Path, name: str) -> dict[str, Path]:
 def list_provenance(output: Path) -> list[Path]:
     """The `run.json` files of an output folder, by name."""
     return sorted(output.glob(f"*{_PROVENANCE_SUFFIX}"))
+
+
+def list_file_lists(output: Path) -> list[Path]:
+    """The lists of the label images' files in an output folder."""
+    return list(output.glob(f"*.*{_LABEL_LIST}"))
 
 
 def _folders(folder: Path, pattern: str) -> list[Path]:

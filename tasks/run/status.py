@@ -16,6 +16,8 @@ from slidesam.tasks.run.run import Run
 
 UNREADABLE = "unreadable"
 """In place of a run's status: its `state.json` is damaged, or of another version."""
+UNFINISHED = "unfinished"
+"""In place of `finished` where the result has no record (any more): `slidesam verify --repair` takes it away."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,9 @@ def _read_run(paths: RunPaths) -> RunState:
     try:
         state, reason = State.read(paths.state), f"{paths.state} is damaged"
         if state is not None:
+            if state.status == "finished" and not paths.provenance.exists():
+                error = f"{paths.provenance} is gone: `slidesam segment` with the same settings makes the result again"
+                state = state.model_copy(update={"status": UNFINISHED, "error": error})
             return RunState(paths.name, paths.label, state, *count_blocks(paths, state))
     except OSError as error:
         # Of another version, or another user's.

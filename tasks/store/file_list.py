@@ -29,10 +29,12 @@ class Damage(NamedTuple):
     Attributes:
         path: The file.
         what: What is wrong with it, as a predicate.
+        is_certain: Whether that is known; not of a file that can't be read, which may be sound.
     """
 
     path: Path
     what: str
+    is_certain: bool = True
 
     def __str__(self) -> str:
         return f"{self.path} {self.what}"
@@ -116,7 +118,7 @@ def find_size_damage(files: Files, output: Path) -> Iterator[Damage]:
         try:
             facts = (output / path).stat()
         except OSError as error:
-            yield Damage(output / path, _word(error))
+            yield _unreadable(output / path, error)
             continue
         if facts.st_size != size or not stat.S_ISREG(facts.st_mode):
             yield Damage(output / path, f"has {facts.st_size} bytes instead of {size}")
@@ -127,7 +129,7 @@ def find_damage(path: Path, expected: tuple[int, int]) -> Damage | None:
     try:
         found = describe(path)
     except OSError as error:
-        return Damage(path, _word(error))
+        return _unreadable(path, error)
     if found[0] != expected[0]:
         return Damage(path, f"has {found[0]} bytes instead of {expected[0]}")
     return None if found == expected else Damage(path, "differs from its checksum")
@@ -138,7 +140,10 @@ def has_all(files: Files, output: Path) -> bool:
     return next(find_size_damage(files, output), None) is None
 
 
-def _word(error: OSError) -> str:
+def _unreadable(path: Path, error: OSError) -> Damage:
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return "is gone"
-    return f"can't be read ({os.strerror(error.errno) if error.errno else 'it is no file'})"
+        return Damage(path, "is gone")
+    if error.errno is None:
+        return Damage(path, "is no file")
+    # Also a passing error of a network or a disk, or a lack of permission.
+    return Damage(path, f"can't be read ({os.strerror(error.errno)})", is_certain=False)

@@ -27,7 +27,7 @@ from zarr.storage import MemoryStore
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.pixels.plan import group_levels, level_shapes
 from slidesam.tasks.run.files import read_json, write_atomic
-from slidesam.tasks.run.layout import STORE_SUFFIX, RunPaths
+from slidesam.tasks.run.layout import RunPaths
 from slidesam.tasks.run.lock import locked
 from slidesam.tasks.settings.sections import ImageSettings
 from slidesam.tasks.slides.zarr.metadata import GROUP_FILES
@@ -243,6 +243,13 @@ def is_finished(root_path: Path, label: str) -> bool:
     return read_group(root_path) is not None and label in _read_list(root_path / "labels")
 
 
+def list_own_labels(root_path: Path) -> list[str]:
+    """List the names of a store's finished label images; none if slidesam didn't make the store."""
+    group = read_group(root_path)
+    is_own = group is not None and isinstance(group.attributes.get(_OWNER), dict)
+    return _read_list(root_path / "labels") if is_own else []
+
+
 def listed_labels(root: zarr.Group) -> list[str]:
     """List the names of the store's finished label images."""
     return _read_list(_folder(root) / "labels")
@@ -269,7 +276,7 @@ def _is_described(label_image: Path) -> bool:
 def _list_locked(root: zarr.Group, label: str) -> Iterator[None]:
     """Let one run at a time read and write the list of labels: of two at once, one would undo the other's entry."""
     store = _folder(root)
-    lock = RunPaths(store.parent, store.name.removesuffix(STORE_SUFFIX), label).list_lock
+    lock = RunPaths.of_store(store, label).list_lock
     with locked(lock, f"the run of {label}", target=f"the list of labels in {store}", wait=_LIST_TIMEOUT):
         yield
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import zarr
@@ -72,11 +73,16 @@ def check_result(paths: RunPaths, depth: Depth, advance: Callable[[int], None] =
         advance: Told of bytes that have been read.
     """
     try:
-        record, listed = Provenance.read(paths.provenance), FileList.read(paths.file_list)
+        record = Provenance.read(paths.provenance)
     except OutputError as error:
-        return FileCheck(paths, damages=(Damage(paths.provenance, f"can't be read ({error})"),))
+        return _unjudged(paths, paths.provenance, error)
     if record is None:
-        return FileCheck(paths, damages=(Damage(paths.provenance, "is damaged"),))
+        what = "is damaged" if paths.provenance.exists() else "is gone: the result isn't finished"
+        return FileCheck(paths, damages=(Damage(paths.provenance, what),))
+    try:
+        listed = FileList.read(paths.file_list)
+    except OutputError as error:
+        return _unjudged(paths, paths.file_list, error)
     damages = [] if is_finished(paths.store, paths.label) else [Damage(paths.store, f"doesn't list {paths.label}")]
     labels = paths.label_image.parent
     if labels.is_dir() and read_group(labels) is None:
@@ -104,13 +110,19 @@ def check_image(
     try:
         listed = FileList.read(paths.file_list)
     except OutputError as error:
-        return FileCheck(paths, damages=(Damage(paths.file_list, f"can't be read ({error})"),))
+        return _unjudged(paths, paths.file_list, error)
     if listed is not None:
         return _check(paths, listed, depth, advance, [])
     if not is_listed:
         damages = () if read_group(paths.store) else (Damage(paths.store, "has damaged metadata"),)
         return FileCheck(paths, damages=damages, is_listed=False)
     return FileCheck(paths, damages=(Damage(paths.file_list, "is gone or damaged"),))
+
+
+def _unjudged(paths: RunPaths, path: Path, error: OutputError) -> FileCheck:
+    """Describe a result whose record or list is of another version, or can't be read."""
+    what = str(error).removeprefix(f"{path} ")
+    return FileCheck(paths, damages=(Damage(path, what, is_certain=False),))
 
 
 def _check(
@@ -136,21 +148,25 @@ def _choose(listed: FileList, depth: Depth) -> dict[str, tuple[int, int]]:
     return {name: files[name] for name in names}
 
 
-def take_back(finding: FileCheck) -> None:
+def take_back(finding: FileCheck, *, even_unreadable: bool = False) -> None:
     """Write damaged metadata again, and remove what else is damaged, beginning with what vouches for it.
 
     Args:
         finding: What was found; the caller holds the lock of the image or label image.
+        even_unreadable: Whether to remove what can't be read, too; what another version wrote can't, and may be sound.
 
     Raises:
         OutputError: Something can't be written or removed.
     """
     paths = finding.paths
+    damages = [damage for damage in finding.damages if damage.is_certain or even_unreadable]
+    if not damages:
+        return
     listed = FileList.read(paths.file_list)
     restored = set() if listed is None else {damage.path for damage in restore_metadata(listed, paths.output)}
     if paths.label != IMAGE and read_group(paths.store) is not None:
         repair_list(zarr.open_group(paths.store, mode="r+"), paths.label)
-    damaged = [damage.path for damage in finding.damages if damage.path not in restored]
+    damaged = [damage.path for damage in damages if damage.path not in restored]
     damaged = [path for path in damaged if not path.is_dir() or read_group(path) is None]
     if paths.label != IMAGE and (damaged or not is_finished(paths.store, paths.label)):
         remove_synced(paths.provenance)
@@ -193,7 +209,16 @@ def heal_labels(run: Run) -> Iterator[str]:
 
 
 def _find_image_damage(run: Run) -> list[FileCheck]:
-    return [check_image(run.paths, "sizes")] if run.paths.image.file_list.exists() else []
+    is_listed = run.paths.image.file_list.exists() or _has_list(run.paths)
+    return [check_image(run.paths, "sizes")] if is_listed else []
+
+
+def _has_list(paths: RunPaths) -> bool:
+    """Whether a finished run's record vouches for a list; then the image has one as well."""
+    with suppress(OutputError):
+        record = Provenance.read(paths.provenance)
+        return record is not None and record.file_list is not None
+    return False
 
 
 def _find_label_damage(run: Run) -> list[FileCheck]:
@@ -207,20 +232,22 @@ def _heal(findings: list[FileCheck]) -> Iterator[str]:
             yield f"{word_damages(finding)}: made again"
 
 
-def repair(finding: FileCheck, depth: Depth, owner: str) -> None:
+def repair(finding: FileCheck, depth: Depth, owner: str, *, even_unreadable: bool = False) -> None:
     """Take back what is damaged, under the lock of whoever could be writing it; it is looked at once more under that.
 
     Args:
         finding: What was found.
         depth: What is compared.
         owner: Who asks, for others that wait.
+        even_unreadable: See `take_back`.
 
     Raises:
         OutputError: Another run is at work on it, or it can't be written.
     """
     paths = finding.paths
     with locked(paths.lock, owner, target=f"{paths.name} ({paths.label}) in {paths.output}", wait=_WAIT):
-        take_back(check_image(paths, depth) if paths.label == IMAGE else check_result(paths, depth))
+        found = check_image(paths, depth) if paths.label == IMAGE else check_result(paths, depth)
+        take_back(found, even_unreadable=even_unreadable)
 
 
 def word_damages(finding: FileCheck) -> str:
