@@ -17,8 +17,8 @@ from slidesam.lazy_arrays import LazyArray
 from slidesam.object_tables import read_objects
 from slidesam.tasks.errors import OutputError, in_one_line
 from slidesam.tasks.grid import Region
-from slidesam.tasks.run.layout import STORE_SUFFIX, PaintFolder, find_provenance, list_provenance
-from slidesam.tasks.run.records import Provenance
+from slidesam.tasks.run.layout import STORE_SUFFIX, PaintFolder, RunPaths, find_provenance, list_provenance
+from slidesam.tasks.run.records import FileList, Provenance
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.run.status import read_states
 from slidesam.tasks.settings.sections import Settings
@@ -26,6 +26,8 @@ from slidesam.tasks.slides.facts import Level, Slide
 from slidesam.tasks.slides.reader import SlideReader
 from slidesam.tasks.store import ome_zarr
 from slidesam.tasks.store.arrays import FAST, find_damaged_shards
+from slidesam.tasks.store.file_list import find_metadata_damage
+from slidesam.tasks.store.groups import read_group
 from slidesam.tasks.store.image import has_pyramid
 from slidesam.tasks.store.multiscales import LevelPlace, place_averages, place_samples, read_places
 from slidesam.tasks.store.verify import Depth, check_image, check_result
@@ -82,12 +84,11 @@ class Result:
     def labels(self) -> LazyArray:
         """(y, x) ids on the grid of the slide's level 0, 0 = background; `levels` has the coarser ones, with their places."""
         self._refuse_if_replaced()
-        group = zarr.open_group(self._run.paths.label_image, mode="r")
-        places = read_places(group, self.slide.mpp, self.slide.position, place_samples)
+        arrays, places = self._open_levels(self._run.paths.label_image, place_samples)
         return _pyramid(
             [
                 (array.shape[3:], array.dtype, partial(_read_plane, array), place)
-                for array, place in zip(_arrays(group), places, strict=True)
+                for array, place in zip(arrays, places, strict=True)
             ]
         )
 
@@ -106,12 +107,11 @@ class Result:
                 raise OutputError(
                     f"{self.store} has another image by now: segment the slide again with the same settings"
                 )
-            group = zarr.open_group(self.store, mode="r")
-            places = read_places(group, slide.mpp, slide.position, place_averages)
+            arrays, places = self._open_levels(self.store, place_averages)
             return _pyramid(
                 [
                     ((*array.shape[3:], array.shape[1]), array.dtype, partial(_read_channels, array), place)
-                    for array, place in zip(_arrays(group), places, strict=True)
+                    for array, place in zip(arrays, places, strict=True)
                 ]
             )
         return _pyramid(
@@ -144,6 +144,20 @@ class Result:
         is_listed = self.run.get("file_list") is not None
         findings = [check_image(self._run.paths, depth, is_listed=is_listed), check_result(self._run.paths, depth)]
         return [str(damage) for finding in findings for damage in finding.damages]
+
+    def _open_levels(
+        self, folder: Path, place: Callable[[tuple[float, float]], LevelPlace]
+    ) -> tuple[list[zarr.Array[Any]], list[LevelPlace]]:
+        """Open the levels of a pyramid in the store, finest first, with their places."""
+        try:
+            group = zarr.open_group(folder, mode="r")
+            places, arrays = read_places(group, self.slide.mpp, self.slide.position, place), _arrays(group)
+        except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
+            # zarr's own words say neither what to do nor which result it is.
+            raise OutputError(_word_damage(folder, self.store)) from error
+        if len(places) != len(arrays):
+            raise OutputError(_word_damage(folder, self.store))
+        return arrays, places
 
     def _refuse_if_replaced(self) -> None:
         """Refuse to read what a later run wrote over this result."""
@@ -194,12 +208,17 @@ def open_result(path: str | os.PathLike[str], label: str | None = None) -> Resul
 
 def _refuse_damaged(result: Result) -> None:
     """Refuse a result whose metadata can't be read: zarr's own words would say neither what to do nor which result it is."""
-    groups = [result.store, result.store / "labels", result.store / "labels" / result.label]
-    damaged = [folder for folder in groups if folder.is_dir() and ome_zarr.read_group(folder) is None]
+    paths = RunPaths.of_store(result.store, result.label)
+    groups = [result.store, result.store / "labels", paths.label_image]
+    damaged = [folder for folder in groups if folder.is_dir() and read_group(folder) is None]
+    lists = [listed for path in (paths, paths.image) if (listed := FileList.read(path.file_list)) is not None]
+    damaged += [damage.path for listed in lists for damage in find_metadata_damage(listed, paths.output)]
     if damaged:
-        raise OutputError(
-            f"{damaged[0]} has damaged metadata: `slidesam verify {result.store.parent} --repair` writes it again"
-        )
+        raise OutputError(_word_damage(damaged[0], result.store))
+
+
+def _word_damage(damaged: Path, store: Path) -> str:
+    return f"{damaged} has damaged metadata: `slidesam verify {store.parent} --repair` writes it again"
 
 
 def _read_results(output: Path, files: Iterable[Path]) -> tuple[list[Result], list[OutputError]]:

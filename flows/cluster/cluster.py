@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from slidesam.flows.cluster.attach import attach
@@ -237,23 +238,13 @@ def _jobs(
         write_secret(keys, make_keys())
     # By its file: keys in memory are what dask-jobqueue would write once more.
     security = make_security(str(keys))
-    try:
-        cluster = stack.enter_context(
-            kind(
-                n_workers=0,
-                name=name,
-                job_cls=kept_job(kind.job_cls),
-                security=security,
-                scheduler_options=scheduler_options(profile, pool, link, step),
-                **job_options(profile, pool, name, logs, keys),
-            )
-        )
-    except (OSError, RuntimeError, ValueError) as error:
-        stack.close()
-        raise ClusterError(
-            f"the Dask scheduler can't be started on {socket.gethostname()}: {in_one_line(error)}",
-            "see `scheduler` and `interface` in the profile",
-        ) from error
+    options = job_options(profile, pool, name, logs, keys) | {
+        "name": name,
+        "job_cls": kept_job(kind.job_cls),
+        "security": security,
+        "scheduler_options": scheduler_options(profile, pool, link, step),
+    }
+    cluster = _start_scheduler(stack, kind, options)
     list_jobs = partial(_states, name) if is_slurm else None
     # Made on the cluster's own event loop, where it also runs.
     keeper = cluster.adapt(
@@ -266,6 +257,18 @@ def _jobs(
         logs=logs,
     )
     return Workers(str(cluster.scheduler_address), security, read_page(link), stack.close, keeper)
+
+
+def _start_scheduler(stack: ExitStack, kind: Any, options: dict[str, Any]) -> Any:
+    """Start a cluster without workers, which the stack ends; it ends all that it holds if that fails."""
+    try:
+        return stack.enter_context(kind(n_workers=0, **options))
+    except (OSError, RuntimeError, ValueError) as error:
+        stack.close()
+        raise ClusterError(
+            f"the Dask scheduler can't be started on {socket.gethostname()}: {in_one_line(error)}",
+            "see `scheduler` and `interface` in the profile",
+        ) from error
 
 
 def _cancel(name: str) -> None:

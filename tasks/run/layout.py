@@ -11,6 +11,7 @@
     OUT/.slidesam/<name>/.image/          what all labels of the slide share
         lock.json                         who writes the slide's image
         labels/lock.json                  who changes the store's list of label images
+        store.json                        that slidesam made the store, and of which slide
         convert-<fingerprint>/            causes.json, started.json, marks/<level>-<tile>.json
         rechunk-<fingerprint>/            the same, done.json, and pixels.zarr
     OUT/.slidesam/<name>/<label>/
@@ -114,6 +115,11 @@ class RunPaths:
     def list_lock(self) -> Path:
         """The lock of whoever changes the list of label images in the store."""
         return self.image.work / "labels" / _LOCK
+
+    @property
+    def store_note(self) -> Path:
+        """Says that slidesam made the store."""
+        return self.image.work / "store.json"
 
     @property
     def state(self) -> Path:
@@ -333,13 +339,9 @@ def list_noted_runs(output: Path) -> list[RunPaths]:
 
 def find_provenance(output: Path, name: str) -> dict[str, Path]:
     """The `run.json` files of a slide, by label."""
-    path_of_label = {}
-    for path in sorted(output.glob(f"{escape(name)}.*{_PROVENANCE_SUFFIX}")):
-        label = path.name.removeprefix(f"{name}.").removesuffix(_PROVENANCE_SUFFIX)
-        # With a dot in it, it is of another slide whose name begins like this one's.
-        if "." not in label:
-            path_of_label[label] = path
-    return path_of_label
+    paths = sorted(output.glob(f"{escape(name)}.*{_PROVENANCE_SUFFIX}"))
+    # Some can be of another slide whose name begins like this one's.
+    return {run.label: path for path in paths if (run := RunPaths.of_provenance(path)).name == name}
 
 
 def list_provenance(output: Path) -> list[Path]:

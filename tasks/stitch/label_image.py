@@ -18,7 +18,8 @@ from slidesam.tasks.run.run import Run
 from slidesam.tasks.stitch.batches import batch_name, block_batches, painted_files
 from slidesam.tasks.store.arrays import FORMATS, open_levels, read_region, shard_paths, write_shards
 from slidesam.tasks.store.file_list import describe, has_all, read_metadata, vouch_for
-from slidesam.tasks.store.ome_zarr import create_label, read_group, write_group, write_label_arrays
+from slidesam.tasks.store.groups import read_group, write_group
+from slidesam.tasks.store.ome_zarr import create_label, write_label_arrays
 
 
 def prepare_label_image(run: Run, objects: int) -> None:

@@ -28,16 +28,9 @@ from slidesam.tasks.slides.facts import Slide
 from slidesam.tasks.slides.zarr.metadata import METADATA_FILES
 from slidesam.tasks.store.arrays import FORMATS, ArrayPlan, open_level, read_region, write_array_metadata, write_planes
 from slidesam.tasks.store.file_list import Files, has_all, read_metadata, vouch_for
+from slidesam.tasks.store.groups import read_group, set_attribute
 from slidesam.tasks.store.multiscales import LevelPlace, place_averages, read_places
-from slidesam.tasks.store.ome_zarr import (
-    create_store,
-    listed_labels,
-    read_group,
-    remove_image,
-    remove_label,
-    set_attribute,
-    write_image_metadata,
-)
+from slidesam.tasks.store.ome_zarr import create_store, listed_labels, remove_image, remove_label, write_image_metadata
 
 _RGB_COLOURS = ("FF0000", "00FF00", "0000FF")
 _CHANNEL_COLOURS = ("0000FF", "00FF00", "FF0000", "00FFFF", "FF00FF", "FFFF00", "FFFFFF")

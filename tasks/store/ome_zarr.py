@@ -16,22 +16,27 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import zarr
 from zarr.core import sync
-from zarr.core.buffer import Buffer
-from zarr.storage import MemoryStore
 
-from slidesam.tasks.errors import OutputError
+from slidesam.tasks.errors import DamagedError, OutputError
 from slidesam.tasks.pixels.plan import group_levels, level_shapes
-from slidesam.tasks.run.files import read_json, write_atomic
-from slidesam.tasks.run.layout import RunPaths
+from slidesam.tasks.run.files import read_json, write_json
+from slidesam.tasks.run.layout import IMAGE, RunPaths
 from slidesam.tasks.run.lock import locked
 from slidesam.tasks.settings.sections import ImageSettings
 from slidesam.tasks.slides.zarr.metadata import GROUP_FILES
 from slidesam.tasks.store.arrays import FORMATS, ArrayPlan, write_array_metadata
+from slidesam.tasks.store.groups import (
+    group_folder,
+    read_group,
+    remove_ome_attributes,
+    set_ome_attributes,
+    write_group,
+)
 from slidesam.tasks.store.multiscales import LevelPlace, Pixel, make_multiscale, place_samples
 
 # The root attribute of stores that slidesam made, and so may write to.
@@ -47,16 +52,21 @@ def create_store(path: Path, image: ImageSettings, slide_path: Path) -> zarr.Gro
 
     Raises:
         OutputError: The path holds something else, or a store of another OME-Zarr version.
+        DamagedError: It is slidesam's, and its metadata is damaged.
     """
     if path.resolve() == slide_path.resolve():
         raise OutputError(f"{path.name} in the output folder is the slide itself: choose another output folder")
     zarr_format = FORMATS[image.ome_zarr]
     if not path.exists():
+        write_json(_note(path), {"source": str(slide_path)})
         write_group(path, zarr_format, {_OWNER: {"source": str(slide_path)}})
         return zarr.open_group(path, mode="r+")
+    if is_damaged_root(path, slide_path):
+        raise DamagedError(f"{path} has damaged metadata", "run the same command again")
     group = read_group(path)
     if group is None:
-        raise OutputError(f"{path} exists and is no Zarr group: move it away, or choose another output folder")
+        reason = "exists and is no Zarr group, or has damaged metadata"
+        raise OutputError(f"{path} {reason}: move it away, or choose another output folder")
     owner: Any = group.attributes.get(_OWNER)
     if not isinstance(owner, dict):
         raise OutputError(f"{path} exists and wasn't made by slidesam: choose another output folder")
@@ -71,43 +81,24 @@ def create_store(path: Path, image: ImageSettings, slide_path: Path) -> zarr.Gro
     return zarr.open_group(path, mode="r+")
 
 
+def is_damaged_root(path: Path, slide_path: Path) -> bool:
+    """Whether slidesam made a store for this slide, by its own note, and the metadata doesn't say so any more."""
+    note = read_json(_note(path))
+    if note is None or note.get("source") != str(slide_path) or not path.is_dir():
+        return False
+    group = read_group(path)
+    return group is None or group.attributes.get(_OWNER) != {"source": str(slide_path)}
+
+
+def _note(path: Path) -> Path:
+    return RunPaths.of_store(path, IMAGE).store_note
+
+
 def recreate_root(path: Path, image: ImageSettings, slide_path: Path) -> None:
     """Write the metadata of a store's root again, without an image, where it is damaged; arrays and labels stay."""
     for name in GROUP_FILES:
         (path / name).unlink(missing_ok=True)
     write_group(path, FORMATS[image.ome_zarr], {_OWNER: {"source": str(slide_path)}})
-
-
-class GroupFacts(NamedTuple):
-    """The metadata of a Zarr group."""
-
-    zarr_format: int
-    attributes: dict[str, Any]
-
-
-def read_group(folder: Path) -> GroupFacts | None:
-    """Read the metadata of a group; None if there is no group, or it is damaged."""
-    if (folder / "zarr.json").exists():
-        document = read_json(folder / "zarr.json") or {}
-        attributes = document.get("attributes", {})
-        is_group = document.get("node_type") == "group" and document.get("zarr_format") == 3
-        return GroupFacts(3, attributes) if is_group and isinstance(attributes, dict) else None
-    if (read_json(folder / ".zgroup") or {}).get("zarr_format") != 2:
-        return None
-    read = read_json(folder / ".zattrs") if (folder / ".zattrs").exists() else {}
-    return None if read is None else GroupFacts(2, read)
-
-
-def write_group(folder: Path, zarr_format: int, attributes: dict[str, Any]) -> None:
-    """Write the metadata of a group; on return it is on the disk.
-
-    Raises:
-        OutputError: It can't be written.
-    """
-    files: dict[str, Buffer] = {}
-    zarr.create_group(MemoryStore(files), zarr_format=zarr_format, attributes=attributes)  # type: ignore[arg-type]
-    for name, value in files.items():
-        write_atomic(folder / name, value.to_bytes())
 
 
 def write_image_metadata(
@@ -131,13 +122,13 @@ def write_image_metadata(
     attributes: dict[str, Any] = {"multiscales": [make_multiscale(group, name, levels, mpp, origin)]}
     if omero is not None:
         attributes["omero"] = omero
-    _set_attributes(group, attributes)
+    set_ome_attributes(group, attributes)
 
 
 def remove_image(root: zarr.Group) -> None:
     """Remove the metadata that makes the store an image, then its levels."""
-    _remove_attributes(root, ("multiscales", "omero"))
-    for path in _folder(root).iterdir():
+    remove_ome_attributes(root, ("multiscales", "omero"))
+    for path in group_folder(root).iterdir():
         if path.name.isdigit():
             shutil.rmtree(path, ignore_errors=True)
 
@@ -163,10 +154,10 @@ def create_label(
     """
     remove_label(root, label)
     with _list_locked(root, label):
-        if read_group(_folder(root) / "labels") is None:
+        if read_group(group_folder(root) / "labels") is None:
             _write_list(root, listed_labels(root))
-    write_group(_folder(root) / "labels" / label, root.metadata.zarr_format, {})
-    write_label_arrays(_folder(root) / "labels" / label, shape, group_shape, dtype, image)
+    write_group(group_folder(root) / "labels" / label, root.metadata.zarr_format, {})
+    write_label_arrays(group_folder(root) / "labels" / label, shape, group_shape, dtype, image)
 
 
 def write_label_arrays(
@@ -193,7 +184,7 @@ def write_label_arrays(
 def remove_label(root: zarr.Group, label: str) -> None:
     """Remove a label image from the list, then its metadata and arrays."""
     unlist_label(root, label)
-    folder = _folder(root) / "labels" / label
+    folder = group_folder(root) / "labels" / label
     for name in GROUP_FILES:
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
@@ -209,7 +200,7 @@ def unlist_label(root: zarr.Group, label: str) -> None:
 
 def repair_list(root: zarr.Group, label: str) -> bool:
     """Write the list of labels again if it is damaged; return whether it was."""
-    folder = _folder(root) / "labels"
+    folder = group_folder(root) / "labels"
     if not folder.is_dir() or read_group(folder) is not None:
         return False
     with _list_locked(root, label):
@@ -218,11 +209,17 @@ def repair_list(root: zarr.Group, label: str) -> bool:
 
 
 def finish_label(root: zarr.Group, label: str, mpp: Pixel | None, origin: Pixel = (0.0, 0.0)) -> None:
-    """Write the metadata that makes the arrays a label image, and last its name in the store's list of labels."""
+    """Write the metadata that makes the arrays a label image, and last its name in the store's list of labels.
+
+    Raises:
+        DamagedError: The group's metadata is damaged.
+    """
     from ome_zarr_models.common.image_label_types import Color, Source
 
-    group = root[f"labels/{label}"]
-    assert isinstance(group, zarr.Group)
+    folder = group_folder(root) / "labels" / label
+    if read_group(folder) is None:
+        raise DamagedError(f"{folder} has damaged metadata", "run the same command again")
+    group = zarr.open_group(folder, mode="r+")
     n_levels = sum(1 for _ in group.array_keys())
     levels = [place_samples((2.0**level, 2.0**level)) for level in range(n_levels)]
     version = {3: "0.5", 2: "0.4"}[group.metadata.zarr_format]
@@ -233,7 +230,7 @@ def finish_label(root: zarr.Group, label: str, mpp: Pixel | None, origin: Pixel 
     if version == "0.4":
         image_label["version"] = version
     multiscale = make_multiscale(group, label, levels, mpp, origin)
-    _set_attributes(group, {"multiscales": [multiscale], "image-label": image_label})
+    set_ome_attributes(group, {"multiscales": [multiscale], "image-label": image_label})
     with _list_locked(root, label):
         _write_list(root, sorted({*listed_labels(root), label}))
 
@@ -252,7 +249,7 @@ def list_own_labels(root_path: Path) -> list[str]:
 
 def listed_labels(root: zarr.Group) -> list[str]:
     """List the names of the store's finished label images."""
-    return _read_list(_folder(root) / "labels")
+    return _read_list(group_folder(root) / "labels")
 
 
 def _read_list(folder: Path) -> list[str]:
@@ -275,7 +272,7 @@ def _is_described(label_image: Path) -> bool:
 @contextmanager
 def _list_locked(root: zarr.Group, label: str) -> Iterator[None]:
     """Let one run at a time read and write the list of labels: of two at once, one would undo the other's entry."""
-    store = _folder(root)
+    store = group_folder(root)
     lock = RunPaths.of_store(store, label).list_lock
     with locked(lock, f"the run of {label}", target=f"the list of labels in {store}", wait=_LIST_TIMEOUT):
         yield
@@ -283,49 +280,9 @@ def _list_locked(root: zarr.Group, label: str) -> Iterator[None]:
 
 def _write_list(root: zarr.Group, names: list[str]) -> None:
     """Write the list of labels, whatever is there."""
-    folder, values = _folder(root) / "labels", {"labels": names}
+    folder, values = group_folder(root) / "labels", {"labels": names}
     is_v2 = root.metadata.zarr_format == 2
     write_group(folder, root.metadata.zarr_format, values if is_v2 else {"ome": {"version": "0.5", **values}})
-
-
-def set_attribute(group: zarr.Group, name: str, value: Any) -> None:
-    """Set an attribute of a group that isn't OME's.
-
-    The file is read anew: a `zarr.Group` doesn't see what others have written since it was opened.
-    """
-    _update(group, {name: value})
-
-
-def _set_attributes(group: zarr.Group, values: dict[str, Any]) -> None:
-    """Set OME attributes: at the top in Zarr v2, under `ome` in v3."""
-    if group.metadata.zarr_format == 3:
-        values = {"ome": {**_attributes(group).get("ome", {}), "version": "0.5", **values}}
-    _update(group, values)
-
-
-def _remove_attributes(group: zarr.Group, names: Sequence[str]) -> None:
-    """Remove OME attributes."""
-    attributes = _attributes(group)
-    if group.metadata.zarr_format == 3:
-        ome = {key: value for key, value in attributes.get("ome", {}).items() if key not in names}
-        attributes = {**attributes, "ome": ome}
-    else:
-        attributes = {key: value for key, value in attributes.items() if key not in names}
-    write_group(_folder(group), group.metadata.zarr_format, attributes)
-
-
-def _update(group: zarr.Group, values: dict[str, Any]) -> None:
-    write_group(_folder(group), group.metadata.zarr_format, {**_attributes(group), **values})
-
-
-def _attributes(group: zarr.Group) -> dict[str, Any]:
-    facts = read_group(_folder(group))
-    return {} if facts is None else facts.attributes
-
-
-def _folder(group: zarr.Group) -> Path:
-    """Return the folder of a group of a local store."""
-    return Path(str(group.store_path.store).removeprefix("file://")) / group.path
 
 
 def _end_zarrs_thread() -> None:

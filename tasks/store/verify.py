@@ -27,7 +27,8 @@ from slidesam.tasks.store.file_list import (
     find_size_damage,
     restore_metadata,
 )
-from slidesam.tasks.store.ome_zarr import is_finished, read_group, recreate_root, repair_list, unlist_label
+from slidesam.tasks.store.groups import read_group
+from slidesam.tasks.store.ome_zarr import is_damaged_root, is_finished, recreate_root, repair_list, unlist_label
 
 Depth = Literal["sizes", "sample", "whole"]
 """What is compared: sizes, and what metadata files hold; also the content of some files; of all."""
@@ -186,14 +187,8 @@ def heal_image(run: Run) -> Iterator[str]:
     Raises:
         OutputError: Something can't be written or removed.
     """
-    is_listed = run.paths.image.file_list.exists()
-    if (
-        run.store.is_dir()
-        and read_group(run.store) is None
-        and not is_listed
-        and run.paths.image.stage_folders("convert")
-    ):
-        # A store that slidesam began; what its metadata was is noted once the image is finished.
+    if is_damaged_root(run.store, run.slide.path) and not run.paths.image.file_list.exists():
+        # What its metadata was is noted once the image is finished.
         recreate_root(run.store, run.settings.image, run.slide.path)
         yield f"{run.store} had damaged metadata: its image is made again"
     yield from _heal(_find_image_damage(run))

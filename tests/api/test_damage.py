@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,16 @@ def test_a_flipped_bit_is_healed_or_named(
         judge(snapshot, path, "flip", chance, tmp_path / "out", run, expected) for snapshot, path in places.values()
     ]
     assert [words for outcome, *words in outcomes if outcome not in GOOD] == []
+
+
+@pytest.mark.parametrize("is_last", [False, True], ids=["first", "last"])
+def test_a_root_whose_owner_is_damaged_is_healed_while_a_run_is_under_way(
+    is_last: bool, slide: Path, snapshots: list[Snapshot], expected: Result, tmp_path: Path
+) -> None:
+    with_root = [snapshot for snapshot in snapshots if (snapshot.folder / "s.ome.zarr/zarr.json").exists()]
+    under_way = [snapshot for snapshot in with_root if not snapshot.is_finished]
+    shutil.copytree(under_way[-is_last].folder, tmp_path / "out")
+    root = tmp_path / "out/s.ome.zarr/zarr.json"
+    root.write_bytes(root.read_bytes().replace(b'"slidesam"', b'"slidesal"'))
+    slidesam.segment(slide, tmp_path / "out", SETTINGS, progress=False)
+    assert find_difference(expected, read_result(tmp_path / "out")) == ""

@@ -92,3 +92,27 @@ def test_a_result_that_was_replaced_is_not_mixed_with_the_new_one(result: slides
     assert len(second.objects) == second.run["objects"]
     with pytest.raises(slidesam.OutputError, match="was segmented again with other settings"):
         _ = first.labels
+
+
+@pytest.mark.parametrize("folder", ["", "0", "labels", "labels/cells", "labels/cells/1"])
+@pytest.mark.parametrize("damage", [b"", b'{"zarr_format": 3, "node_type": "array", "a": "\xff"}', b"{}", b"flip"])
+def test_damaged_metadata_is_said_in_words(folder: str, damage: bytes, copy: Path) -> None:
+    path = copy / "s.ome.zarr" / folder / "zarr.json"
+    opened = slidesam.open_result(copy)
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"5", b"4", 1) if damage == b"flip" else damage)
+    try:
+        # The list of labels isn't in a list of files: it changes with other labels.
+        if damage != b"flip" or folder != "labels":
+            with pytest.raises(slidesam.OutputError, match="damaged"):
+                slidesam.open_result(copy)
+        if damage != b"flip" and folder.startswith("labels/"):
+            with pytest.raises(slidesam.OutputError, match="damaged"):
+                _ = opened.labels[:, :]
+    finally:
+        path.write_bytes(whole)
+
+
+@pytest.fixture(scope="module")
+def copy(result: slidesam.Result, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(result.store.parent, tmp_path_factory.mktemp("copy") / "out"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import zarr
 
+from slidesam.tasks.errors import DamagedError, OutputError
 from slidesam.tasks.settings.sections import ImageSettings
 from slidesam.tasks.store import ome_zarr
 
@@ -64,3 +66,39 @@ def test_of_two_labels_at_once_none_undoes_the_others_entry(
 
 def finish_without_size(root: zarr.Group, label: str) -> None:
     ome_zarr.finish_label(root, label, None)
+
+
+@pytest.mark.parametrize("version", ["0.5", "0.4"])
+def test_a_label_image_whose_metadata_is_damaged_is_called_so(version: str, tmp_path: Path) -> None:
+    image = ImageSettings(ome_zarr=version)
+    root = ome_zarr.create_store(tmp_path / "s.ome.zarr", image, tmp_path / "s.tif")
+    ome_zarr.create_label(root, "a", (300, 300), (256, 256), np.dtype(np.uint32), image)
+    (path,) = (path for path in (tmp_path / "s.ome.zarr/labels/a").glob("*") if path.name in ("zarr.json", ".zgroup"))
+    text = path.read_bytes()
+    for key in (b"attributes", b"zarr_format", b"node_type"):
+        path.write_bytes(text.replace(key, key[:-1] + bytes([key[-1] ^ 1])))
+        if path.read_bytes() != text:
+            with pytest.raises(DamagedError, match="labels/a has damaged metadata"):
+                finish_without_size(root, "a")
+    path.write_bytes(text)
+    finish_without_size(root, "a")
+
+
+@pytest.mark.parametrize("old", [b"attributes", b"slidesam", b"s.tif", b"group", b"{"])
+def test_a_damaged_root_of_ours_is_not_taken_for_another_s(old: bytes, tmp_path: Path) -> None:
+    store, slide, image = tmp_path / "s.ome.zarr", tmp_path / "s.tif", ImageSettings()
+    ome_zarr.create_store(store, image, slide)
+    whole = (store / "zarr.json").read_bytes()
+    damaged = whole.replace(old, bytes([old[0] ^ 1]) + old[1:])
+    (store / "zarr.json").write_bytes(damaged)
+    with pytest.raises(DamagedError, match="has damaged metadata: run the same command again"):
+        ome_zarr.create_store(store, image, slide)
+    assert ome_zarr.is_damaged_root(store, slide)
+    ome_zarr.recreate_root(store, image, slide)
+    assert (store / "zarr.json").read_bytes() == whole
+    # A store of somebody else's stays one.
+    shutil.rmtree(tmp_path / ".slidesam")
+    (store / "zarr.json").write_bytes(damaged)
+    assert not ome_zarr.is_damaged_root(store, slide)
+    with pytest.raises(OutputError, match=r"wasn't made by slidesam|no Zarr group|holds results of"):
+        ome_zarr.create_store(store, image, slide)
