@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 import struct
 from collections.abc import Mapping
 from contextlib import suppress
@@ -27,7 +28,7 @@ import numpy as np
 from numcodecs import blosc
 from numpy.typing import NDArray
 
-from slidesam.tasks.errors import DamagedError
+from slidesam.tasks.errors import DamagedError, OutputError
 from slidesam.tasks.run.files import make_output_error, write_atomic
 
 _MAGIC, _PREFIX, _LENGTH = b"slidesam", struct.Struct("<8sII"), struct.Struct("<I")
@@ -110,12 +111,18 @@ def write_arrays(
 
 
 def read_array_facts(path: Path) -> dict[str, Any] | None:
-    """Read the facts of a file whose header and length are right; None if it is damaged, or there is none."""
+    """Read the facts of a file whose header and length are right; None if it is damaged, or there is none.
+
+    Raises:
+        OutputError: The system doesn't let it be read: it may be sound.
+    """
     try:
         with _open(path) as file:
             return _read_header(path, file.fileno()).facts
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+    except OSError as error:
+        raise make_output_error(path, error, "read") from error
 
 
 def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
@@ -149,7 +156,7 @@ class ArrayFile:
             with _open(path) as file:
                 self.facts, self._arrays = _read_header(path, file.fileno())
         except (OSError, ValueError) as error:
-            raise _remove_damaged(path, error) from error
+            raise _refuse(path, error) from error
 
     @property
     def names(self) -> list[str]:
@@ -176,7 +183,7 @@ class ArrayFile:
                 for piece in range(first, -(-stop // array.rows) if rows.size else first):
                     self._read_piece(file.fileno(), array, piece, rows, start)
         except (OSError, ValueError, RuntimeError) as error:
-            raise _remove_damaged(self._path, error) from error
+            raise _refuse(self._path, error) from error
         return rows
 
     def on_demand(self, name: str) -> ArrayOnDemand:
@@ -187,7 +194,7 @@ class ArrayFile:
         try:
             return self._arrays[name]
         except KeyError as error:
-            raise _remove_damaged(self._path, error) from error
+            raise _refuse(self._path, error) from error
 
     @staticmethod
     def _read_piece(file: int, array: _Array, piece: int, rows: NDArray[Any], start: int) -> None:
@@ -249,7 +256,11 @@ def _compress(rows: NDArray[Any], codec: Compression) -> bytes:
 
 def _open(path: Path) -> Any:
     # A FIFO in its place must not wait for who writes to it.
-    return os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb", buffering=0)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ValueError("it is no file")
+    return os.fdopen(descriptor, "rb", buffering=0)
 
 
 def _name(path: Path) -> str:
@@ -260,7 +271,7 @@ def _read_header(path: Path, file: int) -> _Header:
     """Read and verify the header.
 
     Raises:
-        OSError: It can't be read.
+        OSError: The system doesn't let it be read.
         ValueError: It is damaged.
     """
     data = os.pread(file, _FIRST_READ, 0)
@@ -289,11 +300,14 @@ def _read_header(path: Path, file: int) -> _Header:
     return _Header(content["facts"], arrays)
 
 
-def _remove_damaged(path: Path, error: Exception) -> Exception:
-    """Remove a damaged file; return the error that says so."""
-    if isinstance(error, FileNotFoundError):
+def _refuse(path: Path, error: Exception) -> OutputError:
+    """Return the error for a file that can't be used; remove the file if what was read of it is wrong.
+
+    An error of the system (too many open files, a stale handle of a file server) says nothing of the file, which may be sound.
+    """
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
         return DamagedError(f"{path} is gone", "run the same command again")
-    if isinstance(error, PermissionError):
+    if isinstance(error, OSError):
         return make_output_error(path, error, "read")
     with suppress(OSError):
         path.unlink(missing_ok=True)

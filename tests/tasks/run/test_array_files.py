@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -105,7 +106,9 @@ def test_what_is_no_file_of_arrays_is_damaged_and_what_is_none_is_gone(tmp_path:
     (tmp_path / "json").write_text('{"count": 3}' * 9)
     for name in ("fifo", "folder", "json/inside", "json", "absent"):
         assert read_array_facts(tmp_path / name) is None, name
-        with pytest.raises(DamagedError, match="is gone" if name == "absent" else "damaged and was removed"):
+        with pytest.raises(
+            DamagedError, match="is gone" if name in ("absent", "json/inside") else "damaged and was removed"
+        ):
             load_arrays(tmp_path / name)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]
     with pytest.raises(OutputError, match="move away the folder that is in its place, then run the same command again"):
@@ -117,14 +120,21 @@ def test_an_array_that_isnt_there_is_damage(tmp_path: Path) -> None:
         ArrayFile(written(tmp_path)).read("other")
 
 
-def test_a_file_that_may_not_be_read_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.ENOMEM, errno.EACCES])
+@pytest.mark.parametrize("call", ["open", "pread"])
+def test_a_file_that_the_system_doesnt_let_be_read_stays(
+    call: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = written(tmp_path)
+    file = ArrayFile(path)
 
     def refuse(*_: object) -> None:
-        raise PermissionError(13, "Permission denied")
+        raise OSError(code, os.strerror(code))
 
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "open", refuse)
-        with pytest.raises(OutputError, match=r"can't be read \(Permission denied\): check the folder"):
-            load_arrays(path)
+    for read in (lambda: load_arrays(path), lambda: file.read("labels"), lambda: read_array_facts(path)):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, refuse)
+            with pytest.raises(OutputError, match=rf"can't be read \({os.strerror(code)}\): check the folder") as info:
+                read()
+        assert not isinstance(info.value, DamagedError)
     assert read_array_facts(path) == FACTS
