@@ -30,6 +30,7 @@ from slidesam.tasks.run.layout import (
     IMAGE,
     IMAGE_STAGES,
     RUN_STAGES,
+    TRASH_PREFIX,
     RunPaths,
     list_job_logs,
     list_runs,
@@ -223,9 +224,9 @@ class _Cleaning:
         """Find the files that an earlier clean, or a process killed while writing, left in a folder."""
         for place, folders, files in os.walk(paths.work):
             folder = Path(place)
-            yield from (folder / name for name in folders if name.startswith(".trash-"))
+            yield from (folder / name for name in folders if name.startswith(TRASH_PREFIX))
             # Zarr has its own way of writing: nothing is removed inside its arrays.
-            folders[:] = [name for name in folders if not name.startswith(".trash-") and not name.endswith(".zarr")]
+            folders[:] = [name for name in folders if not name.startswith(TRASH_PREFIX) and not name.endswith(".zarr")]
             # Claims only matter while there is a lock.
             for name in files:
                 stray = _CLAIM.fullmatch(name) and paths.lock.name not in files
@@ -294,8 +295,8 @@ def _remove(path: Path) -> None:
         if path.is_symlink() or not path.is_dir():
             path.unlink(missing_ok=True)
             return
-        if not path.name.startswith(".trash-"):
-            path = path.rename(path.with_name(f".trash-{uuid.uuid4().hex}"))
+        if not path.name.startswith(TRASH_PREFIX):
+            path = path.rename(path.with_name(f"{TRASH_PREFIX}{uuid.uuid4().hex}"))
         # Another clean may be removing the same folder. If something remains, the second try raises the reason.
         shutil.rmtree(path, ignore_errors=True)
         with suppress(FileNotFoundError):

@@ -42,6 +42,8 @@ IMAGE = ".image"
 """In place of a label: the folder that all labels of a slide share. No label can have this name."""
 RUN_STAGES, IMAGE_STAGES = ("paint", "stitch", "segment"), ("convert", "rechunk")
 """Stages that have folders, later ones first."""
+TRASH_PREFIX = ".trash-"
+"""Begins the names of folders that are being removed; what a killed process leaves of one, `slidesam clean` removes."""
 _WORK, _LOCK, _PROVENANCE_SUFFIX, _ARRAYS = ".slidesam", "lock.json", ".run.json", ".arrays"
 _IMAGE_LIST, _LABEL_LIST = ".image-files.json", ".files.json"
 

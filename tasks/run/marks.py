@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.run.array_files import read_array_facts
-from slidesam.tasks.run.files import remove_synced
-from slidesam.tasks.run.layout import StageFolder, StitchFolder
+from slidesam.tasks.run.files import output_errors, sync_folders
+from slidesam.tasks.run.layout import TRASH_PREFIX, StageFolder
 from slidesam.tasks.run.records import BlockMark, Mark, Params
 from slidesam.tasks.run.run import Run
 
@@ -87,15 +89,20 @@ def is_segmented(run: Run) -> bool:
     return all(find_mark(run, block_id) is not None for block_id in list_blocks(run))
 
 
-def remove_stage(folder: Path, *, ignore_errors: bool = False) -> None:
-    """Remove a stage's folder, beginning with the file that vouches for the rest.
+def remove_stage(folder: Path) -> None:
+    """Remove a stage's folder: it is renamed first, on the disk too, so that nothing in it is ever believed again.
+
+    What can't be removed then (a file server keeps files that somebody reads) is left to `slidesam clean`.
 
     Args:
         folder: The folder.
-        ignore_errors: Whether to leave what can't be removed.
 
     Raises:
-        OSError: It can't be removed.
+        OutputError: It can't be renamed.
     """
-    remove_synced(StitchFolder(folder).resolved, StageFolder(folder).arrays_mark)
-    shutil.rmtree(folder, ignore_errors=ignore_errors)
+    beside = folder.with_name(f"{TRASH_PREFIX}{uuid.uuid4().hex}")
+    # Another task may have been faster.
+    with output_errors(folder), suppress(FileNotFoundError):
+        folder.rename(beside)
+    sync_folders([folder.parent])
+    shutil.rmtree(beside, ignore_errors=True)

@@ -26,6 +26,7 @@ from slidesam.tasks.grid import Block, BlockGrid
 from slidesam.tasks.labels.objects import describe_block
 from slidesam.tasks.labels.results import save_block
 from slidesam.tasks.pixels.resample import to_level0
+from slidesam.tasks.run.files import sync_folders
 from slidesam.tasks.run.marks import find_mark, list_blocks, read_params, remove_stage
 from slidesam.tasks.run.records import BlockMark, Params
 from slidesam.tasks.run.run import Run
@@ -204,9 +205,11 @@ class _BlockWork:
 
 
 def _forget_stitching(run: Run) -> None:
-    """Remove what was made of blocks if some are segmented again: on another device their labels may differ."""
+    """Remove what was made of blocks before some are segmented again: on another device their labels may differ."""
     for folder in run.paths.stage_folders("stitch", "paint"):
-        remove_stage(folder, ignore_errors=True)
+        remove_stage(folder)
+    # Also where another task has just done so.
+    sync_folders([run.paths.work])
 
 
 def _combine(run: Run, failures: dict[int, Exception], *, is_single: bool) -> Exception:

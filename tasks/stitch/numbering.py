@@ -82,5 +82,5 @@ class StoredNumbering:
     def _refuse(self, what: str) -> DamagedError:
         """Remove a numbering that doesn't fit, with what it was made of."""
         path = self._run.stitch_folder.path
-        remove_stage(path, ignore_errors=True)
+        remove_stage(path)
         return DamagedError(f"{path} is of other {what} and was removed", "run the same command again")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,14 @@ from scipy import ndimage
 from skimage.measure import regionprops_table
 
 from slidesam.tasks import steps
+from slidesam.tasks.errors import OutputError
 from slidesam.tasks.pixels import plan as image_plan
 from slidesam.tasks.plan import plan_run
+from slidesam.tasks.run import marks
 from slidesam.tasks.run.array_files import load_arrays
 from slidesam.tasks.run.marks import list_blocks
 from slidesam.tasks.run.run import Run
+from slidesam.tasks.segment import loop
 from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.stitch import batches
 from slidesam.tasks.stitch.batches import block_batches, is_compared, is_painted, paint_batch
@@ -212,3 +217,36 @@ def test_a_block_segmented_anew_is_compared_and_painted_anew(slide: Path, tmp_pa
     steps.segment_blocks.fn(run, [7])
     assert not any(is_compared(run, batch) or is_painted(run, batch) for batch in block_batches(run))
     assert not run.stitch_folder.resolved.exists()
+
+
+def test_nothing_that_was_made_of_old_blocks_is_believed_if_it_cannot_be_removed(
+    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = segmented(slide, tmp_path)
+    stitch_serially(run)
+    run.segment_folder.block(7).unlink()
+    steps_in_order: list[str] = []
+    save_block, sync = loop.save_block, marks.sync_folders
+    monkeypatch.setattr(marks.shutil, "rmtree", lambda *_, **__: None)
+    monkeypatch.setattr(marks, "sync_folders", lambda paths: steps_in_order.append("forgotten") or sync(paths))
+    monkeypatch.setattr(loop, "save_block", lambda *args: steps_in_order.append("saved") or save_block(*args))
+    steps.segment_blocks.fn(run, [7])
+    assert not any(is_compared(run, batch) or is_painted(run, batch) for batch in block_batches(run))
+    # The names have left the disk before the block is replaced.
+    assert steps_in_order == ["forgotten", "forgotten", "saved"]
+
+
+def test_no_block_is_segmented_anew_while_what_was_made_of_it_stays(
+    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = segmented(slide, tmp_path)
+    stitch_serially(run)
+    run.segment_folder.block(7).unlink()
+
+    def refuse(path: Path, target: Path) -> None:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OutputError, match=r"stitch-\w+ can't be written \(Permission denied\)"):
+        steps.segment_blocks.fn(run, [7])
+    assert not run.segment_folder.block(7).exists()
