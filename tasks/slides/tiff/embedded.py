@@ -7,16 +7,23 @@ gigabytes. So the header is read first. One that isn't understood counts as none
 from __future__ import annotations
 
 import struct
+import zlib
 from collections.abc import Callable, Iterator
+
+import imagecodecs
 
 # Frame headers of JPEG (ITU-T T.81, table B.1) and JPEG-LS (T.87), without DHT, JPG and DAC; markers without a length.
 _FRAMES = frozenset({*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC})
 _ALONE = frozenset({0x01, *range(0xD0, 0xD9)})
-_WMPHOTO, _LERC2 = b"WMPHOTO\0", b"Lerc2 "
+_WMPHOTO = b"WMPHOTO\0"
+_LERC1, _LERC2 = b"CntZImage ", b"Lerc2 "
+_ZSTD = b"\x28\xb5\x2f\xfd"
+_LERC = 34887
 # Samples of a pixel that don't count: alpha, and a fourth colour.
 _FREE_SAMPLES = 4
 # Tiles that are larger than they should be, as some writers fill up the last ones; and small ones, whatever they say.
 _LARGER, _SMALL = 4, 2**16
+_SAMPLE_BYTES = 8
 
 
 def check_embedded_size(compression: int, data: bytes, height: int, width: int) -> None:
@@ -34,6 +41,8 @@ def check_embedded_size(compression: int, data: bytes, height: int, width: int) 
     read = _READERS.get(compression)
     if read is None:
         return
+    if compression == _LERC:
+        data = _unpack_lerc(data, height, width)
     for rows, columns, samples in read(data):
         if rows * columns * max(1, samples / _FREE_SAMPLES) > _LARGER * max(height * width, _SMALL):
             layers = f" in {samples} layers" if samples > _FREE_SAMPLES else ""
@@ -108,13 +117,33 @@ def _read_webp(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _read_lerc(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """Read the size of the first band; further bands follow it (https://github.com/Esri/lerc, Lerc2.h)."""
-    position = data.find(_LERC2)
-    if position < 0 or position + 26 > len(data):
-        return
-    version = struct.unpack_from("<i", data, position + 6)[0]
-    rows, columns, depth = struct.unpack_from("<iii", data, position + (14 if version >= 3 else 10))
-    yield rows, columns, data.count(_LERC2) * (depth if version >= 4 else 1)
+    """Read the size of the first band; further bands follow it (https://github.com/Esri/lerc, Lerc2.h, CntZImage.cpp)."""
+    if data.startswith(_LERC1) and len(data) >= 26:
+        yield *struct.unpack_from("<ii", data, 18), data.count(_LERC1)
+    if data.startswith(_LERC2) and len(data) >= 26:
+        version = struct.unpack_from("<i", data, 6)[0]
+        rows, columns, depth = struct.unpack_from("<iii", data, 14 if version >= 3 else 10)
+        yield rows, columns, data.count(_LERC2) * (depth if version >= 4 else 1)
+
+
+def _unpack_lerc(data: bytes, height: int, width: int) -> bytes:
+    """Undo the compression that may lie around LERC (TIFF's LercParameters); the decoder finds it by the first bytes, too."""
+    limit = _LARGER * max(height * width, _SMALL) * _FREE_SAMPLES * _SAMPLE_BYTES
+    try:
+        if data.startswith(_ZSTD):
+            return bytes(imagecodecs.zstd_decode(data, out=limit))
+        if data.startswith((_LERC1, _LERC2)):
+            return data
+        unpacked = zlib.decompressobj().decompress(data, limit + 1)
+    except imagecodecs.ZstdError as error:
+        if "too small" not in str(error):
+            return data
+    except zlib.error:
+        return data
+    else:
+        if len(unpacked) <= limit:
+            return unpacked
+    raise ValueError(f"a tile of {height} × {width} pixels needs more than {limit} bytes")
 
 
 def _read_jpegxl(data: bytes) -> Iterator[tuple[int, int, int]]:
@@ -204,5 +233,5 @@ _READERS: dict[int, Callable[[bytes], Iterator[tuple[int, int, int]]]] = {
     34933: _read_png,
     **dict.fromkeys((34927, 50001), _read_webp),
     **dict.fromkeys((50002, 52546), _read_jpegxl),
-    34887: _read_lerc,
+    _LERC: _read_lerc,
 }

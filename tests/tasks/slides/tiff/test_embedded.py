@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -99,6 +101,27 @@ def test_stray_bytes_hide_no_size_of_a_jpeg(stray: bytes, bombs: dict[str, bytes
         hidden = jpeg[:position] + stray + jpeg[position:]
         with pytest.raises(ValueError, match=f"a tile of 64 × 64 pixels says that it has {LARGE} × {LARGE}"):
             check_embedded_size(7, hidden, SIDE, SIDE)
+
+
+@pytest.mark.parametrize("compress", [imagecodecs.zlib_encode, imagecodecs.zstd_encode])
+def test_compression_hides_no_size_of_lerc(
+    compress: Callable[[bytes], bytes], bombs: dict[str, bytes], tmp_path: Path
+) -> None:
+    whole = bytes(compress(imagecodecs.lerc_encode(PIXELS)))
+    np.testing.assert_array_equal(read(write(tmp_path / "whole.tif", 34887, whole)), PIXELS)
+    check_bounded(write(tmp_path / "bomb.tif", 34887, bytes(compress(bombs["lerc"]))), is_refused=True)
+    # Much of nothing, before any header.
+    zeros = bytes(compress(bytes(2**25)))
+    assert measure_peak(lambda: refuse_lerc(zeros, "needs more than 8388608 bytes")) < 2**24
+
+
+def test_the_first_version_of_lerc_states_its_size_too() -> None:
+    refuse_lerc(struct.pack("<10siiiid", b"CntZImage ", 11, 8, 9000, 8000, 0.5), "says that it has 9000 × 8000")
+
+
+def refuse_lerc(tile: bytes, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        check_embedded_size(34887, tile, SIDE, SIDE)
 
 
 def test_frames_and_layers_count() -> None:
