@@ -26,6 +26,7 @@ from tests.support.slides import write_numbered_slide
 
 CLUSTER = ROOT / "infra" / "interactive" / "cluster"
 pytestmark = [pytest.mark.filterwarnings(warning) for warning in THIRD_PARTY_WARNINGS]
+ELSEWHERE = 'export PYTHONSAFEPATH=1 && cd / && exec "$@"'
 # What each worker sees, for a scheduler's address and the file of its key.
 LOOK = """
 import json, os, sys
@@ -45,7 +46,11 @@ class Cluster:
     """The script, with a state folder of its own and without a job around it."""
 
     def __init__(self, folder: Path) -> None:
-        self.state = folder / "state"
+        self.state, self.imported, self.current_folder = folder / "state", folder / "imported", folder / "current"
+        # It is called in a folder that others have filled.
+        self.current_folder.mkdir()
+        for name in ("slidesam", "distributed", "dask", "cryptography", "psutil", "msgpack"):
+            (self.current_folder / f"{name}.py").write_text(f"open({str(self.imported)!r}, 'w')\nraise ImportError")
         unwanted = ("SLURM", "CUDA_", "SLIDESAM_", "CLUSTER_", "DASK_")
         kept = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
         own = {"SLIDESAM_INTERACTIVE": self.state, "SLIDESAM_PYTHON": sys.executable, "TEMP_DIR": folder / "temp"}
@@ -54,7 +59,15 @@ class Cluster:
     def __call__(self, *arguments: str, code: int = 0, **variables: str) -> str:
         command = [str(CLUSTER), *arguments]
         environment = self.environment | variables
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250, check=False)
+        done = subprocess.run(
+            command,
+            env=environment,
+            cwd=self.current_folder,
+            capture_output=True,
+            text=True,
+            timeout=250,
+            check=False,
+        )
         assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout if code in (0, 3) else done.stdout + done.stderr
 
@@ -150,6 +163,7 @@ def test_devices_that_are_not_there_start_nothing_and_leave_the_log(cluster: Clu
     assert "2 GPUs (or MIG instances) are expected and 1 are there (5; CUDA_VISIBLE_DEVICES is '5')" in text
     assert cluster.processes() == []
     assert "are expected" in (cluster.state / "workers.log").read_text()
+    assert not cluster.imported.exists()
     cluster("stop")
     assert not cluster.state.exists()
 
@@ -158,10 +172,10 @@ def test_devices_that_are_not_there_start_nothing_and_leave_the_log(cluster: Clu
 def fake_apptainer(cluster: Cluster, tmp_path: Path) -> Path:
     """A container command that runs what it is told on this machine, and notes how it was called."""
     log, command = tmp_path / "calls", tmp_path / "apptainer"
-    command.write_text(
-        f'#!/bin/bash\necho "$*" >>{log}\nuntil [[ $1 == *.sif ]]; do shift; done\nshift 2\nexec {sys.executable} "$@"\n'
-    )
-    command.chmod(0o755)
+    command.write_text(f'#!/bin/bash\necho "$*" >>{log}\nuntil [[ $1 == *.sif ]]; do shift; done\nshift\nexec "$@"\n')
+    (tmp_path / "python3").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    for path in (command, tmp_path / "python3"):
+        path.chmod(0o755)
     cluster.environment["PATH"] = f"{tmp_path}:{cluster.environment['PATH']}"
     return log
 
@@ -172,7 +186,9 @@ def test_in_a_container(cluster: Cluster, fake_apptainer: Path, tmp_path: Path) 
     text = cluster("start", *options, CUDA_VISIBLE_DEVICES="GPU-7")
     assert [seen[:2] for seen in seen_at(address_in(text)).values()] == [["GPU-7", "GPU-7"]]
     keys, scheduler, workers = fake_apptainer.read_text().splitlines()
-    binds = f"--bind {cluster.state} --bind {tmp_path}/temp --bind /data,/out a.sif python3 -m "
+    binds = (
+        f"--bind {cluster.state} --bind {tmp_path}/temp --bind /data,/out a.sif sh -c {ELSEWHERE} slidesam python3 -m "
+    )
     assert keys == f"exec {binds}slidesam.flows.cluster.keys {cluster.state}/keys.pem"
     assert scheduler.startswith(f"exec {binds}distributed.cli.dask_scheduler")
     assert workers.startswith(f"exec --nv {binds}slidesam.flows.cluster.device_workers")
@@ -187,6 +203,9 @@ def test_started_twice_killed_started_again_and_stopped_twice(cluster: Cluster) 
     address = address_in(text)
     found = seen_at(address)
     assert [seen[:2] for seen in found.values()] == [["cpu", ""], ["cpu", ""]]
+    # Libraries such as Numba read settings from the current folder.
+    assert {process.cwd() for process in cluster.processes()} == {"/"}
+    assert not cluster.imported.exists()
     before = {process.pid for process in cluster.processes()}
     again = cluster("start", *options)
     assert again.startswith("runs already")
