@@ -64,8 +64,9 @@ def segment(
         slide: Slide file, or OME-Zarr folder.
         output: Folder for the results; made where it doesn't exist.
         settings: What to compute: a mapping with nested names ({"blocks": {"halo": 64}}) or dotted ones
-            ({"blocks.halo": 64}), the path of a YAML file, or `Settings`. All have defaults. A file may name code
-            (`segmenter.target`) only if its package or the site allows that (docs/own-segmenter.md).
+            ({"blocks.halo": 64}), the path of a YAML file, or `Settings`. All have defaults. A mapping may name any
+            code (`segmenter.target`), a file or `Settings` (such as those of a result) only what its package or the site allows
+            (docs/own-segmenter.md).
         client: A `distributed.Client` whose workers compute and see the slide and the output folder under the same paths; None =
             this process computes. One worker computes one task at a time, whatever its number of threads.
         progress: Called with the stage's name, how many of its units are done, and how many it has; False = silent; None = bars
@@ -153,9 +154,12 @@ def stitch(blocks: Sequence[NDArray[Any]], grid: BlockGrid, settings: SettingsLi
 
 
 def _list_allowed(settings: SettingsLike, run_settings: Settings) -> tuple[str, ...]:
-    """Return the code that the caller allows by naming it in Python, where any code can run anyway; a file allows none."""
+    """Return the code that the caller allows by naming it in a mapping.
+
+    A file allows none, nor do `Settings`: they may be those of a result, and so somebody else's file.
+    """
     code = find_code(run_settings.segmenter)
-    return () if code is None or isinstance(settings, str | os.PathLike) else (code,)
+    return (code,) if code is not None and isinstance(settings, Mapping) else ()
 
 
 def as_settings(settings: SettingsLike) -> Settings:

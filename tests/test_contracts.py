@@ -39,7 +39,10 @@ PARTS = [
     ("distributed.worker_memory", "NannyMemoryManager.memory_monitor", "on_nanny"),
     ("distributed.worker_state_machine", "WorkerState.executing_count", "on_worker"),
     ("distributed.core", "Status.paused", "on_worker"),
-    ("distributed.core", "Status.failed", "keeper.kept_job"),
+    ("distributed.core", "Status.failed", "keeper.kept_cluster"),
+    ("dask_jobqueue.core", "JobQueueCluster._get_worker_security", "keeper.kept_cluster"),
+    # tasks/labels/kernels.py
+    ("numba.core.config", "_config_fname", "kernels"),
     # flows/cluster/on_scheduler.py
     ("distributed.spans", "SpansSchedulerExtension.observe_tasks", "on_scheduler.NoSpans"),
     ("distributed.spans", "SpansSchedulerExtension.heartbeat", "on_scheduler.NoSpans"),

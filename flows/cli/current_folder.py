@@ -2,56 +2,54 @@
 
 1. Servers and workers are started by `python -m`, which looks for modules in the current folder first.
 2. Prefect reads settings from `.env`, `prefect.toml` and `pyproject.toml` there, and a setting can name code or a server.
+
+Numba reads settings there, too: `slidesam.tasks.labels.kernels` makes it forget them, in every process.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
-from slidesam.tasks.errors import SettingsError
-from slidesam.tasks.segmenters.allowed import VARIABLE, is_path_allowed
+from dotenv import dotenv_values
 
-_PREFECT_LINE = re.compile(rb"^\s*(export\s+)?[\"']?PREFECT_", re.IGNORECASE | re.MULTILINE)
+from slidesam.tasks.errors import SettingsError, in_one_line
+from slidesam.tasks.segmenters.allowed import VARIABLE, is_path_allowed
 
 
 def distrust_current_folder() -> None:
     """Take neither modules nor settings of Prefect from the current folder.
 
     Raises:
-        SettingsError: It has settings of Prefect that nobody allows.
+        SettingsError: It has settings of Prefect that nobody allows, or a file at which Prefect would stop.
     """
     os.environ.setdefault("PYTHONSAFEPATH", "1")
-    for path in _find_prefect_settings(Path.cwd()):
-        if not is_path_allowed(str(path)):
+    for name in (".env", "prefect.toml", "pyproject.toml"):
+        path = Path.cwd() / name
+        if path.exists() and not is_path_allowed(str(path)) and _has_prefect_settings(path):
             raise SettingsError(
                 f"{path} has settings of Prefect, which can run any code",
                 f"start slidesam in another folder, or, if you know what they do, with {VARIABLE}={path}",
             )
 
 
-def _find_prefect_settings(folder: Path) -> Iterator[Path]:
-    for name in (".env", "prefect.toml", "pyproject.toml"):
-        path = folder / name
-        if path.is_file() and _has_prefect_settings(path):
-            yield path
-
-
 def _has_prefect_settings(path: Path) -> bool:
+    """Tell whether Prefect finds settings in a file; it reads all of them by these libraries.
+
+    Raises:
+        SettingsError: The file can't be read, at which Prefect would stop.
+    """
+    if not path.is_file():
+        # Prefect reads `.env` from a pipe, too.
+        return path.is_fifo()
     try:
-        content = path.read_bytes()
-    except OSError:
-        return False
-    if path.name == ".env":
-        return _PREFECT_LINE.search(content) is not None
-    if b"prefect" not in content and path.name == "pyproject.toml":
-        return False
-    try:
-        values = tomllib.loads(content.decode())
-    except ValueError:
-        # Prefect can't read it either.
-        return False
+        if path.name == ".env":
+            return any(name.upper().startswith("PREFECT_") for name in dotenv_values(path, interpolate=False))
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"{path} can't be read, and Prefect would stop at it: {in_one_line(error)}",
+            "start slidesam in another folder, or correct the file",
+        ) from error
     return bool(values if path.name == "prefect.toml" else values.get("tool", {}).get("prefect"))

@@ -21,7 +21,7 @@ from slidesam.flows.cluster.attach import attach
 from slidesam.flows.cluster.device_workers import address_towards
 from slidesam.flows.cluster.job_names import make_cluster_name
 from slidesam.flows.cluster.jobs import cluster_class, job_options, jobs_of, scheduler_host, scheduler_options
-from slidesam.flows.cluster.keys import KEYS, make_key_folder, make_keys, make_security, write_secret
+from slidesam.flows.cluster.keys import KEYS, make_key_folder, make_security, write_keys
 from slidesam.flows.cluster.links import LOOPBACK, link_file, read_page
 from slidesam.flows.cluster.local_workers import Workers, start_local, start_local_gpu
 from slidesam.flows.cluster.memory_steps import count_steps, enlarge
@@ -68,6 +68,7 @@ class Cluster:
         self._started: dict[str, Workers] = {}
         self._settings = ExitStack()
         self._secrets: Path | None = None
+        self._keys: str | None = None
 
     def workers(self, stage: Stage = "cpu", step: int = 0) -> Workers:
         """Return the workers of a stage; start them if they don't run.
@@ -193,7 +194,10 @@ class Cluster:
             return start_local(profile, link)
         if isinstance(profile, LocalGpuProfile):
             return start_local_gpu(profile, link)
-        return _jobs(profile, pool, f"{self.name}-{name}", self.logs, self._secret_folder() / KEYS, link, step)
+        folder = self._secret_folder()
+        if self._keys is None:
+            self._keys = write_keys(folder)
+        return _jobs(profile, pool, f"{self.name}-{name}", self.logs, folder / KEYS, self._keys, link, step)
 
     def _secret_folder(self) -> Path:
         """Return the folder for the cluster's secrets; make it if it isn't there."""
@@ -204,7 +208,7 @@ class Cluster:
 
 
 def _jobs(
-    profile: JobProfile, pool: Stage, name: str, logs: Path | None, keys: Path, link: Path | None, step: int
+    profile: JobProfile, pool: Stage, name: str, logs: Path | None, file: Path, keys: str, link: Path | None, step: int
 ) -> Workers:
     """Start a scheduler in this process, whose workers come in jobs.
 
@@ -213,7 +217,8 @@ def _jobs(
         pool: Which of its jobs.
         name: The jobs' name.
         logs: Folder of the jobs' logs.
-        keys: File for the key of this scheduler and its workers, which the jobs read; made if it isn't there.
+        file: File with the key of this scheduler and its workers, for the jobs.
+        keys: What is in it; not read again, since others may be able to put another file there.
         link: File for the link of the dashboard; None = there is no dashboard.
         step: The step of the jobs' memory.
 
@@ -221,7 +226,7 @@ def _jobs(
         ClusterError: The queue's commands are missing, or the scheduler can't listen at the profile's address.
     """
     from slidesam.flows.cluster import slurm
-    from slidesam.flows.cluster.keeper import JobKeeper, kept_job
+    from slidesam.flows.cluster.keeper import JobKeeper, kept_cluster
 
     jobs, is_slurm = jobs_of(profile, pool), isinstance(profile, SlurmProfile)
     if is_slurm and not slurm.has_slurm():
@@ -230,22 +235,17 @@ def _jobs(
         )
     if logs is not None:
         logs.mkdir(parents=True, exist_ok=True)
-    stack, kind = ExitStack(), cluster_class(profile)
+    stack, kind = ExitStack(), kept_cluster(cluster_class(profile))
     if is_slurm:
         # Called last: cancels jobs that were submitted while the others were cancelled.
         stack.callback(_cancel, name)
-    if not keys.exists():
-        write_secret(keys, make_keys())
-    # By its file: keys in memory are what dask-jobqueue would write once more.
-    security = make_security(str(keys))
-    options = job_options(profile, pool, name, logs, keys) | {
+    security = make_security(keys)
+    options = job_options(profile, pool, name, logs, file) | {
         "name": name,
-        "job_cls": kept_job(kind.job_cls),
         "security": security,
         "scheduler_options": scheduler_options(profile, pool, link, step),
     }
     cluster = _start_scheduler(stack, kind, options)
-    list_jobs = partial(_states, name) if is_slurm else None
     # Made on the cluster's own event loop, where it also runs.
     keeper = cluster.adapt(
         Adaptive=JobKeeper,
@@ -253,7 +253,7 @@ def _jobs(
         maximum=jobs.maximum_jobs,
         workers=jobs.workers,
         give_back_after=profile.give_back_after,
-        list_jobs=list_jobs,
+        list_jobs=partial(_states, name) if is_slurm else None,
         logs=logs,
     )
     return Workers(str(cluster.scheduler_address), security, read_page(link), stack.close, keeper)

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from slidesam.flows.cluster.secret_files import read_secret
 from slidesam.tasks.segment.devices import CPU, GIVEN, nvidia_smi, share, visible_devices
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -131,7 +132,7 @@ def _tls_variables(keys: str | None) -> dict[str, str]:
     variables = {"DASK_DISTRIBUTED__WORKER__HTTP__ROUTES": "[]"}
     if keys is None:
         return variables
-    text = sys.stdin.read() if keys == "-" else Path(keys).read_text()
+    text = sys.stdin.read() if keys == "-" else read_secret(Path(keys))
     names = ("CA_FILE", "WORKER__CERT", "WORKER__KEY")
     variables |= {f"DASK_DISTRIBUTED__COMM__TLS__{name}": text for name in names}
     return variables | {"DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION": "True"}

@@ -31,4 +31,5 @@ def select_own_jobs(names: Iterable[str], logs: Path) -> list[str]:
 
 
 def _hash(logs: Path) -> str:
-    return hashlib.sha256(os.fsencode(logs)).hexdigest()[:8]
+    # Names of jobs are public: nobody shall find a folder with the hash of another one.
+    return hashlib.sha256(os.fsencode(logs)).hexdigest()[:24]

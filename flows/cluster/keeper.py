@@ -39,16 +39,25 @@ _LOST_SECONDS = 90.0
 _DONE_STATES = ("memory", "erred", "released", "forgotten")
 
 
-def kept_job(job_class: Any) -> Any:
-    """Extend dask-jobqueue's class of job: it keeps the queue's message when a job is refused, and knows when it is closed.
+def kept_cluster(cluster_class: Any) -> Any:
+    """Extend dask-jobqueue's class of cluster: its jobs are kept ones, and it doesn't write the cluster's keys to files."""
 
-    dask-jobqueue would write the files of the cluster's keys into the command without quotes; the launcher is told itself.
-    """
+    class KeptCluster(cluster_class):  # type: ignore[misc]
+        job_cls = _kept_job(cluster_class.job_cls)
+
+        def _get_worker_security(self, security: Any) -> None:
+            """Leave the keys in memory: the launcher is told their file itself."""
+
+    return KeptCluster
+
+
+def _kept_job(job_class: Any) -> Any:
+    """Extend dask-jobqueue's class of job: it keeps the queue's message when a job is refused, and knows when it is closed."""
 
     class KeptJob(job_class):  # type: ignore[misc]
         refusal: str | None = None
 
-        def __init__(self, *arguments: Any, security: Any = None, protocol: Any = None, **options: Any) -> None:
+        def __init__(self, *arguments: Any, protocol: Any = None, **options: Any) -> None:
             super().__init__(*arguments, **options)
 
         async def start(self) -> None:

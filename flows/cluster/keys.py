@@ -9,7 +9,6 @@ The key stays in memory where all members are children of this process; for jobs
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Collection
@@ -17,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from slidesam.flows.cluster.secret_files import write_secret
 from slidesam.tasks.errors import ClusterError
 from slidesam.tasks.run.layout import key_folder, list_key_folders
 from slidesam.tasks.run.owner import Owner, has_owner_ended
@@ -76,16 +76,26 @@ def make_key_folder(jobs: Path, name: str) -> Path:
             raise ClusterError(f"the file system of {jobs} shows every file to everybody", "give another --output")
         write_secret(folder / _OWNER, Owner.this_process(name).model_dump_json())
     except OSError as error:
-        raise ClusterError(
-            f"the cluster's key can't be written: {error}", "make room, or give another --output"
-        ) from error
+        raise _make_error(error) from error
     return folder
 
 
-def write_secret(path: Path, text: str) -> None:
-    """Write a new file that only its owner can read."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
+def _make_error(error: OSError) -> ClusterError:
+    return ClusterError(f"the cluster's key can't be written: {error}", "make room, or give another --output")
+
+
+def write_keys(folder: Path) -> str:
+    """Make a cluster's key, write it into the folder of its secrets for jobs to read, and return it.
+
+    Raises:
+        ClusterError: It can't be written, or others could replace it.
+    """
+    keys = make_keys()
+    try:
+        write_secret(folder / KEYS, keys)
+    except OSError as error:
+        raise _make_error(error) from error
+    return keys
 
 
 def remove_dead_keys(jobs: Path, ended: Collection[str] = ()) -> None:

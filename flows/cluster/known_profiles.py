@@ -8,13 +8,13 @@ profile with a name, or the group server's own (SLIDESAM_CLUSTER). Numbers (jobs
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
 
 from slidesam.flows.cluster.find_profile import load_profile, profile_names
-from slidesam.flows.cluster.profile import ClusterProfile, LocalGpuProfile, LocalProfile
+from slidesam.flows.cluster.profile import AttachProfile, ClusterProfile, LocalGpuProfile, LocalProfile
 from slidesam.tasks.errors import SettingsError
 
 # Fields of a profile that a pattern, choices or ranges bound. Keys of `options` may be called the same.
@@ -35,14 +35,34 @@ def refuse_unknown(profile: ClusterProfile, origin: str) -> None:
     if isinstance(profile, LocalProfile | LocalGpuProfile):
         return
     code = _find_code(profile)
-    if any(code == known for known in _read_known(profile.kind)):
+    differences = [_list_differences(code, known) for known in _read_known(profile.kind)]
+    if [] in differences:
         return
-    example = f"--cluster attach --scheduler {profile.address}" if profile.kind == "attach" else "--cluster NAME"
+    example = "--cluster NAME"
+    if isinstance(profile, AttachProfile):
+        example = f"--cluster attach --scheduler {profile.address}"
+        example += f" --cluster-set ca_file={profile.ca_file}" if profile.ca_file else ""
+    elif differences:
+        # Of the most similar profile: without these the jobs would go elsewhere, silently.
+        example += "".join(f" --cluster-set {name}=..." for name in min(differences, key=len))
     raise SettingsError(
         f"{origin} a cluster profile ({profile.kind}) that is none of this machine's, and that could run any command",
         f"name the one to use, by `{example}` or in the form (`slidesam cluster list` shows them); a site adds one to a folder "
         "that SLIDESAM_PROFILES names",
     )
+
+
+def _list_differences(code: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
+    """Return the dotted names of fields whose code isn't the known one."""
+    flat, known_flat = (
+        {
+            f"{section}.{name}" if name else section: value
+            for section, part in values.items()
+            for name, value in (part.items() if isinstance(part, Mapping) else [("", part)])
+        }
+        for values in (code, known)
+    )
+    return [name for name in {**known_flat, **flat} if flat.get(name) != known_flat.get(name)]
 
 
 def _read_known(kind: str) -> Iterator[dict[str, Any]]:

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from slidesam.flows.cluster.secret_files import read_secret
 from slidesam.tasks.run.layout import jobs_folder, list_key_folders
 
 LOOPBACK = "127.0.0.1"
@@ -39,7 +40,7 @@ def dashboard_options(link: Path | None, port: int = 0) -> dict[str, Any]:
 
 def read_page(link: Path | None) -> str | None:
     """Return the address of a dashboard without its token; None if there is none."""
-    return link.read_text().partition("?")[0] if link is not None and link.exists() else None
+    return read_secret(link).partition("?")[0] if link is not None and link.exists() else None
 
 
 def find_page_link(output: Path, page: str) -> str | None:
@@ -47,7 +48,7 @@ def find_page_link(output: Path, page: str) -> str | None:
     for folder in list_key_folders(jobs_folder(output)):
         for path in folder.glob(f"*{_SUFFIX}"):
             try:
-                link = path.read_text().strip()
+                link = read_secret(path).strip()
             except OSError:
                 continue
             if link.partition("?")[0] == page:

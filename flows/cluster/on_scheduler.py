@@ -19,8 +19,8 @@ from tornado.netutil import bind_sockets
 from tornado.routing import Router
 from tornado.web import Application, RequestHandler
 
-from slidesam.flows.cluster.keys import write_secret
 from slidesam.flows.cluster.links import LOOPBACK, close_http
+from slidesam.flows.cluster.secret_files import write_secret
 
 # Dask's own routes but its proxy to the pages of workers, which have none.
 _ROUTES = ["distributed.http.scheduler.info", "distributed.http.scheduler.json", "distributed.http.statics"]
@@ -70,6 +70,8 @@ def _serve_dashboard(scheduler: Any, link_file: Path, port: int) -> None:
     server.add_sockets(sockets)
     # Both are closed with the scheduler.
     scheduler.http_application, scheduler.services["dashboard"] = application, server
+    # Of a pool's earlier scheduler, which has ended.
+    link_file.unlink(missing_ok=True)
     write_secret(link_file, f"http://{LOOPBACK}:{server.port}/status?token={token}\n")
 
 

@@ -54,18 +54,17 @@ class OwnServer:
             _make_private(home)
         except OSError as error:
             raise _make_home_error(home, error) from error
-        self._home, self._password, self.is_lost = home, password, False
-        self._socket = socket.socket()
+        self._home, self._host, self._password, self.is_lost = home, host, password, False
         try:
-            self._socket.bind((host, 0))
+            self._socket = _bind(host)
         except OSError as error:
-            self._socket.close()
             raise ServerError(
                 f"{host} is no address of this machine, on which a Prefect server could listen"
             ) from error
         self._socket.listen(1024)
         port = self._socket.getsockname()[1]
-        self.url, self.log = f"http://{host}:{port}/api", home / "slidesam-server.log"
+        address = f"[{host}]" if ":" in host else host
+        self.url, self.log = f"http://{address}:{port}/api", home / "slidesam-server.log"
         self.login = home / f"slidesam-server-{port}.login"
         self._closing = threading.Event()
         self._stand_in: ThreadingHTTPServer | None = None
@@ -74,6 +73,7 @@ class OwnServer:
         self._watcher = threading.Thread(target=self._watch, name="Prefect server", daemon=True)
 
     def __enter__(self) -> OwnServer:
+        _bypass_proxies(self._host)
         try:
             if self._password:
                 with _open_private(_owner_file(self.login), "wb") as stream:
@@ -153,7 +153,11 @@ class OwnServer:
 
     def _restart(self) -> bool:
         """Start the server again; tell whether it answers."""
-        self._process = self._launch("ab")
+        try:
+            self._process = self._launch("ab")
+        except OSError:
+            # There is no memory for another process, or the log can't be written any more.
+            return False
         deadline = time.monotonic() + _RESTART_SECONDS
         while not self._closing.is_set() and self._process.poll() is None:
             if answers(self.url, timeout=2):
@@ -172,6 +176,27 @@ class OwnServer:
         stand_in.socket = self._socket
         threading.Thread(target=stand_in.serve_forever, name="no Prefect server", daemon=True).start()
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+
+def _bypass_proxies(host: str) -> None:
+    """Let this process, its workers and jobs reach an address directly: a proxy can't, and would be told the password."""
+    names = ("no_proxy", "NO_PROXY")
+    hosts = [part.strip() for name in names for part in os.environ.get(name, "").split(",") if part.strip()]
+    # Alone it means all, in a list nothing.
+    if "*" not in hosts:
+        os.environ.update(dict.fromkeys(names, ",".join(dict.fromkeys([*hosts, host]))))
+
+
+def _bind(host: str) -> socket.socket:
+    """Return a socket at any free port of an address of this machine, IPv4 or IPv6."""
+    family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+    bound = socket.socket(family)
+    try:
+        bound.bind(address)
+    except OSError:
+        bound.close()
+        raise
+    return bound
 
 
 class _Refusal(BaseHTTPRequestHandler):

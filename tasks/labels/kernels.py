@@ -6,12 +6,19 @@ pixels. Nothing here knows blocks or slides.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import numba
 import numpy as np
+from numba.core import config
 from numpy.typing import NDArray
+
+# Numba reads `.numba_config.yaml` in the current folder, which others may have filled, and the file may name a folder whose
+# pickles are loaded as machine code. It forgets what it read there, and reads the environment only.
+config._config_fname = os.devnull
+config.reload_config()  # type: ignore[no-untyped-call]
 
 Labels = NDArray[np.uint32]
 Ints = NDArray[np.int64]

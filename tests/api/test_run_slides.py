@@ -12,7 +12,7 @@ import tifffile
 from scipy import ndimage
 
 import slidesam
-from slidesam.run_slides import as_settings
+from slidesam.run_slides import _list_allowed, as_settings
 from slidesam.tasks.plan import plan_run
 from slidesam.tasks.run.lock import locked
 from slidesam.tasks.run.status import RunState, read_states
@@ -244,3 +244,12 @@ def test_block_labels_from_elsewhere_are_stitched(slide: Path) -> None:
     np.testing.assert_array_equal(labels, ndimage.label(whole)[0])
     with pytest.raises(slidesam.SettingsError, match="1 label arrays for a grid of 2 blocks"):
         slidesam.stitch(blocks[:1], grid)
+
+
+def test_only_a_mapping_allows_code_that_it_names() -> None:
+    """`Settings` may be those of a result, and its file somebody else's."""
+    names = {"segmenter.kind": "function", "segmenter.target": "hostile:find"}
+    settings = as_settings(names)
+    assert _list_allowed(names, settings) == ("hostile:find",)
+    for from_elsewhere in (settings, "settings.yaml", Path("settings.yaml"), None):
+        assert _list_allowed(from_elsewhere, settings) == ()

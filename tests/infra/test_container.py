@@ -202,7 +202,8 @@ def test_a_jobs_workers_start_in_the_image(debian_root: Path, apptainer_folder: 
 
     from slidesam.flows.cluster.find_profile import load_profile
     from slidesam.flows.cluster.jobs import job_script
-    from slidesam.flows.cluster.keys import KEYS, make_key_folder, make_keys, make_security, write_secret
+    from slidesam.flows.cluster.keys import KEYS, make_key_folder, make_keys, make_security
+    from slidesam.flows.cluster.secret_files import write_secret
 
     way = {
         "container": str(debian_root), "container_command": str(apptainer_folder / "apptainer"),

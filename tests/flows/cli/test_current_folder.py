@@ -36,6 +36,43 @@ def test_settings_of_prefect_are_refused_unless_allowed(
     distrust_current_folder()
 
 
+DISGUISED = {
+    "line end": (".env", b"A=1\rPREFECT_API_URL=http://198.51.100.1/api\n"),
+    "byte order mark": (".env", b"\xef\xbb\xbfPREFECT_API_URL=http://198.51.100.1/api\n"),
+    "odd space": (".env", b"\xc2\xa0PREFECT_API_URL=http://198.51.100.1/api\n"),
+    "quotes": (".env", b"A='\n'\n'prefect_api_url'=x\n"),
+    "escape": ("pyproject.toml", rb'[tool."pre\u0066ect".api]' + b"\nurl = 'http://198.51.100.1/api'\n"),
+}
+
+
+@pytest.mark.parametrize("way", DISGUISED)
+def test_disguised_settings_are_seen(way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    name, content = DISGUISED[way]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SettingsError, match="has settings of Prefect"):
+        distrust_current_folder()
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo(tmp_path / ".env")
+    with pytest.raises(SettingsError, match="has settings of Prefect"):
+        distrust_current_folder()
+
+
+@pytest.mark.parametrize("content", [b"\xef\xbb\xbf[project]\nname = 'x'\n", b"[project", b"name = '\xff'\n"])
+def test_a_file_at_which_prefect_would_stop_is_named(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pyproject.toml").write_bytes(content)
+    with pytest.raises(
+        SettingsError, match=r"pyproject.toml can't be read, and Prefect would stop at it.*correct the file"
+    ):
+        distrust_current_folder()
+
+
 def test_processes_take_no_modules_from_the_current_folder(tmp_path: Path) -> None:
     (tmp_path / "dask.py").write_text("raise SystemExit('imported')")
     code = (

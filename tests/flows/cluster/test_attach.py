@@ -10,7 +10,8 @@ import pytest
 from slidesam.flows.cluster import local_workers
 from slidesam.flows.cluster.attach import attach
 from slidesam.flows.cluster.find_profile import make_profile
-from slidesam.flows.cluster.keys import make_keys, make_security, write_secret
+from slidesam.flows.cluster.keys import make_keys, make_security
+from slidesam.flows.cluster.secret_files import write_secret
 from slidesam.tasks.errors import ClusterError, SettingsError
 from tests.support.prefect_fixtures import THIRD_PARTY_WARNINGS
 

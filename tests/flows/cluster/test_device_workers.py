@@ -17,7 +17,8 @@ import psutil
 import pytest
 
 from slidesam.flows.cluster.device_workers import DeviceWorker, address_towards, divided
-from slidesam.flows.cluster.keys import make_keys, make_security, write_secret
+from slidesam.flows.cluster.keys import make_keys, make_security
+from slidesam.flows.cluster.secret_files import write_secret
 from tests.support import DATA
 from tests.support.intruder import listening
 from tests.support.prefect_fixtures import THIRD_PARTY_WARNINGS

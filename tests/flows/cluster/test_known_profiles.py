@@ -68,6 +68,15 @@ def test_options_of_the_queue_are_taken_as_the_site_has_them(
                 refuse_unknown(load_profile(name, {"cpu.options": options}), "it was run with")
 
 
+def test_the_message_names_what_the_sites_profile_has_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLIDESAM_PROFILES", raising=False)
+    with pytest.raises(SettingsError, match=r"--cluster NAME --cluster-set cpu.partition=...`"):
+        refuse_unknown(load_profile("slurm-cpu", {"cpu.partition": "short"}), "it was run with")
+    attached = make_profile({"kind": "attach", "address": "tls://10.0.0.5:1", "ca_file": "/keys.pem"})
+    with pytest.raises(SettingsError, match=r"--scheduler tls://10.0.0.5:1 --cluster-set ca_file=/keys.pem`"):
+        refuse_unknown(attached, "it was run with")
+
+
 def test_the_group_servers_profile_is_known_wherever_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "attached.yaml"
     file.write_text("kind: attach\naddress: tcp://10.0.0.5:8786\n")

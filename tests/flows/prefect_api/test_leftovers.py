@@ -59,6 +59,8 @@ def test_the_names_of_a_clusters_jobs_are_those_of_its_output_folder(tmp_path: P
     names = Cluster(profile, logs).job_names
     assert [name.split("-", 3)[3] for name in names] == ["cpu", "gpu", "gpu-step1", "gpu-step2"]
     assert select_own_jobs(names, logs) == names
+    # Names are public: a folder with the same hash must not be found by trying.
+    assert len(names[0].split("-")[1]) >= 24
     assert select_own_jobs(names, jobs_folder(tmp_path / "other")) == []
     assert select_own_jobs(Cluster(profile).job_names, logs) == []
     (tmp_path / "link").symlink_to(tmp_path)

@@ -265,3 +265,34 @@ def test_passwords_of_commands_that_were_killed_long_ago_on_any_machine_go(tmp_p
 def test_an_address_of_another_machine_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match=r"192\.0\.2\.1 is no address of this machine"):
         OwnServer(tmp_path, "192.0.2.1", PASSWORD)
+
+
+def test_an_address_of_ipv6_is_taken(tmp_path: Path) -> None:
+    server = OwnServer(tmp_path, "::1", PASSWORD)
+    with server._socket as bound, socket.create_connection(("::1", bound.getsockname()[1]), timeout=10):
+        assert server.url == f"http://[::1]:{bound.getsockname()[1]}/api"
+
+
+def test_a_server_that_cannot_be_started_again_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = OwnServer(tmp_path, "127.0.0.1", PASSWORD)
+
+    def launch(mode: str) -> None:
+        raise BlockingIOError("no process can be made")
+
+    monkeypatch.setattr(server, "_launch", launch)
+    with server._socket:
+        assert not server._restart()
+
+
+@pytest.mark.parametrize("existing", ["", "example.org", "*"])
+def test_no_proxy_is_told_the_password(existing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", existing)
+    monkeypatch.setenv("NO_PROXY", existing)
+    if existing != "*":
+        assert not urllib.request.proxy_bypass("10.0.0.7")
+    for _ in range(2):
+        own_server._bypass_proxies("10.0.0.7")
+    assert urllib.request.proxy_bypass("10.0.0.7")
+    expected = {"": "10.0.0.7", "example.org": "example.org,10.0.0.7", "*": "*"}[existing]
+    assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == expected

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 from hypothesis import given, settings
@@ -89,3 +93,18 @@ def test_a_pixel_goes_to_the_smaller_object_then_to_the_lower_id(labels: np.ndar
         expected[at] = min(claims, key=lambda owner: (sizes[owner], owner), default=0)
     overlay(painted, (0, 0), View(labels), labels.shape, ids, sizes)
     np.testing.assert_array_equal(painted, expected)
+
+
+def test_numba_takes_no_settings_from_the_current_folder(tmp_path: Path) -> None:
+    """They may name a folder whose pickles are loaded as machine code."""
+    (tmp_path / ".numba_config.yaml").write_text("cache_dir: evil\ndisable_jit: 1\nboundscheck: 1\n")
+    code = (
+        "from slidesam.tasks.labels import kernels; from numba.core import config; config.reload_config(); "
+        "print([config.CACHE_DIR, config.DISABLE_JIT, config.BOUNDSCHECK, type(kernels._slot).__name__])"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA_")}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "['', 0, None, 'CPUDispatcher']\n"
+    assert [path.name for path in tmp_path.iterdir()] == [".numba_config.yaml"]

@@ -68,6 +68,25 @@ def test_a_part_of_a_set_is_refused_by_name(tmp_path: Path) -> None:
         inspect_slide(path)
 
 
+MICRO_MANAGER = [
+    ("own_MMStack_Pos0.ome.tif", "own_MMStack_Pos0_1.ome.tif"),
+    ("own_MMStack_1-Pos000_000.ome.tif", "own_MMStack_1-Pos000_001.ome.tif"),
+    ("own_NDTiffStack.tif", "own_NDTiffStack_1.tif"),
+]
+
+
+@pytest.mark.parametrize(("name", "other"), MICRO_MANAGER)
+def test_a_part_of_a_stack_of_micro_manager_is_refused_by_name(name: str, other: str, tmp_path: Path) -> None:
+    for path in (tmp_path / name, tmp_path / other):
+        tags = [(51123, "s", 0, '{"PixelType": "GRAY8"}', True)]
+        tifffile.imwrite(path, OWN, tile=(32, 32), metadata=None, photometric="minisblack", extratags=tags)
+    with pytest.raises(SlideError, match=rf"is one of several files of a stack \(others: {other}\)"):
+        inspect_slide(tmp_path / name)
+    (tmp_path / other).unlink()
+    with SlideReader(inspect_slide(tmp_path / name)) as reader:
+        assert (reader.read(Region(0, 0, *OWN.shape))[..., 0] == OWN).all()
+
+
 def test_very_many_directories_are_refused_soon(tmp_path: Path) -> None:
     path = tmp_path / "many.tif"
     # A directory without tags takes 6 bytes: their number, and the place of the next.
