@@ -155,17 +155,11 @@ def _explain_image(run: Run) -> str:
     if plan.mode == "in place":
         return f"image: writes an overview, leaves the pixels where they are ({plan.reason})"
     verb = {"convert": "converts", "rechunk": "rechunks"}[plan.mode]
-    n_done, n_tiles = len(Marks(run.image_folder).names()), sum(len(plan.grid(n)) for n in tiled_levels(run))
+    n_done, n_tiles = len(Marks(run.image_folder).names()), sum(len(plan.grid(n)) for n in convert.tiled_levels(run))
     if n_done:
         return f"image: goes on where it stopped, {n_done} of {n_tiles} tiles are there"
     reason = _explain_change(run.paths.image, plan.mode, run.causes["image"]) or plan.reason
     return f"image: {verb} {n_tiles} tile{'' if n_tiles == 1 else 's'} ({reason})"
-
-
-def tiled_levels(run: Run) -> list[int]:
-    """List the levels whose tiles are written by tasks of their own, not with those of level 0."""
-    plan = run.image_plan
-    return [0, *range(plan.in_memory, len(plan.levels))]
 
 
 def _explain_segmenting(run: Run) -> str:

@@ -29,7 +29,6 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from slidesam.tasks.errors import DamagedError
-from slidesam.tasks.plan import tiled_levels
 from slidesam.tasks.report.overlay import write_overlay
 from slidesam.tasks.report.provenance import make_provenance
 from slidesam.tasks.run.files import output_errors
@@ -95,7 +94,7 @@ def write_small_image(run: Run) -> Facts:
     """Convert or rechunk a slide whose level 0 is a task's work, with all other levels and the metadata."""
     start_time = time.perf_counter()
     ready_image.fn(run)
-    finish_image.fn(run, tiled_levels(run))
+    finish_image.fn(run, convert.tiled_levels(run))
     return {"seconds": time.perf_counter() - start_time}
 
 

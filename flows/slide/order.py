@@ -23,7 +23,6 @@ from slidesam.flows.slide.batches import Batches
 from slidesam.tasks import steps
 from slidesam.tasks.errors import BlockFailure, BlockFailures, DamagedError
 from slidesam.tasks.pixels.plan import TILE_BYTES
-from slidesam.tasks.plan import tiled_levels
 from slidesam.tasks.retry import Action, decide
 from slidesam.tasks.run.marks import find_mark, read_params
 from slidesam.tasks.run.records import Params, Provenance
@@ -96,7 +95,7 @@ def write_image(run: Run, executor: Executor) -> float:
     seconds = float(executor.run_one(steps.ready_image, run)["seconds"])
     if plan.mode == "in place":
         return seconds
-    levels = tiled_levels(run)
+    levels = convert.tiled_levels(run)
     parallel = [level for level in levels if level == 0 or len(plan.grid(level)) > _FEW_PIECES]
     for level in parallel:
         todo = convert.missing_tiles(run, level)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import zarr
 
+from slidesam.tasks.errors import DamagedError
 from slidesam.tasks.pixels.plan import group_levels
 from slidesam.tasks.pixels.pyramid import halve_labels_region, shard_regions
 from slidesam.tasks.run.files import remove_synced
@@ -17,7 +18,7 @@ from slidesam.tasks.run.records import FileList, StageMark
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.stitch.batches import batch_name, block_batches, painted_files
 from slidesam.tasks.store.arrays import FORMATS, open_levels, read_region, shard_paths, write_shards
-from slidesam.tasks.store.file_list import describe, has_all, read_metadata, vouch_for
+from slidesam.tasks.store.file_list import Files, describe, has_all, read_metadata, vouch_for
 from slidesam.tasks.store.groups import read_group, write_group
 from slidesam.tasks.store.ome_zarr import create_label, write_label_arrays
 
@@ -75,12 +76,21 @@ def list_label_files(run: Run) -> tuple[int, int]:
 
     Returns:
         Size and crc32c of the list.
+
+    Raises:
+        DamagedError: What vouches for some files is damaged or gone, so that they are written again.
     """
     folder = run.paths.label_image
     levels = sorted(level for level in folder.iterdir() if level.name.isdigit())
-    units = {batch_name(batch): painted_files(run, batch) or {} for batch in block_batches(run)}
-    whole_mark = StageMark.read(run.paint_folder.whole_mark)
-    units["levels"] = {} if whole_mark is None else whole_mark.files
+    paint_folder, whole_mark = run.paint_folder, StageMark.read(run.paint_folder.whole_mark)
+    written = {batch_name(batch): painted_files(run, batch) for batch in block_batches(run)}
+    written["levels"] = None if whole_mark is None else whole_mark.files
+    units: dict[str, Files] = {}
+    for name, files in written.items():
+        if files is None:
+            mark = paint_folder.whole_mark if name == "levels" else paint_folder.measures(name)
+            raise DamagedError(f"{mark} is damaged or gone", "run the same command again")
+        units[name] = files
     units["picture"] = vouch_for([run.paths.overlay], run.output)
     metadata = read_metadata([folder, *levels], run.output)
     FileList(fingerprint=run.fingerprints["export"], metadata=metadata, units=units).write(run.paths.file_list)

@@ -19,6 +19,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from slidesam.tasks.errors import DamagedError
 from slidesam.tasks.grid import Region
 from slidesam.tasks.pixels.plan import shard_region
 from slidesam.tasks.pixels.pyramid import halve, halve_region
@@ -55,8 +56,23 @@ def is_ready(run: Run) -> bool:
     """Whether the store has its image, and the rechunked pixels exist if the plan needs them; all files with their sizes."""
     if not is_shown(run) or not has_whole_image(run):
         return False
+    if run.image_plan.mode == "in place":
+        return True
     listed = _read_list(run)
-    return run.image_plan.mode != "rechunk" or (bool(listed.units) and has_all(listed.files, run.output))
+    has_tiles = listed.units.keys() >= set(_tile_names(run))
+    return has_tiles and (run.image_plan.mode == "convert" or has_all(listed.files, run.output))
+
+
+def tiled_levels(run: Run) -> list[int]:
+    """List the levels whose tiles are written by tasks of their own, not with those of level 0."""
+    plan = run.image_plan
+    return [0, *range(plan.in_memory, len(plan.levels))]
+
+
+def _tile_names(run: Run) -> list[str]:
+    """Name all tiles of an image, as their marks and its list do."""
+    levels = {level: len(run.image_plan.grid(level)) for level in tiled_levels(run)}
+    return [f"{level}-{tile}" for level, n_tiles in levels.items() for tile in range(n_tiles)]
 
 
 def ready_arrays(run: Run) -> None:
@@ -168,13 +184,20 @@ def _read(reader: SlideReader, region: Region, channels: tuple[int, ...]) -> NDA
 
 
 def complete_image(run: Run) -> None:
-    """Make the arrays an image, as the last step; or vouch for rechunked pixels. From then on a list vouches for all tiles."""
+    """Make the arrays an image, as the last step; or vouch for rechunked pixels. From then on a list vouches for all tiles.
+
+    Raises:
+        DamagedError: The mark of a tile is damaged or gone, so that the tile is made again.
+    """
     levels = range(len(run.image_plan.levels))
     units = _read_list(run).units | {
         str(mark.block_id): mark.files
         for name in Marks(run.image_folder).names()
         if (mark := TileMark.read(run.image_folder.mark(name))) is not None
     }
+    for name in _tile_names(run):
+        if name not in units:
+            raise DamagedError(f"{run.image_folder.mark(name)} is damaged or gone", "run the same command again")
     if run.image_plan.mode == "convert":
         places = [place_averages((2.0**level, 2.0**level)) for level in levels]
         show_image(run, zarr.open_group(run.store, mode="r+"), places, units)

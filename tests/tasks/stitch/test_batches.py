@@ -14,7 +14,7 @@ from scipy import ndimage
 from skimage.measure import regionprops_table
 
 from slidesam.tasks import steps
-from slidesam.tasks.errors import OutputError
+from slidesam.tasks.errors import DamagedError, OutputError
 from slidesam.tasks.pixels import plan as image_plan
 from slidesam.tasks.plan import plan_run
 from slidesam.tasks.run import marks
@@ -25,6 +25,7 @@ from slidesam.tasks.segment import loop
 from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.stitch import batches
 from slidesam.tasks.stitch.batches import block_batches, is_compared, is_painted, paint_batch
+from slidesam.tasks.stitch.label_image import list_label_files
 from tests.support.same import assert_same_segmentation
 from tests.support.serial import BACKWARDS, EXECUTOR, segment_serially, stitch_serially, write_image_serially
 
@@ -250,3 +251,16 @@ def test_no_block_is_segmented_anew_while_what_was_made_of_it_stays(
     with pytest.raises(OutputError, match=r"stitch-\w+ can't be written \(Permission denied\)"):
         steps.segment_blocks.fn(run, [7])
     assert not run.segment_folder.block(7).exists()
+
+
+@pytest.mark.parametrize("lost", ["measures", "upper levels"])
+def test_no_list_leaves_out_what_was_painted(lost: str, slide: Path, tmp_path: Path) -> None:
+    run = segmented(slide, tmp_path)
+    stitch_serially(run)
+    listed, name = run.paths.file_list.read_bytes(), batches.batch_name(block_batches(run)[0])
+    mark = run.paint_folder.measures(name) if lost == "measures" else run.paint_folder.whole_mark
+    mark.write_bytes(mark.read_bytes()[:-9])
+    with pytest.raises(DamagedError, match=f"{mark.name} is damaged or gone: run the same command again"):
+        list_label_files(run)
+    stitch_serially(run)
+    assert run.paths.file_list.read_bytes() == listed

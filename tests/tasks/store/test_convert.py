@@ -12,12 +12,13 @@ import zarr
 from numpy.typing import NDArray
 
 from slidesam.tasks import steps
-from slidesam.tasks.errors import OutputError, SettingsError
+from slidesam.tasks.errors import DamagedError, OutputError, SettingsError
 from slidesam.tasks.grid import Region
 from slidesam.tasks.pixels import plan as image_plan
 from slidesam.tasks.pixels import pyramid, sample
 from slidesam.tasks.plan import explain, plan_run
 from slidesam.tasks.run.lock import locked
+from slidesam.tasks.run.records import FileList
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.slides.inspect import inspect_slide
@@ -158,6 +159,39 @@ def test_what_is_lost_is_written_again_and_nothing_else(
     assert convert.missing_tiles(run, 0) == again
     write_image_serially(run)
     np.testing.assert_array_equal(np.asarray(zarr.open_array(run.store / "0", mode="r")[0, 0, 0]), image)
+
+
+@pytest.mark.parametrize("mode", ["convert", "rechunk"])
+def test_no_list_leaves_out_a_tile_whose_mark_is_damaged(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_plan, "SHARD_SIDE", 64)
+    tifffile.imwrite(tmp_path / "s.tif", np.full((130, 130), 7, np.uint8), tile=(64, 64))
+    way = {"image__convert": "always"} if mode == "convert" else {"image__convert": "never", "image__rechunk": "always"}
+    run = planned(tmp_path / "s.tif", tmp_path / "out", **way)
+    assert run.image_plan.mode == mode
+    steps.ready_image.fn(run)
+    levels = convert.tiled_levels(run)
+    for level in levels:
+        steps.write_tiles.fn(run, level, range(len(run.image_plan.grid(level))))
+    mark = run.image_folder.mark("0-5")
+    mark.write_bytes(mark.read_bytes()[:-9])
+    with pytest.raises(DamagedError, match=r"0-5\.json is damaged or gone: run the same command again"):
+        convert.complete_image(run)
+    assert not convert.is_ready(run)
+    assert convert.missing_tiles(run, 0) == [5]
+    write_image_serially(run)
+    assert convert.is_ready(run)
+    # Nor is a list believed that has left one out.
+    path = run.paths.image.file_list if mode == "convert" else run.image_folder.pixels_mark
+    listed = FileList.read(path)
+    listed.model_copy(update={"units": {name: files for name, files in listed.units.items() if name != "0-5"}}).write(
+        path
+    )
+    assert not convert.is_ready(run)
+    assert convert.missing_tiles(run, 0) == [5]
+    write_image_serially(run)
+    assert FileList.read(path) == listed
 
 
 def test_tiles_that_are_all_zero_are_written_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
