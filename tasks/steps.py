@@ -53,6 +53,8 @@ from slidesam.tasks.store.image import check_shown, publish_image
 from slidesam.tasks.store.ome_zarr import finish_label
 from slidesam.tasks.store.verify import Depth, check_image, check_result, repair, take_back, word_damages
 
+# Seconds to wait for another label's run that writes the image.
+_IMAGE_WAIT = 60.0
 Facts = dict[str, Any]
 
 
@@ -198,7 +200,7 @@ def verify_result(run: Run) -> Facts:
         take_back(labels, even_unreadable=True)
     if image.damages:
         # Another label's run may be writing it.
-        repair(image, depth, f"the run of {run.label}", even_unreadable=True)
+        repair(image, depth, f"the run of {run.label}", wait=_IMAGE_WAIT, even_unreadable=True)
     if damaged:
         raise DamagedError("; ".join(map(word_damages, damaged)), "run the same command again")
     return {"files": image.files + labels.files, "seconds": time.perf_counter() - start_time}

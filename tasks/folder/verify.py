@@ -9,7 +9,7 @@ from pathlib import Path
 
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.run.layout import STORE_SUFFIX, RunPaths, list_file_lists, list_noted_runs, list_provenance
-from slidesam.tasks.run.lock import holders
+from slidesam.tasks.run.lock import LockedError, holders
 from slidesam.tasks.run.records import Provenance, State
 from slidesam.tasks.store.ome_zarr import list_own_labels
 from slidesam.tasks.store.verify import Depth, FileCheck, check_image, check_result, count_bytes, repair
@@ -41,13 +41,20 @@ def count_folder_bytes(output: Path, depth: Depth) -> int:
 
 
 def repair_findings(findings: list[FileCheck], depth: Depth = "whole") -> None:
-    """Take back what is damaged.
+    """Take back what is damaged; what a run is at work on is left, and named when all others are done.
 
     Raises:
-        OutputError: Another run is at work on it, or it can't be written.
+        LockedError: Runs are at work on some.
+        OutputError: Something can't be written.
     """
+    locked: list[str] = []
     for finding in findings:
-        repair(finding, depth, _OWNER)
+        try:
+            repair(finding, depth, _OWNER)
+        except LockedError as error:
+            locked.append(str(error))
+    if locked:
+        raise LockedError("; ".join(locked))
 
 
 def _slides(output: Path) -> list[list[RunPaths]]:

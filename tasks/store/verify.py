@@ -34,8 +34,6 @@ Depth = Literal["sizes", "sample", "whole"]
 """What is compared: sizes, and what metadata files hold; also the content of some files; of all."""
 # How many files a sample reads, of the image and of the label image each.
 _SAMPLED = 32
-# How long to wait for a run that writes the image, in seconds.
-_WAIT = 3600.0
 
 
 @dataclass(frozen=True)
@@ -227,20 +225,22 @@ def _heal(findings: list[FileCheck]) -> Iterator[str]:
             yield f"{word_damages(finding)}: made again"
 
 
-def repair(finding: FileCheck, depth: Depth, owner: str, *, even_unreadable: bool = False) -> None:
+def repair(finding: FileCheck, depth: Depth, owner: str, *, wait: float = 0, even_unreadable: bool = False) -> None:
     """Take back what is damaged, under the lock of whoever could be writing it; it is looked at once more under that.
 
     Args:
         finding: What was found.
         depth: What is compared.
         owner: Who asks, for others that wait.
+        wait: Seconds to wait for a run that is at work on it.
         even_unreadable: See `take_back`.
 
     Raises:
-        OutputError: Another run is at work on it, or it can't be written.
+        LockedError: Another run is at work on it.
+        OutputError: It can't be written.
     """
     paths = finding.paths
-    with locked(paths.lock, owner, target=f"{paths.name} ({paths.label}) in {paths.output}", wait=_WAIT):
+    with locked(paths.lock, owner, target=f"{paths.name} ({paths.label}) in {paths.output}", wait=wait):
         found = check_image(paths, depth) if paths.label == IMAGE else check_result(paths, depth)
         take_back(found, even_unreadable=even_unreadable)
 
