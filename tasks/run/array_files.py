@@ -79,6 +79,7 @@ class _Array(NamedTuple):
 class _Header(NamedTuple):
     facts: dict[str, Any]
     arrays: dict[str, _Array]
+    checksum: int
 
 
 def write_arrays(
@@ -116,13 +117,18 @@ def read_array_facts(path: Path) -> dict[str, Any] | None:
     Raises:
         OutputError: The system doesn't let it be read: it may be sound.
     """
-    try:
-        with _open(path) as file:
-            return _read_header(path, file.fileno()).facts
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
-    except OSError as error:
-        raise make_output_error(path, error, "read") from error
+    header = _find_header(path)
+    return None if header is None else header.facts
+
+
+def read_checksum(path: Path) -> int | None:
+    """Read the checksum of a file whose header and length are right: another content has another one. None as `read_array_facts`.
+
+    Raises:
+        OutputError: See `read_array_facts`.
+    """
+    header = _find_header(path)
+    return None if header is None else header.checksum
 
 
 def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
@@ -144,6 +150,7 @@ class ArrayFile:
 
     Attributes:
         facts: What is known of the arrays.
+        checksum: See `read_checksum`.
 
     Raises:
         DamagedError: The file is damaged, and removed, or gone.
@@ -154,7 +161,7 @@ class ArrayFile:
         self._path = path
         try:
             with _open(path) as file:
-                self.facts, self._arrays = _read_header(path, file.fileno())
+                self.facts, self._arrays, self.checksum = _read_header(path, file.fileno())
         except (OSError, ValueError) as error:
             raise _refuse(path, error) from error
 
@@ -267,6 +274,16 @@ def _name(path: Path) -> str:
     return "/".join(path.parts[-1 - _NAMED_FOLDERS :])
 
 
+def _find_header(path: Path) -> _Header | None:
+    try:
+        with _open(path) as file:
+            return _read_header(path, file.fileno())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    except OSError as error:
+        raise make_output_error(path, error, "read") from error
+
+
 def _read_header(path: Path, file: int) -> _Header:
     """Read and verify the header.
 
@@ -297,7 +314,7 @@ def _read_header(path: Path, file: int) -> _Header:
         end = starts[-1]
     if os.fstat(file).st_size != end:
         raise ValueError("it has another length")
-    return _Header(content["facts"], arrays)
+    return _Header(content["facts"], arrays, checksum)
 
 
 def _refuse(path: Path, error: Exception) -> OutputError:

@@ -12,6 +12,7 @@ once, so that a slide is few files.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from slidesam.tasks.labels.kernels import measure_labels
 from slidesam.tasks.labels.results import BlockResults
 from slidesam.tasks.pixels.plan import group_blocks, group_levels, shard_region
 from slidesam.tasks.pixels.pyramid import halve_labels
-from slidesam.tasks.run.array_files import load_arrays, read_array_facts, write_arrays
+from slidesam.tasks.run.array_files import load_arrays, read_array_facts, read_checksum, write_arrays
 from slidesam.tasks.run.files import output_errors, remove_synced, write_json
 from slidesam.tasks.run.marks import list_blocks
 from slidesam.tasks.run.records import Resolved
@@ -74,16 +75,26 @@ def compare_batch(run: Run, batch: Batch) -> int:
     Raises:
         DamagedError: A block's result is damaged or gone.
     """
-    segmented = set(list_blocks(run))
+    segmented, seen = set(list_blocks(run)), _seen_blocks(run, batch)
+    # Before anything is read of them: blocks that are replaced meanwhile have other checksums.
+    facts = {"blocks": _read_checksums(run, seen)}
     results = BlockResults(run)
     tables = {block_id: results.table(block_id) for block_id in batch if block_id in segmented}
     counts = {block_id: table.area.size for block_id, table in tables.items()}
-    # Also of the neighbours outside the batch, which a seam may lead to.
-    neighbours = {seam.second for block_id in batch for seam in run.grid.seams(block_id)} & segmented
-    counts |= {block_id: results.count(block_id) for block_id in neighbours - counts.keys()}
+    counts |= {block_id: results.count(block_id) for block_id in seen if block_id not in counts}
     overlaps = compare_blocks(run.grid, batch, tables, counts, results.view, run.settings.stitch.twin_border)
-    write_arrays(_overlaps_path(run, batch), overlaps._asdict())
+    write_arrays(_overlaps_path(run, batch), overlaps._asdict(), facts)
     return len(overlaps.pairs)
+
+
+def _seen_blocks(run: Run, batch: Batch) -> list[int]:
+    """List the segmented blocks that are compared for a batch: also neighbours outside of it, which a seam leads to."""
+    neighbours = {seam.second for block_id in batch for seam in run.grid.seams(block_id)}
+    return sorted(neighbours.union(batch).intersection(list_blocks(run)))
+
+
+def _read_checksums(run: Run, block_ids: Sequence[int]) -> list[int | None]:
+    return [read_checksum(run.segment_folder.block(block_id)) for block_id in block_ids]
 
 
 # -------------------------------------------------------------------------------------------------------------- 2. resolve
@@ -96,13 +107,14 @@ def resolve_run(run: Run) -> Resolved:
         DamagedError: A block's result is damaged or gone.
     """
     folder = run.stitch_folder
-    resolved = Resolved.read(folder.resolved)
-    if resolved is not None and read_array_facts(folder.numbering) is not None:
+    resolved, facts = Resolved.read(folder.resolved), read_array_facts(folder.numbering)
+    if resolved is not None and facts is not None and facts.get("overlaps") == _overlaps_checksums(run):
         return resolved
     labels, pairs = load_labels(run)
     resolution = resolve_labels(labels, pairs, run.settings.stitch)
     report = make_report(run.grid, labels, pairs, resolution, max(run.scale.factor))
-    save_numbering(run, Numbering(labels.offsets, resolution.relabelling, resolution.size))
+    numbering = Numbering(labels.offsets, resolution.relabelling, resolution.size)
+    save_numbering(run, numbering, {"overlaps": _overlaps_checksums(run)})
     resolved = Resolved(objects=resolution.objects, seams=report)
     write_json(folder.causes, run.causes["stitch"])
     resolved.write(folder.resolved)
@@ -110,7 +122,9 @@ def resolve_run(run: Run) -> Resolved:
 
 
 def load_labels(run: Run) -> tuple[BlockLabels, LabelPairs]:
-    """Load the labels of all blocks and all their overlaps, from what the batches wrote; compare again where it is damaged.
+    """Load the labels of all blocks and all their overlaps, from what the batches wrote.
+
+    Compare again where it is damaged, or was made of other results: a task of an earlier attempt may have written it late.
 
     Raises:
         DamagedError: A block's result is damaged or gone.
@@ -120,12 +134,17 @@ def load_labels(run: Run) -> tuple[BlockLabels, LabelPairs]:
 
 
 def _load_overlaps(run: Run, batch: Batch) -> BatchOverlaps:
-    path = _overlaps_path(run, batch)
-    try:
-        return BatchOverlaps(**load_arrays(path))
-    except DamagedError:
-        compare_batch(run, batch)
-        return BatchOverlaps(**load_arrays(path))
+    path, made_of = _overlaps_path(run, batch), _read_checksums(run, _seen_blocks(run, batch))
+    facts = read_array_facts(path)
+    if facts is not None and facts.get("blocks") == made_of:
+        with suppress(DamagedError):
+            return BatchOverlaps(**load_arrays(path))
+    compare_batch(run, batch)
+    return BatchOverlaps(**load_arrays(path))
+
+
+def _overlaps_checksums(run: Run) -> list[int | None]:
+    return [read_checksum(_overlaps_path(run, batch)) for batch in block_batches(run)]
 
 
 def _overlaps_path(run: Run, batch: Batch) -> Path:
@@ -172,7 +191,7 @@ def paint_batch(run: Run, batch: Batch) -> None:
         # Before the next group is painted: a group takes 64 MiB.
         del labels
     # Last, as it is the batch's done-mark.
-    facts = {"files": vouch_for(written, run.output, is_sparse=True)}
+    facts = {"files": vouch_for(written, run.output, is_sparse=True), "numbering": numbering.checksum}
     write_arrays(run.paint_folder.measures(batch_name(batch)), {"measures": np.concatenate(measures)}, facts)
 
 
@@ -206,9 +225,11 @@ def is_painted(run: Run, batch: Batch) -> bool:
 
 
 def painted_files(run: Run, batch: Batch) -> Files | None:
-    """Return the files that hold a batch's labels, as its done-mark has them; None if it isn't painted."""
+    """Return the files that hold a batch's labels, as its done-mark has them; None if it isn't painted with this numbering."""
     facts = read_array_facts(run.paint_folder.measures(batch_name(batch)))
-    return None if facts is None else {path: (size, checksum) for path, (size, checksum) in facts["files"].items()}
+    if facts is None or facts.get("numbering") != read_checksum(run.stitch_folder.numbering):
+        return None
+    return {path: (size, checksum) for path, (size, checksum) in facts["files"].items()}
 
 
 def _measure_on_slide(labels: NDArray[Any], inner: Region) -> NDArray[np.int64]:

@@ -5,8 +5,9 @@ Compiled loops index with what is read here, and look at no bounds: so whatever 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +21,18 @@ from slidesam.tasks.run.run import Run
 from slidesam.tasks.stitch.paint import Numbering
 
 
-def save_numbering(run: Run, numbering: Numbering) -> None:
+def save_numbering(run: Run, numbering: Numbering, facts: Mapping[str, Any]) -> None:
     """Write a slide's numbering; `resolved.json`, which is written next, vouches for it.
+
+    Args:
+        run: The run.
+        numbering: The numbering.
+        facts: What it was made of.
 
     Raises:
         OutputError: It can't be written.
     """
-    write_arrays(run.stitch_folder.numbering, numbering._asdict())
+    write_arrays(run.stitch_folder.numbering, numbering._asdict(), facts)
 
 
 class StoredNumbering:
@@ -36,6 +42,9 @@ class StoredNumbering:
         run: The run.
         results: The blocks' results.
 
+    Attributes:
+        checksum: Of the numbering, as `read_checksum` reads it.
+
     Raises:
         DamagedError: The file is damaged or gone; what vouches for it is removed, so that it is made again.
     """
@@ -44,6 +53,7 @@ class StoredNumbering:
         self._run, self._results = run, results
         with self._made_again_if_damaged():
             file = ArrayFile(run.stitch_folder.numbering)
+            self.checksum = file.checksum
             self._offsets = file.read("offsets")
             self._relabelling, self._sizes = file.on_demand("relabelling"), file.on_demand("sizes")
         n_labels = self._relabelling.values.size

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -264,3 +266,34 @@ def test_no_list_leaves_out_what_was_painted(lost: str, slide: Path, tmp_path: P
         list_label_files(run)
     stitch_serially(run)
     assert run.paths.file_list.read_bytes() == listed
+
+
+def test_what_a_task_of_an_earlier_attempt_writes_late_is_not_believed(
+    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = segmented(slide, tmp_path / "out")
+    objects, expected = stitch_serially(run), level_0(run)
+    late = [run.stitch_folder.overlaps("").parent, run.paint_folder.measures("").parent]
+    for number, folder in enumerate(late):
+        shutil.copytree(folder, tmp_path / str(number))
+    begin_outer = loop.begin_outer
+
+    def begin_reversed(*arguments: object) -> Callable[[], np.ndarray]:
+        """Number a block's objects the other way round, as another device may."""
+        labels = begin_outer(*arguments)()
+        return lambda: np.where(labels, labels.max() + 1 - labels, 0).astype(labels.dtype)
+
+    monkeypatch.setattr(loop, "begin_outer", begin_reversed)
+    run.segment_folder.block(7).unlink()
+    steps.segment_blocks.fn(run, [7])
+    # Overlaps before the objects are numbered; measures when batches are being painted.
+    shutil.copytree(tmp_path / "0", late[0])
+    steps.resolve_objects.fn(run)
+    shutil.copytree(tmp_path / "1", late[1])
+    assert not any(is_painted(run, batch) for batch in block_batches(run))
+    assert stitch_serially(run) == objects
+    assert_same_segmentation(level_0(run), expected)
+    # Overlaps once the objects are numbered.
+    shutil.copytree(tmp_path / "0", late[0], dirs_exist_ok=True)
+    assert stitch_serially(run) == objects
+    assert_same_segmentation(level_0(run), expected)
