@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import google_crc32c
 
+from slidesam.tasks.errors import OutputError
 from slidesam.tasks.run.files import sync_files, sync_folders, write_atomic
 from slidesam.tasks.run.records import FileList
 from slidesam.tasks.slides.zarr.metadata import METADATA_FILES
@@ -136,8 +137,15 @@ def find_damage(path: Path, expected: tuple[int, int]) -> Damage | None:
 
 
 def has_all(files: Files, output: Path) -> bool:
-    """Whether all files are there with their sizes."""
-    return next(find_size_damage(files, output), None) is None
+    """Whether all files are there with their sizes.
+
+    Raises:
+        OutputError: The system doesn't let one be looked at: it may be sound.
+    """
+    damage = next(find_size_damage(files, output), None)
+    if damage is not None and not damage.is_certain:
+        raise OutputError(f"{damage}: check the folder, then run the same command again")
+    return damage is None
 
 
 def _unreadable(path: Path, error: OSError) -> Damage:
