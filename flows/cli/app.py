@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from slidesam.tasks.folder.clean import Removed, Size
     from slidesam.tasks.run.records import Provenance
 
+# Options with which nothing runs.
+_HELP = {"-h", "--help", "--version"}
+
 app = typer.Typer(
     name="slidesam",
     help="Segment whole-slide images into instances, with micro-sam or other models, on this machine or a cluster.",
@@ -312,8 +315,6 @@ def finished_runs(store: Path, label: str | None = None) -> dict[str, Provenance
 
 def main() -> None:
     """Run the command: an error becomes one line and exit code 1, wrong usage is 2, Ctrl-C 130."""
-    # Processes that this one starts by `python -m` would import from the current folder, which others may have filled.
-    os.environ.setdefault("PYTHONSAFEPATH", "1")
     os.environ.setdefault("PREFECT_SERVER_ALLOW_EPHEMERAL_MODE", "false")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     if "--debug" in sys.argv:
@@ -325,7 +326,8 @@ def main() -> None:
         # What can't be sent to a server that is gone would be printed, item by item.
         os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
     try:
-        distrust_current_folder()
+        if not _HELP.intersection(sys.argv):
+            distrust_current_folder()
         app()
     except Exception as error:  # noqa: BLE001 (whatever it is, in a sentence; --debug shows the traceback)
         say_failed(error)

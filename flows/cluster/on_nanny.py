@@ -1,7 +1,7 @@
 """Notes for which blocks a worker ran out of memory (`dask worker --preload-nanny slidesam.flows.cluster.on_nanny`).
 
 A killed process says nothing any more. Its nanny, which lives on and starts another, looks at it every tenth of a second: how
-much memory it uses, and how many processes of its control group the kernel has killed for want of memory. If the worker then
+much memory it uses, and how many processes of its control group the kernel has killed because memory ran out. If the worker then
 ends by a signal, and it was near its limit or the kernel has killed one just now, memory is noted in the start-marks of its
 blocks.
 """
@@ -26,7 +26,7 @@ _NEAR_LIMIT = 0.8
 _LOOK_MILLISECONDS = 100.0
 # How a worker ends whose memory was the cause: the kernel's or the nanny's SIGKILL, or SIGTERM, with or without its own handler.
 _KILLED = (-signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM)
-# Since so many looks the kernel must have killed a process for want of memory.
+# Since so many looks the kernel must have killed a process because memory ran out.
 _LOOKS = 10
 _KILLS = Path("/proc/vmstat")
 
@@ -75,7 +75,7 @@ class _Watch:
         self._kills: list[int] = []
 
     def look(self) -> None:
-        """Note how much memory the worker uses, and how many processes the kernel has killed for want of memory."""
+        """Note how much memory the worker uses, and how many processes the kernel has killed because memory ran out."""
         pid = self._nanny.pid
         if pid is None:
             return
@@ -115,7 +115,7 @@ def ran_out(exitcode: int, used: int, limit: int | None, *, kernel_has_killed: b
         exitcode: How it ended; a signal is a negative number.
         used: Bytes that it used when it was last looked at.
         limit: Bytes that it was allowed; None = as many as there are.
-        kernel_has_killed: Whether the kernel has killed a process beside it, or itself, for want of memory.
+        kernel_has_killed: Whether the kernel has killed a process beside it, or itself, because memory ran out.
 
     Example:
         >>> ran_out(-9, 85, 100, kernel_has_killed=False), ran_out(-9, 8, 100, kernel_has_killed=False)
@@ -125,7 +125,7 @@ def ran_out(exitcode: int, used: int, limit: int | None, *, kernel_has_killed: b
 
 
 def find_kills_file(pid: int) -> Path:
-    """Return the file with the count of processes that the kernel has killed for want of memory.
+    """Return the file with the count of processes that the kernel has killed because memory ran out.
 
     It is that of the process's control group, of version 2 or 1, or, if that can't be read here, the whole machine's.
     """
@@ -142,7 +142,7 @@ def find_kills_file(pid: int) -> Path:
 
 
 def count_kills(file: Path) -> int:
-    """Read how many processes the kernel has killed for want of memory; 0 if it doesn't say.
+    """Read how many processes the kernel has killed because memory ran out; 0 if it doesn't say.
 
     Example:
         >>> count_kills(Path("/proc/vmstat")) >= 0

@@ -31,7 +31,7 @@ _ROUTES = ["distributed.http.scheduler.info", "distributed.http.scheduler.json",
 @click.option("--link-port", type=int, default=0, help="Port of the dashboard; 0, or one that is taken: any.")
 @click.option("--count-file", type=click.Path(path_type=Path), help="Keep the number of workers here.")
 def dask_setup(scheduler: Any, link_file: Path | None, link_port: int, count_file: Path | None) -> None:
-    """Close the scheduler's HTTP port, and serve its dashboard to who knows a token, if it is asked for."""
+    """Close the scheduler's HTTP port, and serve its dashboard to whoever knows a token, if it is asked for."""
     close_http(scheduler)
     # Without it a long run's memory grows: spans, one or more per task, are kept for ever.
     scheduler.extensions["spans"] = NoSpans()

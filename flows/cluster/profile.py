@@ -44,7 +44,7 @@ class LocalProfile(_Section):
     memory: Annotated[float, Field(gt=0)] | None = None
     """GiB that a worker may use; null = no limit. A block that runs out of memory is tried again alone, with all workers'."""
     dashboard: bool = False
-    """Serve the Dask dashboard, on loopback, to who has the link that `slidesam status` shows."""
+    """Serve the Dask dashboard, on loopback, to whoever has the link that `slidesam status` shows."""
 
     @property
     def n_workers(self) -> int:
@@ -69,7 +69,7 @@ class LocalGpuProfile(_Section):
     threads: Annotated[int, Field(ge=1)] = 1
     """Threads for one block, besides the device."""
     dashboard: bool = False
-    """Serve the Dask dashboard, on loopback, to who has the link that `slidesam status` shows."""
+    """Serve the Dask dashboard, on loopback, to whoever has the link that `slidesam status` shows."""
 
     @field_validator("devices", mode="before")
     @classmethod
@@ -230,7 +230,7 @@ class _QueueProfile(_Section):
     scheduler: Scheduler = Scheduler()
     """Where the Dask scheduler listens."""
     dashboard: bool = False
-    """Serve the Dask dashboard, on this host's loopback, to who has the link that `slidesam status` shows."""
+    """Serve the Dask dashboard, on this host's loopback, to whoever has the link that `slidesam status` shows."""
     interface: str | None = None
     """Network interface of the workers, such as ib0; null = that of the default route of their node."""
     local_directory: str | None = None

@@ -226,8 +226,8 @@ def _larger_scripts(profile: SlurmProfile, pool: Stage) -> Iterator[Finding]:
         assert isinstance(larger, SlurmProfile)
         code, answer = _ask("sbatch", "--test-only", stdin=job_script(larger, pool, f"slidesam-doctor-{pool}"))
         cure = f"shorten {pool}.memory_steps in the profile; without such jobs a block that runs out of memory fails"
-        said = f"Slurm refuses {wanted}, for blocks that run out of memory: {answer}"
-        yield check(f"{pool}: more memory", (code, "warning", said, cure), ok=f"Slurm would take {wanted}")
+        refusal = f"Slurm refuses {wanted}, for blocks that run out of memory: {answer}"
+        yield check(f"{pool}: more memory", (code, "warning", refusal, cure), ok=f"Slurm would take {wanted}")
 
 
 def _ask(*command: str, stdin: str | None = None) -> tuple[int, str]:

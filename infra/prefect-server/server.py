@@ -198,7 +198,7 @@ def status(site: Site, *, show_password: bool) -> int:
     say(f"in a browser: {site.web}")
     say(f"in a shell:   export PREFECT_API_URL={site.web}/api PREFECT_API_AUTH_STRING='{word}'")
     if not show_password:
-        say(f"the password: '{SCRIPT} status --show-password', for who may read {site.data}")
+        say(f"the password: '{SCRIPT} status --show-password', as a user who may read {site.data}")
     return 0 if all(mains.values()) and not is_silent else 1
 
 

@@ -83,3 +83,15 @@ def test_processes_take_no_modules_from_the_current_folder(tmp_path: Path) -> No
     command = [sys.executable, "-P", "-c", code]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_help_answers_wherever_it_is_asked_and_imports_no_prefect(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(SETTINGS[".env"])
+    code = (
+        "import atexit, sys; from slidesam.flows.cli import app; sys.argv = ['slidesam', 'segment', '--help']; "
+        "atexit.register(lambda: print('prefect' in sys.modules)); app.main()"
+    )
+    command = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()[-1]) == (0, "False"), done.stderr
+    assert "--output" in done.stdout

@@ -195,11 +195,9 @@ def test_a_server_that_cannot_be_started_again_ends_the_run_at_once(
     with interrupts(), pytest.raises(KeyboardInterrupt):
         time.sleep(60)
     assert server.is_lost
-    started = time.monotonic()
     with pytest.raises(urllib.error.HTTPError, match="410"):
         call(server, "flow_runs/filter", {})
     assert call(server, "logs/", [])[1] is None
-    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ServerError("Gone"), None])

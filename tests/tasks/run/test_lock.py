@@ -268,7 +268,7 @@ def test_an_old_lock_of_a_host_that_is_gone_holds_nothing(path: Path) -> None:
 
 
 def test_locks_that_only_look_old_are_held_and_all_are_watched_at_once(path: Path) -> None:
-    pace, gone = LockPace(beat=0.2, stale=1.0, poll=0.02), [path.with_name(f"{number}.json") for number in range(5)]
+    pace, gone = LockPace(beat=0.2, stale=1.0, poll=0.02), [path.with_name(f"{number}.json") for number in range(20)]
     for lock in gone:
         write_lock(lock, age=3600)
     # A file server whose clock is an hour behind.
@@ -276,7 +276,7 @@ def test_locks_that_only_look_old_are_held_and_all_are_watched_at_once(path: Pat
         set_age(path, 3600)
         started = time.monotonic()
         assert list(holders([*gone, path], pace)) == [path]
-        assert time.monotonic() - started < 3 * pace.watch
+        assert time.monotonic() - started < 10 * pace.watch
 
 
 def test_a_run_whose_host_is_gone_is_unfinished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
