@@ -76,8 +76,10 @@ class DeviceWorker:
         on_cpu = self.device == CPU
         # Indices are nvidia-smi's; CUDA itself would give 0 to the fastest GPU.
         order = {} if on_cpu else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-        pinned = {"CUDA_VISIBLE_DEVICES": "" if on_cpu else self.device, GIVEN: self.device}
-        return {**dict.fromkeys(_THREADS, str(self.threads)), **KEEP_MEMORY, **order, **launcher_variables, **pinned}
+        fixed = {"CUDA_VISIBLE_DEVICES": "" if on_cpu else self.device, GIVEN: self.device}
+        # `python -m`, and what Dask's nanny starts, would import from the current folder, which others may have filled.
+        fixed["PYTHONSAFEPATH"] = "1"
+        return {**dict.fromkeys(_THREADS, str(self.threads)), **KEEP_MEMORY, **order, **launcher_variables, **fixed}
 
 
 def launch_workers(arguments: Sequence[str] | None = None) -> int:

@@ -144,6 +144,7 @@ def test_what_the_environment_says_of_threads_and_memory_holds() -> None:
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": "GPU-1",
         "SLIDESAM_DEVICE": "GPU-1",
+        "PYTHONSAFEPATH": "1",
     }
 
 
