@@ -10,7 +10,7 @@ DEMO   ?= demo-output
 
 .DEFAULT_GOAL := help
 STITCHING := stitching-accuracy stitching-speed stitching-memory
-BENCHMARKS := accuracy bit-flips block chaos conversion empty file-count guide memory mosaics open-slide overhead pixel-oracle power-cut rechunk same-results soak structure tissue
+BENCHMARKS := accuracy bit-flips block chaos conversion empty file-count guide memory mosaics open-slide overhead pixel-oracle power-cut rechunk same-results soak structure tissue tls
 .PHONY: help install lock demo test test-fast many-slides full-networks screenshots slurm-overhead stardist $(BENCHMARKS) $(STITCHING) peers lint format typed imports typecheck clean
 
 help:  ## list the targets
@@ -104,6 +104,7 @@ same-results:  ## digests of three slides' labels, halo strips and tables; --com
 soak:        ## 200 tiny slides in one command: memory, overhead per slide, what is left over
 structure:   ## sizes of files, functions and folders, vague names, duplicates
 tissue:      ## blocks left out and objects lost on real images (needs ../shared/data)
+tls:         ## what TLS between Dask's members costs: the same work without and with it, in turns
 
 clean:  ## remove .venv and what was made
 	@rm -rf $(VENV) $(PEERS) .venv-stardist $(DEMO) build screenshots .mypy_cache .pytest_cache .ruff_cache .hypothesis
