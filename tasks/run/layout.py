@@ -340,9 +340,8 @@ def list_noted_runs(output: Path) -> list[RunPaths]:
 
 
 def find_provenance(output: Path, name: str) -> dict[str, Path]:
-    """The `run.json` files of a slide, by label."""
+    """The `run.json` files of a slide, by label; none of another slide whose name begins like this one's."""
     paths = sorted(output.glob(f"{escape(name)}.*{_PROVENANCE_SUFFIX}"))
-    # Some can be of another slide whose name begins like this one's.
     return {run.label: path for path in paths if (run := RunPaths.of_provenance(path)).name == name}
 
 
