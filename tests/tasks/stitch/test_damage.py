@@ -15,7 +15,7 @@ from slidesam.attempts import run_stages
 from slidesam.progress import StageReporter
 from slidesam.tasks.errors import DamagedError, OutputError
 from slidesam.tasks.plan import explain, plan_run
-from slidesam.tasks.run.array_files import load_arrays, write_arrays
+from slidesam.tasks.run.array_files import load_arrays, read_array_facts, write_arrays
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.stitch import batches
@@ -158,8 +158,8 @@ def test_a_block_whose_header_is_damaged_is_said_and_segmented_again(slide: Path
 )
 def test_a_numbering_that_doesnt_fit_never_reaches_a_compiled_loop(change: object, slide: Path, tmp_path: Path) -> None:
     run, expected, _ = segment(slide, tmp_path)
-    arrays = load_arrays(run.stitch_folder.numbering)
-    write_arrays(run.stitch_folder.numbering, arrays | {"relabelling": change(arrays)})
+    arrays, facts = load_arrays(run.stitch_folder.numbering), read_array_facts(run.stitch_folder.numbering)
+    write_arrays(run.stitch_folder.numbering, arrays | {"relabelling": change(arrays)}, facts)
     for path in run.paint_folder.measures("").parent.iterdir():
         path.unlink()
     with pytest.raises(DamagedError, match="run the same command again"):
@@ -170,9 +170,9 @@ def test_a_numbering_that_doesnt_fit_never_reaches_a_compiled_loop(change: objec
 
 def test_a_numbering_of_other_labels_is_removed_with_what_it_was_made_of(slide: Path, tmp_path: Path) -> None:
     run, expected, _ = segment(slide, tmp_path)
-    arrays = load_arrays(run.stitch_folder.numbering)
+    arrays, facts = load_arrays(run.stitch_folder.numbering), read_array_facts(run.stitch_folder.numbering)
     arrays["offsets"][1:-1] += 1
-    write_arrays(run.stitch_folder.numbering, arrays)
+    write_arrays(run.stitch_folder.numbering, arrays, facts)
     for path in run.paint_folder.measures("").parent.iterdir():
         path.unlink()
     _, labels, messages = segment(slide, tmp_path)
