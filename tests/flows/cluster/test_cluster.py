@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from slidesam.flows.cluster.cluster import Cluster, ssh_line
-from slidesam.flows.cluster.find_profile import load_profile
+from slidesam.flows.cluster.cluster import Cluster, open_cluster, ssh_line
+from slidesam.flows.cluster.find_profile import load_profile, make_profile
 from tests.support.slurm_fixtures import until
 
 
@@ -33,6 +34,24 @@ def test_without_slurm_a_slurm_run_says_so(monkeypatch) -> None:
 
 def test_the_ssh_line_names_host_and_port() -> None:
     assert ssh_line("http://10.0.0.5:8787/status").startswith("ssh -N -L 8787:10.0.0.5:8787 ")
+
+
+def test_a_pool_that_starts_again_has_a_dashboard_again(tmp_path: Path) -> None:
+    two_pools = {"kind": "pbs", "gpu": {"gpus": 1}, "dashboard": True, "scheduler": {"host": "127.0.0.1"}}
+    with open_cluster(make_profile(two_pools), tmp_path) as cluster:
+        first = cluster.workers("gpu").dashboard
+        assert find_link(tmp_path, first)
+        cluster.end_pool("gpu")
+        # `slidesam status` would show a page that is gone.
+        assert not list(tmp_path.rglob("*.link"))
+        second = cluster.workers("gpu").dashboard
+        assert find_link(tmp_path, second).startswith(f"{second}?token=")
+
+
+def find_link(logs: Path, page: str | None) -> str:
+    (file,) = logs.rglob("gpu.link")
+    assert page is not None
+    return file.read_text().strip() if page in file.read_text() else ""
 
 
 @pytest.mark.slow
