@@ -148,6 +148,10 @@ class Cluster:
     def _end(self, pool: str) -> None:
         if pool in self._started:
             self._started.pop(pool).end()
+            link = link_file(self._secrets, pool) if self._secrets is not None else None
+            if link is not None:
+                # It leads nowhere from now on.
+                link.unlink(missing_ok=True)
 
     def find_out_of_memory(self, jobs: Collection[str]) -> set[str]:
         """Return which jobs Slurm ended for their memory, as far as it still knows them; empty for other queues."""

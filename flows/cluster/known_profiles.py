@@ -20,6 +20,8 @@ from slidesam.tasks.errors import SettingsError
 # Fields of a profile that a pattern, choices or ranges bound. Keys of `options` may be called the same.
 _BOUNDED = ("walltime", "lifetime", "lifetime_stagger", "memory_steps")
 
+_MOST_PER_CORE = 4
+
 
 def refuse_unknown(profile: ClusterProfile, origin: str) -> None:
     """Refuse a profile of unknown origin that holds code, unless a profile of this machine holds the same.
@@ -31,8 +33,9 @@ def refuse_unknown(profile: ClusterProfile, origin: str) -> None:
     Raises:
         SettingsError: It isn't known here.
     """
-    # Workers of this process: numbers, and names of devices that are compared with those there are.
+    # Workers of this process: numbers, and names of devices.
     if isinstance(profile, LocalProfile | LocalGpuProfile):
+        _refuse_many(profile, origin)
         return
     code = _find_code(profile)
     differences = [_list_differences(code, known) for known in _read_known(profile.kind)]
@@ -50,6 +53,21 @@ def refuse_unknown(profile: ClusterProfile, origin: str) -> None:
         f"name the one to use, by `{example}` or in the form (`slidesam cluster list` shows them); a site adds one to a folder "
         "that SLIDESAM_PROFILES names",
     )
+
+
+def _refuse_many(profile: LocalProfile | LocalGpuProfile, origin: str) -> None:
+    """Refuse more workers than this machine could bear."""
+    from dask.system import CPU_COUNT
+
+    if isinstance(profile, LocalProfile):
+        count = profile.n_workers
+    else:
+        count = profile.workers_per_gpu * (1 if profile.devices == "auto" else len(profile.devices))
+    if count > _MOST_PER_CORE * CPU_COUNT:
+        raise SettingsError(
+            f"{origin} {count} workers on this machine, which has {CPU_COUNT} cores",
+            f"name what to use, such as `--cluster {profile.kind}`",
+        )
 
 
 def _list_differences(code: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:

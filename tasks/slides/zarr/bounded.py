@@ -14,6 +14,7 @@ import asyncio
 import bz2
 import lzma
 import math
+import os
 import stat
 import zlib
 from collections.abc import Callable, Mapping
@@ -31,7 +32,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.registry import register_codec
 from zarr.storage import LocalStore, WrapperStore
 
-from slidesam.tasks.slides.zarr.metadata import METADATA_FILES
+from slidesam.tasks.slides.zarr.metadata import METADATA_FILES, is_below
 
 NAME = "slidesam.bounded"
 # Filters can make numbers up to eight times as wide; a compressor inside another adds some bytes.
@@ -244,6 +245,8 @@ def _check_codec(name: str) -> None:
 class CheckedStore(WrapperStore[LocalStore]):
     """Looks at a chunk's file before it is read: a pipe would be waited for without end, and a huge file fill the memory.
 
+    A link out of the folder would bring what only this user can read into a result.
+
     Args:
         store: The files.
         limit: Most bytes of a file.
@@ -251,17 +254,20 @@ class CheckedStore(WrapperStore[LocalStore]):
 
     def __init__(self, store: LocalStore, limit: int) -> None:
         super().__init__(store)
-        self._limit = limit
+        self._limit, self._folder = limit, os.path.realpath(store.root)
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """Read a file, or part of it; None if it isn't there.
 
         Raises:
-            ValueError: It is no regular file, or too large.
+            ValueError: It is no regular file, too large, or a link to outside the folder.
         """
         if key.rpartition("/")[2] not in METADATA_FILES:
+            path = self._store.root / key
+            if not is_below(path, self._folder):
+                raise ValueError(f"chunk {key} is a link to outside the folder")
             try:
-                status = (self._store.root / key).stat()
+                status = path.stat()
             except (FileNotFoundError, NotADirectoryError):
                 return None
             if not stat.S_ISREG(status.st_mode):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -161,7 +162,7 @@ def _find_store(path: Path, file: str) -> tuple[Path, Attributes]:
     attributes = _read_attributes(stores[0])
     if attributes is None:
         raise SlideError(f"{file}: holds a bare Zarr array; give an OME-Zarr folder")
-    return stores[0], attributes
+    return _inside(path, stores[0].name, file), attributes
 
 
 def _refuse_others(root: Path, attributes: Attributes, file: str) -> None:
@@ -183,6 +184,16 @@ def _numbered_folders(root: Path) -> list[str]:
     return sorted((child.name for child in root.iterdir() if child.is_dir() and child.name.isdecimal()), key=int)
 
 
+def is_below(path: Path, real_folder: str) -> bool:
+    """Tell whether a path leads into a folder, all links resolved.
+
+    Args:
+        path: The path.
+        real_folder: The folder, without links.
+    """
+    return os.path.realpath(path).startswith(f"{real_folder.rstrip(os.sep)}{os.sep}")
+
+
 def _inside(root: Path, name: str, file: str) -> Path:
     """Return the folder below `root` to which a path in the metadata leads.
 
@@ -194,7 +205,12 @@ def _inside(root: Path, name: str, file: str) -> Path:
         raise SlideError(
             f"{file}: its metadata point outside the folder ({name[:60]!r}); the file is damaged, write it again"
         )
-    return root.joinpath(*parts)
+    folder = root.joinpath(*parts)
+    if not is_below(folder, os.path.realpath(root)):
+        raise SlideError(
+            f"{file}: {name[:60]!r} in it is a link to outside the folder; copy what it should hold into it"
+        )
+    return folder
 
 
 def _layout(attributes: Attributes, bioformats2raw: bool) -> str:

@@ -77,6 +77,20 @@ def test_the_message_names_what_the_sites_profile_has_not(tmp_path: Path, monkey
         refuse_unknown(attached, "it was run with")
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"kind": "local", "workers": 100_000},
+        {"kind": "local-gpu", "devices": ["0"] * 100_000},
+        {"kind": "local-gpu", "workers_per_gpu": 100_000},
+    ],
+    ids=["workers", "devices", "workers per device"],
+)
+def test_more_workers_than_this_machine_could_bear_are_refused(values: dict) -> None:
+    with pytest.raises(SettingsError, match=r"100000 workers on this machine, which has \d+ cores: name what to use"):
+        refuse_unknown(make_profile(values), "it was run with")
+
+
 def test_the_group_servers_profile_is_known_wherever_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "attached.yaml"
     file.write_text("kind: attach\naddress: tcp://10.0.0.5:8786\n")

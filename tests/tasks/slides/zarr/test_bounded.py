@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import zlib
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,32 @@ def test_what_is_no_regular_file_isnt_waited_for(tmp_path: Path) -> None:
     check_refused(path, "is no regular file")
     (path / "0" / "0.0").unlink()
     (path / "0" / "0.0").symlink_to("/dev/zero")
-    check_refused(path, "is no regular file")
+    check_refused(path, "is a link to outside the folder")
+
+
+def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
+    """Who sends a slide could get what only its reader may read, as pixels of the result."""
+    secret = write_v2(tmp_path / "secret.zarr", None)
+    for number, place in enumerate(("0/0.0", "0", "")):
+        path = tmp_path / f"{number}"
+        inner = shutil.copytree(secret, path / "slide.zarr")
+        (path / "slide.zarr" / place).rename(tmp_path / f"moved{number}")
+        (path / "slide.zarr" / place).symlink_to(secret / place)
+        if place == "0/0.0":
+            check_refused(inner, "is a link to outside the folder")
+        else:
+            with pytest.raises(
+                SlideError, match=f"{place or 'slide.zarr'}' in it is a link to outside the folder; copy"
+            ):
+                inspect_slide(path)
+    # Others are links to inside, and a link that somebody gives.
+    whole = shutil.copytree(secret, tmp_path / "whole.zarr")
+    (whole / "0").rename(whole / "level")
+    (whole / "0").symlink_to("level")
+    (whole / "0" / "0.0").rename(whole / "0" / "pixels")
+    (whole / "0" / "0.0").symlink_to("pixels")
+    (tmp_path / "given.zarr").symlink_to(whole)
+    np.testing.assert_array_equal(read(tmp_path / "given.zarr"), PIXELS)
 
 
 def test_an_unknown_codec_is_refused_by_name(tmp_path: Path) -> None:
