@@ -13,7 +13,7 @@ from slidesam.tasks.pixels.mask_image import mask_identity
 from slidesam.tasks.pixels.resample import make_grids, make_scale
 from slidesam.tasks.run.files import make_folder, read_json
 from slidesam.tasks.run.layout import RunPaths, StageFolder, find_link
-from slidesam.tasks.run.marks import Marks, list_blocks
+from slidesam.tasks.run.marks import Marks, find_damaged, list_blocks
 from slidesam.tasks.run.records import Params, Resolved
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.segmenters import segmenter_identity
@@ -118,6 +118,7 @@ def explain(run: Run) -> list[str]:
         _explain_image(run),
         _explain_segmenting(run),
         _explain_stitching(run),
+        *_explain_damage(run),
     ]
 
 
@@ -177,6 +178,13 @@ def _explain_stitching(run: Run) -> str:
         return "stitch: objects are numbered already (same blocks and settings)"
     difference = _explain_change(run.paths, "stitch", run.causes["stitch"])
     return f"stitch: {'anew' if difference else 'from the start'} ({difference or 'nothing is there yet'})"
+
+
+def _explain_damage(run: Run) -> list[str]:
+    """Say which small files of the stages are damaged."""
+    damaged = find_damaged(run)
+    more = [f"{len(damaged) - 3} files more are damaged, too"] if len(damaged) > 3 else []
+    return [*(f"{path} is damaged: what it held is made again" for path in damaged[:3]), *more]
 
 
 def _explain_change(paths: RunPaths, stage: str, causes: dict[str, Any]) -> str | None:

@@ -68,11 +68,16 @@ def _verify(
         damages = [damage for finding in damaged for damage in finding.damages]
         if any(damage.is_certain for damage in damages):
             out.print("taken back: run `slidesam segment` on these slides, with the same settings, to make it again")
+        for paths in (finding.paths for finding in damaged if finding.paths.label != IMAGE):
+            if not paths.provenance.exists() and not paths.stage_folders("segment"):
+                say("[yellow]note:[/]", f"{paths.name} ({paths.label}): its intermediate results are cleaned, all its blocks "
+                    "are segmented again")  # fmt: skip
         if not all(damage.is_certain for damage in damages):
             out.print("what can't be read is left as it is: move it away if it is to be made again")
     else:
         out.print(
-            "`slidesam verify --repair` takes back what is damaged, so that the same command makes just that again"
+            "`slidesam verify --repair` takes back what is damaged, so that the same command makes just that again; a label "
+            "image whose intermediate results are cleaned is segmented again"
         )
     raise typer.Exit(1)
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.run.array_files import read_array_facts
-from slidesam.tasks.run.files import output_errors, sync_folders
+from slidesam.tasks.run.files import output_errors, read_json, sync_folders
 from slidesam.tasks.run.layout import TRASH_PREFIX, StageFolder
 from slidesam.tasks.run.records import BlockMark, Mark, Params
 from slidesam.tasks.run.run import Run
+
+_READERS: dict[str, Callable[[Path], Any]] = {".json": read_json, ".arrays": read_array_facts}
 
 
 class Marks:
@@ -87,6 +90,18 @@ def is_segmented(run: Run) -> bool:
     if Params.read(run.segment_folder.params) is None:
         return False
     return all(find_mark(run, block_id) is not None for block_id in list_blocks(run))
+
+
+def find_damaged(run: Run) -> list[Path]:
+    """Find the small files of the run's stages that are damaged; blocks' results are looked at when they are needed."""
+    segment = run.segment_folder
+    stages = (run.image_folder, segment, run.stitch_folder, run.paint_folder)
+    # Nothing depends on the causes.
+    others = {segment.blocks, segment.start_mark(0).parent, *(stage.causes for stage in stages)}
+    folders = [stage.path for stage in stages]
+    folders += [path for folder in folders for path in folder.glob("*") if path.is_dir() and path not in others]
+    files = (path for folder in folders for path in sorted({*folder.glob("*")} - others) if path.is_file())
+    return [path for path in files if (reader := _READERS.get(path.suffix)) is not None and reader(path) is None]
 
 
 def remove_stage(folder: Path) -> None:

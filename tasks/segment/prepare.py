@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from slidesam.tasks.errors import DamagedError
 from slidesam.tasks.pixels.background import background_of
 from slidesam.tasks.pixels.mask_image import read_mask
 from slidesam.tasks.pixels.pyramid import overview_step
@@ -88,14 +87,16 @@ def _find_tissue(run: Run, overview: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def read_tissue(run: Run) -> TissueMask | None:
-    """Read the mask of tissue, or find it again if its file is damaged or gone; None if all blocks are segmented."""
+    """Read the mask of tissue, or find it again if its file is gone; None if all blocks are segmented.
+
+    Raises:
+        DamagedError: The file is damaged, and removed.
+    """
     if run.settings.blocks.tissue == "off":
         return None
-    try:
-        arrays = load_arrays(run.segment_folder.tissue)
-    except DamagedError:
+    if not run.segment_folder.tissue.exists():
         _find_blocks(run, read_slide_overview(run))
-        arrays = load_arrays(run.segment_folder.tissue)
+    arrays = load_arrays(run.segment_folder.tissue)
     height, width = arrays["shape"]
     pixels = np.unpackbits(arrays["bits"], count=height * width).reshape(height, width).astype(bool)
     stretched = np.array(run.slide.shape) / (height, width)

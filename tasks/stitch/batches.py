@@ -12,7 +12,6 @@ once, so that a slide is few files.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from slidesam.tasks.errors import DamagedError
 from slidesam.tasks.grid import Block, Region
 from slidesam.tasks.labels.kernels import measure_labels
 from slidesam.tasks.labels.results import BlockResults
@@ -124,10 +122,10 @@ def resolve_run(run: Run) -> Resolved:
 def load_labels(run: Run) -> tuple[BlockLabels, LabelPairs]:
     """Load the labels of all blocks and all their overlaps, from what the batches wrote.
 
-    Compare again where it is damaged, or was made of other results: a task of an earlier attempt may have written it late.
+    Compare again where it is gone, or was made of other results: a task of an earlier attempt may have written it late.
 
     Raises:
-        DamagedError: A block's result is damaged or gone.
+        DamagedError: A batch's file, or a block's, is damaged and removed, or gone.
     """
     overlaps = [_load_overlaps(run, batch) for batch in block_batches(run)]
     return join_batches(run.grid, overlaps, run.scale.factor)
@@ -136,10 +134,8 @@ def load_labels(run: Run) -> tuple[BlockLabels, LabelPairs]:
 def _load_overlaps(run: Run, batch: Batch) -> BatchOverlaps:
     path, made_of = _overlaps_path(run, batch), _read_checksums(run, _seen_blocks(run, batch))
     facts = read_array_facts(path)
-    if facts is not None and facts.get("blocks") == made_of:
-        with suppress(DamagedError):
-            return BatchOverlaps(**load_arrays(path))
-    compare_batch(run, batch)
+    if facts is None or facts.get("blocks") != made_of:
+        compare_batch(run, batch)
     return BatchOverlaps(**load_arrays(path))
 
 

@@ -139,6 +139,17 @@ def test_a_result_without_its_record_is_not_out_of_sight(rest: str, out: Path) -
     assert f"✗ s (cells): {out / 's.cells.run.json'} is gone: the result isn't finished" in text
 
 
+def test_where_the_work_is_cleaned_it_is_said_what_a_repair_costs(out: Path) -> None:
+    overlay, cost = out / "s.cells.overlay.png", "s (cells): its intermediate results are cleaned, all its blocks"
+    whole = overlay.read_bytes()
+    for is_cleaned in (False, True):
+        shutil.copytree(out, copy := out.with_name(f"{is_cleaned}"))
+        (copy / overlay.name).write_bytes(whole[:-1])
+        if is_cleaned:
+            shutil.rmtree(copy / ".slidesam" / "s" / "cells")
+        assert (cost in verify(copy, "--repair")[1]) == is_cleaned
+
+
 def test_after_a_repair_status_and_verify_say_that_the_result_is_not_finished(out: Path, finished: Path) -> None:
     write_state(out, "s", "cells", "finished", slide_path=finished.parent / "s.tif")
     assert "unfinished" not in status(out)

@@ -112,6 +112,24 @@ def test_damage_to_any_file_is_healed_by_the_same_command(damage: str, slide: Pa
             np.testing.assert_array_equal(labels, expected, err_msg=str(files))
 
 
+@pytest.mark.parametrize("is_header", [True, False], ids=["header", "content"])
+def test_nothing_is_made_again_without_a_word(is_header: bool, slide: Path, tmp_path: Path) -> None:
+    run, expected, _ = segment(slide, tmp_path)
+    paths = files_of_work(run) if is_header else [run.segment_folder.tissue, *run.stitch_folder.path.glob("over*/0-*")]
+    for path in paths:
+        if path.parent.name not in ("blocks", "starts") and path.name != "causes.json":
+            whole = path.read_bytes()
+            at = 3 if is_header else len(whole) - 3
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+            if not is_header:
+                # So that they are read at all.
+                run.stitch_folder.resolved.unlink(missing_ok=True)
+            said = explain(plan_run(slide, tmp_path, make_settings(overrides=SETTINGS)))
+            _, labels, messages = segment(slide, tmp_path)
+            assert [line for line in [*said, *messages] if path.name in line and "is damaged" in line], path
+            np.testing.assert_array_equal(labels, expected)
+
+
 def test_what_is_no_file_is_healed_or_named(slide: Path, tmp_path: Path) -> None:
     run, expected, _ = segment(slide, tmp_path)
     for path in files_of_work(run):
