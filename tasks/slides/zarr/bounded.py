@@ -19,6 +19,7 @@ import stat
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol, Self, cast
 
 import imagecodecs
@@ -255,6 +256,8 @@ class CheckedStore(WrapperStore[LocalStore]):
     def __init__(self, store: LocalStore, limit: int) -> None:
         super().__init__(store)
         self._limit, self._folder = limit, os.path.realpath(store.root)
+        # Resolving links takes longer than looking at a file, and a folder has many files.
+        self._is_inside = cache(lambda folder: is_below(folder / "any", self._folder))
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """Read a file, or part of it; None if it isn't there.
@@ -264,12 +267,14 @@ class CheckedStore(WrapperStore[LocalStore]):
         """
         if key.rpartition("/")[2] not in METADATA_FILES:
             path = self._store.root / key
-            if not is_below(path, self._folder):
-                raise ValueError(f"chunk {key} is a link to outside the folder")
             try:
-                status = path.stat()
+                status = path.lstat()
+                is_link = stat.S_ISLNK(status.st_mode)
+                status = path.stat() if is_link else status
             except (FileNotFoundError, NotADirectoryError):
                 return None
+            if not self._is_inside(path.parent) or (is_link and not is_below(path, self._folder)):
+                raise ValueError(f"chunk {key} is a link to outside the folder")
             if not stat.S_ISREG(status.st_mode):
                 raise ValueError(f"chunk {key} is no regular file")
             if status.st_size > self._limit:

@@ -170,6 +170,10 @@ def test_links_out_of_the_folder_are_not_followed(tmp_path: Path) -> None:
                 SlideError, match=f"{place or 'slide.zarr'}' in it is a link to outside the folder; copy"
             ):
                 inspect_slide(path)
+    chunks = write_v3(tmp_path / "v3.zarr", "auto") / "0" / "c"
+    chunks.rename(tmp_path / "c")
+    chunks.symlink_to(tmp_path / "c")
+    check_refused(tmp_path / "v3.zarr", "is a link to outside the folder")
     # Others are links to inside, and a link that somebody gives.
     whole = shutil.copytree(secret, tmp_path / "whole.zarr")
     (whole / "0").rename(whole / "level")
