@@ -50,9 +50,11 @@ def dask_setup(nanny: Any) -> None:
 
 
 def dask_teardown(nanny: Any) -> None:
-    """Remove the list of start-marks."""
-    with suppress(OSError):
-        Path(nanny.env.pop(MARKS_FILE)).unlink(missing_ok=True)
+    """Remove the list of start-marks; there is none where the nanny couldn't start."""
+    path = nanny.env.pop(MARKS_FILE, None)
+    if path is not None:
+        with suppress(OSError):
+            Path(path).unlink(missing_ok=True)
 
 
 class _Watch:

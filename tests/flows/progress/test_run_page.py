@@ -220,7 +220,6 @@ def test_stage_lines_are_in_the_slides_own_log(two_workers, prefect_server, tmp_
     assert [line for line in lines if "logged:" not in line and "Dask" not in line] == [
         "converting: 1 of 1",
         "segmenting blocks: 9 of 9",
-        "matching seams: 9 of 9",
         "painting labels: 9 of 9",
     ]
 
