@@ -148,8 +148,10 @@ def test_bad_slides_cost_the_good_one_nothing(home, tmp_path) -> None:
     assert "✓ good: 9 cells" in result.stdout
     assert "1 of 8 slides finished" in result.stdout
     assert sorted(path.name for path in output.glob("[!.]*")) == [
+        "good.cells.files.json",
         "good.cells.overlay.png",
         "good.cells.run.json",
+        "good.image-files.json",
         "good.ome.zarr",
     ]
     shown = slidesam("status", output, home=home).stdout
