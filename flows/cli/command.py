@@ -14,7 +14,7 @@ from slidesam.flows.cluster.cluster import Cluster, ClusterProfile, api_host, op
 from slidesam.flows.cluster.find_profile import make_profile
 from slidesam.flows.cluster.known_profiles import refuse_unknown
 from slidesam.flows.console import err, out, say, say_failed
-from slidesam.flows.prefect_api.server import prefect_api
+from slidesam.flows.prefect_api.server import is_api_configured, prefect_api
 from slidesam.flows.signals import Stops, interrupts
 from slidesam.tasks.errors import CohortFailures, SegmenterError, SettingsError
 from slidesam.tasks.run.layout import RunPaths, jobs_folder
@@ -93,8 +93,10 @@ def retry_slides(output: Path, profile: ClusterProfile | None, allowed: tuple[st
         Exit code: 0, or 1 if a slide failed again or can't be run again.
     """
     runs = list_unfinished(output)
-    retried = [run for run in runs if not _is_refused(run, profile, allowed)]
-    n_failed = len(runs) - len(retried)
+    readable = [run for run in runs if not _is_refused(run)]
+    waiting = _put_back_deployed(readable, output)
+    retried = [run for run in waiting if not _is_forbidden(run, profile, allowed)]
+    n_failed = len(runs) - len(readable) + len(waiting) - len(retried)
     with interrupts() as stops:
         for group_profile, group in groupby(
             retried, lambda run: profile or make_profile(run.state.cluster or {"kind": "local"})
@@ -118,8 +120,8 @@ def _show_pages(message: str) -> None:
     err.print("Prefect UI:", Text(message))
 
 
-def _is_refused(run: RunState, profile: ClusterProfile | None, allowed: tuple[str, ...]) -> bool:
-    """Tell whether a slide can't be run again, and print the reason."""
+def _is_refused(run: RunState) -> bool:
+    """Tell whether a slide can't be run again whoever allows its code, and print the reason."""
     state = run.state
     reason = find_refusal(state, state.slide_path or Path())
     if reason is not None:
@@ -130,29 +132,36 @@ def _is_refused(run: RunState, profile: ClusterProfile | None, allowed: tuple[st
         reason = "a version of slidesam ran it that didn't record its settings: use `slidesam segment`"
     else:
         try:
-            settings, recorded_profile = make_settings(state.settings), make_profile(state.cluster)
+            make_settings(state.settings)
+            make_profile(state.cluster)
         except SettingsError as error:
             reason = f"its settings belong to another version of slidesam, use `slidesam segment`: {error}"
-        else:
-            reason = _find_forbidden(
-                settings, profile or recorded_profile, allowed, is_profile_given=profile is not None
-            )
     if reason is not None:
         say("[yellow]note:[/]", f"{run.slide}: {reason}")
     return reason is not None
 
 
-def _find_forbidden(
-    settings: Settings, profile: ClusterProfile, allowed: tuple[str, ...], *, is_profile_given: bool
-) -> str | None:
-    """Say which code of a run's record nobody here allows; None if it needs none, or all is allowed."""
+def _is_forbidden(run: RunState, profile: ClusterProfile | None, allowed: tuple[str, ...]) -> bool:
+    """Tell whether a run's record needs code that nobody here allows, and print which."""
     try:
-        permit(settings.segmenter, allowed)
-        if not is_profile_given:
-            refuse_unknown(profile, "it was run with")
+        permit(make_settings(run.state.settings).segmenter, allowed)
+        if profile is None:
+            refuse_unknown(make_profile(run.state.cluster or {}), "it was run with")
     except (SegmenterError, SettingsError) as error:
-        return str(error)
-    return None
+        say("[yellow]note:[/]", f"{run.slide}: {error}")
+        return True
+    return False
+
+
+def _put_back_deployed(runs: Sequence[RunState], output: Path) -> list[RunState]:
+    """Put runs of deployments back in their queue, where a server is configured; return the others.
+
+    Such a run loads no code here, whatever its record says: its deployment's worker decides.
+    """
+    if not is_api_configured():
+        return list(runs)
+    with prefect_api():
+        return [run for run in runs if not _put_back(run, output)]
 
 
 def _put_back(run: RunState, output: Path) -> bool:

@@ -67,6 +67,13 @@ def prefect_api(host: str = _LOOPBACK, note: Callable[[str], None] = lambda _: N
             raise server.lost_error()
 
 
+def is_api_configured() -> bool:
+    """Tell whether Prefect's settings name an API."""
+    from prefect.settings import PREFECT_API_URL
+
+    return bool(PREFECT_API_URL.value())
+
+
 def refuse_loopback(url: str, host: str) -> None:
     """Refuse a loopback address where workers are on other machines: they would talk to themselves, and record nothing.
 
