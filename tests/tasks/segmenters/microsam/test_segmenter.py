@@ -229,18 +229,21 @@ class RunsCode:
         return open, (str(self.left), "w")
 
 
-def test_code_in_a_checkpoint_runs_only_if_it_is_trusted(tmp_path: Path) -> None:
-    import torch
+class TestCheckpoints:
+    pytestmark = MICROSAM_MARKS
 
-    path, left = tmp_path / "weights.pt", tmp_path / "left"
-    torch.save({"model_state": {}, "more": RunsCode(left)}, path)
-    settings = MicroSam(model="vit_b", checkpoint=str(path))
-    with pytest.raises(SegmenterError, match=r"weights.pt can't be loaded .*open.*segmenter.trust=true"):
-        MicroSamSegmenter(settings, is_rgb=True)
-    assert not left.exists()
-    with pytest.raises(SegmenterError, match=r"weights.pt can't be loaded"):
-        MicroSamSegmenter(settings.model_copy(update={"trust": True}), is_rgb=True)
-    assert left.exists()
+    def test_code_in_a_checkpoint_runs_only_if_it_is_trusted(self, tmp_path: Path) -> None:
+        import torch
+
+        path, left = tmp_path / "weights.pt", tmp_path / "left"
+        torch.save({"model_state": {}, "more": RunsCode(left)}, path)
+        settings = MicroSam(model="vit_b", checkpoint=str(path))
+        with pytest.raises(SegmenterError, match=r"weights.pt can't be loaded .*open.*segmenter.trust=true"):
+            MicroSamSegmenter(settings, is_rgb=True)
+        assert not left.exists()
+        with pytest.raises(SegmenterError, match=r"weights.pt can't be loaded"):
+            MicroSamSegmenter(settings.model_copy(update={"trust": True}), is_rgb=True)
+        assert left.exists()
 
 
 def test_importing_is_light() -> None:
