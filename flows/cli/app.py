@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -287,6 +286,7 @@ def finished_runs(store: Path, label: str | None = None) -> dict[str, Provenance
 
     Raises:
         SettingsError: It isn't a store, none of its label images is finished, or not this one.
+        OutputError: The record of this label, or of all, can't be read.
     """
     from slidesam.tasks.run.layout import STORE_SUFFIX, find_provenance
     from slidesam.tasks.run.records import Provenance
@@ -298,12 +298,16 @@ def finished_runs(store: Path, label: str | None = None) -> dict[str, Provenance
         raise SettingsError(
             f"{store} is not a result: give <name>{STORE_SUFFIX} in the folder that was named with --output{example}"
         )
-    runs = {}
+    runs, errors = {}, {}
     for finished_label, path in find_provenance(folder, name).items():
         # One label's damaged file doesn't stop the others.
-        with suppress(OutputError):
+        try:
             if (record := Provenance.read(path)) is not None:
                 runs[finished_label] = record
+        except OutputError as error:
+            errors[finished_label] = error
+    if label in errors or (errors and not runs):
+        raise errors.get(label or "", next(iter(errors.values())))
     if not runs:
         raise SettingsError(
             f"{store}: none of its label images is finished; `slidesam status {folder}` shows the status"
