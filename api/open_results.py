@@ -209,6 +209,9 @@ def open_result(path: str | os.PathLike[str], label: str | None = None) -> Resul
 def _refuse_damaged(result: Result) -> None:
     """Refuse a result whose metadata can't be read: zarr's own words would say neither what to do nor which result it is."""
     paths = RunPaths.of_store(result.store, result.label)
+    if not paths.label_image.is_dir():
+        # It was begun again, or removed: no damage.
+        return
     groups = [result.store, result.store / "labels", paths.label_image]
     damaged = [folder for folder in groups if folder.is_dir() and read_group(folder) is None]
     lists = [listed for path in (paths, paths.image) if (listed := FileList.read(path.file_list)) is not None]
