@@ -243,6 +243,6 @@ def test_the_label_image_is_whole_shards_of_level_0(discs, tmp_path: Path) -> No
     path, _ = discs
     segment_serially(path, tmp_path, FUNCTION | {"slide.target_mpp": 0.4, "blocks.block_shape": 128, "blocks.halo": 32})
     labels = zarr.open_array(tmp_path / "discs.ome.zarr" / "labels" / "cells" / "0", mode="r")
-    # 0.4 of 0.25 µm: 128 px are 204.8, and 208 of 16 px steps come nearest.
-    assert labels.shards[3:] == (208, 208)
+    # 0.4 of 0.25 µm: 128 px are 204.8, and 208 of 16 px steps come nearest. A shard holds 19 × 19 such blocks.
+    assert labels.shards[3:] == (19 * 208, 19 * 208)
     assert labels.shape[3:] == (1003, 1390)
