@@ -51,7 +51,7 @@ class TestPicture:
         assert (outline == (inside & ~ndimage.binary_erosion(inside, np.ones((3, 3))))).all()
 
     def test_places_lie_where_blocks_were_segmented(self) -> None:
-        labels = np.zeros((1, 1, 1, 4000, 6000), np.uint8)
+        labels = zarr.create_array({}, shape=(1, 1, 1, 4000, 6000), dtype=np.uint8)
         kept = np.zeros((4, 6), bool)
         kept[2, 3:5] = True
         details = overlay.choose_details(BlockGrid((4000, 6000), (1000, 1000), 10), labels, kept)
