@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from rich.console import Console
-
+from slidesam.flows.console import PlainConsole
 from slidesam.flows.progress.reporters import BarReporter, Reporter
+from slidesam.tasks.errors import printable
 
 # Called with the stage's name, how many of its units are done, and how many it has.
 ProgressCallback = Callable[[str, int, int], None]
@@ -54,7 +54,7 @@ class NotebookReporter(StageReporter):
 
     def inform(self, message: str) -> None:
         """Print a message."""
-        print(message)
+        print(printable(message))
 
     def begin(self, stage: str, total: int, n_done: int) -> None:
         """Start a line."""
@@ -67,7 +67,7 @@ class NotebookReporter(StageReporter):
 
         filled = _BAR_WIDTH * self.done // max(1, self.total)
         bar = "█" * filled + "·" * (_BAR_WIDTH - filled)
-        data = {"text/plain": f"{bar} {self.name} {self.done}/{self.total}"}
+        data = {"text/plain": f"{bar} {printable(self.name)} {self.done}/{self.total}"}
         if self._line is None:
             self._line = display(data, raw=True, display_id=True)  # type: ignore[no-untyped-call]
         else:
@@ -82,7 +82,7 @@ def open_reporter(progress: Progress, slide: str) -> Iterator[Reporter]:
         progress: A callback; False = nobody; None = bars on a terminal, lines in a notebook, elsewhere nobody.
         slide: The slide's name.
     """
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = PlainConsole(stderr=True, highlight=False, soft_wrap=True)
     if progress is None and console.is_jupyter:
         yield NotebookReporter()
     elif progress is None and console.is_terminal:

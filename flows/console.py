@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
-from slidesam.tasks.errors import SlidesamError, in_one_line
+from slidesam.tasks.errors import SlidesamError, in_one_line, printable
 
-out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+
+class PlainConsole(Console):
+    """Shows text that others may have written as it is: no control character of it reaches the terminal."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render as rich does, and replace control characters that aren't rich's own."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
+out, err = PlainConsole(highlight=False, soft_wrap=True), PlainConsole(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(sign: str, message: str) -> None:

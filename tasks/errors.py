@@ -332,6 +332,22 @@ def in_one_line(error: BaseException | str, limit: int = 1000) -> str:
     """
     has_own_text = isinstance(error, SlidesamError | str)
     text = str(error) if has_own_text else f"{type(error).__name__}: {error}".removesuffix(": ")
-    text = " ".join(text.replace("\\n", " ").split())
-    text = "".join(character if character.isprintable() else "?" for character in text)
+    text = printable(" ".join(text.replace("\\n", " ").split()))
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def printable(text: str) -> str:
+    r"""Replace what a terminal would obey instead of showing it: control characters other than line ends and tabs.
+
+    For all text that others may have written (names of files, state files, errors, logs); in a file's name also bytes that are no
+    characters, and signs that reverse the direction of writing.
+
+    Example:
+        >>> printable("a\x1b[2Jb\u202ec")
+        'a?[2Jb?c'
+    """
+    return "".join(letter if letter.isprintable() or letter in _HARMLESS else "?" for letter in text)
+
+
+# Line ends, tabs, and the spaces that Python doesn't count as printable.
+_HARMLESS = frozenset("\n\t\u00a0\u2002\u2003\u2009\u200a\u202f\u3000")

@@ -224,7 +224,7 @@ def clean_command(
     if not output.is_dir():
         raise SettingsError(f"{output} is not a folder: give the folder that was named with --output")
     if not dry_run:
-        end_all_leftovers(output, out.print)
+        end_all_leftovers(output, lambda note: out.print(Text(note)))
     removed = clean_folder(
         output, keep=0.0 if everything else None if keep is None else _seconds(keep), dry_run=dry_run
     )

@@ -111,7 +111,7 @@ def retry_slides(output: Path, profile: ClusterProfile | None, allowed: tuple[st
                         runner.run_and_continue(Listed(run.state.slide_path, make_settings(run.state.settings)))
                 n_failed += runner.n_failed
     if not runs:
-        out.print(f"{output}: no slide failed")
+        out.print(Text(f"{output}: no slide failed"))
     return 1 if n_failed else 0
 
 

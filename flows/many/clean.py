@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from prefect import flow
-from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from slidesam.flows.prefect_api.leftovers import end_all_leftovers
+from slidesam.flows.run_log import run_log
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.folder.clean import clean_folder
 from slidesam.tasks.settings.types import Duration, seconds_of
@@ -29,7 +29,7 @@ def clean(output: Path, keep: Duration | None = None) -> float:
     Raises:
         OutputError: Some intermediate results can't be removed.
     """
-    log = get_run_logger()
+    log = run_log()
     if not output.is_dir():
         log.info("%s doesn't exist yet: nothing to remove", output)
         return 0.0

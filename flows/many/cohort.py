@@ -19,7 +19,6 @@ from prefect import Flow, flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.logging import get_run_logger
 from prefect.runtime import deployment as own_deployment
 from prefect.runtime import flow_run
 
@@ -39,6 +38,7 @@ from slidesam.flows.prefect_api.deployed import (
 )
 from slidesam.flows.prefect_api.deployed import SLIDE as SLIDE_DEPLOYMENT
 from slidesam.flows.progress.run_page import harmless
+from slidesam.flows.run_log import run_log
 from slidesam.flows.slide.segment_slide import run_name, segment_listed
 from slidesam.flows.slide.session import Session
 from slidesam.tasks.errors import CohortFailures, SettingsError, in_one_line
@@ -110,7 +110,7 @@ def make_cohort_flow(run_slide: Callable[[Listed], object]) -> Flow[..., list[di
 
 def _list(slides: list[str], settings: Settings) -> list[Listed]:
     listed_slides = list_slides(slides, settings)
-    get_run_logger().info("%d slides", len(listed_slides))
+    run_log().info("%d slides", len(listed_slides))
     return listed_slides
 
 
@@ -120,7 +120,7 @@ def _conclude(rows: list[Row]) -> list[dict[str, Any]]:
     Raises:
         CohortFailures: Some slides failed.
     """
-    with harmless(get_run_logger(), "the table"):
+    with harmless(run_log(), "the table"):
         create_markdown_artifact(
             as_markdown(rows),
             key="slidesam-cohort",
@@ -185,7 +185,7 @@ def _run_as_deployed(slides: Sequence[Listed], output: Path) -> list[Row]:
                 else:
                     skipped[run.id] = reason
     for run_id, reason in skipped.items():
-        get_run_logger().warning("%s: not tried again, %s", slides_by_run[run_id].name, reason)
+        run_log().warning("%s: not tried again, %s", slides_by_run[run_id].name, reason)
     with cohort_progress(len(slides)) as report:
         return _wait_for_all(slides_by_run, output, refused, report)
 

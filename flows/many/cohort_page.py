@@ -12,11 +12,11 @@ from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.logging import get_run_logger
 from prefect.utilities.urls import url_for
 
 from slidesam.flows.progress.markdown import table, text
 from slidesam.flows.progress.run_page import harmless
+from slidesam.flows.run_log import run_log
 from slidesam.tasks.errors import in_one_line
 from slidesam.tasks.run.layout import RunPaths
 from slidesam.tasks.run.records import Provenance
@@ -118,7 +118,7 @@ def _result(slide: Listed, output: Path, *, finished: bool) -> dict[str, Any]:
 @contextmanager
 def cohort_progress(total: int) -> Iterator[Callable[[list[Row]], None]]:
     """Show a bar on the cohort's page, and log a line for each slide that ends."""
-    log = get_run_logger()
+    log = run_log()
     sentence = "{} of {} slides have ended, {} failed"
     artifact: Any = None
     with harmless(log, "progress"):

@@ -10,7 +10,6 @@ from typing import Any
 
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from slidesam.flows.cluster.find_profile import ProfileChoice
@@ -22,6 +21,7 @@ from slidesam.flows.prefect_api.deployed import (
     refuse_relative,
     start_slide,
 )
+from slidesam.flows.run_log import run_log
 from slidesam.flows.slide.segment_slide import run_name
 from slidesam.tasks.errors import SettingsError, in_one_line
 from slidesam.tasks.folder.inbox import Arrival, has_result, look, record_started
@@ -65,7 +65,7 @@ def inbox(
         OutputError: The output folder can't be written.
         ServerError: The deployment `slide` isn't registered.
     """
-    log = get_run_logger()
+    log = run_log()
     refuse_foreign(cluster)
     refuse_relative(settings, folder=folder, output=output)
     if not folder.is_dir():

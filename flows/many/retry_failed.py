@@ -14,7 +14,6 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
-from prefect.logging import get_run_logger
 from prefect.utilities.urls import url_for
 from pydantic import Field
 
@@ -30,6 +29,7 @@ from slidesam.flows.prefect_api.deployed import (
     tagged,
 )
 from slidesam.flows.progress.markdown import table, text
+from slidesam.flows.run_log import run_log
 from slidesam.tasks.errors import SettingsError
 
 
@@ -68,7 +68,7 @@ def retry_failed(
             if any(actions[slide.id] == _PUT_BACK for slide in slides if cohort_tag(str(run.id)) in slide.tags):
                 put_back(client, run, "its failed slides are tried again")
     for run in slides:
-        get_run_logger().info("%s: %s", run.name, actions[run.id])
+        run_log().info("%s: %s", run.name, actions[run.id])
     create_markdown_artifact(_markdown(actions, slides), key="slidesam-retry-failed")
     return {str(run_id): action for run_id, action in actions.items()}
 

@@ -26,8 +26,9 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType, TaskRun
 from prefect.exceptions import ObjectNotFound
-from prefect.logging import get_logger
 from prefect.states import Cancelled, Crashed
+
+from slidesam.flows.run_log import own_log
 
 _UNFINISHED = [StateType.RUNNING, StateType.PENDING, StateType.SCHEDULED, StateType.PAUSED, StateType.CANCELLING]
 _PAGE = 200
@@ -143,5 +144,5 @@ class _quietly:  # noqa: N801
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
         if not isinstance(error, Exception):
             return False
-        get_logger("slidesam").warning("states of ended runs or their tags could not be set: %s", error)
+        own_log().warning("states of ended runs or their tags could not be set: %s", error)
         return True

@@ -24,7 +24,6 @@ from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 from prefect.context import FlowRunContext
 from prefect.exceptions import MissingContextError
-from prefect.logging import get_logger, get_run_logger
 from prefect.runtime import deployment
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
@@ -32,6 +31,7 @@ from slidesam.flows.progress.markdown import text
 from slidesam.flows.progress.pace import Pace, duration_words
 from slidesam.flows.progress.page_text import count, failure_markdown, picture_uri, result_markdown
 from slidesam.flows.progress.reporters import Reporter
+from slidesam.flows.run_log import own_log, run_log
 from slidesam.tasks.errors import BlockFailures, in_one_line
 from slidesam.tasks.run.records import Provenance
 from slidesam.tasks.run.run import Run
@@ -295,9 +295,9 @@ def _flow_run_id() -> uuid.UUID | None:
 def _log() -> Log:
     """Return the log of the current flow run."""
     try:
-        return get_run_logger()
+        return run_log()
     except MissingContextError:
-        return get_logger("slidesam")
+        return own_log()
 
 
 @contextmanager

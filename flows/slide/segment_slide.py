@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from slidesam.flows.cluster.cluster import open_cluster
@@ -28,6 +27,7 @@ from slidesam.flows.prefect_api.deployed import refuse_foreign, refuse_relative
 from slidesam.flows.prefect_api.endings import add_tags
 from slidesam.flows.prefect_api.leftovers import end_leftovers
 from slidesam.flows.progress.run_page import RunPage, show_result
+from slidesam.flows.run_log import run_log
 from slidesam.flows.slide.memory_growth import segment_growing
 from slidesam.flows.slide.order import repeat_if_damaged
 from slidesam.flows.slide.run_status import RunStatus
@@ -141,7 +141,7 @@ def _segment(slide: Path, output: Path, settings: Settings, session: Session) ->
         facts = read_finished(run)
         if facts is None:
             for warning in run.slide.warnings:
-                get_run_logger().warning("%s: %s", run.name, warning)
+                run_log().warning("%s: %s", run.name, warning)
             facts = _compute(run, session.model_copy(update={"reporter": page}), status)
         else:
             page.inform(f"{run.name}: finished before with these settings, nothing to do")

@@ -13,10 +13,10 @@ from typing import Any
 from prefect import Flow, Task, flow
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext
-from prefect.logging import get_run_logger
 
 from slidesam.flows.cluster.task_runner import SharedTaskRunner
 from slidesam.flows.progress.reporters import Reporter, stage
+from slidesam.flows.run_log import run_log
 from slidesam.flows.slide import order
 from slidesam.flows.slide.in_flight import run_task, stream_tasks
 from slidesam.flows.slide.order import Batch, Facts, Step
@@ -69,7 +69,7 @@ class FlowTasks:
 
     def warn(self, message: str) -> None:
         """Show a warning, here and in the flow run's log."""
-        get_run_logger().warning("%s", message)
+        run_log().warning("%s", message)
         self.inform(message)
 
 
@@ -106,7 +106,7 @@ def segment_stage(
 def stitch_stage(run: Run, session: Session, seconds: dict[str, float]) -> Provenance:
     """Match at seams, number the objects, write the label pyramid and what people look at; see `order.stitch_and_export`."""
     facts = order.stitch_and_export(run, FlowTasks(session), seconds)
-    get_run_logger().info("%s: %d objects, in %s", run.name, facts.objects, run.store)
+    run_log().info("%s: %d objects, in %s", run.name, facts.objects, run.store)
     return facts
 
 
