@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from slidesam.flows.cluster.scratch import make_scratch_folder
 from slidesam.flows.cluster.secret_files import read_secret
 from slidesam.tasks.segment.devices import CPU, GIVEN, nvidia_smi, share, visible_devices
 
@@ -103,6 +104,11 @@ def launch_workers(arguments: Sequence[str] | None = None) -> int:
         return 1
     if "--host" not in handed_on and "--interface" not in handed_on:
         handed_on += ["--host", address_towards(options.address)]
+    try:
+        handed_on += ["--local-directory", str(make_scratch_folder(options.local_directory))]
+    except OSError as error:
+        print(f"no folder for temporary files of the workers: {error}", file=sys.stderr)
+        return 1
     workers = _workers(options, devices)
     # Written at once, or srun mixes it with what other nodes write.
     sys.stderr.write(_in_words(workers) + "\n")
@@ -194,6 +200,9 @@ def _options(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[
         default="0",
         metavar="BYTES",
         help="of all workers together; 0 = Dask watches none (default), auto = Dask's",
+    )
+    parser.add_argument(
+        "--local-directory", metavar="FOLDER", help="for temporary files (default: that of Dask's settings)"
     )
     parser.add_argument("--nthreads", help="ignored: a worker computes one block at a time, on OMP_NUM_THREADS threads")
     options, handed_on = parser.parse_known_args(arguments)

@@ -18,6 +18,7 @@ from slidesam.flows.cluster.device_workers import KEEP_MEMORY
 from slidesam.flows.cluster.keys import make_keys, make_security
 from slidesam.flows.cluster.links import LOOPBACK, dashboard_options, read_page
 from slidesam.flows.cluster.profile import LocalGpuProfile, LocalProfile
+from slidesam.flows.cluster.scratch import make_scratch_folder
 from slidesam.tasks.errors import ClusterError
 from slidesam.tasks.segment import devices
 
@@ -102,6 +103,7 @@ def start_local(profile: LocalProfile, link: Path | None = None) -> Workers:
             dashboard_address=f"{LOOPBACK}:0",
             scheduler_kwargs=dashboard_options(link),
             memory_limit=0 if profile.memory is None else f"{profile.memory:g}GiB",
+            local_directory=str(make_scratch_folder()),
             env=environment,
             **_PRELOADS,
         )
@@ -159,6 +161,7 @@ def start_local_gpu(profile: LocalGpuProfile, link: Path | None = None) -> Worke
     stack.enter_context(dask.config.set({"distributed.nanny.pre-spawn-environ": environment}))
     member = {"host": LOOPBACK, "protocol": "tls://", "security": security, "dashboard": False}
     common = member | {"nthreads": 1, "memory_limit": 0, **_PRELOADS}
+    common["local_directory"] = str(make_scratch_folder())
     specs = {}
     for number, device in enumerate(device for device in visible for _ in range(profile.workers_per_gpu)):
         pinned = environment | {"CUDA_VISIBLE_DEVICES": device, devices.GIVEN: device}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -261,3 +262,11 @@ def test_a_store_of_somebody_else_is_left_alone(two_workers, tmp_path: Path) -> 
     with pytest.raises(OutputError, match="wasn't made by slidesam"):
         segment(two_workers, slide, tmp_path / "out", faulty(tmp_path / "log"))
     assert dict(zarr.open_group(theirs, mode="r").attrs) == {"theirs": True}
+
+
+def test_workers_have_a_folder_for_temporary_files_that_others_cannot_enter(two_workers) -> None:
+    with two_workers.workers().connect() as client:
+        folders = client.run(lambda dask_worker: dask_worker.local_directory)
+    own = f"slidesam-{os.getuid()}"
+    assert len(folders) == 2
+    assert all(own in Path(folder).parts for folder in folders.values())
