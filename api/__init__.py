@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from slidesam.run_slides import inspect, segment, segment_block, stitch
     from slidesam.tasks.errors import (
         BlockFailures,
+        BlockMemoryError,
         BlockLostError,
         ClusterError,
         CohortFailures,
         DamagedError,
+        DeviceMemoryError,
         DeviceError,
         OutputError,
         SegmenterError,
@@ -44,11 +46,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BlockFailures",
+    "BlockMemoryError",
     "BlockGrid",
     "BlockLostError",
     "ClusterError",
     "CohortFailures",
     "DamagedError",
+    "DeviceMemoryError",
     "DeviceError",
     "LockedError",
     "OutputError",
