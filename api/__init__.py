@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from slidesam.run_slides import inspect, segment, segment_block, stitch
     from slidesam.tasks.errors import (
         BlockFailures,
-        BlockMemoryError,
         BlockLostError,
+        BlockMemoryError,
         ClusterError,
         CohortFailures,
         DamagedError,
-        DeviceMemoryError,
         DeviceError,
+        DeviceMemoryError,
         OutputError,
         SegmenterError,
         ServerError,
@@ -46,14 +46,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BlockFailures",
-    "BlockMemoryError",
     "BlockGrid",
     "BlockLostError",
+    "BlockMemoryError",
     "ClusterError",
     "CohortFailures",
     "DamagedError",
-    "DeviceMemoryError",
     "DeviceError",
+    "DeviceMemoryError",
     "LockedError",
     "OutputError",
     "Profile",
