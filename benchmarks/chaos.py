@@ -376,16 +376,12 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1, help="seed of the first run; the others follow")
     parser.add_argument("--at-once", type=int, default=2)
-    parser.add_argument(
-        "--only", default="", metavar="DISTURBANCES", help='these in each run, such as "kill flow,disk"'
-    )
+    parser.add_argument("--only", default="", help='disturbances of each run, such as "kill flow,disk"')
     chosen = parser.parse_args()
     console, with_root = Console(highlight=False, width=150), os.geteuid() == 0
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(chosen.at_once) as pool:
-        usual, deeds = (
-            run_undisturbed(Path(name) / "scene", with_root=with_root),
-            [d for d in chosen.only.split(",") if d],
-        )
+        usual = run_undisturbed(Path(name) / "scene", with_root=with_root)
+        deeds = [deed for deed in chosen.only.split(",") if deed]
         console.print(
             f"undisturbed: {usual.seconds:.0f} s" + ("" if with_root else "; not root: no full disk, no lost network")
         )
@@ -397,8 +393,7 @@ def main() -> None:
     console.print(make_table(outcomes))
     bad = [outcome.seed for outcome in outcomes if not outcome.is_good]
     console.print(f"{len(outcomes)} runs, {len(bad)} bad: {bad}")
-    if bad:
-        raise SystemExit(1)
+    raise SystemExit(1 if bad else 0)
 
 
 if __name__ == "__main__":

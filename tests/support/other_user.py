@@ -45,10 +45,10 @@ def as_other_user() -> Iterator[None]:
 
 
 @contextmanager
-def open_folder() -> Iterator[Path]:
+def open_folder(mode: int = 0o755) -> Iterator[Path]:
     """A folder that others can enter, unlike pytest's."""
     folder = Path(tempfile.mkdtemp(prefix="slidesam-test-"))
-    folder.chmod(0o755)
+    folder.chmod(mode)
     try:
         yield folder
     finally:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import urllib.request
 from base64 import b64encode
 from collections.abc import Iterator
@@ -16,6 +14,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from tests.support import ROOT
+from tests.support.other_user import open_folder
 from tests.support.slurm_fixtures import until
 
 SCRIPT = ROOT / "infra" / "prefect-server" / "prefect-server"
@@ -34,12 +33,8 @@ def free_port() -> int:
 @contextmanager
 def server_folder() -> Iterator[Path]:
     """A folder for a server: as root the database is user postgres's, who can't enter pytest's folders."""
-    folder = Path(tempfile.mkdtemp(prefix="slidesam-server-"))
-    folder.chmod(0o711)
-    try:
+    with open_folder(0o711) as folder:
         yield folder
-    finally:
-        shutil.rmtree(folder)
 
 
 class Server:

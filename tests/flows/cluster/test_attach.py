@@ -19,13 +19,6 @@ pytestmark = [pytest.mark.filterwarnings(warning) for warning in THIRD_PARTY_WAR
 
 
 @pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("keys") / "keys.pem"
-    write_secret(path, make_keys())
-    return path
-
-
-@pytest.fixture(scope="module")
 def safe(keys: Path) -> Iterator[str]:
     """Address of a cluster with TLS, without workers."""
     from dask.distributed import LocalCluster

@@ -17,8 +17,7 @@ import psutil
 import pytest
 
 from slidesam.flows.cluster.device_workers import DeviceWorker, address_towards, divided
-from slidesam.flows.cluster.keys import make_keys, make_security
-from slidesam.flows.cluster.secret_files import write_secret
+from slidesam.flows.cluster.keys import make_security
 from tests.support import DATA
 from tests.support.intruder import listening
 from tests.support.prefect_fixtures import THIRD_PARTY_WARNINGS
@@ -154,14 +153,6 @@ def test_options_of_dask_are_handed_on_and_those_of_slidesam_win() -> None:
     assert command.index("--nanny") > command.index("--no-nanny")
     preloads = "--preload slidesam.flows.cluster.on_worker --preload-nanny slidesam.flows.cluster.on_nanny"
     assert " ".join(command).endswith(preloads)
-
-
-@pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The key of the cluster."""
-    path = tmp_path_factory.mktemp("keys") / "keys.pem"
-    write_secret(path, make_keys())
-    return path
 
 
 @pytest.fixture(scope="module")
