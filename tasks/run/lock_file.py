@@ -280,6 +280,7 @@ def _create_file(path: Path, text: bytes) -> bool:
             stream.write(text)
         # Writing may stamp the file with our clock, this does with the file server's.
         os.utime(path)
+    # Ctrl-C too: half a lock would keep others out until it counts as old.
     except BaseException:
         path.unlink(missing_ok=True)
         raise

@@ -47,6 +47,7 @@ class Finisher:
 
         try:
             self.wait()
+        # Ctrl-C too: a start-mark that stays would be held against this block.
         except BaseException:
             mark_stack.close()
             raise

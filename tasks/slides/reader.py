@@ -76,6 +76,7 @@ class SlideReader:
         try:
             if source.states() != slide.identity.files:
                 raise SlideError(f"{self._file}: changed since the run was planned; run the same command again")
+        # Whatever it is, the file is closed and the error passed on.
         except BaseException:
             source.close()
             raise
