@@ -8,10 +8,14 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.support import slurm_fixtures
+
+if TYPE_CHECKING:
+    from prefect.context import ContextModel
 
 # What Prefect, Dask and their dependencies warn about among themselves; ours stay errors.
 THIRD_PARTY_WARNINGS = [
@@ -51,6 +55,7 @@ def prefect_server(prefect_home: Path, made_database: Path) -> Iterator[str]:
 
     It has no password, unlike one that slidesam starts: a browser would have to know it.
     """
+    from prefect.context import get_settings_context
     from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
     from slidesam.flows.prefect_api.own_server import OwnServer
@@ -68,9 +73,23 @@ def prefect_server(prefect_home: Path, made_database: Path) -> Iterator[str]:
             if is_first:
                 copy_database(prefect_home / "prefect.db", made_database)
                 fcntl.flock(lock, fcntl.LOCK_UN)
+            _settings_without_server.append(get_settings_context())
             with temporary_settings({PREFECT_HOME: prefect_home, PREFECT_API_URL: server.url}):
                 yield server.url
                 hand_over()
+
+
+_settings_without_server: list[ContextModel] = []
+
+
+@pytest.fixture(autouse=True)
+def only_who_asks_sees_the_server(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Prefect's settings as they were before the server for tests that don't ask for it: others may have asked before."""
+    if not _settings_without_server or "prefect_server" in request.fixturenames:
+        yield
+    else:
+        with _settings_without_server[0].model_copy():
+            yield
 
 
 @pytest.fixture(scope="session")
