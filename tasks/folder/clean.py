@@ -22,6 +22,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from glob import escape
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,8 +44,9 @@ from slidesam.tasks.run.status import count_blocks, find_segment_folder
 from slidesam.tasks.settings.sections import RunSettings
 from slidesam.tasks.settings.types import seconds_of
 
-# Files that `write_atomic` and the lock leave when their process is killed. No process uses files of that age any more.
+# Files that `write_atomic`, the lock and Zarr leave when their process is killed. No process uses files of that age any more.
 _HALF_WRITTEN = re.compile(r"\..+\.[0-9a-f]{32}\.partial")
+_HALF_WRITTEN_BY_ZARR = re.compile(r".+\.[0-9a-f]{32}\.partial")
 _CLAIM = re.compile(r"\.+lock\.json\..+\.claim")
 _LEFTOVER_AGE = 86400.0
 
@@ -127,6 +129,7 @@ class _Cleaning:
         for run in list_runs(folder):
             yield self.clean_run(run, RUN_STAGES, partial(list, [run]))
         image = RunPaths.of_work(folder / IMAGE)
+        yield self.clean_result(image)
         # Of a folder that only another user can enter, Path.is_dir would raise.
         if os.path.isdir(image.work) and not image.work.is_symlink():  # noqa: PTH112
             yield self.clean_run(image, IMAGE_STAGES, partial(_list_used_runs, folder))
@@ -143,6 +146,16 @@ class _Cleaning:
                     if not self.dry_run:
                         path.unlink(missing_ok=True)
                     removed = removed._replace(bytes=removed.bytes + status.st_size, files=removed.files + 1)
+        except OSError as error:
+            removed = removed._replace(error=in_one_line(error))
+        return removed
+
+    def clean_result(self, image: RunPaths) -> Removed:
+        """Remove the half-written files in and beside a slide's result; of runs that finished and of others."""
+        removed = Removed(image.name, "result", 0, 0)
+        try:
+            for path in list(self._find_half_written(image)):
+                removed = self._remove(path, removed)
         except OSError as error:
             removed = removed._replace(error=in_one_line(error))
         return removed
@@ -232,6 +245,17 @@ class _Cleaning:
                 stray = _CLAIM.fullmatch(name) and paths.lock.name not in files
                 if (stray or _HALF_WRITTEN.fullmatch(name)) and self._is_old(folder / name):
                     yield folder / name
+
+    def _find_half_written(self, image: RunPaths) -> Iterator[Path]:
+        """Find the files that a process killed while writing left in a slide's result."""
+        for path in self.output.glob(f".{escape(image.name)}.*.partial"):
+            if _HALF_WRITTEN.fullmatch(path.name) and self._is_old(path):
+                yield path
+        # A store that is a link is the user's own, elsewhere.
+        for place, _, files in [] if image.store.is_symlink() else os.walk(image.store):
+            for name in files:
+                if _HALF_WRITTEN_BY_ZARR.fullmatch(name) and self._is_old(Path(place, name)):
+                    yield Path(place, name)
 
     def _is_old(self, path: Path) -> bool:
         try:

@@ -270,6 +270,30 @@ def test_what_crashes_left_goes_even_of_unfinished_runs(tmp_path: Path) -> None:
     assert files(tmp_path) == kept | {str(path.relative_to(tmp_path)): b"x" for path in [young, *others]}
 
 
+def test_half_written_files_of_a_result_go_too(tmp_path: Path) -> None:
+    made(tmp_path)
+    write_state(tmp_path, "s", "cells", "running")
+    labels = tmp_path / "s.ome.zarr" / "labels" / "cells" / "0"
+    labels.mkdir(parents=True, exist_ok=True)
+    kept = files(tmp_path)
+    old = [
+        labels / f".zarr.json.{'a' * 32}.partial",
+        labels / f"0.{'b' * 32}.partial",
+        tmp_path / f".s.cells.run.json.{'c' * 32}.partial",
+    ]
+    others = [
+        labels / f"1.{'d' * 32}.partial",
+        tmp_path / f".t.cells.run.json.{'e' * 32}.partial",
+        labels / "0.partial",
+    ]
+    for path in [*old, *others]:
+        path.write_bytes(b"x")
+        os.utime(path, (NOW.timestamp() - DAY - 1,) * 2)
+    os.utime(others[0], (NOW.timestamp() - DAY + 60,) * 2)
+    assert clean_folder(tmp_path, keep=None, now=NOW) == [("s", "result", 3, 3, "")]
+    assert files(tmp_path) == kept | {str(path.relative_to(tmp_path)): b"x" for path in others}
+
+
 def test_claims_of_a_lock_that_is_there_stay(tmp_path: Path) -> None:
     work = made(tmp_path)
     write_state(tmp_path, "s", "cells", "running")
