@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ssl
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from slidesam.flows.cluster.links import read_page
 from slidesam.flows.cluster.local_workers import Workers
 from slidesam.flows.cluster.profile import AttachProfile
 from slidesam.tasks.errors import ClusterError, in_one_line
@@ -34,9 +36,7 @@ def attach(profile: AttachProfile) -> Workers:
             f"no Dask scheduler{refusal} answers at {profile.address}",
             "start it (`infra/interactive/cluster start` in an allocation, or `dask scheduler`), or correct " + hint,
         ) from error
-    if not port:
-        return workers
-    return replace(workers, dashboard=f"http://{urlsplit(profile.address).hostname}:{port}/status")
+    return replace(workers, dashboard=_find_page(profile, port) if port else None)
 
 
 def read_security(profile: AttachProfile) -> Any:
@@ -66,6 +66,17 @@ def read_security(profile: AttachProfile) -> Any:
     if context is None:
         raise ClusterError(f"{profile.address} can only be reached with the cluster's keys", f"give {_KEYS}")
     return security
+
+
+def _find_page(profile: AttachProfile, port: int) -> str:
+    """Return the address of the cluster's dashboard."""
+    if profile.ca_file is not None:
+        # infra/interactive/cluster writes it there: its dashboard is on loopback. Another user's file counts for nothing.
+        with suppress(OSError):
+            page = read_page(profile.ca_file.expanduser().with_name("dashboard.link"))
+            if page is not None:
+                return page
+    return f"http://{urlsplit(profile.address).hostname}:{port}/status"
 
 
 def _files(ca: Path, certificate: Path | None, key: Path | None) -> tuple[Path, Path, Path]:

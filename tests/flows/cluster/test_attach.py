@@ -43,6 +43,22 @@ def test_its_keys_let_a_client_in(safe: str, keys: Path) -> None:
             assert client.run_on_scheduler(lambda: 1) == 1
 
 
+def test_a_dashboard_s_address_is_the_one_beside_the_keys(keys: Path, tmp_path: Path) -> None:
+    """infra/interactive/cluster serves it on loopback, wherever its scheduler listens."""
+    from dask.distributed import LocalCluster
+
+    beside = tmp_path / "keys.pem"
+    write_secret(beside, keys.read_text())
+    options = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
+    with LocalCluster(n_workers=0, protocol="tls://", security=make_security(str(keys)), **options) as cluster:
+        attached = profile(cluster.scheduler_address, ca_file=beside)
+        assert attach(attached).dashboard == cluster.dashboard_link
+        write_secret(tmp_path / "dashboard.link", "http://127.0.0.1:8787/status?token=secret\n")
+        assert attach(attached).dashboard == "http://127.0.0.1:8787/status"
+        tmp_path.chmod(0o777)
+        assert attach(attached).dashboard == cluster.dashboard_link
+
+
 def test_keys_of_dask_s_own_configuration_serve_too(safe: str, keys: Path) -> None:
     import dask
 
