@@ -1,23 +1,24 @@
-"""One of the runs of benchmarks/chaos.py: everything of a command is killed while it computes blocks."""
+"""One of the runs of benchmarks/chaos: everything of a command is killed while it computes blocks."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import slidesam
-from benchmarks import chaos
+from benchmarks.chaos.run import Usual, hash_result, run_once
+from benchmarks.chaos.scene import Scene
+from benchmarks.chaos.segmenter import make_settings, number_of_block, write_slide
 
 
 @pytest.fixture
-def usual(made_database: Path, tmp_path: Path) -> chaos.Usual:
+def usual(made_database: Path, tmp_path: Path) -> Usual:
     """What an undisturbed run gives, without its command: computed in this process."""
-    slide, output = chaos.write_slide(tmp_path / "slide.tif"), tmp_path / "out"
-    slidesam.segment(slide, output, chaos.make_settings(tmp_path / "log", output), progress=False)
-    return chaos.Usual(slide, chaos.hash_result(output), 60.0, made_database.parent)
+    slide, output = write_slide(tmp_path / "slide.tif"), tmp_path / "out"
+    slidesam.segment(slide, output, make_settings(tmp_path / "log", output), progress=False)
+    return Usual(slide, hash_result(output), 60.0, made_database.parent)
 
 
 def test_a_finished_block_that_is_computed_again_is_seen(tmp_path: Path) -> None:
@@ -25,12 +26,12 @@ def test_a_finished_block_that_is_computed_again_is_seen(tmp_path: Path) -> None
     result = output / ".slidesam" / "slide" / "cells" / "segment-0123456789ab" / "blocks" / "6.arrays"
     result.parent.mkdir(parents=True)
     for _ in range(2):
-        chaos.number_of_block(np.full((4, 4), 7, np.uint8), str(log), str(output))
+        number_of_block(np.full((4, 4), 7, np.uint8), str(log), str(output))
         result.touch()
     assert log.read_text() == "7 0\n7 1\n"
 
 
 @pytest.mark.slow
-def test_a_command_that_is_killed_as_a_whole_loses_and_leaves_nothing(usual: chaos.Usual) -> None:
-    outcome = chaos.run_once(1, usual, ["kill group"], n_blocks=4, with_root=os.geteuid() == 0)
+def test_a_command_that_is_killed_as_a_whole_loses_and_leaves_nothing(usual: Usual) -> None:
+    outcome = run_once(Scene, 1, usual, ["kill group"], n_blocks=4)
     assert outcome.is_good, outcome
