@@ -10,7 +10,7 @@ DEMO   ?= demo-output
 
 .DEFAULT_GOAL := help
 STITCHING := stitching-accuracy stitching-speed stitching-memory
-BENCHMARKS := accuracy bit-flips block chaos conversion empty file-count guide memory mosaics open-slide overhead pixel-oracle power-cut rechunk same-results soak structure tissue tls
+BENCHMARKS := accuracy bit-flips block chaos conversion durability empty file-count guide memory mosaics open-slide overhead pixel-oracle power-cut rechunk same-results soak structure tissue tls
 .PHONY: help install lock demo test test-fast many-slides full-networks screenshots slurm-overhead stardist $(BENCHMARKS) $(STITCHING) peers lint format typed imports typecheck clean
 
 help:  ## list the targets
@@ -43,7 +43,7 @@ demo: install  ## make a 4096 x 4096 px slide and segment it, about a minute; lo
 	@$(BIN)/slidesam demo --output $(DEMO)
 
 # Processes that tests run in: most of the time they wait for others. tests/conftest.py says which tests stay together.
-AT_ONCE ?= 4
+AT_ONCE ?= 5
 
 test: lint  ## lint, types and all tests (about 20 minutes on two cores; fast ones alone: make test-fast)
 	@$(KEEP_MEMORY) $(BIN)/python -m pytest -n $(AT_ONCE) --dist loadscope --no-loadscope-reorder
@@ -87,6 +87,7 @@ accuracy:    ## how well `watershed` finds nuclei, in blocks and as a whole (nee
 bit-flips:   ## one flipped bit in each kind of file, before and after a run ended: healed, named, refused, or silent
 block:       ## seconds and peak memory of one block, per segmenter
 conversion:  ## converting a slide of 20 000 px beside what this machine can do at best
+durability:  ## what fsync and checksums take of a whole run of 20 000 px
 empty:       ## what leaving out background saves on a nearly empty slide
 file-count:  ## files that a slide of 100 000 px leaves, while it runs and when it is finished
 guide:       ## the guide's figures 1 to 4 again, and false objects at chunk edges; hours on two cores (python -m benchmarks.guide --small: one)
