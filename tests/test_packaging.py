@@ -21,6 +21,7 @@ from tests.support import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FOLDERS = {"slidesam": "api", "slidesam.flows": "flows", "slidesam.tasks": "tasks"}
 DATA = {"py.typed", "flows/py.typed", "tasks/py.typed"}
+DATA_FOLDERS = ("flows/cluster/profiles", "tasks/segmenters/microsam/nuclei_small")
 
 
 def source_files() -> set[str]:
@@ -76,7 +77,7 @@ def test_the_wheel_has_modules_profiles_and_type_marks_and_nothing_else(built: P
     content = {name.removeprefix("slidesam/") for name in names if ".dist-info/" not in name}
     assert content == source_files()
     assert {name for name in content if not name.endswith(".py")} == DATA | {
-        f"flows/cluster/profiles/{path.name}" for path in (ROOT / "flows" / "cluster" / "profiles").glob("*.yaml")
+        f"{folder}/{path.name}" for folder in DATA_FOLDERS for path in (ROOT / folder).iterdir()
     }
     assert next(built.glob("*.whl")).name == f"slidesam-{slidesam.__version__}-py3-none-any.whl"
 

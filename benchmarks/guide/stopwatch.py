@@ -6,6 +6,7 @@ done, the device is waited for at both ends of each.
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -80,11 +81,13 @@ def synchronize() -> None:
 def _places() -> list[tuple[type, str, str]]:
     """Classes, their methods and the stage that each belongs to."""
     from micro_sam import instance_segmentation as generators
-    from segment_anything import SamPredictor
-    from segment_anything.modeling.image_encoder import ImageEncoderViT
+    from micro_sam.util import SamPredictor
 
+    # mobile_sam where it is installed, else segment_anything, which has no TinyViT.
+    networks = importlib.import_module(f"{SamPredictor.__module__.partition('.')[0]}.modeling")
+    encoders = [getattr(networks, name) for name in ("ImageEncoderViT", "TinyViT") if hasattr(networks, name)]
     places: list[tuple[type, str, str]] = [
-        (ImageEncoderViT, "forward", ENCODER),
+        *((encoder, "forward", ENCODER) for encoder in encoders),
         (generators.DecoderAdapter, "_forward_impl", DECODER),
         (SamPredictor, "predict_torch", DECODER),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,7 +36,7 @@ _PURPOSES = {
     "_medical_imaging": "medical images",
 }
 # MB of an encoder's file and of a decoder's, to show before they are fetched.
-_ENCODER_SIZES, _DECODER_SIZE = {"vit_b": 375, "vit_l": 1250, "vit_h": 2565}, 40
+_ENCODER_SIZES, _DECODER_SIZE = {"vit_t": 40, "vit_b": 375, "vit_l": 1250, "vit_h": 2565}, 40
 _SIGNS: dict[State, str] = {"whole": "[green]✓[/]", "wrong": "[red]✗[/]", "missing": " ", "unchecked": "[yellow]?[/]"}
 _WORDS: dict[State, str] = {
     "whole": "whole",
@@ -54,6 +55,7 @@ def add_models_commands(app: typer.Typer) -> None:
 def list_models(cache: Cache = None) -> None:
     """List micro-sam's models, what each is for, and whether its files are in the cache."""
     from slidesam.tasks.segmenters.microsam.registry import MODELS, find_cache_folder
+    from slidesam.tasks.segmenters.microsam.shipped import ARCHITECTURE, FOLDER, NUCLEI_SMALL
     from slidesam.tasks.segmenters.microsam.weights import choose_model
 
     folder = find_cache_folder(cache)
@@ -66,6 +68,9 @@ def list_models(cache: Cache = None) -> None:
         table.add_row(
             name, model[4].upper(), "yes" if has_decoder else "no", _PURPOSES[model[5:]], *_on_disk(model, folder)
         )
+    table.add_row(
+        NUCLEI_SMALL, ARCHITECTURE[4].upper(), "yes", "nuclei", "comes with slidesam", _megabytes(FOLDER.glob("*.pt"))
+    )
     out.print(table)
     out.print(
         Text("\nmodes: ais, apg and amg with a decoder, amg without one; ≈: size of files that aren't in the cache yet")
@@ -83,9 +88,13 @@ def _on_disk(model: str, folder: Path) -> tuple[str, str]:
     files = list_files(model)
     existing = [file for file in files if (folder / file).is_file()]
     if len(existing) == len(files):
-        return "yes", f"{sum((folder / file).stat().st_size for file in files) / 1e6:,.0f} MB"
+        return "yes", _megabytes(folder / file for file in files)
     megabytes = _ENCODER_SIZES[model[:5]] + _DECODER_SIZE * (len(files) - 1)
     return f"no {'encoder' if files[1] in existing else 'decoder'}" if existing else "no", f"≈ {megabytes:,} MB"
+
+
+def _megabytes(files: Iterable[Path]) -> str:
+    return f"{sum(file.stat().st_size for file in files) / 1e6:,.0f} MB"
 
 
 @models_app.command("fetch")

@@ -21,7 +21,7 @@ class MicroSam(Section):
     kind: Literal["micro-sam"] = "micro-sam"
     """Segmentation method: micro-sam, watershed, cellpose, stardist or function."""
     model: str = "auto"
-    """Name in micro-sam's registry; auto = vit_b_histopathology for red, green and blue, otherwise vit_b_lm."""
+    """Name in micro-sam's registry, or nuclei-small, a small model for nuclei that comes with slidesam; auto = vit_b_histopathology for red, green and blue, otherwise vit_b_lm."""  # noqa: E501
     checkpoint: str | None = None
     """File with your own weights instead of the registry's; `model` then names their architecture."""
     trust: bool = False

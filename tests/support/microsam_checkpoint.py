@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from micro_sam.instance_segmentation import get_unetr
-from segment_anything import sam_model_registry
+from micro_sam.util import sam_model_registry
 from torch.nn.functional import interpolate
 
 # Medians of the decoder's logits (foreground, centre and boundary distance) for seed 0, on scikit-image's

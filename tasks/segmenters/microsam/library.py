@@ -1,4 +1,4 @@
-"""The one door to micro-sam: no other module imports micro_sam, torch_em or segment_anything, or knows what is inside them.
+"""The one door to micro-sam: no other module imports micro_sam or what it stands on (torch_em, segment_anything, mobile_sam).
 
 Importing this module loads none of them. The functions that need micro-sam import it, which takes 15 s the first time.
 
@@ -12,6 +12,7 @@ tests/tasks/segmenters/microsam/test_library.py, which names the part if it move
 5. embeddings of an image             their keys and attributes: `describe_image`, `describe_tiles`
 6. `micro_sam.instance_segmentation`  the generators' class names: `find_generator_class`
 7. a generator's state                replaced, never changed in place, so that a shallow copy keeps it: `copy_generator`
+8. a predictor's `model_type` and `model_name`, which `get_sam_model` sets: `_load_parts` sets them, too
 
 micro-sam 2 brings SAM 2 (https://github.com/computational-cell-analytics/micro-sam/issues/896) and moves these modules to
 `micro_sam.v1`; then this module changes, and no other.
@@ -84,7 +85,7 @@ def load_model(name: str, checkpoint: Path, decoder: Path | None, device: str, *
 
     Args:
         name: The model's name in micro-sam's registry, or its architecture.
-        checkpoint: SAM's weights.
+        checkpoint: SAM's weights, or a folder with the parts of a vit_t and its decoder, as training/train.py saves them.
         decoder: The decoder's weights, if they are a file of their own.
         device: Where to put the model.
         is_trusted: Whether files that hold more than weights are unpickled, which runs code that their makers put in.
@@ -93,6 +94,8 @@ def load_model(name: str, checkpoint: Path, decoder: Path | None, device: str, *
         pickle.UnpicklingError: A file holds more than weights, and isn't trusted.
         Exception: Whatever torch and pickle raise for a file that holds no weights of SAM.
     """
+    if checkpoint.is_dir():
+        return _load_parts(checkpoint, device)
     from micro_sam.util import get_sam_model
 
     # micro-sam replaces the standard library's unpickler by one that skips what it can't find, for good: put back here.
@@ -105,6 +108,27 @@ def load_model(name: str, checkpoint: Path, decoder: Path | None, device: str, *
     finally:
         pickle.Unpickler = unpickler  # type: ignore[misc]
     return Model(predictor, state)
+
+
+def _load_parts(folder: Path, device: str) -> Model:
+    """Join the parts of a vit_t and its decoder; make prompt encoder and mask decoder, which no part holds, from a fixed seed."""
+    import torch
+    from micro_sam.util import SamPredictor, sam_model_registry
+
+    weights: dict[str, Any] = {}
+    for path in sorted(folder.glob("*.pt")):
+        part = torch.load(path, map_location="cpu", weights_only=True)
+        weights |= {key: value.float() if value.is_floating_point() else value for key, value in part.items()}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        sam = sam_model_registry["vit_t"]()
+    prefix = "encoder."
+    encoder = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    sam.image_encoder.load_state_dict(encoder)
+    predictor = SamPredictor(sam.to(device))
+    predictor.model_type = predictor.model_name = "vit_t"
+    decoder = {key: value for key, value in weights.items() if not key.startswith(prefix)}
+    return Model(predictor, {"decoder_state": decoder})
 
 
 @contextlib.contextmanager

@@ -23,13 +23,16 @@ from slidesam.tasks.errors import OutputError, SegmenterError, SettingsError, in
 from slidesam.tasks.segmenters.microsam import library
 from slidesam.tasks.segmenters.torch_host import can_hash, hash_file, make_read_error
 
-# Models of micro-sam's registry, except the vit_t family, which needs mobile_sam; True: a decoder belongs to the model.
+# Models of micro-sam's registry; True: a decoder belongs to the model. The vit_t family needs mobile_sam.
 MODELS = {
+    "vit_t": False,
     "vit_b": False,
     "vit_l": False,
     "vit_h": False,
+    "vit_t_lm": True,
     "vit_b_lm": True,
     "vit_l_lm": True,
+    "vit_t_em_organelles": True,
     "vit_b_em_organelles": True,
     "vit_l_em_organelles": True,
     "vit_b_histopathology": True,

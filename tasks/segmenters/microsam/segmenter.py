@@ -38,6 +38,7 @@ from slidesam.tasks.segmenters.microsam.inputs import check_inputs, compose, int
 from slidesam.tasks.segmenters.microsam.weights import (
     Weights,
     choose_model,
+    find_architecture,
     find_weights,
     make_decoder_error,
     make_trust_cure,
@@ -224,7 +225,7 @@ def _load_model(settings: MicroSam, name: str, weights: Weights, device: str) ->
             make_trust_cure(settings, weights) if is_refused else "",
         ) from error
     actual = model.architecture
-    if settings.model != "auto" and actual != name[:5]:
+    if settings.model != "auto" and actual != find_architecture(name):
         raise SegmenterError(
             f"{weights.checkpoint} holds weights of {actual}, not {name}", f"set segmenter.model: {actual}"
         )

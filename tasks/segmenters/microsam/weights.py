@@ -25,11 +25,12 @@ from slidesam.tasks.segmenters.microsam.registry import (
     list_files,
     read_registry,
 )
+from slidesam.tasks.segmenters.microsam.shipped import ARCHITECTURE, CURE, FILES, FOLDER, NUCLEI_SMALL, check_shipped
 from slidesam.tasks.segmenters.torch_host import can_hash, hash_file, make_read_error
 from slidesam.tasks.settings.methods import MicroSam
 
 _UNFORGEABLE = ("sha256", "sha512")
-_ARCHITECTURES = ("vit_b", "vit_l", "vit_h")
+_ARCHITECTURES = ("vit_t", "vit_b", "vit_l", "vit_h")
 _NO_WEIGHTS_NEEDED = "or use --segmenter watershed, which needs no weights"
 _log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ class Weights:
     """Files of one model.
 
     Attributes:
-        checkpoint: SAM's weights, with or without a decoder's.
+        checkpoint: SAM's weights, with or without a decoder's; of the model that slidesam ships, the folder of its parts.
         decoder: The decoder's weights, if they are a separate file as in micro-sam's registry.
         is_trusted: Whether a file that holds more than weights may be unpickled.
     """
@@ -48,9 +49,16 @@ class Weights:
     decoder: Path | None
     is_trusted: bool = False
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files, in the order in which they are hashed."""
+        if self.checkpoint == FOLDER:
+            return tuple(FOLDER / name for name in FILES)
+        return tuple(path for path in (self.checkpoint, self.decoder) if path is not None)
+
 
 def choose_model(settings: MicroSam, is_rgb: bool) -> str:
-    """Choose the name in micro-sam's registry that these settings mean.
+    """Choose the model that these settings mean: its name in micro-sam's registry, or nuclei-small.
 
     Example:
         >>> choose_model(MicroSam(), is_rgb=True)
@@ -61,6 +69,16 @@ def choose_model(settings: MicroSam, is_rgb: bool) -> str:
     if settings.model != "auto":
         return settings.model
     return "vit_b_histopathology" if is_rgb else "vit_b_lm"
+
+
+def find_architecture(model: str) -> str:
+    """Find the name of a model's encoder.
+
+    Example:
+        >>> find_architecture("vit_b_lm"), find_architecture("nuclei-small")
+        ('vit_b', 'vit_t')
+    """
+    return ARCHITECTURE if model == NUCLEI_SMALL else model[:5]
 
 
 def identify_model(settings: MicroSam, is_rgb: bool) -> str:
@@ -77,13 +95,13 @@ def identify_model(settings: MicroSam, is_rgb: bool) -> str:
 
     Raises:
         SegmenterError: micro-sam isn't installed, the model is unknown, its weights are missing, or a file isn't the one of
-            micro-sam's registry. A user's own file is taken as it is.
+            micro-sam's registry, or that slidesam ships. A user's own file is taken as it is.
     """
     weights = find_weights(settings, is_rgb)
     is_own = settings.checkpoint is not None
-    registry = {} if is_own else read_registry()
+    registry = {} if is_own else FILES if weights.checkpoint == FOLDER else read_registry()
     digest = hashlib.sha256()
-    for path in filter(None, (weights.checkpoint, weights.decoder)):
+    for path in weights.files:
         entry = registry.get(path.name)
         if entry is not None and not can_hash(entry.algorithm):
             entry = None
@@ -100,13 +118,18 @@ def _check_hash(path: Path, entry: Registered | None) -> bytes:
     except OSError as error:
         raise make_read_error(path, error) from error
     for digest in other_digests:
-        if entry is not None and digest.hex() != entry.digest:
+        if entry is None or digest.hex() == entry.digest:
+            continue
+        if path.parent == FOLDER:
             raise SegmenterError(
-                f"{path} is not the file of micro-sam's registry ({entry.algorithm}:{digest.hex()}, not {entry.hash}), "
-                f"so it isn't loaded",
-                f"run `slidesam models fetch {path.name.removesuffix('_decoder')}` where there is "
-                "internet, or name your own weights by segmenter.checkpoint",
+                f"{path} is not the file that slidesam ships, so it isn't loaded", "install slidesam again"
             )
+        raise SegmenterError(
+            f"{path} is not the file of micro-sam's registry ({entry.algorithm}:{digest.hex()}, not {entry.hash}), "
+            f"so it isn't loaded",
+            f"run `slidesam models fetch {path.name.removesuffix('_decoder')}` where there is "
+            "internet, or name your own weights by segmenter.checkpoint",
+        )
     return sha256
 
 
@@ -117,19 +140,16 @@ def find_weights(settings: MicroSam, is_rgb: bool) -> Weights:
         SegmenterError: micro-sam isn't installed, the model is unknown, or its weights are missing.
     """
     name = choose_model(settings, is_rgb)
-    if name.startswith("vit_t"):
+    if settings.checkpoint is None and name not in (*MODELS, NUCLEI_SMALL):
         raise SegmenterError(
-            f"model {name} needs mobile_sam, which is not on PyPI", f"choose one of {', '.join(MODELS)}"
-        )
-    if settings.checkpoint is None and name not in MODELS:
-        raise SegmenterError(
-            f"micro-sam has no model {name!r}", f"choose one of {', '.join(MODELS)}, or give segmenter.checkpoint"
+            f"micro-sam has no model {name!r}",
+            f"choose one of {', '.join(MODELS)}, or {NUCLEI_SMALL}, or give segmenter.checkpoint",
         )
     if settings.checkpoint is not None and not name.startswith(_ARCHITECTURES):
         raise SegmenterError(
             f"segmenter.model {name!r} names no architecture", f"with a checkpoint, give {' or '.join(_ARCHITECTURES)}"
         )
-    for package in ("torch", "micro_sam"):
+    for package in ("torch", "micro_sam", *(("mobile_sam",) if find_architecture(name) == "vit_t" else ())):
         if importlib.util.find_spec(package) is None:
             raise SegmenterError(
                 f"segmenter micro-sam needs {package}, which is not installed here", f"{INSTALL}, {_NO_WEIGHTS_NEEDED}"
@@ -142,6 +162,9 @@ def find_weights(settings: MicroSam, is_rgb: bool) -> Weights:
                 f"give a path that the workers see too, {_NO_WEIGHTS_NEEDED}",
             )
         return Weights(checkpoint, None, is_trusted=settings.trust)
+    if name == NUCLEI_SMALL:
+        check_shipped(settings.mode)
+        return Weights(FOLDER, None)
     if settings.mode in ("ais", "apg") and not MODELS[name]:
         raise make_decoder_error(settings.mode, f"model {name}")
     return _find_cached(name)
@@ -154,7 +177,7 @@ def make_trust_cure(settings: MicroSam, weights: Weights) -> str:
             "only weights are loaded, because more can run any code: save them alone (micro_sam.util.export_custom_sam_model "
             "does), or, if you trust who made the file, add `--set segmenter.trust=true` to the command"
         )
-    names = " and ".join(path.name for path in (weights.checkpoint, weights.decoder) if path is not None)
+    names = " and ".join(path.name for path in weights.files)
     return (
         f"if you trust micro-sam's file, pin it: lines `NAME sha256:DIGEST` for {names} in a file that {OVERRIDES} names "
         "(`sha256sum` prints a digest)"
@@ -178,7 +201,8 @@ def _find_cached(name: str) -> Weights:
             f"weights of model {name} are not on this machine",
             f"{folder} has no {' and no '.join(missing)}. "
             f"Where there is internet, run `slidesam models fetch {name} --cache FOLDER` with a FOLDER that the "
-            f"workers see, and set MICROSAM_CACHEDIR=FOLDER here and for the workers; {_NO_WEIGHTS_NEEDED}",
+            f"workers see, and set MICROSAM_CACHEDIR=FOLDER here and for the workers. "
+            f"Without a download: {CURE}, {_NO_WEIGHTS_NEEDED}",
         )
     registry = read_registry()
     # `identify_model` has compared the files with these.

@@ -41,10 +41,12 @@ class TestFetch:
 
         listed = slidesam("models", "list").stdout.splitlines()
         shown = {line.split()[0]: line for line in listed if line.startswith("vit_")}
+        assert any(line.startswith("nuclei-small") and line.endswith("31 MB") for line in listed)
         assert shown.keys() == MODELS.keys()
         assert shown["vit_b_lm"].split()[1:3] == ["B", "yes"]
         assert "light microscopy" in shown["vit_b_lm"]
         assert shown["vit_b_lm"].split()[-3:] == ["yes", "4", "MB"]
+        assert shown["vit_t"].split()[-4:] == ["no", "≈", "40", "MB"]
         assert shown["vit_h"].split()[-4:] == ["no", "≈", "2,565", "MB"]
         assert any(
             "vit_b_histopathology for bright-field RGB slides, vit_b_lm for all others" in line for line in listed

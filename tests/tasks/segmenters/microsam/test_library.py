@@ -33,7 +33,7 @@ def part(module: str, name: str, user: str) -> Any:
 
 
 def test_importing_is_light() -> None:
-    heavy = "{'torch', 'micro_sam', 'segment_anything', 'torch_em'}"
+    heavy = "{'torch', 'micro_sam', 'mobile_sam', 'segment_anything', 'torch_em'}"
     code = f"import sys; from {library.__package__} import library; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=180)
     assert done.stdout == "set()\n"

@@ -27,9 +27,7 @@ class TestRegistry:
                 assert known[file].algorithm == "xxh128"
                 assert len(known[file].digest) == 32
                 assert known[file].url.startswith("https://")
-        # And those that it has beside them are of the family that needs mobile_sam.
-        files = {file for model in MODELS for file in list_files(model)}
-        assert all(name.startswith("vit_t") for name in known.keys() - files)
+        assert known.keys() == {file for model in MODELS for file in list_files(model)}
 
     def test_every_model_is_for_something(self) -> None:
         assert {model[len("vit_b") :] for model in MODELS} == _PURPOSES.keys()

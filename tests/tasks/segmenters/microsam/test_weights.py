@@ -46,6 +46,7 @@ class TestWeights:
             str(tmp_path / "models"),
             "slidesam models fetch vit_b_lm",
             "MICROSAM_CACHEDIR",
+            "segmenter.model=nuclei-small",
             "watershed",
         ):
             assert part in message
@@ -74,9 +75,11 @@ class TestWeights:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            (MicroSam(model="vit_t_lm"), "needs mobile_sam"),
-            (MicroSam(model="cyto3"), "no model 'cyto3': choose one of vit_b, "),
+            (MicroSam(model="vit_t_lm"), "weights of model vit_t_lm are not on this machine"),
+            (MicroSam(model="cyto3"), "no model 'cyto3': choose one of vit_t, vit_b, .*or nuclei-small"),
             (MicroSam(model="cyto3", checkpoint="x.pt"), "names no architecture"),
+            (MicroSam(model="nuclei-small", checkpoint="x.pt"), "names no architecture"),
+            (MicroSam(model="nuclei-small", mode="amg"), "mode amg needs SAM's mask decoder.* set segmenter.mode: ais"),
             (MicroSam(checkpoint="/nowhere/x.pt"), "/nowhere/x.pt is no file"),
             (MicroSam(model="vit_b", mode="ais"), "model vit_b has none"),
         ],
@@ -89,6 +92,12 @@ class TestWeights:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
         with pytest.raises(SegmenterError, match=r'pip install "slidesam\[micro-sam\]"'):
             identify_model(MicroSam(), is_rgb=False)
+
+    @pytest.mark.parametrize("model", ["vit_t_lm", "nuclei-small"])
+    def test_of_vit_t_without_mobile_sam(self, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "mobile_sam" else object())
+        with pytest.raises(SegmenterError, match=r'needs mobile_sam, .*pip install "slidesam\[micro-sam\]"'):
+            identify_model(MicroSam(model=model), is_rgb=False)
 
 
 class TestIdentity:
