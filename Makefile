@@ -11,7 +11,7 @@ DEMO   ?= demo-output
 .DEFAULT_GOAL := help
 STITCHING := stitching-accuracy stitching-speed stitching-memory
 BENCHMARKS := accuracy bit-flips block chaos conversion durability empty file-count guide memory mosaics open-slide overhead pixel-oracle power-cut rechunk same-results soak structure tissue tls
-.PHONY: help install lock demo test test-fast many-slides full-networks screenshots slurm-overhead stardist $(BENCHMARKS) $(STITCHING) peers lint format typed imports typecheck clean
+.PHONY: help install lock demo test test-fast many-slides full-networks screenshots seams slurm-overhead stardist $(BENCHMARKS) $(STITCHING) peers lint format typed imports typecheck clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -63,6 +63,9 @@ screenshots: install  ## the browser test, keeping its pictures in screenshots/
 
 $(BENCHMARKS): install
 	@$(BIN)/python -m benchmarks.$(subst -,_,$@)
+
+seams: install  ## what block borders change with the model in the package, beside the guide's way (needs ../shared/data)
+	@$(KEEP_MEMORY) $(BIN)/python -m benchmarks.seams
 
 $(STITCHING): install
 	@$(BIN)/python -m benchmarks.stitching $(@:stitching-%=%) --json benchmarks/results/$@.json

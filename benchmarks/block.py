@@ -43,6 +43,8 @@ SEGMENTERS = {
         "device": "cpu",
         "options": {"points_per_side": 8},
     },
+    # micro-sam's default.
+    "micro-sam AMG, 32 points a side": {"kind": "micro-sam", "mode": "amg", "device": "cpu"},
 }
 
 

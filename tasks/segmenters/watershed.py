@@ -1,8 +1,8 @@
 """Nuclei without weights: one threshold for the slide, and a watershed on the distance to the background.
 
 1. Signal: the share of light that hematoxylin takes from bright-field RGB (Ruifrok & Johnston's colour deconvolution), or
-   the intensity itself. Otsu's threshold on the share of light finds more nuclei than on its logarithm, the density:
-   `benchmarks/accuracy.py` has the figures.
+   the intensity itself. On a mosaic of tissue patches Otsu's threshold on the share of light finds more nuclei than on its
+   logarithm, the density (F1 at IoU 0.5 0.56 against 0.49), but not on every patch: `make accuracy` prints both.
 2. Foreground: the smoothed signal above Otsu's threshold over the whole slide; with hematoxylin it must also stand out from
    its surroundings, so that a nucleus in deeply stained tissue is found and the tissue isn't. Small specks are dropped,
    small holes filled.
