@@ -44,11 +44,29 @@ def plan_run(slide: Path, output: Path, settings: Settings, allowed: Collection[
         SegmenterError: The segmenter's weights or function aren't there, or aren't allowed.
         OutputError: The output folder can't be written.
     """
+    permit(settings.segmenter, allowed)
+    run = describe_run(mark_decimated(inspect_slide(slide, settings.slide)), output, settings, allowed)
+    prepare_output(run.output, run.paths)
+    return run
+
+
+def describe_run(facts: Slide, output: Path, settings: Settings, allowed: Collection[str] = ()) -> Run:
+    """Describe a run on a slide that was inspected; write nothing.
+
+    Args:
+        facts: The slide.
+        output: The output folder.
+        settings: What to compute.
+        allowed: Code that the person allows the segmenter to load.
+
+    Raises:
+        SettingsError: A setting doesn't suit the slide.
+        SegmenterError: The segmenter's weights or function aren't there, or aren't allowed.
+    """
     permitted = permit(settings.segmenter, allowed)
-    facts = mark_decimated(inspect_slide(slide, settings.slide))
     settings, mask = _with_mask(settings)
     settings = resolve_sizes(facts, settings)
-    run = Run(
+    return Run(
         slide=facts,
         output=output.resolve(),
         settings=settings,
@@ -56,8 +74,6 @@ def plan_run(slide: Path, output: Path, settings: Settings, allowed: Collection[
         tissue_identity=mask,
         permitted=permitted,
     )
-    prepare_output(run.output, run.paths)
-    return run
 
 
 def resolve_sizes(slide: Slide, settings: Settings) -> Settings:

@@ -23,6 +23,7 @@ from slidesam.flows.cli.options import (
     Workers,
     load_settings,
 )
+from slidesam.flows.cli.trial import add_try_command
 from slidesam.flows.cli.verify import add_verify_command
 from slidesam.flows.console import out, say, say_failed
 from slidesam.tasks.errors import OutputError, SettingsError
@@ -48,6 +49,7 @@ app = typer.Typer(
 add_cluster_commands(app)
 add_models_commands(app)
 add_verify_command(app)
+add_try_command(app)
 
 
 def _version(show: bool) -> None:

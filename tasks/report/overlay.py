@@ -77,7 +77,7 @@ def write_overlay(
     is_segmented = is_segmented.reshape(run.grid.grid_shape)
     details = choose_details(run.grid, labels, is_segmented)
     channels = display_channels(run.slide)
-    windows = _display_windows(read_published(run, channels)[0], is_rgb=run.slide.is_rgb)
+    windows = display_windows(read_published(run, channels)[0], is_rgb=run.slide.is_rgb)
     overview = _draw_overview(run, channels, windows, details, tissue_mask, is_segmented)
     tiles = [(overview, _make_caption(run, n_objects, int(is_segmented.sum())))]
     with closing(open_display(run, channels)) as reader:
@@ -169,7 +169,8 @@ def _find_seams(start: int, stop: int, block: int) -> list[int]:
     return [at - start for at in range(-(-(start + 1) // block) * block, stop, block)]
 
 
-def _display_windows(image: NDArray[Any], *, is_rgb: bool) -> list[tuple[float, float]]:
+def display_windows(image: NDArray[Any], *, is_rgb: bool) -> list[tuple[float, float]]:
+    """Choose from a coarse (y, x, c) image the range of values that each channel is shown by: `windows` of `to_rgb`."""
     if is_rgb and image.dtype == np.uint8:
         return [(0.0, 255.0)] * 3
     ends = [nearest_percentiles(image[..., channel], (1, 99.8)) for channel in range(image.shape[2])]
@@ -178,9 +179,9 @@ def _display_windows(image: NDArray[Any], *, is_rgb: bool) -> list[tuple[float, 
 
 def _draw_detail(image: NDArray[np.uint8], labels: NDArray[Any], region: Region, grid: BlockGrid) -> Image.Image:
     """Draw a detail at twice its size, so that outlines are half a pixel wide, with dashes along the seams."""
-    colour = _OUTLINE_ON_BRIGHT if image.mean() > 110 else _OUTLINE_ON_DARK
+    colour = outline_colour(image)
     image, labels = image.repeat(2, axis=0).repeat(2, axis=1), labels.repeat(2, axis=0).repeat(2, axis=1)
-    image[_find_outlines(labels)] = colour
+    image[find_outlines(labels)] = colour
     picture = Image.fromarray(image)
     draw = ImageDraw.Draw(picture)
     for y in _find_seams(region.y0, region.y1, grid.block_shape[0]):
@@ -245,11 +246,16 @@ def _draw_blocks_and_mask(
             (at / step).astype(int).clip(0, size - 1)
             for at, step, size in zip((y, x), mask.step, mask.pixels.shape, strict=True)
         )
-        picture[_find_outlines(mask.pixels[np.ix_(rows, columns)])] = _TISSUE
+        picture[find_outlines(mask.pixels[np.ix_(rows, columns)])] = _TISSUE
     return picture
 
 
-def _find_outlines(labels: NDArray[Any]) -> NDArray[np.bool_]:
+def outline_colour(image: NDArray[np.uint8]) -> tuple[int, int, int]:
+    """Choose a colour that is visible on this (y, x, 3) picture."""
+    return _OUTLINE_ON_BRIGHT if image.mean() > 110 else _OUTLINE_ON_DARK
+
+
+def find_outlines(labels: NDArray[Any]) -> NDArray[np.bool_]:
     """Find the pixels of objects that touch other objects or background."""
     # Imported here: it takes 0.25 s to load, and most processes draw no picture.
     from skimage.segmentation import find_boundaries

@@ -48,38 +48,69 @@ def prepare_run(run: Run) -> Params:
         overview = read_slide_overview(run)
         with closing(open_pixels(run)) as reader:
             sample = sample_slide(run.segmented_grid.shape, overview, reader)
-        fill = background_of(overview, is_bright=segmenter.has_bright_background(run.segmented_slide))
-        blocks, known = _find_blocks(run, overview), drop_no_data(sample, fill)
-        shared = Params(
-            params=jsonable_params(
-                segmenter.prepare(known[..., 0] if known.shape[2] == 1 else known, run.segmented_slide)
-            ),
-            fill=fill.tolist(),
-            blocks=blocks,
-            has_tissue=bool(_find_tissue(run, overview).any() if blocks is None else blocks),
-            warnings=describe_no_data(sample),
-            seconds=time.perf_counter() - start_time,
-        )
+        measured = measure_sample(run, segmenter, overview, sample)
+        blocks = _find_blocks(run, overview)
+        update = {
+            "blocks": blocks,
+            "has_tissue": bool(_find_tissue(run, overview).any() if blocks is None else blocks),
+            "seconds": time.perf_counter() - start_time,
+        }
+        shared = measured.model_copy(update=update)
         write_json(run.segment_folder.causes, run.causes["segment"])
         shared.write(path)
     return shared
 
 
-def _find_blocks(run: Run, overview: NDArray[Any]) -> tuple[int, ...] | None:
-    """Find the ids of the blocks that hold tissue, None for all; save the mask for the picture."""
+def measure_sample(run: Run, segmenter: Segmenter, overview: NDArray[Any], sample: NDArray[Any]) -> Params:
+    """Find the segmenter's parameters and the background of a slide; write nothing.
+
+    Args:
+        run: The run.
+        segmenter: Its segmenter.
+        overview: (y, x, c) coarse image of the slide's channels to segment.
+        sample: What `sample_slide` read of them.
+
+    Returns:
+        What all blocks share, without the blocks that hold tissue.
+    """
+    fill = background_of(overview, is_bright=segmenter.has_bright_background(run.segmented_slide))
+    known = drop_no_data(sample, fill)
+    pixels = known[..., 0] if known.shape[2] == 1 else known
+    return Params(
+        params=jsonable_params(segmenter.prepare(pixels, run.segmented_slide)),
+        fill=fill.tolist(),
+        warnings=describe_no_data(sample),
+    )
+
+
+def find_blocks(run: Run, overview: NDArray[Any]) -> tuple[tuple[int, ...] | None, TissueMask | None]:
+    """Find the ids of the blocks that hold tissue, and the mask; (None, None) if all are segmented.
+
+    Args:
+        run: The run.
+        overview: (y, x, c) coarse image of the slide's channels to segment.
+    """
     tissue = run.settings.blocks.tissue
     if tissue == "off":
-        return None
+        return None, None
     if tissue == "auto":
-        mask = _find_tissue(run, overview)
-        step = overview_step(run.slide)
-        arrays = {"step": np.asarray(step)}
-    else:
-        # A mask image is stretched over the slide.
-        mask, step, arrays = read_mask(Path(tissue), run.slide.shape), None, {}
-    arrays |= {"bits": np.packbits(mask), "shape": np.asarray(mask.shape)}
-    write_arrays(run.segment_folder.tissue, arrays)
-    return tuple(blocks_with_tissue(mask, run.grid, step))
+        mask = TissueMask(_find_tissue(run, overview), overview_step(run.slide))
+        return tuple(blocks_with_tissue(mask.pixels, run.grid, mask.step)), mask
+    # A mask image is stretched over the slide.
+    pixels = read_mask(Path(tissue), run.slide.shape)
+    step_y, step_x = (np.array(run.slide.shape) / pixels.shape).tolist()
+    return tuple(blocks_with_tissue(pixels, run.grid)), TissueMask(pixels, (step_y, step_x))
+
+
+def _find_blocks(run: Run, overview: NDArray[Any]) -> tuple[int, ...] | None:
+    """Find the ids of the blocks that hold tissue, None for all; save the mask for the picture."""
+    blocks, mask = find_blocks(run, overview)
+    if mask is not None:
+        # Without a step the mask is stretched over the slide when it is read.
+        arrays = {"step": np.asarray(mask.step)} if run.settings.blocks.tissue == "auto" else {}
+        arrays |= {"bits": np.packbits(mask.pixels), "shape": np.asarray(mask.pixels.shape)}
+        write_arrays(run.segment_folder.tissue, arrays)
+    return blocks
 
 
 def _find_tissue(run: Run, overview: NDArray[Any]) -> NDArray[np.bool_]:

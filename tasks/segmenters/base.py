@@ -40,9 +40,11 @@ class Segmenter(ABC):
 
     Attributes:
         device: Where it computes (cpu, cuda, mps): noted with each block. While a GPU computes one block, the last is finished.
+        reused_seconds: How long computing took what the last call of `segment` took over from a variant's call.
     """
 
     device: str = "cpu"
+    reused_seconds: float = 0.0
 
     @property
     def arithmetic(self) -> Arithmetic | None:
@@ -52,6 +54,32 @@ class Segmenter(ABC):
     def has_bright_background(self, slide: Slide) -> bool:
         """Whether what surrounds objects is bright, so that the slide is padded with it: by default, if it is in bright field."""
         return slide.is_rgb
+
+    def suggest_trials(self, params: Params) -> list[dict[str, list[Any]]]:
+        """Suggest which settings are worth trying on a slide.
+
+        Args:
+            params: What `prepare` returned for it.
+
+        Returns:
+            Grids of values by the settings' dotted names: of each grid all combinations are tried. `[{}]` = none.
+        """
+        return [{}]
+
+    def vary(self, settings: Any) -> Segmenter | None:
+        """Return a segmenter with other settings that takes over what this one computed of the same images, for trials.
+
+        Args:
+            settings: The segmenter's settings, of the same kind.
+
+        Returns:
+            The segmenter; None = it has to be made as any other.
+        """
+        return None
+
+    def measure_work(self, shape: tuple[int, int]) -> float:
+        """Return how much work an image of this height and width is, compared with others: by default its number of pixels."""
+        return float(shape[0] * shape[1])
 
     @abstractmethod
     def prepare(self, sample: NDArray[Any], slide: Slide) -> dict[str, Any]:

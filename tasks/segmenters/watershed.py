@@ -63,6 +63,13 @@ class WatershedSegmenter(Segmenter):
         """Whether objects are darker than what surrounds them, whatever kind of slide it is."""
         return self.signal_kind != "bright"
 
+    def suggest_trials(self, params: Params) -> list[dict[str, list[Any]]]:
+        """Suggest thresholds around the slide's own, and diameters around that of the settings."""
+        own, diameter = params["threshold"], self.settings.diameter
+        thresholds = [self.settings.threshold, *(float(f"{own * share:.3g}") for share in (0.75, 1.25))]
+        diameters = [diameter, *(float(f"{diameter * share:.3g}") for share in (0.75, 1.5))]
+        return [{"segmenter.threshold": thresholds, "segmenter.diameter": diameters}]
+
     def prepare(self, sample: NDArray[Any], slide: Slide) -> dict[str, Any]:
         """Find the slide's threshold and sizes.
 

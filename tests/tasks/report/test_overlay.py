@@ -65,7 +65,7 @@ class TestDisplay:
     def test_floats_of_any_size_are_shown_over_their_whole_range(self, scale: float) -> None:
         image = (np.linspace(0, scale, 10_000).reshape(100, 100, 1)).astype(np.float32)
         image[0, :4, 0] = np.nan, np.inf, -np.inf, -3.4e38
-        shown = overlay.to_rgb(image, overlay._display_windows(image, is_rgb=False))
+        shown = overlay.to_rgb(image, overlay.display_windows(image, is_rgb=False))
         assert shown[1, 0].tolist() == [0, 0, 0]
         assert shown[50, 50, 0] == pytest.approx(128, abs=3)
         assert shown[-1, -1].tolist() == [255, 255, 255]
@@ -74,7 +74,7 @@ class TestDisplay:
         image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
         image[..., 1] //= 2
         deep = image.astype(np.uint16) * 257
-        shown = overlay.to_rgb(deep, overlay._display_windows(deep, is_rgb=True))
+        shown = overlay.to_rgb(deep, overlay.display_windows(deep, is_rgb=True))
         assert np.abs(shown.astype(int) - image).max() <= 2
 
     def test_viewers_get_a_window_that_shows_faint_floats(self, tmp_path: Path) -> None:
