@@ -53,6 +53,7 @@ def measure(settings: dict, side: int) -> dict[str, float]:
     from slidesam.tasks.folder.demo import demo_image
     from slidesam.tasks.segmenters import load_segmenter, segmenter_identity
     from slidesam.tasks.segmenters.microsam.sizes import with_tiles
+    from slidesam.tasks.segmenters.microsam.weights import choose_model
     from slidesam.tasks.settings.methods import MicroSam
     from slidesam.tasks.settings.parse import make_settings
 
@@ -60,7 +61,7 @@ def measure(settings: dict, side: int) -> dict[str, float]:
     seen = side + 2 * whole.blocks.halo
     chosen = whole.segmenter
     if isinstance(chosen, MicroSam):
-        chosen = with_tiles(chosen, whole.blocks, (seen, seen))
+        chosen = with_tiles(chosen, choose_model(chosen, is_rgb=True), (seen, seen))
     segmenter = load_segmenter(chosen.model_dump_json(), True, segmenter_identity(chosen, True))
     image = demo_image(seen)
     params = segmenter.prepare(image, SimpleNamespace(mpp=(0.5, 0.5)))  # type: ignore[arg-type]

@@ -20,6 +20,7 @@ from slidesam.tasks.segmenters import segmenter_identity
 from slidesam.tasks.segmenters.allowed import find_code, permit
 from slidesam.tasks.segmenters.microsam.inputs import check_inputs
 from slidesam.tasks.segmenters.microsam.sizes import explain_sizes, with_tiles
+from slidesam.tasks.segmenters.microsam.weights import choose_model
 from slidesam.tasks.segmenters.packages import describe_differences
 from slidesam.tasks.settings.methods import MicroSam
 from slidesam.tasks.settings.sections import Settings
@@ -88,7 +89,8 @@ def resolve_sizes(slide: Slide, settings: Settings) -> Settings:
     if not isinstance(settings.segmenter, MicroSam):
         return settings
     check_inputs(settings.segmenter, slide)
-    tiled = with_tiles(settings.segmenter, settings.blocks, scaled_grid.outer_shape)
+    model = choose_model(settings.segmenter, slide.is_rgb)
+    tiled = with_tiles(settings.segmenter, model, scaled_grid.outer_shape)
     return settings.model_copy(update={"segmenter": tiled})
 
 
@@ -154,9 +156,14 @@ def _explain_segmenter(run: Run) -> list[str]:
         level = f", read from level {run.segmented_level}" if run.segmented_level else ""
         lines.append(f"segment: at {x:.4g} × {y:.4g} µm{level}")
     if isinstance(run.settings.segmenter, MicroSam):
-        sight, warning = explain_sizes(run.settings.segmenter, run.segmented_grid.outer_shape)
-        model = run.segmenter_identity.partition(" ")[0]
-        lines.append(f"segment: {model} of micro-sam; {sight}" + (f" ({warning})" if warning else ""))
+        model = choose_model(run.settings.segmenter, run.slide.is_rgb)
+        sight, warnings = explain_sizes(
+            run.settings.segmenter, model, run.segmented_grid.outer_shape, run.segmented_slide.mpp
+        )
+        weights = run.segmenter_identity.partition(" ")[0]
+        lines.append(
+            "; ".join([f"segment: {weights} of micro-sam", sight]) + "".join(f" ({each})" for each in warnings)
+        )
         if code := find_code(run.settings.segmenter):
             lines.append(
                 f"segment: {code} is unpickled if it holds more than weights (segmenter.trust): its maker is trusted"

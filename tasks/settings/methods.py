@@ -30,10 +30,14 @@ class MicroSam(Section):
     """amg = automatic mask generation, ais = instance segmentation by the decoder, apg = prompts from the decoder; auto = ais if the model has a decoder, otherwise amg."""  # noqa: E501
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the model runs; auto = CUDA, otherwise Apple's MPS, otherwise the CPU."""
+    field: Literal["auto"] | Annotated[int, Field(ge=64, le=8192)] = "auto"
+    """Side of the square of the slide that SAM sees at once, in pixels; auto = as the model was trained: 512 px for micro-sam's fine-tuned models, 1024 px for plain SAM and nuclei-small."""  # noqa: E501
     tile_shape: Literal["auto", "off"] | Pair = "auto"
-    """Shape of micro-sam's tiles inside a block, in pixels; off = the whole block at once, scaled to SAM's 1024 px; auto = 1024 px with the overlap, and off for blocks that aren't larger."""  # noqa: E501
+    """Shape of micro-sam's tiles inside a block, in pixels; off = the whole block at once, scaled to SAM's 1024 px; auto = the field without the overlap, and off for blocks that aren't larger than the field."""  # noqa: E501
     tile_halo: Literal["auto"] | Pair = "auto"
-    """Overlap of these tiles per side, in pixels; auto = the blocks' halo, at most 256 px, or a quarter of the tile if tile_shape is given."""  # noqa: E501
+    """Overlap of these tiles per side, in pixels; auto = an eighth of the field, or a quarter of the tile if tile_shape is given."""  # noqa: E501
+    tiling: Literal["even", "micro-sam"] = "even"
+    """How a block is cut into tiles: even = SAM sees all of them at one scale; micro-sam = as micro-sam does it, which cuts tiles off at the block's rim and enlarges them there."""  # noqa: E501
     batch_size: Annotated[int, Field(ge=1, le=256)] = 1
     """Tiles that the encoder takes at once, halved if memory is too small; more is faster on a GPU. docs/segmentation.md explains its effect on labels."""  # noqa: E501
     precision: Literal["float32", "bfloat16", "auto"] = "float32"

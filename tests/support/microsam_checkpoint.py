@@ -59,6 +59,7 @@ def make_checkpoint(
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         sam = sam_model_registry["vit_b"]().eval()
+        _place(sam.image_encoder, torch.Generator().manual_seed(seed + 1))
         unetr = get_unetr(sam.image_encoder, device="cpu")
         unetr.out_conv.bias.copy_(steepness * (unetr.out_conv.bias - torch.tensor(medians)) + torch.tensor(_CENTRES))
         unetr.out_conv.weight.mul_(steepness)
@@ -74,6 +75,13 @@ def make_checkpoint(
     torch.save(content, part)
     Path(part).replace(path)
     return path
+
+
+def _place(encoder: Any, generator: torch.Generator) -> None:
+    """Random positions, which SAM initialises with zero: code that forgot them would find the same."""
+    for name, parameter in encoder.named_parameters():
+        if "rel_pos" in name or name == "pos_embed":
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
 
 
 def _look_near_prompts(sam: Any) -> None:

@@ -8,11 +8,12 @@ tests/tasks/segmenters/microsam/test_library.py, which names the part if it move
 1. `micro_sam/util.py`                the registry of weights, read as text: `find_registry_source`
 2. `micro_sam.util.get_sam_model`     replaces the standard library's unpickler, and loads by `torch.load`: `load_model`
 3. `micro_sam.util._to_image`         the contrast stretch of `scaling: tile`: `stretch_contrast`
-4. `micro_sam.util.Blocking`          the places of tiles: `place_tiles`
+4. `Blocking` in three modules        the places of tiles: `place_tiles`; replaced for `use_even_tiles`
 5. embeddings of an image             their keys and attributes: `describe_image`, `describe_tiles`
 6. `micro_sam.instance_segmentation`  the generators' class names: `find_generator_class`
 7. a generator's state                replaced, never changed in place, so that a shallow copy keeps it: `copy_generator`
 8. a predictor's `model_type` and `model_name`, which `get_sam_model` sets: `_load_parts` sets them, too
+9. `predictor.transform`              its `get_preprocess_shape` says how far images and prompts are scaled: `fix_scale`
 
 micro-sam 2 brings SAM 2 (https://github.com/computational-cell-analytics/micro-sam/issues/896) and moves these modules to
 `micro_sam.v1`; then this module changes, and no other.
@@ -26,12 +27,14 @@ import importlib.util
 import io
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from slidesam.tasks.segmenters.microsam.tiles import EvenTiling
 from slidesam.tasks.settings.types import Pair
 
 _GENERATORS = {
@@ -196,18 +199,56 @@ def stretch_contrast(pixels: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def place_tiles(shape: Pair, tile_shape: Pair, halo: Pair) -> list[tuple[slice, slice]]:
-    """Cut an image into tiles with their overlap, by micro-sam's numbers.
+    """Cut an image into tiles with their overlap, by micro-sam's numbers; evenly inside of `use_even_tiles`.
 
     Args:
         shape: Height and width of the image.
         tile_shape: Height and width of its tiles.
         halo: Their overlap on each side.
     """
-    from micro_sam.util import Blocking
-
-    tiling = Blocking([0, 0], shape, tile_shape)
+    tiling = _make_tiling([0, 0], shape, tile_shape)
     blocks = [tiling.get_block_with_halo(tile, list(halo)).outer_block for tile in range(tiling.number_of_blocks)]
     return [(slice(block.begin[0], block.end[0]), slice(block.begin[1], block.end[1])) for block in blocks]
+
+
+# The overlap of even tiles, for what this thread or task calls; None = micro-sam cuts.
+_EVEN_HALO: ContextVar[Pair | None] = ContextVar("_EVEN_HALO", default=None)
+
+
+@contextlib.contextmanager
+def use_even_tiles(halo: Pair | None) -> Iterator[None]:
+    """Let micro-sam's code take tiles that SAM sees at one scale, with this overlap on each side; None = its own tiles."""
+    from micro_sam import inference, instance_segmentation
+
+    for module in (inference, instance_segmentation):
+        module.Blocking = _make_tiling
+    token = _EVEN_HALO.set(halo)
+    try:
+        yield
+    finally:
+        _EVEN_HALO.reset(token)
+
+
+def _make_tiling(begin: Sequence[int], shape: Pair, tile_shape: Pair) -> Any:
+    """Make what micro-sam cuts by."""
+    from micro_sam.util import Blocking
+
+    halo = _EVEN_HALO.get()
+    return Blocking(begin, shape, tile_shape) if halo is None else EvenTiling(shape, tile_shape, halo)
+
+
+def fix_scale(predictor: Any, scale: float) -> None:
+    """Let a predictor scale all images, and the prompts in them, by one number, instead of each to SAM's side.
+
+    What is smaller than SAM's side is filled up with the mean colour, as SAM does it for images that aren't square.
+    """
+    side = int(predictor.transform.target_length)
+
+    class FixedScale(type(predictor.transform)):  # type: ignore[misc]
+        def get_preprocess_shape(self, height: int, width: int, _: int) -> Pair:
+            return min(int(height * scale + 0.5), side), min(int(width * scale + 0.5), side)
+
+    predictor.transform = FixedScale(side)
 
 
 def describe_image(features: Any) -> dict[str, Any]:

@@ -6,10 +6,10 @@ Importing this module loads neither torch nor micro-sam; making a `MicroSamSegme
 2. `prepare` finds the channels or stains that SAM sees, and the slide's range of each (`inputs`).
 3. `segment` computes embeddings, from which micro-sam's generator makes labels.
 
-With `scaling: tile` the labels are those of micro-sam's `automatic_instance_segmentation(..., ndim=2)`. With `scaling:
-slide` only the conversion to 8 bit differs. micro-sam stretches every tile by its own minimum and maximum. So one cell looks
-different in two tiles (micro-sam issue 1114), and any scaling done before is undone. Here the predictor gets pixels that are
-8 bit already, by the slide's range, without that step.
+With `scaling: tile` and `tiling: micro-sam` the labels are those of micro-sam's `automatic_instance_segmentation(..., ndim=2)`.
+With `tiling: even` SAM sees all tiles at one scale. With `scaling: slide` only the conversion to 8 bit differs: micro-sam
+stretches every tile by its own minimum and maximum. So one cell looks different in two tiles (micro-sam issue 1114), and any
+scaling done before is undone. Here the predictor gets pixels that are 8 bit already, by the slide's range, without that step.
 
 References:
     Archit et al., Segment Anything for Microscopy. Nature Methods 22, 2025. doi:10.1038/s41592-024-02580-4
@@ -34,6 +34,7 @@ from slidesam.tasks.errors import SegmenterError, in_one_line
 from slidesam.tasks.segmenters.base import Arithmetic, DeferredLabels, Params, Segmenter
 from slidesam.tasks.segmenters.microsam import library
 from slidesam.tasks.segmenters.microsam.encoder import Encoder
+from slidesam.tasks.segmenters.microsam.fields import NATIVE
 from slidesam.tasks.segmenters.microsam.inputs import check_inputs, compose, intensity_range, pick, ranges
 from slidesam.tasks.segmenters.microsam.weights import (
     Weights,
@@ -106,6 +107,10 @@ class MicroSamSegmenter(Segmenter):
         self._settings = settings
         self._is_rgb = is_rgb
         self._tile_shape, self._tile_halo = read_tiling(settings)
+        self._even_halo = self._tile_halo if settings.tiling == "even" else None
+        field = read_field(settings)
+        if settings.tiling == "even" and field is not None:
+            library.fix_scale(self._predictor, NATIVE / field)
         if mode == "ais" and self._tile_shape is not None:
             # As automatic_instance_segmentation does, but with one thread: python-elf smooths the maps in place, tile by tile.
             # Threads would read each other's half-smoothed borders, so labels would differ from run to run.
@@ -160,7 +165,7 @@ class MicroSamSegmenter(Segmenter):
         """
         import torch
 
-        with self._lock, torch.inference_mode():
+        with self._lock, torch.inference_mode(), library.use_even_tiles(self._even_halo):
             if self._settings.scaling == "tile":
                 pixels, to_8bit = _replace_non_numbers(pick(image, params)), library.stretch_contrast
             else:
@@ -208,6 +213,14 @@ def read_tiling(settings: MicroSam) -> tuple[Pair | None, Pair | None]:
     if isinstance(shape, str):
         return None, None
     return shape, (shape[0] // 4, shape[1] // 4) if isinstance(halo, str) else halo
+
+
+def read_field(settings: MicroSam) -> int | None:
+    """Return the side of the square that SAM sees, in pixels; None = whatever a block is, for an `auto` that stayed."""
+    shape, halo = read_tiling(settings)
+    if settings.field != "auto" or shape is None or halo is None:
+        return None if settings.field == "auto" else settings.field
+    return max(shape[0] + 2 * halo[0], shape[1] + 2 * halo[1])
 
 
 def _is_tiled(settings: MicroSam) -> bool:
@@ -268,7 +281,9 @@ def _split_options(settings: MicroSam, mode: str) -> tuple[dict[str, Any], dict[
             "segmenter.options.min_mask_region_area needs OpenCV", "pip install opencv-python-headless, or leave it out"
         )
     init_options = {key: value for key, value in settings.options.items() if key in init_names}
-    return init_options, {key: value for key, value in settings.options.items() if key in generate_names}
+    generate_options = {key: value for key, value in settings.options.items() if key in generate_names}
+    # By default micro-sam's AMG drops the largest object of what it segments: of each block, here.
+    return init_options, {"with_background": False} | generate_options if mode == "amg" else generate_options
 
 
 def _replace_non_numbers(image: NDArray[Any]) -> NDArray[Any]:

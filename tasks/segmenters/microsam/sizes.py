@@ -1,89 +1,144 @@
-"""Choose sizes that suit SAM, whose encoder scales every image to 1024 × 1024 px. docs/segmentation.md explains why."""
+"""Choose sizes at which a model sees objects as it did in training (`fields`), and say what it sees."""
 
 from __future__ import annotations
 
 from slidesam.tasks.errors import SettingsError
+from slidesam.tasks.segmenters.microsam.fields import NATIVE, Field, find_field
+from slidesam.tasks.segmenters.microsam.tiles import EvenTiling
 from slidesam.tasks.settings.methods import MicroSam
-from slidesam.tasks.settings.sections import BlockSettings
 from slidesam.tasks.settings.types import Pair
 
-NATIVE = 1024
-_WIDEST_HALO = 256
-# Relative scaling that is worth a warning: SAM was trained with objects of all sizes, so a few per cent don't matter.
+# Relative difference of scales that is worth a warning.
 _WARN_FROM = 0.1
+# Options of micro-sam's APG that do nothing, or end with an error, where the image is cut into tiles.
+_UNTILED_OPTIONS = ("mask_threshold", "refine_with_box_prompts")
 
 
-def with_tiles(segmenter: MicroSam, blocks: BlockSettings, outer_shape: Pair) -> MicroSam:
-    """Replace `tile_shape: auto` and `tile_halo: auto` by numbers.
-
-    A tile with its overlap has SAM's size. So only tiles at a block's edge are scaled, where micro-sam cuts them off. The overlap
-    is the blocks' halo: both must be as wide as an object.
+def with_tiles(segmenter: MicroSam, model: str, outer_shape: Pair) -> MicroSam:
+    """Replace `field`, `tile_shape` and `tile_halo` that are `auto` by numbers.
 
     Args:
         segmenter: The segmenter's settings.
-        blocks: How the slide is cut.
+        model: The model's name in micro-sam's registry.
         outer_shape: Height and width of a block's input tile, in pixels.
 
     Raises:
-        SettingsError: The overlap leaves no room for a tile.
+        SettingsError: The sizes contradict each other, or an option doesn't work on tiles.
 
     Example:
-        >>> settings = with_tiles(MicroSam(), BlockSettings(), (2304, 2304))
-        >>> settings.tile_shape, settings.tile_halo
-        ((768, 768), (128, 128))
-        >>> with_tiles(MicroSam(), BlockSettings(), (1024, 1024)).tile_shape
+        >>> settings = with_tiles(MicroSam(), "vit_b_lm", (2304, 2304))
+        >>> settings.field, settings.tile_shape, settings.tile_halo
+        (512, (384, 384), (64, 64))
+        >>> with_tiles(MicroSam(), "vit_b_lm", (320, 320)).tile_shape
         'off'
     """
-    shape, halo = segmenter.tile_shape, segmenter.tile_halo
-    if shape == "off" or (shape == "auto" and max(outer_shape) <= NATIVE):
-        return segmenter.model_copy(update={"tile_shape": "off", "tile_halo": "auto"})
-    if shape == "auto":
-        overlap = (min(blocks.halo, _WIDEST_HALO),) * 2 if halo == "auto" else halo
-        if not isinstance(overlap, tuple) or NATIVE - 2 * max(overlap) < 16:
-            raise SettingsError(
-                f"setting segmenter.tile_halo: {halo} on both sides leaves no room in SAM's {NATIVE} px: "
-                f"{NATIVE // 4} at most, or give segmenter.tile_shape too"
-            )
-        tile = (NATIVE - 2 * overlap[0], NATIVE - 2 * overlap[1])
-        return segmenter.model_copy(update={"tile_shape": tile, "tile_halo": overlap})
-    if halo == "auto" and isinstance(shape, tuple):
-        return segmenter.model_copy(update={"tile_halo": (shape[0] // 4, shape[1] // 4)})
+    shape, field = segmenter.tile_shape, segmenter.field
+    if isinstance(shape, tuple):
+        return _checked(_with_given_tiles(segmenter, shape))
+    side = find_field(segmenter, model).side if field == "auto" else field
+    if shape == "off" and field == "auto":
+        side = max(outer_shape)
+    if max(outer_shape) <= side:
+        return segmenter.model_copy(update={"field": side, "tile_shape": "off", "tile_halo": "auto"})
+    if shape == "off":
+        raise SettingsError(
+            f"setting segmenter.field: {side} px are less than a block with its halo, {max(outer_shape)} px: leave out "
+            "segmenter.tile_shape off, or take smaller blocks"
+        )
+    halo = (side // 8,) * 2 if segmenter.tile_halo == "auto" else segmenter.tile_halo
+    if not isinstance(halo, tuple) or side - 2 * max(halo) < 16:
+        raise SettingsError(
+            f"setting segmenter.tile_halo: {halo} on both sides leaves no room in a field of {side} px: {side // 4} at "
+            "most, or give segmenter.field too"
+        )
+    tile = (side - 2 * halo[0], side - 2 * halo[1])
+    return _checked(segmenter.model_copy(update={"field": side, "tile_shape": tile, "tile_halo": halo}))
+
+
+def _with_given_tiles(segmenter: MicroSam, shape: Pair) -> MicroSam:
+    halo = segmenter.tile_halo if isinstance(segmenter.tile_halo, tuple) else (shape[0] // 4, shape[1] // 4)
+    side = max(shape[0] + 2 * halo[0], shape[1] + 2 * halo[1])
+    if segmenter.field not in ("auto", side):
+        raise SettingsError(
+            f"setting segmenter.field: {segmenter.field} px, but a tile with its overlap has {side} px: leave out "
+            "segmenter.field, or segmenter.tile_shape"
+        )
+    return segmenter.model_copy(update={"field": side, "tile_halo": halo})
+
+
+def _checked(segmenter: MicroSam) -> MicroSam:
+    if segmenter.mode == "apg":
+        for option in _UNTILED_OPTIONS:
+            if segmenter.options.get(option):
+                raise SettingsError(
+                    f"setting segmenter.options.{option}: micro-sam's APG doesn't support it on tiles: leave it out, or take "
+                    "segmenter.tile_shape off with smaller blocks"
+                )
     return segmenter
 
 
-def explain_sizes(segmenter: MicroSam, outer_shape: Pair) -> tuple[str, str | None]:
-    """Describe what SAM sees, with a warning if it is scaled.
+def explain_sizes(
+    segmenter: MicroSam, model: str, outer_shape: Pair, mpp: tuple[float, float] | None = None
+) -> tuple[str, list[str]]:
+    """Describe what SAM sees, with warnings where that isn't what the model was trained on.
 
     Args:
         segmenter: As `with_tiles` returns it.
+        model: The model's name in micro-sam's registry.
         outer_shape: Height and width of a block's input tile, in pixels.
+        mpp: Pixel size of what is segmented, in µm (y, x); None = unknown.
 
     Example:
-        >>> explain_sizes(MicroSam(tile_shape="off"), (2304, 2304))[1]
-        'SAM takes 1024 px, so that blocks of 2304 px are shrunk to 0.44 of their size and small objects with them: segmenter.tile_shape auto avoids that'
-    """  # noqa: E501
+        >>> explain_sizes(with_tiles(MicroSam(), "vit_b_lm", (2304, 2304)), "vit_b_lm", (2304, 2304))
+        ('SAM sees 36 tiles a block of 512 px, enlarged 2 times', [])
+    """
+    side = max(outer_shape) if segmenter.field == "auto" else segmenter.field
+    known = find_field(segmenter, model)
+    return f"SAM sees {_describe_tiles(segmenter, outer_shape)}{_describe_scale(side)}", [
+        *_warn_of_field(side, known),
+        *_warn_of_pixels(model, known, mpp),
+    ]
+
+
+def _describe_tiles(segmenter: MicroSam, outer_shape: Pair) -> str:
     shape, halo = segmenter.tile_shape, segmenter.tile_halo
     if isinstance(shape, str) or isinstance(halo, str):
-        description, input_shape, unit = f"blocks of {_px(outer_shape)} as a whole", outer_shape, "blocks"
-    else:
-        input_shape = (min(shape[0] + 2 * halo[0], outer_shape[0]), min(shape[1] + 2 * halo[1], outer_shape[1]))
-        description, unit = f"tiles of {_px(shape)}, {_px(input_shape)} with their overlap", "tiles"
-    scale = NATIVE / max(input_shape)
-    if abs(scale - 1) < _WARN_FROM:
-        return f"SAM sees {description}", None
-    verb = "shrunk" if scale < 1 else "enlarged"
-    effect = "and small objects with them" if scale < 1 else "which costs time, not detail"
-    cure = (
-        "segmenter.tile_shape auto avoids that"
-        if scale < 1 or unit == "tiles"
-        else f"blocks.block_shape and twice blocks.halo of {NATIVE} px avoid that"
+        return f"blocks of {outer_shape[1]} × {outer_shape[0]} px as a whole"
+    sizes = (
+        f"{shape[1] + 2 * halo[1]} px"
+        if shape[0] + 2 * halo[0] == shape[1] + 2 * halo[1]
+        else (f"{shape[1] + 2 * halo[1]} × {shape[0] + 2 * halo[0]} px")
     )
-    warning = (
-        f"SAM takes {NATIVE} px, so that {unit} of {max(input_shape)} px are {verb} to {scale:.2g} of their size "
-        f"{effect}: {cure}"
-    )
-    return f"SAM sees {description}, scaled by {scale:.2g}", warning
+    if segmenter.tiling == "even":
+        return f"{EvenTiling(outer_shape, shape, halo).number_of_blocks} tiles a block of {sizes}"
+    count = -(-outer_shape[0] // shape[0]) * -(-outer_shape[1] // shape[1])
+    return f"{count} tiles a block of {sizes}, fewer at its rim, where micro-sam cuts them off"
 
 
-def _px(shape: Pair) -> str:
-    return f"{shape[1]} × {shape[0]} px"
+def _describe_scale(side: int) -> str:
+    scale = NATIVE / side
+    if abs(scale - 1) < 0.005:
+        return ""
+    return f", enlarged {scale:.3g} times" if scale > 1 else f", shrunk to {scale:.2g} of their size"
+
+
+def _warn_of_field(side: int, known: Field) -> list[str]:
+    """Warn where objects look smaller or larger to the model than in training."""
+    ratio = known.side / side
+    if abs(ratio - 1) < _WARN_FROM:
+        return []
+    return [
+        f"the model was trained on squares of {known.side} px, and these have {side}: it sees objects at {ratio:.2g} times the "
+        f"size that suits it; leave out segmenter.field and segmenter.tile_shape"
+    ]
+
+
+def _warn_of_pixels(model: str, known: Field, mpp: tuple[float, float] | None) -> list[str]:
+    """Warn where the slide's pixels are smaller or larger than those of the training images."""
+    if known.mpp is None or mpp is None or known.mpp[0] <= min(mpp) <= max(mpp) <= known.mpp[1]:
+        return []
+    low, high = known.mpp
+    return [
+        f"{model} was trained on pixels of {low:g} to {high:g} µm, and these have {max(mpp):.3g}: set slide.target_mpp: "
+        f"{low if max(mpp) < low else high:.2g}" + ("" if max(mpp) < low else ", or take a finer slide")
+    ]

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from slidesam.tasks.errors import SegmenterError
 from slidesam.tasks.segmenters.base import Arithmetic
 from slidesam.tasks.segmenters.microsam.inputs import intensity_range
 from slidesam.tasks.segmenters.microsam.segmenter import MicroSamSegmenter
+from slidesam.tasks.segmenters.microsam.sizes import with_tiles
 from slidesam.tasks.settings.methods import MicroSam
 from slidesam.tasks.slides.facts import Slide
 from tests.support.microsam_fixtures import MICROSAM_MARKS
@@ -63,6 +65,64 @@ class TestWhatTheEncoderSees:
         assert np.array_equal(quiet_right[..., :300], loud_right[..., :300]) == are_equal
         assert not np.array_equal(quiet_right[..., 400:], loud_right[..., 400:])
         assert len(np.unique(quiet_right[..., :300])) > 50
+
+
+class TestScale:
+    """Each tile of a block is one field of the model, enlarged to SAM's 1024 px, at the block's rim as in its middle."""
+
+    @pytest.mark.parametrize("model", ["vit_b_histopathology", "vit_b_lm", "vit_b"])
+    def test_every_tile_is_shown_at_the_scale_of_training(
+        self, model: str, microsam_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        mode, side = ("amg", 1024) if model == "vit_b" else ("ais", 512)
+        shape = (1152, 1152)
+        settings = with_tiles(MicroSam(checkpoint=str(microsam_checkpoint), mode=mode, device="cpu"), model, shape)
+        seen = encoder_inputs(settings, [color_noise(shape)], monkeypatch)
+        step, last = side * 3 // 4, shape[0] - side
+        corners = [*range(0, last, step), last]
+        assert len(seen) == len(corners) ** 2 == {512: 9, 1024: 4}[side]
+        image = color_noise(shape)
+        for tile, (top, left) in zip(seen, ((top, left) for top in corners for left in corners), strict=True):
+            field = Image.fromarray(image[top : top + side, left : left + side])
+            np.testing.assert_array_equal(tile, preprocess(np.asarray(field.resize((1024, 1024), Image.BILINEAR))))
+
+    def test_a_small_block_is_not_enlarged_further(
+        self, microsam_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shape = (300, 200)
+        settings = with_tiles(MicroSam(checkpoint=str(microsam_checkpoint), device="cpu"), "vit_b_lm", shape)
+        (seen,) = encoder_inputs(settings, [color_noise(shape)], monkeypatch)
+        enlarged = Image.fromarray(color_noise(shape)).resize((400, 600), Image.BILINEAR)
+        np.testing.assert_array_equal(seen[:, :600, :400], preprocess(np.asarray(enlarged)))
+        assert not seen[:, 600:].any()
+        assert not seen[:, :, 400:].any()
+
+
+def color_noise(shape: tuple[int, int]) -> np.ndarray:
+    """(y, x, 3) uint8 whose channels reach from 0 to 255."""
+    return np.random.default_rng(1).integers(0, 256, (*shape, 3)).astype(np.uint8)
+
+
+def preprocess(image: np.ndarray) -> np.ndarray:
+    """(3, y, x) float32 as SAM's network takes it: by the mean and deviation of its photographs."""
+    mean, deviation = np.array([123.675, 116.28, 103.53], "f4"), np.array([58.395, 57.12, 57.375], "f4")
+    return ((image.astype("f4") - mean) / deviation).transpose(2, 0, 1)
+
+
+def encoder_inputs(settings: MicroSam, blocks: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """What the encoder is given for blocks of 8 bit; it says nothing."""
+    segmenter = MicroSamSegmenter(settings, is_rgb=True)
+    monkeypatch.setattr(segmenter, "_segmenter", FindsNothing())
+    seen: list[np.ndarray] = []
+
+    def forward(batch: Any) -> Any:
+        seen.extend(batch.numpy().copy())
+        return batch.new_zeros(len(batch), 256, 64, 64)
+
+    monkeypatch.setattr(segmenter._predictor.model.image_encoder, "forward", forward)
+    for block in blocks:
+        segmenter.segment(block, {"low": [0.0] * 3, "high": [255.0] * 3})
+    return seen
 
 
 class FindsNothing:

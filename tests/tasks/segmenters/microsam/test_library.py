@@ -84,6 +84,35 @@ class TestParts:
             *((56, 100, 0, 72), (56, 100, 56, 136), (56, 100, 120, 150)),
         ]
 
+    def test_even_tiles_are_what_their_code_cuts_by(self) -> None:
+        for module in ("micro_sam.instance_segmentation", "micro_sam.inference"):
+            part(module, "Blocking", "use_even_tiles")
+        with library.use_even_tiles((8, 8)):
+            even = library.place_tiles((100, 150), (64, 64), (8, 8))
+            for module in ("micro_sam.instance_segmentation", "micro_sam.inference"):
+                tiling = importlib.import_module(module).Blocking([0, 0], (100, 150), (64, 64))
+                assert tiling.number_of_blocks == len(even)
+                outer = [tiling.get_block_with_halo(tile, [8, 8]).outer_block for tile in range(len(even))]
+                assert [(box.begin, box.shape) for box in outer] == [
+                    ([rows.start, columns.start], [80, 80]) for rows, columns in even
+                ], "tiles are cut by another class: adapt `library.use_even_tiles`"
+        assert len(library.place_tiles((100, 150), (64, 64), (8, 8))) == 6
+        assert (even[0], even[-1]) == ((slice(0, 80), slice(0, 80)), (slice(20, 100), slice(70, 150)))
+
+    def test_a_fixed_scale_is_that_of_images_and_of_prompts(self, microsam_checkpoint: Path) -> None:
+        predictor = library.load_model("vit_b", microsam_checkpoint, None, "cpu").predictor
+        library.fix_scale(predictor, 2.0)
+        assert predictor.transform.apply_image(np.zeros((100, 150, 3), np.uint8)).shape == (200, 300, 3)
+        assert predictor.transform.apply_image(np.zeros((512, 512, 3), np.uint8)).shape == (1024, 1024, 3)
+        points = predictor.transform.apply_coords(np.array([[7.0, 5.0]]), (100, 150))
+        assert points.tolist() == [[14.0, 10.0]], "prompts are scaled elsewhere: adapt `library.fix_scale`"
+
+    def test_the_tests_own_network_has_positions(self, model: library.Model) -> None:
+        """SAM initialises them with zero, so that code which forgot them would find the same."""
+        names = [name for name in model.state["model_state"] if "rel_pos" in name or name.endswith("pos_embed")]
+        assert len(names) >= 3
+        assert all(model.state["model_state"][name].std() > 0.05 for name in names)
+
     def test_the_embedding_of_an_image_has_their_form(self, model: library.Model) -> None:
         embed = part("micro_sam.util", "precompute_image_embeddings", "describe_image")
         image = rgb_block()

@@ -26,12 +26,19 @@ from tests.support.sam_inputs import rgb_block
 
 # Of micro-sam's AMG, what its class takes and not its generate().
 INIT_OPTIONS = {"points_per_side"}
+# As micro-sam's authors take them: two tiles of 256 × 448 px, which its own cutting shows at different scales.
+TILE, HALO = (384, 384), (64, 64)
 
 
 def dim_block() -> np.ndarray:
-    """(256, 384) uint16, one channel, two tiles of different brightness, all in the lower half of the slide's range."""
-    gray = immunohistochemistry()[:256, :384].mean(axis=-1)
-    return (1000 + 40 * (255 - gray) * np.linspace(0.4, 1, 384)).astype(np.uint16)
+    """(256, 448) uint16, one channel, two tiles of different brightness, all in the lower half of the slide's range."""
+    gray = immunohistochemistry()[:256, :448].mean(axis=-1)
+    return (1000 + 40 * (255 - gray) * np.linspace(0.4, 1, 448)).astype(np.uint16)
+
+
+def wide_block() -> np.ndarray:
+    """(256, 448, 3) uint8."""
+    return immunohistochemistry()[:256, :448]
 
 
 @dataclass(frozen=True)
@@ -51,18 +58,20 @@ class Case:
             scaling=self.scaling,
             options=self.options,
             tile_shape=self.tile_shape,
+            tile_halo=HALO if self.tile_shape else "auto",
+            tiling="micro-sam",
         )
 
 
 # `scaling: slide` differs in what the encoder sees (TestWhatTheEncoderSees); test_pipeline.py has it, untiled.
 CASES = {
     "ais": Case("ais", "tile", rgb_block),
-    "ais tiled": Case("ais", "tile", dim_block, {"min_size": 10}, (256, 256)),
-    "ais tiled slide": Case(
-        "ais", "slide", dim_block, {"min_size": 10}, (256, 256), {"low": [900.0], "high": [16000.0]}
-    ),
+    "ais tiled": Case("ais", "tile", dim_block, {"min_size": 10}, TILE),
+    "ais tiled slide": Case("ais", "slide", dim_block, {"min_size": 10}, TILE, {"low": [900.0], "high": [16000.0]}),
     "apg": Case("apg", "tile", rgb_block, APG_OPTIONS),
+    "apg tiled": Case("apg", "tile", wide_block, APG_OPTIONS, TILE),
     "amg": Case("amg", "tile", rgb_block, AMG_OPTIONS),
+    "amg tiled": Case("amg", "tile", dim_block, AMG_OPTIONS, TILE),
 }
 
 
@@ -82,9 +91,11 @@ def reference(microsam_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
                 "image": str(folder / f"{name}.npy"),
                 "labels": str(folder / f"{name} labels.npy"),
                 "tile_shape": case.tile_shape,
-                "halo": (64, 64) if case.tile_shape else None,
+                "halo": HALO if case.tile_shape else None,
                 "init_options": {key: case.options[key] for key in case.options.keys() & INIT_OPTIONS},
-                "generate_options": {key: case.options[key] for key in case.options.keys() - INIT_OPTIONS} | one_thread,
+                "generate_options": {key: case.options[key] for key in case.options.keys() - INIT_OPTIONS}
+                | one_thread
+                | ({"with_background": False} if case.mode == "amg" else {}),
                 "range": case.range,
             }
         )
