@@ -8,7 +8,7 @@ tests/tasks/segmenters/microsam/test_library.py, which names the part if it move
 1. `micro_sam/util.py`                the registry of weights, read as text: `find_registry_source`
 2. `micro_sam.util.get_sam_model`     replaces the standard library's unpickler, and loads by `torch.load`: `load_model`
 3. `micro_sam.util._to_image`         the contrast stretch of `scaling: tile`: `stretch_contrast`
-4. `Blocking` in three modules        the places of tiles: `place_tiles`; replaced for `use_even_tiles`
+4. `Blocking` in three modules        the places of tiles: `place_tiles`; replaced by `cut_evenly`
 5. embeddings of an image             their keys and attributes: `describe_image`, `describe_tiles`
 6. `micro_sam.instance_segmentation`  the generators' class names: `find_generator_class`
 7. a generator's state                replaced, never changed in place, so that a shallow copy keeps it: `copy_generator`
@@ -27,7 +27,6 @@ import importlib.util
 import io
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -199,11 +198,11 @@ def stretch_contrast(pixels: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def place_tiles(shape: Pair, tile_shape: Pair, halo: Pair) -> list[tuple[slice, slice]]:
-    """Cut an image into tiles with their overlap, by micro-sam's numbers; evenly inside of `use_even_tiles`.
+    """Cut an image into tiles with their overlap, by micro-sam's numbers.
 
     Args:
         shape: Height and width of the image.
-        tile_shape: Height and width of its tiles.
+        tile_shape: Height and width of its tiles; of `cut_evenly`, or as micro-sam cuts.
         halo: Their overlap on each side.
     """
     tiling = _make_tiling([0, 0], shape, tile_shape)
@@ -211,30 +210,32 @@ def place_tiles(shape: Pair, tile_shape: Pair, halo: Pair) -> list[tuple[slice, 
     return [(slice(block.begin[0], block.end[0]), slice(block.begin[1], block.end[1])) for block in blocks]
 
 
-# The overlap of even tiles, for what this thread or task calls; None = micro-sam cuts.
-_EVEN_HALO: ContextVar[Pair | None] = ContextVar("_EVEN_HALO", default=None)
+class _EvenSide(int):
+    """The side of an even tile, which knows its overlap: micro-sam hands the sides of tiles on to what cuts images."""
+
+    halo: int
 
 
-@contextlib.contextmanager
-def use_even_tiles(halo: Pair | None) -> Iterator[None]:
-    """Let micro-sam's code take tiles that SAM sees at one scale, with this overlap on each side; None = its own tiles."""
+def cut_evenly(tile_shape: Pair, halo: Pair) -> Pair:
+    """Return a shape of tiles with which micro-sam's code, and `place_tiles`, cut images into tiles of one scale."""
     from micro_sam import inference, instance_segmentation
 
     for module in (inference, instance_segmentation):
         module.Blocking = _make_tiling
-    token = _EVEN_HALO.set(halo)
-    try:
-        yield
-    finally:
-        _EVEN_HALO.reset(token)
+    sides = [_EvenSide(side) for side in tile_shape]
+    for side, overlap in zip(sides, halo, strict=True):
+        side.halo = overlap
+    return sides[0], sides[1]
 
 
 def _make_tiling(begin: Sequence[int], shape: Pair, tile_shape: Pair) -> Any:
-    """Make what micro-sam cuts by."""
+    """Make what cuts an image: evenly, or as micro-sam does it."""
     from micro_sam.util import Blocking
 
-    halo = _EVEN_HALO.get()
-    return Blocking(begin, shape, tile_shape) if halo is None else EvenTiling(shape, tile_shape, halo)
+    height, width = tile_shape
+    if isinstance(height, _EvenSide) and isinstance(width, _EvenSide):
+        return EvenTiling(shape, tile_shape, (height.halo, width.halo))
+    return Blocking(begin, shape, tile_shape)
 
 
 def fix_scale(predictor: Any, scale: float) -> None:

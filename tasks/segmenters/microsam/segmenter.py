@@ -107,20 +107,26 @@ class MicroSamSegmenter(Segmenter):
         self._settings = settings
         self._is_rgb = is_rgb
         self._tile_shape, self._tile_halo = read_tiling(settings)
-        self._even_halo = self._tile_halo if settings.tiling == "even" else None
-        field = read_field(settings)
-        if settings.tiling == "even" and field is not None:
-            library.fix_scale(self._predictor, NATIVE / field)
         if mode == "ais" and self._tile_shape is not None:
             # As automatic_instance_segmentation does, but with one thread: python-elf smooths the maps in place, tile by tile.
             # Threads would read each other's half-smoothed borders, so labels would differ from run to run.
             self._generate_options |= {"tile_shape": self._tile_shape, "halo": self._tile_halo, "n_threads": 1}
+        if settings.tiling == "even":
+            self._use_one_scale()
         self._is_two_phase = mode == "ais"
         # It draws its progress bar even if `verbose` is False.
         self._is_verbose = mode == "apg" and self._tile_shape is not None
         self._encoder = Encoder(self._predictor, settings.batch_size, settings.precision)
         # The predictor holds the current image: threads of one worker must take turns.
         self._lock = threading.Lock()
+
+    def _use_one_scale(self) -> None:
+        """Let SAM see all tiles, and blocks that are smaller than the field, at the scale of the field."""
+        field = read_field(self._settings)
+        if field is not None:
+            library.fix_scale(self._predictor, NATIVE / field)
+        if self._tile_shape is not None and self._tile_halo is not None:
+            self._tile_shape = library.cut_evenly(self._tile_shape, self._tile_halo)
 
     def prepare(self, sample: NDArray[Any], slide: Slide) -> dict[str, Any]:
         """Find the slide's intensity range, unless each tile is scaled by itself, and what `inputs` names.
@@ -165,7 +171,7 @@ class MicroSamSegmenter(Segmenter):
         """
         import torch
 
-        with self._lock, torch.inference_mode(), library.use_even_tiles(self._even_halo):
+        with self._lock, torch.inference_mode():
             if self._settings.scaling == "tile":
                 pixels, to_8bit = _replace_non_numbers(pick(image, params)), library.stretch_contrast
             else:

@@ -85,17 +85,19 @@ class TestParts:
         ]
 
     def test_even_tiles_are_what_their_code_cuts_by(self) -> None:
-        for module in ("micro_sam.instance_segmentation", "micro_sam.inference"):
-            part(module, "Blocking", "use_even_tiles")
-        with library.use_even_tiles((8, 8)):
-            even = library.place_tiles((100, 150), (64, 64), (8, 8))
-            for module in ("micro_sam.instance_segmentation", "micro_sam.inference"):
-                tiling = importlib.import_module(module).Blocking([0, 0], (100, 150), (64, 64))
-                assert tiling.number_of_blocks == len(even)
-                outer = [tiling.get_block_with_halo(tile, [8, 8]).outer_block for tile in range(len(even))]
-                assert [(box.begin, box.shape) for box in outer] == [
-                    ([rows.start, columns.start], [80, 80]) for rows, columns in even
-                ], "tiles are cut by another class: adapt `library.use_even_tiles`"
+        modules = ("micro_sam.instance_segmentation", "micro_sam.inference")
+        for module in modules:
+            part(module, "Blocking", "cut_evenly")
+        tile_shape = library.cut_evenly((64, 64), (8, 8))
+        even = library.place_tiles((100, 150), tile_shape, (8, 8))
+        for module in modules:
+            # As micro-sam takes the shape out of the embeddings.
+            tiling = importlib.import_module(module).Blocking([0, 0], (100, 150), tuple(tile_shape))
+            assert tiling.number_of_blocks == len(even)
+            outer = [tiling.get_block_with_halo(tile, [8, 8]).outer_block for tile in range(len(even))]
+            assert [(box.begin, box.shape) for box in outer] == [
+                ([rows.start, columns.start], [80, 80]) for rows, columns in even
+            ], "tiles are cut by another class: adapt `library.cut_evenly`"
         assert len(library.place_tiles((100, 150), (64, 64), (8, 8))) == 6
         assert (even[0], even[-1]) == ((slice(0, 80), slice(0, 80)), (slice(20, 100), slice(70, 150)))
 
