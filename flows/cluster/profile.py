@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-# A block of 2048 px takes micro-sam's AMG with ViT-B 7 GiB on the CPU, AIS 4.4, `watershed` 0.3 (benchmarks/block.py).
+# A block of 2048 px takes micro-sam's AMG with ViT-B 9 GiB on the CPU, AIS 4.4, `watershed` 0.3 (benchmarks/block.py).
 _BYTES_PER_WORKER = 8 * 2**30
 _WALLTIME = re.compile(r"(?:(?:(\d+)-)?(\d{1,3}):)?(\d{1,2}):(\d{2})")
 # What a worker may still need, once it takes no further block, before its job is ended.
