@@ -24,6 +24,7 @@ from slidesam.tasks.run.status import read_states
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.facts import Level, Slide
 from slidesam.tasks.slides.reader import SlideReader
+from slidesam.tasks.stitch.class_table import read_classes
 from slidesam.tasks.store import ome_zarr
 from slidesam.tasks.store.arrays import FAST, find_damaged_shards
 from slidesam.tasks.store.file_list import find_metadata_damage
@@ -130,6 +131,16 @@ class Result:
         self._refuse_if_replaced()
         fingerprint = self.run["fingerprints"]["export"]
         return read_objects(self._run, self.labels, PaintFolder(self._run.paths.work / f"paint-{fingerprint}"))
+
+    @cached_property
+    def classes(self) -> NDArray[Any]:
+        """One row per object, by id: `object`, `class`, `probability`; of a run with `segmenter.classes`.
+
+        Raises:
+            OutputError: The run gave its objects no classes, or the table is damaged.
+        """
+        self._refuse_if_replaced()
+        return read_classes(self._run.paths.classes)
 
     def verify(self, *, whole: bool = True) -> list[str]:
         """Compare the result's files with the checksums that were noted, as `slidesam verify` does.

@@ -158,8 +158,7 @@ def _list_allowed(settings: SettingsLike, run_settings: Settings) -> tuple[str, 
 
     A file allows none, nor do `Settings`: they may be those of a result, and so somebody else's file.
     """
-    code = find_code(run_settings.segmenter)
-    return (code,) if code is not None and isinstance(settings, Mapping) else ()
+    return tuple(find_code(run_settings.segmenter).values()) if isinstance(settings, Mapping) else ()
 
 
 def as_settings(settings: SettingsLike) -> Settings:

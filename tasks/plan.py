@@ -164,10 +164,10 @@ def _explain_segmenter(run: Run) -> list[str]:
         lines.append(
             "; ".join([f"segment: {weights} of micro-sam", sight]) + "".join(f" ({each})" for each in warnings)
         )
-        if code := find_code(run.settings.segmenter):
-            lines.append(
-                f"segment: {code} is unpickled if it holds more than weights (segmenter.trust): its maker is trusted"
-            )
+        lines += [
+            f"segment: {code} is unpickled if it holds more than weights (segmenter.{setting}): its maker is trusted"
+            for setting, code in find_code(run.settings.segmenter).items()
+        ]
     return lines
 
 

@@ -11,7 +11,7 @@ Their functions (`.fn`) are the one code path per block, seam and shard: seriall
 6. `match_blocks`     the overlaps of a batch of blocks with its neighbours
 7. `resolve_objects`  the slide's objects and their numbers, the seam report, the empty label pyramid
 8. `paint_blocks`     a batch's labels: level 0 and the levels that blocks fill whole
-9. `export_slide`     upper levels, overlay, metadata, provenance
+9. `export_slide`     upper levels, overlay, table of classes, metadata, provenance
 10. `verify_result`   what was written, compared with its checksums
 
 `write_small_image` is 1 to 3 in one task, `stitch_small_slide` 6 to 9, where there is too little to share among workers: a task
@@ -47,6 +47,7 @@ from slidesam.tasks.stitch.batches import (
     paint_batch,
     resolve_run,
 )
+from slidesam.tasks.stitch.class_table import write_classes
 from slidesam.tasks.stitch.label_image import finish_upper_levels, list_label_files, prepare_label_image
 from slidesam.tasks.store import convert
 from slidesam.tasks.store.image import check_shown, publish_image
@@ -162,7 +163,7 @@ def paint_blocks(run: Run, batch: Batch) -> Facts:
 
 @task(name="export", cache_policy=NO_CACHE, persist_result=False)
 def export_slide(run: Run, objects: int, seconds: dict[str, float]) -> Provenance:
-    """Write the upper levels and the overlay, then what makes the result finished: metadata, and run.json.
+    """Write the upper levels, the overlay and the table of classes, then what makes the result finished: metadata, and run.json.
 
     Raises:
         OutputError: The store's image isn't this run's any more.
@@ -174,7 +175,8 @@ def export_slide(run: Run, objects: int, seconds: dict[str, float]) -> Provenanc
     mask = read_tissue(run)
     write_overlay(run, objects, mask, list_blocks(run))
     with output_errors(run.store):
-        finish_label(zarr.open_group(run.store, mode="r+"), run.label, run.slide.mpp, run.slide.position)
+        classes = write_classes(run)
+        finish_label(zarr.open_group(run.store, mode="r+"), run.label, run.slide.mpp, run.slide.position, classes)
         file_list = list_label_files(run)
     seconds = {**seconds, "export": time.perf_counter() - start_time}
     seams = resolve_run(run).seams

@@ -54,7 +54,7 @@ def add_models_commands(app: typer.Typer) -> None:
 @models_app.command("list")
 def list_models(cache: Cache = None) -> None:
     """List micro-sam's models, what each is for, and whether its files are in the cache."""
-    from slidesam.tasks.segmenters.microsam.registry import MODELS, find_cache_folder
+    from slidesam.tasks.segmenters.microsam.registry import CLASS_DECODERS, MODELS, find_cache_folder
     from slidesam.tasks.segmenters.microsam.shipped import ARCHITECTURE, FOLDER, NUCLEI_SMALL
     from slidesam.tasks.segmenters.microsam.weights import choose_model
 
@@ -78,6 +78,9 @@ def list_models(cache: Cache = None) -> None:
     out.print(
         Text(f"segmenter.model auto: {bright_field_model} for bright-field RGB slides, {other_model} for all others")
     )
+    for model, decoder in CLASS_DECODERS.items():
+        here = "here" if (folder / decoder).is_file() else f"not here, ≈ {_DECODER_SIZE} MB"
+        out.print(Text(f"segmenter.classes semantic: {decoder}, for {model} ({here})"))
     out.print(Text(f"cache: {folder} (`slidesam models verify` checks its files)"))
 
 
@@ -143,6 +146,7 @@ def verify(
     The exit code is 1 if a file is wrong, or if a file of a named model is missing.
     """
     from slidesam.tasks.segmenters.microsam.registry import (
+        CLASS_DECODERS,
         MODELS,
         check_file,
         find_cache_folder,
@@ -152,7 +156,7 @@ def verify(
 
     folder, hashes = find_cache_folder(cache), read_registry()
     found_states: set[State] = set()
-    for name in dict.fromkeys(names or MODELS):
+    for name in dict.fromkeys(names or (*MODELS, *CLASS_DECODERS.values())):
         states = {file: check_file(folder / file, hashes.get(file)) for file in list_files(name)}
         # Models that are neither in the cache nor named would fill the screen.
         if names or set(states.values()) != {"missing"}:

@@ -5,6 +5,7 @@ segment-<fingerprint>/blocks/<block_id>.arrays
     core       (y, x) uint32 local labels of the inner region, or of the outer one where there are no strips
     strips     (n,) uint32 pixels of the halo strips, one strip after the other
     objects    (n,) int32 what the block knows about its objects
+    votes      (n, 2, classes) float64 what votes for which class of each object (`count_votes`), if it gets one
 
 A block without objects has the facts alone. The file is renamed into its place when it is whole and on the disk, so no moment
 has a part of a result, or a result that isn't vouched for.
@@ -13,6 +14,7 @@ has a part of a result, or a result that isn't vouched for.
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +31,14 @@ from slidesam.tasks.run.run import Run
 _CACHED_BLOCKS, _CACHED_BYTES = 32, 192 * 2**20
 
 
-def save_block(run: Run, block: Block, labels: NDArray[np.uint32], table: ObjectTable, mark: BlockMark) -> None:
+def save_block(
+    run: Run,
+    block: Block,
+    labels: NDArray[np.uint32],
+    table: ObjectTable,
+    mark: BlockMark,
+    votes: NDArray[np.float64] | None = None,
+) -> None:
     """Write a block's result; from now on the block is done.
 
     Args:
@@ -38,15 +47,18 @@ def save_block(run: Run, block: Block, labels: NDArray[np.uint32], table: Object
         labels: (y, x) local labels of its outer region, ids 1..n.
         table: Its n objects.
         mark: What vouches for it.
+        votes: (n, 2, classes) votes on their classes, see `count_votes`.
 
     Raises:
         OutputError: It can't be written.
     """
-    arrays = {}
+    arrays: dict[str, NDArray[Any]] = {}
     if table.area.size:
         core = place_core(run.grid, block).relative_to(block.outer)
         strips = cut_strips(run.grid, block, labels)
         arrays = {"core": labels[core.slices], "strips": strips, "objects": table.packed()}
+        if votes is not None:
+            arrays["votes"] = votes
     write_arrays(run.segment_folder.block(block.block_id), arrays, mark.to_json(), SMALL)
 
 
@@ -78,6 +90,14 @@ class BlockResults:
         """
         file = self._file(block_id)
         return ObjectTable.unpacked(file.read("objects")) if file.facts["count"] else ObjectTable.empty()
+
+    def votes(self, block_id: int) -> NDArray[np.float64]:
+        """Return (n, 2, classes) votes on the classes of a block's objects, of a block that has some; see `count_votes`.
+
+        Raises:
+            DamagedError: See `count`.
+        """
+        return self._file(block_id).read("votes")
 
     def view(self, block: Block, region: Region) -> View:
         """Return the labels of a block that has objects, on a region that it sees: of a strip in memory where it lies in one.

@@ -3,6 +3,7 @@
     OUT/<name>.ome.zarr/                  image pyramid, and labels/<label>/ beside it
     OUT/<name>.<label>.run.json           how the result was made; written last: if it is there, the run is finished
     OUT/<name>.<label>.overlay.png        the picture
+    OUT/<name>.<label>.classes.csv        the class of each object, where the segmenter gives classes
     OUT/<name>.<label>.files.json         the label image's files, with sizes and checksums
     OUT/<name>.image-files.json           the image's files; no label can have this name
     OUT/.slidesam/.jobs/                  <job>-<number>.log
@@ -97,6 +98,11 @@ class RunPaths:
     def overlay(self) -> Path:
         """The picture of the result."""
         return self.output / f"{self.name}.{self.label}.overlay.png"
+
+    @property
+    def classes(self) -> Path:
+        """The table of the objects' classes; there is none where the segmenter gives no classes."""
+        return self.output / f"{self.name}.{self.label}.classes.csv"
 
     @property
     def file_list(self) -> Path:

@@ -17,6 +17,8 @@ from slidesam.tasks.pixels.plan import ImagePlan, group_blocks, plan_image
 from slidesam.tasks.pixels.resample import Scale, best_level, make_grids, make_scale
 from slidesam.tasks.run.layout import ImageFolder, PaintFolder, RunPaths, SegmentFolder, StitchFolder
 from slidesam.tasks.segmenters.packages import read_versions
+from slidesam.tasks.segmenters.votes import has_classes
+from slidesam.tasks.settings.methods import SegmenterSettings
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.facts import Slide
 
@@ -155,10 +157,7 @@ class Run(BaseModel):
             "blocks.block_shape": settings.blocks.block_shape,
             "blocks.halo": settings.blocks.halo,
             "blocks.tissue": self.tissue_identity or settings.blocks.tissue,
-            **{
-                f"segmenter.{key}": value
-                for key, value in settings.segmenter.model_dump(mode="json", exclude={"trust"}).items()
-            },
+            **{f"segmenter.{key}": value for key, value in _list_segmenter_causes(settings.segmenter).items()},
             "the segmenter's weights, code or versions": self.segmenter_identity,
         }
         if not self.scale.is_one:
@@ -167,6 +166,8 @@ class Run(BaseModel):
             segment |= {"slide.target_mpp": self.scale, "the level that is read": level}
         stitch = {"segment": _digest(segment)} | {f"stitch.{key}": value for key, value in settings.stitch}
         export = arrays | {"stitch": _digest(stitch), "output.label": settings.output.label}
+        if has_classes(settings.segmenter):
+            export["segmenter.class_names"] = settings.segmenter.class_names
         return {"image": image, "segment": segment, "stitch": stitch, "export": export}
 
     @cached_property
@@ -194,6 +195,12 @@ class Run(BaseModel):
     def paint_folder(self) -> PaintFolder:
         """Done-marks and measurements of what was painted into the label image."""
         return PaintFolder(self.paths.work / f"paint-{self.fingerprints['export']}")
+
+
+def _list_segmenter_causes(segmenter: SegmenterSettings) -> dict[str, Any]:
+    """List the settings that a block's result depends on; those of classes only where it has any."""
+    unused = set() if has_classes(segmenter) else {"classes", "class_file"}
+    return segmenter.model_dump(mode="json", exclude={"trust", "class_trust", "class_names", *unused})
 
 
 def _digest(*parts: object) -> str:

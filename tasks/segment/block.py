@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from slidesam.tasks.errors import SegmenterError
 from slidesam.tasks.grid import Block, BlockGrid
 from slidesam.tasks.segmenters.base import Params, Segmenter
+from slidesam.tasks.segmenters.votes import ClassifiedLabels, Votes, split_votes
 from slidesam.tasks.slides.no_data import fill_no_data
 
 LABEL_DTYPE = np.uint32
@@ -39,22 +40,29 @@ def segment_outer(
     Raises:
         SegmenterError: The segmenter returned no label image of its input's shape.
     """
-    return begin_outer(image, block, grid, segmenter, params, fill)()
+    return np.asarray(split_votes(begin_outer(image, block, grid, segmenter, params, fill)())[0], LABEL_DTYPE)
 
 
 def begin_outer(
     image: NDArray[Any], block: Block, grid: BlockGrid, segmenter: Segmenter, params: Params, fill: NDArray[Any]
-) -> Callable[[], NDArray[np.uint32]]:
+) -> Callable[[], NDArray[np.uint32] | ClassifiedLabels]:
     """Do the device's part of `segment_outer`, and return a function for the rest, which any thread may call later.
 
-    Only two-phase segmenters return deferred work; of the others only the labels' order and place are left.
+    Only two-phase segmenters return deferred work; of the others only the labels' order and place are left. A segmenter that
+    gives classes has votes returned with the labels, of the same pixels.
     """
     tile = grid.input_tile(block)
     image = fill_no_data(image, fill)
     padded = _squeeze(pad_to(image, grid.outer_shape, (block.outer.y0 - tile.y0, block.outer.x0 - tile.x0), fill))
     on_slide = block.outer.relative_to(tile).slices
     deferred = segmenter.begin(padded, params)
-    return lambda: renumber(check_labels(deferred(), grid.outer_shape)[on_slide])
+
+    def finish() -> NDArray[np.uint32] | ClassifiedLabels:
+        whole, votes = split_votes(deferred())
+        labels = renumber(check_labels(whole, grid.outer_shape)[on_slide])
+        return labels if votes is None else ClassifiedLabels(labels, Votes(votes.rows[on_slide], votes.shares))
+
+    return finish
 
 
 def renumber(labels: NDArray[Any]) -> NDArray[np.uint32]:

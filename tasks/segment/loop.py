@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from slidesam.tasks.errors import BlockFailure, BlockFailures, DamagedError
 from slidesam.tasks.grid import Block, BlockGrid
+from slidesam.tasks.labels.classes import count_votes
 from slidesam.tasks.labels.objects import describe_block
 from slidesam.tasks.labels.results import save_block
 from slidesam.tasks.pixels.resample import to_level0
@@ -36,6 +37,7 @@ from slidesam.tasks.segment.prepare import load_run_segmenter
 from slidesam.tasks.segment.start_marks import StartMarks
 from slidesam.tasks.segment.worker_state import WorkerState, this_worker
 from slidesam.tasks.segmenters.base import Segmenter
+from slidesam.tasks.segmenters.votes import ClassifiedLabels, Votes, split_votes
 from slidesam.tasks.settings.types import seconds_of
 from slidesam.tasks.slides.reader import PixelReader
 from slidesam.tasks.store.readers import open_pixels
@@ -193,15 +195,22 @@ class _BlockWork:
         )
         return lambda: self._finish(self.run.grid[block_id], labels, mark)
 
-    def _finish(self, block: Block, deferred: Callable[[], NDArray[np.uint32]], mark: BlockMark) -> None:
+    def _finish(
+        self, block: Block, deferred: Callable[[], NDArray[np.uint32] | ClassifiedLabels], mark: BlockMark
+    ) -> None:
         """Write a block's result, whose mark gets the number of objects and the time."""
         start_time, run = time.perf_counter(), self.run
-        labels = deferred()
+        given, votes = split_votes(deferred())
+        labels = np.asarray(given, np.uint32)
         if not run.scale.is_one:
-            labels = renumber(to_level0(labels, run.segmented_grid[block.block_id].outer, block.outer, run.scale))
+            seen = run.segmented_grid[block.block_id].outer
+            labels = renumber(to_level0(labels, seen, block.outer, run.scale))
+            votes = votes and Votes(to_level0(votes.rows, seen, block.outer, run.scale), votes.shares)
         table = describe_block(labels, block, run.grid.shape)
+        counted = None if votes is None else count_votes(labels, votes, block)
         seconds = round(mark.seconds + time.perf_counter() - start_time, 3)
-        save_block(run, block, labels, table, mark.model_copy(update={"count": table.area.size, "seconds": seconds}))
+        mark = mark.model_copy(update={"count": table.area.size, "seconds": seconds})
+        save_block(run, block, labels, table, mark, counted)
 
 
 def _forget_stitching(run: Run) -> None:

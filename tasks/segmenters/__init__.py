@@ -78,9 +78,10 @@ def segmenter_identity(settings: SegmenterSettings, is_rgb: bool, allowed: Colle
     permit(settings, allowed)
     match settings:
         case MicroSam():
+            from slidesam.tasks.segmenters.microsam.class_files import identify_classes
             from slidesam.tasks.segmenters.microsam.weights import identify_model
 
-            identity = identify_model(settings, is_rgb)
+            identity = identify_model(settings, is_rgb) + identify_classes(settings, is_rgb)
         case Watershed():
             identity = "watershed"
         case Cellpose():

@@ -1,7 +1,8 @@
 """Own the rule on which code a run may load: nothing that only a file or a form names.
 
 Settings come from files, manifests, forms and an output's state.json, and whoever wrote those may be a stranger. A function
-(`segmenter.target`) and a checkpoint that needs pickle (`segmenter.trust`) run code, so one of these must vouch for them:
+(`segmenter.target`) and files that need pickle (`segmenter.trust`, `segmenter.class_trust`) run code, so one of these must vouch
+for them:
 
 1. a package that is installed, by an entry point of the group `slidesam.segmenters`;
 2. the site, by SLIDESAM_ALLOW: patterns separated by commas, those that begin with / for files, all others for functions;
@@ -28,13 +29,17 @@ VARIABLE = "SLIDESAM_ALLOW"
 GROUP = "slidesam.segmenters"
 
 
-def find_code(settings: SegmenterSettings) -> str | None:
-    """Return what a segmenter loads that can run code: a function's target, or a checkpoint that is to be trusted."""
+def find_code(settings: SegmenterSettings) -> dict[str, str]:
+    """Find what a segmenter loads that can run code, by setting: a function's target, or files that are to be trusted."""
     if isinstance(settings, Function):
-        return settings.target
-    if isinstance(settings, MicroSam) and settings.trust:
-        return settings.checkpoint
-    return None
+        return {"target": settings.target}
+    if not isinstance(settings, MicroSam):
+        return {}
+    trusted = {
+        "trust": settings.checkpoint if settings.trust else None,
+        "class_trust": settings.class_file if settings.class_trust and settings.classes != "off" else None,
+    }
+    return {setting: path for setting, path in trusted.items() if path is not None}
 
 
 def list_own_words(settings: SegmenterSettings, overrides: Mapping[str, Any]) -> tuple[str, ...]:
@@ -44,9 +49,7 @@ def list_own_words(settings: SegmenterSettings, overrides: Mapping[str, Any]) ->
         settings: The settings, complete.
         overrides: Dotted name → value, as the person gave them.
     """
-    name = "segmenter.target" if isinstance(settings, Function) else "segmenter.trust"
-    code = find_code(settings)
-    return (code,) if code is not None and name in overrides else ()
+    return tuple(code for setting, code in find_code(settings).items() if f"segmenter.{setting}" in overrides)
 
 
 def permit(settings: SegmenterSettings, allowed: Collection[str]) -> tuple[str, ...]:
@@ -59,13 +62,12 @@ def permit(settings: SegmenterSettings, allowed: Collection[str]) -> tuple[str, 
     Raises:
         SegmenterError: They name code that nobody vouches for.
     """
-    code = find_code(settings)
-    if code is None:
-        return ()
+    found = find_code(settings)
     is_allowed = _is_function_allowed if isinstance(settings, Function) else _is_file_allowed
-    if not is_allowed(code, allowed):
-        raise SegmenterError(*_explain(settings, code))
-    return (code,)
+    for setting, code in found.items():
+        if not is_allowed(code, allowed):
+            raise SegmenterError(*_explain(setting, code))
+    return tuple(dict.fromkeys(found.values()))
 
 
 def is_path_allowed(path: str) -> bool:
@@ -105,16 +107,16 @@ def _matches(target: str, pattern: str) -> bool:
     return fnmatchcase(target, pattern) or (":" not in pattern and fnmatchcase(target.partition(":")[0], pattern))
 
 
-def _explain(settings: SegmenterSettings, code: str) -> tuple[str, str]:
+def _explain(setting: str, code: str) -> tuple[str, str]:
     """Say what isn't allowed, and exactly what to type."""
-    if isinstance(settings, Function):
+    if setting == "target":
         return (
             f"setting segmenter.target: {code} isn't allowed, because a file or a form can name any code",
             f"if you know what it does, add `--allow {code}` to the command; a site allows it for all by "
             f"{VARIABLE}={code}, and its package by an entry point of the group {GROUP} (docs/own-segmenter.md)",
         )
     return (
-        f"setting segmenter.trust: true isn't allowed for {code}, because a file or a form can name any checkpoint",
+        f"setting segmenter.{setting}: true isn't allowed for {code}, because a file or a form can name any file",
         f"if you trust who made that file, add `--allow {shlex.quote(code)}` to the command; a site allows it for all by "
         f"{VARIABLE}={code}",
     )

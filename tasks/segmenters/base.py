@@ -5,7 +5,7 @@ read the same pixels agree on them.
 
     prepare(sample, slide)   -> params      once per slide, from a sample of it: a JSON mapping (thresholds, ranges, ...)
     segment(image, params)   -> labels      per block: (y, x[, c]) of the grid's `outer_shape` -> (y, x) integers, 0 = background
-    begin(image, params)     -> deferred    the device's part of `segment`; deferred() -> labels
+    begin(image, params)     -> deferred    the device's part of `segment`; deferred() -> labels, or labels with classes
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from slidesam.tasks.segmenters.votes import ClassifiedLabels
+
 if TYPE_CHECKING:
     from slidesam.tasks.slides.facts import Slide
 
 Params = Mapping[str, Any]
-DeferredLabels = Callable[[], NDArray[np.integer[Any]]]
+DeferredLabels = Callable[[], NDArray[np.integer[Any]] | ClassifiedLabels]
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,8 @@ class Segmenter(ABC):
             params: What `prepare` returned.
 
         Returns:
-            A function that returns the labels. It is called once, perhaps in another thread while `begin` computes the next
-            block. So it must not share changing data with `begin`.
+            A function that returns the labels, with votes on the objects' classes where there are any. It is called once,
+            perhaps in another thread while `begin` computes the next block. So it must not share changing data with `begin`.
         """
         # Popped, so that the function doesn't keep the labels once it has returned them.
         return [self.segment(image, params)].pop

@@ -40,7 +40,8 @@ def _list_packages(settings: SegmenterSettings) -> tuple[str, ...]:
             methods = ("torch", "torchvision", "pillow", "torch-em", "python-elf", "bioimage-cpp", "scikit-image")
             mobile = _MOBILE_SAM if any(map(package_version, _MOBILE_SAM[:2])) else ()
             opencv = _OPENCV if settings.options.get("min_mask_region_area") else ()
-            return ("micro-sam", *methods, *_SEGMENT_ANYTHING, *mobile, *opencv)
+            classifier = ("scikit-learn",) if settings.classes == "objects" else ()
+            return ("micro-sam", *methods, *_SEGMENT_ANYTHING, *mobile, *opencv, *classifier)
         case Watershed():
             return ("scikit-image",)
         case Cellpose():

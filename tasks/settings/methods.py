@@ -52,12 +52,27 @@ class MicroSam(Section):
     stains: dict[str, tuple[float, float, float]] = Field(default_factory=dict)
     """Your own stain vectors: name, and optical density in red, green and blue."""
 
+    classes: Literal["off", "semantic", "objects"] = "off"
+    """Whether each object gets a class: semantic = from a decoder that names each pixel's class (PathoSAM's, of nuclei), objects = from a classifier of objects that you trained in micro-sam; docs/segmentation.md."""  # noqa: E501
+    class_file: str | None = None
+    """semantic: file with the weights of your own decoder, null = PathoSAM's; objects: the classifier's .joblib file."""
+    class_names: tuple[str, ...] = ()
+    """Names of classes 0, 1, 2, ..., the background first; empty = PathoSAM's names for semantic, background and numbers for objects."""  # noqa: E501
+    class_trust: bool = False
+    """Whether `class_file` is unpickled, which runs whatever code its maker put in; objects needs it."""
+
     @field_validator("tile_shape", "tile_halo", mode="before")
     @classmethod
     def _read_number_as_square(cls, value: object) -> object:
         # YAML reads off as false.
         value = "off" if value is False or value is None else value
         return (value, value) if isinstance(value, int) else value
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _read_false_as_off(cls, value: object) -> object:
+        # YAML reads off as false.
+        return "off" if value is False or value is None else value
 
     @field_validator("inputs", mode="before")
     @classmethod

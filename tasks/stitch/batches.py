@@ -29,6 +29,8 @@ from slidesam.tasks.run.files import output_errors, remove_synced, write_json
 from slidesam.tasks.run.marks import list_blocks
 from slidesam.tasks.run.records import Resolved
 from slidesam.tasks.run.run import Run
+from slidesam.tasks.segmenters.votes import has_classes
+from slidesam.tasks.stitch.classes import add_up_votes
 from slidesam.tasks.stitch.numbering import StoredNumbering, save_numbering
 from slidesam.tasks.stitch.overlaps import BatchOverlaps, compare_blocks, join_batches
 from slidesam.tasks.stitch.paint import Numbering, paint_block, paint_group
@@ -186,9 +188,12 @@ def paint_batch(run: Run, batch: Batch) -> None:
             written += _write_group(levels[: group_levels(run.group_shape, len(levels))], region, labels)
         # Before the next group is painted: a group takes 64 MiB.
         del labels
+    arrays: dict[str, NDArray[Any]] = {"measures": np.concatenate(measures)}
+    if has_classes(run.settings.segmenter):
+        arrays |= add_up_votes(sorted(segmented.intersection(batch)), numbering, results)._asdict()
     # Last, as it is the batch's done-mark.
     facts = {"files": vouch_for(written, run.output, is_sparse=True), "numbering": numbering.checksum}
-    write_arrays(run.paint_folder.measures(batch_name(batch)), {"measures": np.concatenate(measures)}, facts)
+    write_arrays(run.paint_folder.measures(batch_name(batch)), arrays, facts)
 
 
 def _split_groups(run: Run, batch: Batch) -> Iterator[list[Block]]:

@@ -16,6 +16,7 @@ from slidesam.tasks.run.files import remove_synced
 from slidesam.tasks.run.marks import remove_stage
 from slidesam.tasks.run.records import FileList, StageMark
 from slidesam.tasks.run.run import Run
+from slidesam.tasks.segmenters.votes import has_classes
 from slidesam.tasks.stitch.batches import batch_name, block_batches, painted_files
 from slidesam.tasks.store.arrays import FORMATS, open_levels, read_region, shard_paths, write_shards
 from slidesam.tasks.store.file_list import Files, describe, has_all, read_metadata, vouch_for
@@ -38,7 +39,7 @@ def prepare_label_image(run: Run, objects: int) -> None:
             write_group(folder, FORMATS[run.settings.image.ome_zarr], {})
         write_label_arrays(folder, run.grid.shape, run.group_shape, dtype, run.settings.image)
         return
-    remove_synced(run.paths.provenance, run.paths.file_list, run.paths.overlay)
+    remove_synced(run.paths.provenance, run.paths.file_list, run.paths.overlay, run.paths.classes)
     for old_folder in run.paths.stage_folders("paint"):
         remove_stage(old_folder)
     create_label_image(run, objects)
@@ -72,7 +73,7 @@ def finish_upper_levels(run: Run) -> None:
 
 
 def list_label_files(run: Run) -> tuple[int, int]:
-    """Write the list of a finished label image's files, and of its picture.
+    """Write the list of a finished label image's files, and of its picture and table of classes.
 
     Returns:
         Size and crc32c of the list.
@@ -92,6 +93,8 @@ def list_label_files(run: Run) -> tuple[int, int]:
             raise DamagedError(f"{mark} is damaged or gone", "run the same command again")
         units[name] = files
     units["picture"] = vouch_for([run.paths.overlay], run.output)
+    if has_classes(run.settings.segmenter):
+        units["classes"] = vouch_for([run.paths.classes], run.output)
     metadata = read_metadata([folder, *levels], run.output)
     FileList(fingerprint=run.fingerprints["export"], metadata=metadata, units=units).write(run.paths.file_list)
     return describe(run.paths.file_list)

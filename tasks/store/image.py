@@ -107,6 +107,7 @@ def _withdraw_label(run: Run, root: zarr.Group) -> None:
     """Remove the run's label image of another slide or plane, which would be listed over the new image; its record first."""
     run.paths.provenance.unlink(missing_ok=True)
     run.paths.overlay.unlink(missing_ok=True)
+    run.paths.classes.unlink(missing_ok=True)
     remove_label(root, run.label)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import atexit
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -208,8 +208,21 @@ def repair_list(root: zarr.Group, label: str) -> bool:
     return True
 
 
-def finish_label(root: zarr.Group, label: str, mpp: Pixel | None, origin: Pixel = (0.0, 0.0)) -> None:
+def finish_label(
+    root: zarr.Group,
+    label: str,
+    mpp: Pixel | None,
+    origin: Pixel = (0.0, 0.0),
+    objects: Mapping[str, Sequence[dict[str, Any]]] | None = None,
+) -> None:
     """Write the metadata that makes the arrays a label image, and last its name in the store's list of labels.
+
+    Args:
+        root: The store.
+        label: Name of the label image.
+        mpp: See `write_image_metadata`.
+        origin: See `level_transformations`.
+        objects: `colors` and `properties` of NGFF's `image-label`, an entry per object.
 
     Raises:
         DamagedError: The group's metadata is damaged.
@@ -227,6 +240,9 @@ def finish_label(root: zarr.Group, label: str, mpp: Pixel | None, origin: Pixel 
         "colors": [Color(**{"label-value": 0, "rgba": (0, 0, 0, 0)}).model_dump(by_alias=True)],
         "source": Source().model_dump(),
     }
+    if objects:
+        image_label["colors"] += objects["colors"]
+        image_label["properties"] = objects["properties"]
     if version == "0.4":
         image_label["version"] = version
     multiscale = make_multiscale(group, label, levels, mpp, origin)

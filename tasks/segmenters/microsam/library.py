@@ -14,6 +14,7 @@ tests/tasks/segmenters/microsam/test_library.py, which names the part if it move
 7. a generator's state                replaced, never changed in place, so that a shallow copy keeps it: `copy_generator`
 8. a predictor's `model_type` and `model_name`, which `get_sam_model` sets: `_load_parts` sets them, too
 9. `predictor.transform`              its `get_preprocess_shape` says how far images and prompts are scaled: `fix_scale`
+10. `InstanceSegmentationWithDecoder`  asks its decoder for three maps, and keeps the first as `foreground`: `_ClassDecoder`
 
 micro-sam 2 brings SAM 2 (https://github.com/computational-cell-analytics/micro-sam/issues/896) and moves these modules to
 `micro_sam.v1`; then this module changes, and no other.
@@ -33,6 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from slidesam.tasks.segmenters.microsam.fields import NATIVE
 from slidesam.tasks.segmenters.microsam.tiles import EvenTiling
 from slidesam.tasks.settings.types import Pair
 
@@ -179,6 +181,85 @@ def make_generator(model: Model, mode: str, device: str, *, is_tiled: bool, opti
         **options,
     )
     return generator
+
+
+def make_class_generator(model: Model, decoder_state: Mapping[str, Any], device: str, *, is_tiled: bool) -> Any:
+    """Make a generator whose foreground map is the number of each pixel's class, as patho-sam finds it.
+
+    patho-sam takes the class with the highest score after scaling the scores to the image. So it isn't averaged:
+    https://github.com/computational-cell-analytics/patho-sam/blob/master/patho_sam/semantic_segmentation.py
+
+    Args:
+        model: The model, whose embeddings will be given.
+        decoder_state: Weights of a decoder with an output per class.
+        device: Where the model is.
+        is_tiled: Whether embeddings come in tiles.
+
+    Raises:
+        Exception: Whatever torch raises for weights of another network.
+    """
+    from micro_sam.instance_segmentation import DecoderAdapter, get_unetr
+
+    count = len(decoder_state["out_conv.bias"])
+    unetr = get_unetr(model.predictor.model.image_encoder, decoder_state, device, out_channels=count)
+    generator = find_generator_class("ais", is_tiled=is_tiled)
+    return generator(model.predictor, _ClassDecoder(DecoderAdapter(unetr)))
+
+
+class _ClassDecoder:
+    """Answers as the decoder of three maps does that micro-sam's generators take; each is the number of the pixel's class."""
+
+    def __init__(self, adapter: Any) -> None:
+        self._adapter = adapter
+
+    def __call__(self, features: Any, input_shape: Pair, original_shape: Pair) -> Any:
+        return self.postprocess_masks(self._forward_impl(features), input_shape, original_shape)
+
+    def _forward_impl(self, features: Any) -> Any:
+        return self._adapter._forward_impl(features)
+
+    def postprocess_masks(self, scores: Any, input_shape: Pair, original_shape: Pair) -> Any:
+        scaled = self._adapter.postprocess_masks(scores, input_shape, original_shape)
+        return scaled.argmax(1, keepdim=True).float().expand(-1, 3, -1, -1)
+
+
+def read_class_map(generator: Any) -> NDArray[np.uint32]:
+    """Take the numbers of classes, (y, x), out of an initialised generator of `make_class_generator`."""
+    numbers: NDArray[np.uint32] = generator.get_state()["foreground"].astype(np.uint32)
+    generator.clear_state()
+    return numbers
+
+
+def copy_to_host(embeddings: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy embeddings, in the form that generators take, to the host, in the form that `compute_features` takes."""
+    features = embeddings["features"]
+    if isinstance(features, TileEmbeddings):
+        tiles = {number: tile.cpu().numpy() for number, tile in features.items()}
+        return {**embeddings, "features": TileEmbeddings(tiles, features.attrs)}
+    return {**embeddings, "features": features.cpu().numpy()}
+
+
+def compute_features(embeddings: Mapping[str, Any], labels: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Compute what micro-sam's object classifier knows of objects: (n,) ids, and (n, 257) area and mean embeddings.
+
+    Objects that vanish where labels are scaled to the embeddings are left out.
+
+    Args:
+        embeddings: As `copy_to_host` returns them.
+        labels: (y, x) ids, 0 = background.
+    """
+    from micro_sam import object_classification
+
+    object_classification.Blocking = _make_tiling
+    if not labels.any():
+        return np.zeros(0, np.int64), np.zeros((0, 257))
+    if embeddings["input_size"] is not None:
+        # micro-sam takes it that the image fills what SAM sees along its longer side.
+        side = round(max(labels.shape) * NATIVE / max(embeddings["input_size"]))
+        if side > max(labels.shape):
+            labels = np.pad(labels, [(0, side - length) for length in labels.shape])
+    ids, features = object_classification.compute_object_features(embeddings, labels, verbose=False)
+    return np.asarray(ids), np.asarray(features)
 
 
 def copy_generator(generator: Any) -> Any:

@@ -40,6 +40,8 @@ MODELS = {
     "vit_h_histopathology": True,
     "vit_b_medical_imaging": True,
 }
+CLASS_DECODERS = {"vit_b_histopathology": "vit_b_histopathology_semantic_segmentation_decoder"}
+"""Decoders of classes by the model whose embeddings they take: PathoSAM's, which micro-sam's registry doesn't have."""
 OVERRIDES = "SLIDESAM_MODELS"
 INSTALL = 'pip install "slidesam[micro-sam]"'
 _HASH = re.compile(r"(?:\w+:)?[0-9a-f]{16,}", re.IGNORECASE)
@@ -72,6 +74,15 @@ class Registered:
         return self.hash.rpartition(":")[2].lower()
 
 
+# Hash and address as in https://github.com/computational-cell-analytics/patho-sam/blob/master/patho_sam/util.py
+_PATHO_SAM = {
+    "vit_b_histopathology_semantic_segmentation_decoder": Registered(
+        "sha256:bdd05a55c72c02abce72a7aa6885c6ec21df9c43fda9cf3c5d11ef5788de0ab0",
+        "https://owncloud.gwdg.de/index.php/s/TFbI25UZoixd1hi/download",
+    )
+}
+
+
 def list_files(model: str) -> tuple[str, ...]:
     """List the names of a model's files: the registry keeps a decoder's weights in a separate file.
 
@@ -82,6 +93,8 @@ def list_files(model: str) -> tuple[str, ...]:
         >>> list_files("vit_b_lm")
         ('vit_b_lm', 'vit_b_lm_decoder')
     """
+    if model in _PATHO_SAM:
+        return (model,)
     if model not in MODELS:
         raise SettingsError(f"micro-sam has no model {model!r} that slidesam can use: choose of {', '.join(MODELS)}")
     return (model, f"{model}_decoder") if MODELS[model] else (model,)
@@ -103,13 +116,15 @@ def find_cache_folder(cache: Path | None = None) -> Path:
 
 
 def read_registry() -> dict[str, Registered]:
-    """Read which files micro-sam fetches, by name; empty if micro-sam isn't installed or stores its registry differently.
+    """Read which files micro-sam and PathoSAM fetch, by name.
+
+    micro-sam's are missing if it isn't installed or stores its registry differently.
 
     Raises:
         SettingsError: The file that SLIDESAM_MODELS names can't be used.
     """
     source = library.find_registry_source()
-    entries = {} if source is None else dict(_parse_registry(source))
+    entries = _PATHO_SAM | ({} if source is None else dict(_parse_registry(source)))
     if overrides := os.environ.get(OVERRIDES):
         for name, entry in _read_overrides(Path(overrides).expanduser()).items():
             entries[name] = replace(entry, url=entry.url or (entries[name].url if name in entries else None))

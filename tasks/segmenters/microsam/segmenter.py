@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from slidesam.tasks.errors import SegmenterError, in_one_line
 from slidesam.tasks.segmenters.base import Arithmetic, DeferredLabels, Params, Segmenter
 from slidesam.tasks.segmenters.microsam import library
+from slidesam.tasks.segmenters.microsam.classes import make_classifier
 from slidesam.tasks.segmenters.microsam.encoder import Encoder
 from slidesam.tasks.segmenters.microsam.fields import NATIVE
 from slidesam.tasks.segmenters.microsam.inputs import check_inputs, compose, intensity_range, pick, ranges
@@ -45,6 +46,7 @@ from slidesam.tasks.segmenters.microsam.weights import (
     make_trust_cure,
 )
 from slidesam.tasks.segmenters.torch_host import choose_device, limit_threads
+from slidesam.tasks.segmenters.votes import ClassifiedLabels, Votes, split_votes
 from slidesam.tasks.settings.methods import MicroSam
 from slidesam.tasks.settings.types import Pair
 
@@ -116,6 +118,7 @@ class MicroSamSegmenter(Segmenter):
         self._is_two_phase = mode == "ais"
         # It draws its progress bar even if `verbose` is False.
         self._is_verbose = mode == "apg" and self._tile_shape is not None
+        self._classifier = make_classifier(settings, is_rgb, model, self.device, is_tiled=_is_tiled(settings))
         self._encoder = Encoder(self._predictor, settings.batch_size, settings.precision)
         # The predictor holds the current image: threads of one worker must take turns.
         self._lock = threading.Lock()
@@ -161,7 +164,7 @@ class MicroSamSegmenter(Segmenter):
         Raises:
             SegmenterError: `params` are for another number of channels.
         """
-        return self.begin(image, params)()
+        return split_votes(self.begin(image, params)())[0]
 
     def begin(self, image: NDArray[Any], params: Params) -> DeferredLabels:
         """Do the device's part of `segment`, and return a function that does the rest.
@@ -178,13 +181,15 @@ class MicroSamSegmenter(Segmenter):
                 pixels, to_8bit = compose(image, params), _keep
             embeddings = self._embed(pixels, to_8bit)
             # From here on micro-sam's generators use only the image's shape.
+            classify = None if self._classifier is None else self._classifier.begin(pixels, embeddings)
             self._segmenter.initialize(image=pixels, image_embeddings=embeddings, verbose=False)
             # A copy keeps the decoder's maps when the next block's maps replace them.
             deferred = functools.partial(self._generate, library.copy_generator(self._segmenter), image.shape[:2])
             labels = None if self._is_two_phase else deferred()
             self._segmenter.clear_state()
             self._predictor.reset_image()
-        return deferred if labels is None else lambda: labels
+        finish = deferred if labels is None else lambda: labels
+        return finish if classify is None else functools.partial(_classify, finish, classify)
 
     def _generate(self, generator: Any, shape: tuple[int, int]) -> NDArray[np.integer[Any]]:
         """Make the labels of the block that a generator was initialised with."""
@@ -207,6 +212,13 @@ class MicroSamSegmenter(Segmenter):
         return self._encoder.encode_tiles(
             shape, self._tile_shape, self._tile_halo, lambda place: to_8bit(pixels[place])
         )
+
+
+def _classify(
+    finish: Callable[[], NDArray[np.integer[Any]]], classify: Callable[[NDArray[np.integer[Any]]], Votes]
+) -> ClassifiedLabels:
+    labels = finish()
+    return ClassifiedLabels(labels, classify(labels))
 
 
 def _keep(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -11,7 +11,14 @@ import pytest
 from slidesam.flows.cli.models import _PURPOSES
 from slidesam.tasks.errors import SettingsError
 from slidesam.tasks.segmenters.microsam import registry as models
-from slidesam.tasks.segmenters.microsam.registry import MODELS, OVERRIDES, Registered, list_files, read_registry
+from slidesam.tasks.segmenters.microsam.registry import (
+    CLASS_DECODERS,
+    MODELS,
+    OVERRIDES,
+    Registered,
+    list_files,
+    read_registry,
+)
 from tests.support.weights_mirror import NEEDS_MICROSAM
 
 pytestmark = NEEDS_MICROSAM
@@ -27,7 +34,13 @@ class TestRegistry:
                 assert known[file].algorithm == "xxh128"
                 assert len(known[file].digest) == 32
                 assert known[file].url.startswith("https://")
-        assert known.keys() == {file for model in MODELS for file in list_files(model)}
+        assert known.keys() == {file for model in (*MODELS, *CLASS_DECODERS.values()) for file in list_files(model)}
+
+    def test_decoders_of_classes_have_a_hash_that_cannot_be_forged(self) -> None:
+        (file,) = list_files(CLASS_DECODERS["vit_b_histopathology"])
+        assert read_registry()[file].algorithm == "sha256"
+        assert len(read_registry()[file].digest) == 64
+        assert CLASS_DECODERS.keys() <= MODELS.keys()
 
     def test_every_model_is_for_something(self) -> None:
         assert {model[len("vit_b") :] for model in MODELS} == _PURPOSES.keys()
