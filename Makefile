@@ -11,7 +11,7 @@ DEMO   ?= demo-output
 .DEFAULT_GOAL := help
 STITCHING := stitching-accuracy stitching-speed stitching-memory
 BENCHMARKS := accuracy bit-flips block chaos conversion durability empty file-count guide memory mosaics open-slide overhead pixel-oracle power-cut rechunk same-results soak structure tissue tls
-.PHONY: help install lock demo test test-fast many-slides full-networks screenshots seams slurm-overhead stardist $(BENCHMARKS) $(STITCHING) peers lint format typed imports typecheck clean
+.PHONY: help install lock demo test test-fast many-slides full-networks model-card screenshots seams slurm-overhead stardist $(BENCHMARKS) $(STITCHING) peers lint format typed imports typecheck clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -39,7 +39,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # benchmarks/block.py.
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=34359738368 MALLOC_TRIM_THRESHOLD_=34359738368 MALLOC_ARENA_MAX=1
 
-demo: install  ## make a 4096 x 4096 px slide and segment it, about a minute; look at the picture that it names
+demo: install  ## make a slide and segment it with micro-sam, about two minutes; look at the picture that it names
 	@$(BIN)/slidesam demo --output $(DEMO)
 
 # Processes that tests run in: most of the time they wait for others. tests/conftest.py says which tests stay together.
@@ -57,6 +57,9 @@ many-slides: install  ## thirty slides at once on a server with PostgreSQL, 4 mi
 full-networks: install  ## labels beside micro-sam's with a ViT-B of full size instead of a small one
 	@SLIDESAM_TEST_FULL_NETWORKS=1 $(KEEP_MEMORY) $(BIN)/python -m pytest tests/tasks/segmenters/microsam/test_segmenter.py \
 	    tests/tasks/segmenters/microsam/test_encoder.py -k "labels or any_batch"
+
+model-card: install  ## the scores in docs/nuclei-small.md, made again from the shipped weights (needs ../shared/data), half an hour
+	@$(KEEP_MEMORY) $(BIN)/python -W ignore -m benchmarks.model_card
 
 screenshots: install  ## the browser test, keeping its pictures in screenshots/
 	@SLIDESAM_SCREENSHOTS=screenshots $(BIN)/python -m pytest -m browser

@@ -107,7 +107,7 @@ def test_the_wheel_works_in_an_environment_of_its_own(built: Path, tmp_path: Pat
         "import pathlib, slidesam\n"
         "from slidesam.tasks.folder.demo import demo_settings, make_demo_slide\n"
         "make_demo_slide(pathlib.Path('demo.ome.tif'), 1100)\n"
-        "result = slidesam.segment('demo.ome.tif', 'out', demo_settings(), progress=False)\n"
+        "result = slidesam.segment('demo.ome.tif', 'out', demo_settings('watershed'), progress=False)\n"
         "print(slidesam.__file__, slidesam.__version__, len(result.objects), result.labels[500, :].any())\n"
     )
     python = [environment / "bin" / "python", "-W", "error::UserWarning:slidesam", "try.py"]

@@ -265,18 +265,25 @@ def demo_command(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the demo slide and the results.")] = Path(
         "demo-output"
     ),
+    segmenter: Annotated[
+        str,
+        typer.Option(
+            "--segmenter", help="micro-sam with the model that slidesam ships, or watershed on a larger slide."
+        ),
+    ] = "micro-sam",
     workers: Workers = None,
 ) -> None:
-    """Make a 4096 × 4096 px slide from a histology picture and segment its nuclei. Needs neither data nor weights."""
+    """Make a slide from a histology picture and segment its nuclei. Needs neither data nor weights."""
     from slidesam.flows.cli.command import run_or_stop
     from slidesam.flows.cluster.cluster import LocalProfile
-    from slidesam.tasks.folder.demo import demo_settings, make_demo_slide
+    from slidesam.tasks.folder.demo import choose_demo_slide, demo_settings, make_demo_slide
 
-    slide = output / "demo.ome.tif"
+    settings, demo = demo_settings(segmenter), choose_demo_slide(segmenter)
+    slide = output / demo.name
     if not slide.exists():
         say("making", str(slide))
-        make_demo_slide(slide)
-    raise typer.Exit(run_or_stop([str(slide)], output, demo_settings(), LocalProfile(workers=workers)))
+        make_demo_slide(slide, demo.side, demo.zoom)
+    raise typer.Exit(run_or_stop([str(slide)], output, settings, LocalProfile(workers=workers)))
 
 
 def finished_runs(store: Path, label: str | None = None) -> dict[str, Provenance]:
