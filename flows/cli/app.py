@@ -197,13 +197,21 @@ def doctor_command(
     overrides: Overrides = None,
     allowed: Allowed = None,
     timeout: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="Longest time to wait for workers.")] = 120.0,
+    try_model: Annotated[
+        bool,
+        typer.Option(
+            "--try-model",
+            help="Segment a small tile on each kind of worker, with nuclei-small and with the settings' model; this takes up to "
+            "some minutes without a GPU.",
+        ),
+    ] = False,
 ) -> None:
     """Check what a run needs, here and on the nodes (by one small job of each kind), and show how to repair it."""
     run_settings, code = load_settings(settings, segmenter, overrides, allowed)
     profile = choose_profile(cluster, cluster_changes, scheduler=scheduler)
     from slidesam.flows.doctor.doctor import doctor as examine
 
-    raise typer.Exit(examine(profile, run_settings, output, timeout, code))
+    raise typer.Exit(examine(profile, run_settings, output, timeout, code, try_model=try_model))
 
 
 @app.command("clean")

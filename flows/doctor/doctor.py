@@ -41,6 +41,7 @@ from slidesam.flows.cluster.profile import (
 from slidesam.flows.console import err, out
 from slidesam.flows.doctor.finding import Finding, check, failure
 from slidesam.flows.doctor.queue import examine_address, examine_queue, pools_of
+from slidesam.flows.doctor.trials import TRIAL_SECONDS, add_trials
 from slidesam.flows.doctor.visit import NO_LOG, visit
 from slidesam.flows.signals import interrupts
 from slidesam.tasks.errors import ServerError
@@ -60,6 +61,8 @@ def doctor(
     output: Path | None,
     timeout: float = TIMEOUT,
     allowed: tuple[str, ...] = (),
+    *,
+    try_model: bool = False,
 ) -> int:
     """Run all checks and print their findings.
 
@@ -69,6 +72,7 @@ def doctor(
         output: Where it would write to; None = that isn't checked.
         timeout: Seconds to wait for workers.
         allowed: Code that the person allows the segmenter to load.
+        try_model: Whether workers segment a small tile.
 
     Returns:
         Exit code: 0, 1 if a check failed, or 130 after Ctrl-C.
@@ -81,7 +85,8 @@ def doctor(
             local_findings = examine_here(profile, settings, output, allowed)
             _show(f"here, on {socket.gethostname()}", local_findings)
             with err.status(f"waiting for workers of {profile.kind}, {timeout:g} s at most"):
-                worker_findings = examine_there(profile, settings, output, local_findings, timeout, allowed)
+                options = (output, local_findings, timeout, allowed)
+                worker_findings = examine_there(profile, settings, *options, try_model=try_model)
             _show("where workers run", worker_findings)
     except KeyboardInterrupt:
         err.print("\nstopped; no job is left")
@@ -229,6 +234,8 @@ def examine_there(
     local_findings: Sequence[Finding],
     timeout: float = TIMEOUT,
     allowed: tuple[str, ...] = (),
+    *,
+    try_model: bool = False,
 ) -> list[Finding]:
     """Ask workers: of one small job of each worker pool of the profile, or those that run already. No job is left.
 
@@ -239,6 +246,7 @@ def examine_there(
         local_findings: What `examine_here` returned; what that rules out isn't tried.
         timeout: Seconds to wait for workers.
         allowed: Code that the person allows the segmenter to load.
+        try_model: Whether they segment a small tile.
     """
     from prefect.settings import PREFECT_API_URL
 
@@ -260,12 +268,14 @@ def examine_there(
             identity = examine.identity_of(segmenter, allowed)[0]
             needs = replace(expected[segmenting], segmenter=segmenter, identity=identity, allowed=allowed)
             expected[segmenting] = needs
+        if try_model:
+            expected = {pool: add_trials(needs) for pool, needs in expected.items()}
         folder = None if "output folder" in failed else output
         if folder is not None:
             for pool in usable:
                 notes, token = ends.enter_context(_leave_note(folder))
                 expected[pool] = replace(expected[pool], folder=str(notes), token=token)
-        return findings + _visit_all(_smallest(profile), expected, folder, timeout)
+        return findings + _visit_all(_smallest(profile), expected, folder, timeout + TRIAL_SECONDS * try_model)
 
 
 def _serve(profile: ClusterProfile, ends: ExitStack) -> tuple[str | None, Finding]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from slidesam.flows.doctor.finding import Finding, check
+from slidesam.flows.doctor.trials import judge_trial
 from slidesam.tasks.folder.examine import OPTIONAL, Expected, note
 from slidesam.tasks.segment import devices
 
@@ -30,7 +31,8 @@ def judge(expected: Expected, facts: Mapping[str, Any]) -> list[Finding]:
         # Another version may tell its facts differently.
         return [versions]
     findings = [judge_one(expected, facts) for judge_one in _JUDGES]
-    return [versions, *(finding for finding in findings if finding is not None)]
+    trials = [judge_trial(expected, trial, facts["host"]) for trial in facts.get("trials", ())]
+    return [versions, *(finding for finding in findings if finding is not None), *trials]
 
 
 def compare_versions(

@@ -31,6 +31,7 @@ from slidesam.tasks.segment.worker_state import this_worker
 from slidesam.tasks.segmenters import segmenter_identity
 from slidesam.tasks.segmenters.packages import package_version
 from slidesam.tasks.settings.methods import SegmenterSettings
+from slidesam.tasks.trial.self_test import try_segmenter
 
 PACKAGES = ("slidesam", "dask", "distributed", "prefect", "zarr", "numpy")
 OPTIONAL = ("micro-sam", "torch", "cellpose", "stardist", "tensorflow")
@@ -55,6 +56,7 @@ class Expected:
         temporary: Folder for temporary files; empty = that of the job.
         cores: CPU cores that the job requests.
         memory: GiB that the job requests.
+        trials: JSON of the settings of segmenters that segment the shipped tile there.
     """
 
     pool: str
@@ -70,6 +72,7 @@ class Expected:
     temporary: str = ""
     cores: int | None = None
     memory: float | None = None
+    trials: tuple[str, ...] = ()
 
 
 def versions() -> dict[str, str | None]:
@@ -184,6 +187,7 @@ def examine(expected: Mapping[str, Any]) -> dict[str, Any]:
         "api": api and ask_api(api, expected["authorization"]),
         "notes": folder and _answer(folder, expected["token"]),
         "segmenter": segmenter and identity_of(segmenter, expected.get("allowed", ())),
+        "trials": [try_segmenter(trial, expected.get("allowed", ())) for trial in expected.get("trials", ())],
         "device": _device(bool(segmenter) and json.loads(segmenter)["kind"] == "micro-sam"),
         "temporary": (temporary, *free_space(temporary)),
         "cpus": len(os.sched_getaffinity(0)),

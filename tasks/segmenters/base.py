@@ -75,7 +75,7 @@ class Segmenter(ABC):
             settings: The segmenter's settings, of the same kind.
 
         Returns:
-            The segmenter; None = it has to be made as any other.
+            The segmenter, whose `prepare` would find what this one's does; None = it has to be made as any other.
         """
         return None
 

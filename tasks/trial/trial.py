@@ -201,8 +201,10 @@ def _try_scale(
             scene.report(f"{_name_scale(run)}: choice {number} of {len(choices)}")
             chosen = change_settings(at_scale, changes)
             choice_run = describe_run(scene.slide, scene.slide.path.parent, chosen, scene.allowed)
-            variant = segmenter.vary(choice_run.settings.segmenter) or load_run_segmenter(choice_run)
-            params = measure_sample(choice_run, variant, scene.overview, sample)
+            variant, params = segmenter.vary(choice_run.settings.segmenter), shared
+            if variant is None:
+                variant = load_run_segmenter(choice_run)
+                params = measure_sample(choice_run, variant, scene.overview, sample)
             results.append(_try_choice(scene, choice_run, variant, params, reader, scale_changes | changes))
     return segmenter.device
 

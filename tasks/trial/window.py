@@ -11,6 +11,7 @@ from slidesam.tasks.grid import Region
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.segment.block import check_labels, pad_to, renumber
 from slidesam.tasks.segmenters.base import Params, Segmenter
+from slidesam.tasks.segmenters.votes import split_votes
 from slidesam.tasks.settings.methods import MicroSam
 from slidesam.tasks.slides.no_data import fill_no_data
 from slidesam.tasks.slides.reader import PixelReader
@@ -80,5 +81,5 @@ def segment_window(
     pixels = fill_no_data(reader.read(on_slide), fill)
     padded = pad_to(pixels, outer.shape, (on_slide.y0 - outer.y0, on_slide.x0 - outer.x0), fill)
     image = padded[..., 0] if padded.shape[2] == 1 else padded
-    labels = check_labels(segmenter.segment(image, params), outer.shape)
-    return renumber(labels)
+    labels, _ = split_votes(segmenter.begin(image, params)())
+    return renumber(check_labels(labels, outer.shape))

@@ -18,9 +18,9 @@ References:
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
-import importlib.util
-import inspect
+import hashlib
 import io
 import pickle
 import threading
@@ -37,6 +37,9 @@ from slidesam.tasks.segmenters.microsam.classes import make_classifier
 from slidesam.tasks.segmenters.microsam.encoder import Encoder
 from slidesam.tasks.segmenters.microsam.fields import NATIVE
 from slidesam.tasks.segmenters.microsam.inputs import check_inputs, compose, intensity_range, pick, ranges
+from slidesam.tasks.segmenters.microsam.options import split_options
+from slidesam.tasks.segmenters.microsam.shipped import NUCLEI_SMALL
+from slidesam.tasks.segmenters.microsam.variants import SharedResults, suggest_grids
 from slidesam.tasks.segmenters.microsam.weights import (
     Weights,
     choose_model,
@@ -53,13 +56,6 @@ from slidesam.tasks.settings.types import Pair
 if TYPE_CHECKING:
     from slidesam.tasks.slides.facts import Slide
 
-# Parameters of micro-sam's generators that are slidesam's to set, or that a settings file can't hold.
-_RESERVED = frozenset(
-    [
-        *("self", "predictor", "decoder", "verbose", "output_mode", "tile_shape", "halo", "n_threads"),
-        *("segmentation", "optimize_memory", "prompt_function", "point_grids"),
-    ]
-)
 _UNLOADABLE = (
     *(
         ArithmeticError,
@@ -96,10 +92,20 @@ class MicroSamSegmenter(Segmenter):
         weights = find_weights(settings, is_rgb)
         limit_threads()
         self.device = choose_device(settings.device)
-        model = _load_model(settings, choose_model(settings, is_rgb), weights, self.device)
-        self._predictor = model.predictor
-        mode = _choose_mode(settings, weights, model.has_decoder)
-        init_options, self._generate_options = _split_options(settings, mode)
+        self._model = _load_model(settings, choose_model(settings, is_rgb), weights, self.device)
+        self._predictor = self._model.predictor
+        self._is_rgb = is_rgb
+        self._encoder = Encoder(self._predictor, settings.batch_size, settings.precision)
+        # The predictor holds the current image: threads of one worker must take turns.
+        self._lock = threading.Lock()
+        self._shared = SharedResults()
+        self._configure(settings, weights)
+
+    def _configure(self, settings: MicroSam, weights: Weights) -> None:
+        """Make the generator of a mode, with its options; the model stays."""
+        model, mode = self._model, _choose_mode(settings, weights, self._model.has_decoder)
+        self._mode = mode
+        init_options, self._generate_options = split_options(settings, mode, is_tiled=_is_tiled(settings))
         try:
             self._segmenter = library.make_generator(
                 model, mode, self.device, is_tiled=_is_tiled(settings), options=init_options
@@ -107,7 +113,6 @@ class MicroSamSegmenter(Segmenter):
         except _UNLOADABLE as error:
             raise SegmenterError(f"micro-sam can't make its {mode} generator: {in_one_line(error, 300)}") from error
         self._settings = settings
-        self._is_rgb = is_rgb
         self._tile_shape, self._tile_halo = read_tiling(settings)
         if mode == "ais" and self._tile_shape is not None:
             # As automatic_instance_segmentation does, but with one thread: python-elf smooths the maps in place, tile by tile.
@@ -118,10 +123,29 @@ class MicroSamSegmenter(Segmenter):
         self._is_two_phase = mode == "ais"
         # It draws its progress bar even if `verbose` is False.
         self._is_verbose = mode == "apg" and self._tile_shape is not None
-        self._classifier = make_classifier(settings, is_rgb, model, self.device, is_tiled=_is_tiled(settings))
-        self._encoder = Encoder(self._predictor, settings.batch_size, settings.precision)
-        # The predictor holds the current image: threads of one worker must take turns.
-        self._lock = threading.Lock()
+        self._classifier = make_classifier(settings, self._is_rgb, model, self.device, is_tiled=_is_tiled(settings))
+
+    def suggest_trials(self, params: Params) -> list[dict[str, list[Any]]]:
+        """Suggest thresholds of the decoder's maps, or of AMG's masks, and the other mode that a fine-tuned model has."""
+        # Without SAM's own prompt encoder and mask decoder there is no other mode.
+        has_prompts = choose_model(self._settings, self._is_rgb) != NUCLEI_SMALL
+        return suggest_grids(self._mode, has_other_mode=has_prompts and self._settings.mode == "auto")
+
+    def vary(self, settings: MicroSam) -> MicroSamSegmenter | None:
+        """Return the same model with another mode or other options, which takes over what this one computes of an image.
+
+        One thread may use both: they share the model.
+
+        Args:
+            settings: With another mode or options; with other differences the result is None.
+        """
+        changeable = {"mode", "options"}
+        if settings.model_dump(exclude=changeable) != self._settings.model_dump(exclude=changeable):
+            return None
+        self._shared.is_kept = True
+        variant = copy.copy(self)
+        variant._configure(settings, find_weights(settings, self._is_rgb))
+        return variant
 
     def _use_one_scale(self) -> None:
         """Let SAM see all tiles, and blocks that are smaller than the field, at the scale of the field."""
@@ -179,10 +203,8 @@ class MicroSamSegmenter(Segmenter):
                 pixels, to_8bit = _replace_non_numbers(pick(image, params)), library.stretch_contrast
             else:
                 pixels, to_8bit = compose(image, params), _keep
-            embeddings = self._embed(pixels, to_8bit)
-            # From here on micro-sam's generators use only the image's shape.
+            embeddings = self._initialize(pixels, to_8bit)
             classify = None if self._classifier is None else self._classifier.begin(pixels, embeddings)
-            self._segmenter.initialize(image=pixels, image_embeddings=embeddings, verbose=False)
             # A copy keeps the decoder's maps when the next block's maps replace them.
             deferred = functools.partial(self._generate, library.copy_generator(self._segmenter), image.shape[:2])
             labels = None if self._is_two_phase else deferred()
@@ -190,6 +212,34 @@ class MicroSamSegmenter(Segmenter):
             self._predictor.reset_image()
         finish = deferred if labels is None else lambda: labels
         return finish if classify is None else functools.partial(_classify, finish, classify)
+
+    def measure_work(self, shape: tuple[int, int]) -> float:
+        """Return the number of tiles that the model takes for an image of this height and width."""
+        if self._tile_shape is None or self._tile_halo is None:
+            return 1.0
+        return float(len(library.place_tiles(shape, self._tile_shape, self._tile_halo)))
+
+    def _initialize(self, pixels: NDArray[Any], to_8bit: Callable[[NDArray[Any]], NDArray[np.uint8]]) -> dict[str, Any]:
+        """Compute what the generator makes labels of, or take it over from a variant; return the embeddings."""
+        image = (
+            pixels.shape,
+            hashlib.sha256(np.ascontiguousarray(pixels).data).digest() if self._shared.is_kept else b"",
+        )
+        embeddings, seconds = self._shared.take(("embeddings", image), lambda: self._embed(pixels, to_8bit))
+
+        def initialize() -> Any:
+            # From here on micro-sam's generators use only the image's shape.
+            self._segmenter.initialize(image=pixels, image_embeddings=embeddings, verbose=False)
+            return library.copy_generator(self._segmenter)
+
+        self.reused_seconds = seconds
+        if self._mode != "ais":
+            initialize()
+        else:
+            decoded, seconds = self._shared.take(("maps", image), initialize)
+            self.reused_seconds += seconds
+            self._segmenter = library.copy_generator(decoded)
+        return dict(embeddings)
 
     def _generate(self, generator: Any, shape: tuple[int, int]) -> NDArray[np.integer[Any]]:
         """Make the labels of the block that a generator was initialised with."""
@@ -275,33 +325,6 @@ def _choose_mode(settings: MicroSam, weights: Weights, has_decoder: bool) -> str
     if settings.mode != "amg" and not has_decoder:
         raise make_decoder_error(settings.mode, str(weights.checkpoint))
     return settings.mode
-
-
-def _split_options(settings: MicroSam, mode: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split the options into those of the generator's class and those of each call of its `generate`."""
-    generator = library.find_generator_class(mode, is_tiled=_is_tiled(settings))
-    init_names = inspect.signature(generator.__init__).parameters.keys() - _RESERVED
-    generate_names = inspect.signature(generator.generate).parameters.keys() - _RESERVED
-    for option in settings.options:
-        if option not in init_names | generate_names:
-            reason = (
-                "is slidesam's to set" if option in _RESERVED else f"is unknown to micro-sam's {generator.__name__}"
-            )
-            names = ", ".join(sorted(init_names | generate_names))
-            raise SegmenterError(f"segmenter.options.{option} {reason}", f"options of mode {mode} are {names}")
-    if settings.scaling == "slide" and settings.options.get("crop_n_layers", 0):
-        raise SegmenterError(
-            "segmenter.options.crop_n_layers makes micro-sam stretch every crop by itself",
-            "set segmenter.scaling: tile",
-        )
-    if settings.options.get("min_mask_region_area", 0) and importlib.util.find_spec("cv2") is None:
-        raise SegmenterError(
-            "segmenter.options.min_mask_region_area needs OpenCV", "pip install opencv-python-headless, or leave it out"
-        )
-    init_options = {key: value for key, value in settings.options.items() if key in init_names}
-    generate_options = {key: value for key, value in settings.options.items() if key in generate_names}
-    # By default micro-sam's AMG drops the largest object of what it segments: of each block, here.
-    return init_options, {"with_background": False} | generate_options if mode == "amg" else generate_options
 
 
 def _replace_non_numbers(image: NDArray[Any]) -> NDArray[Any]:
