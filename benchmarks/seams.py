@@ -118,9 +118,11 @@ def measure(mosaic: Mosaic, blocks: Sequence[int], field: int | None, settings: 
     todo = [(way, block) for way, block in ways if report.find(**key, way=way, block=block) is None]
     if not todo:
         return
-    kept = report.path.parent / "labels"
+    kept = Path(tempfile.gettempdir()) / "slidesam-benchmark" / "seams"
     kept.mkdir(parents=True, exist_ok=True)
-    whole_path = kept / f"{mosaic.name.partition(',')[0]}-{field or 'auto'}.npy"
+    whole_path = kept / f"{mosaic.name.partition(',')[0]}-{max(mosaic.truth.shape)}-{field or 'auto'}.npy"
+    if todo[0][0] != WHOLE and not whole_path.exists():
+        raise SystemExit(f"{whole_path}, the labels of the one block, is gone: leave out --resume")
     with tempfile.TemporaryDirectory() as scratch:
         slide = Path(scratch) / "mosaic.tif"
         photometric = "minisblack" if mosaic.image.ndim == 2 else "rgb"
