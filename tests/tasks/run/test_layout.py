@@ -31,6 +31,7 @@ PATHS = {
     RUN.label_image: "CMU-1.ome.zarr/labels/cells",
     RUN.provenance: "CMU-1.cells.run.json",
     RUN.overlay: "CMU-1.cells.overlay.png",
+    RUN.classes: "CMU-1.cells.classes.csv",
     RUN.work: ".slidesam/CMU-1/cells",
     RUN.lock: ".slidesam/CMU-1/cells/lock.json",
     RUN.state: ".slidesam/CMU-1/cells/state.json",
