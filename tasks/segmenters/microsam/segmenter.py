@@ -233,7 +233,8 @@ class MicroSamSegmenter(Segmenter):
             return library.copy_generator(self._segmenter)
 
         self.reused_seconds = seconds
-        if self._mode != "ais":
+        # On tiles AIS smooths its maps in place, so each call needs its own.
+        if self._mode != "ais" or self._tile_shape is not None:
             initialize()
         else:
             decoded, seconds = self._shared.take(("maps", image), initialize)
