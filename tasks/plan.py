@@ -12,7 +12,8 @@ from slidesam.tasks.errors import OutputError
 from slidesam.tasks.pixels.mask_image import mask_identity
 from slidesam.tasks.pixels.resample import make_grids, make_scale
 from slidesam.tasks.run.files import make_folder, read_json
-from slidesam.tasks.run.layout import RunPaths, StageFolder, find_link
+from slidesam.tasks.run.layout import RunPaths, StageFolder
+from slidesam.tasks.run.links import find_link
 from slidesam.tasks.run.marks import Marks, find_damaged, list_blocks
 from slidesam.tasks.run.records import Params, Resolved
 from slidesam.tasks.run.run import Run

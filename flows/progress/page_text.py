@@ -22,7 +22,8 @@ from slidesam.tasks.errors import (
     SlidesamError,
     in_one_line,
 )
-from slidesam.tasks.run.layout import jobs_folder, list_job_logs
+from slidesam.tasks.run.layout import jobs_folder
+from slidesam.tasks.run.links import list_job_logs
 from slidesam.tasks.run.records import Provenance, SeamReport
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.sections import Settings

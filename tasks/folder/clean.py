@@ -33,11 +33,11 @@ from slidesam.tasks.run.layout import (
     RUN_STAGES,
     TRASH_PREFIX,
     RunPaths,
-    list_job_logs,
     list_runs,
     list_slide_folders,
     work_root,
 )
+from slidesam.tasks.run.links import list_job_logs
 from slidesam.tasks.run.lock import LockedError, holder, locked
 from slidesam.tasks.run.records import Provenance, State
 from slidesam.tasks.run.status import count_blocks, find_segment_folder

@@ -35,7 +35,6 @@ import hashlib
 import os
 from dataclasses import dataclass
 from glob import escape
-from itertools import chain
 from pathlib import Path
 
 STORE_SUFFIX = ".ome.zarr"
@@ -256,26 +255,6 @@ class PaintFolder(StageFolder):
         return self.path / "measures" / f"{group}{_ARRAYS}"
 
 
-def find_link(output: Path, run: RunPaths | None = None) -> Path | None:
-    """Find a link where a run writes or removes files: what it points to would be changed. None if there is none.
-
-    The output folder itself may be a link. Folders of single marks, shards and chunks aren't looked at: there are thousands.
-
-    Args:
-        output: An output folder.
-        run: The run that writes there; None = only look at what all runs share.
-    """
-    shared = [work_root(output), jobs_folder(output), inbox_folder(output)]
-    if run is None:
-        return next((path for path in shared if path.is_symlink()), None)
-    slide = slide_folder(output, run.name)
-    folders = [path for path in (run.work, run.image.work, run.store, run.label_image) if path.is_dir()]
-    stages = run.stage_folders(*RUN_STAGES) + run.image.stage_folders(*IMAGE_STAGES)
-    places = [slide, run.work, run.image.work, run.store, run.label_image.parent, run.label_image]
-    entries = (entry for folder in [*folders, *stages] for entry in sorted(folder.iterdir()))
-    return next((path for path in chain(shared, places, entries) if path.is_symlink()), None)
-
-
 def work_root(output: Path) -> Path:
     """Folder of everything but results."""
     return output / _WORK
@@ -289,13 +268,6 @@ def slide_folder(output: Path, name: str) -> Path:
 def jobs_folder(output: Path) -> Path:
     """Folder of the logs of jobs that worked on an output folder."""
     return work_root(output.resolve()) / ".jobs"
-
-
-def list_job_logs(output: Path) -> list[Path]:
-    """The logs of jobs that worked on an output folder; none where the folder is a link, or is reached by one."""
-    if find_link(output) is not None:
-        return []
-    return sorted(path for path in jobs_folder(output).glob("*.log") if path.is_file() and not path.is_symlink())
 
 
 def inbox_folder(output: Path) -> Path:
