@@ -92,10 +92,13 @@ def explain_sizes(
         >>> explain_sizes(with_tiles(MicroSam(), "vit_b_lm", (2304, 2304)), "vit_b_lm", (2304, 2304))
         ('SAM sees 36 tiles a block of 512 px, enlarged 2 times', [])
     """
-    side = max(outer_shape) if segmenter.field == "auto" else segmenter.field
+    # Without tiles micro-sam's own way enlarges a block as a whole.
+    is_whole = segmenter.tile_shape == "off" and segmenter.tiling == "micro-sam"
+    side = max(outer_shape) if is_whole or segmenter.field == "auto" else segmenter.field
     known = find_field(segmenter, model)
     return f"SAM sees {_describe_tiles(segmenter, outer_shape)}{_describe_scale(side)}", [
         *_warn_of_field(side, known),
+        *_warn_of_small_blocks(segmenter, side, outer_shape),
         *_warn_of_pixels(model, known, mpp),
     ]
 
@@ -130,6 +133,16 @@ def _warn_of_field(side: int, known: Field) -> list[str]:
     return [
         f"the model was trained on squares of {known.side} px, and these have {side}: it sees objects at {ratio:.2g} times the "
         f"size that suits it; leave out segmenter.field and segmenter.tile_shape"
+    ]
+
+
+def _warn_of_small_blocks(segmenter: MicroSam, side: int, outer_shape: Pair) -> list[str]:
+    """Warn where blocks don't fill the field: micro-sam's decoder normalises by what is in it, the filling too."""
+    if segmenter.mode == "amg" or min(outer_shape) >= side:
+        return []
+    return [
+        f"blocks of {min(outer_shape)} px with their halo don't fill the field of {side} px, and the decoder normalises by all "
+        "that is in it, so objects at seams differ more: take larger blocks (blocks.block_shape)"
     ]
 
 

@@ -27,7 +27,6 @@ from tests.support.serial import segment_serially
 
 SHAPE = (256, 320)
 CASES = {
-    "semantic": {"kind": "semantic"},
     "semantic tiled": {"kind": "semantic", "tile_shape": (128, 128), "halo": (32, 32)},
     "objects": {"kind": "objects"},
     "objects tiled": {"kind": "objects", "tile_shape": (128, 128), "halo": (32, 32)},
@@ -109,13 +108,13 @@ class TestAgainstTheAuthorsCode:
         assert len(image_label["properties"]) == len(table) + 1
 
     def test_labels_are_those_without_classes(self, reference: Path, microsam_checkpoint: Path) -> None:
-        settings = MicroSam(**given(reference, microsam_checkpoint, "semantic tiled"))
+        settings = MicroSam(**given(reference, microsam_checkpoint, "semantic tiled") | {"tiling": "even"})
         labels = MicroSamSegmenter(settings, is_rgb=True).segment(picture(), {})
         without = MicroSamSegmenter(settings.model_copy(update={"classes": "off"}), is_rgb=True)
         np.testing.assert_array_equal(labels, without.segment(picture(), {}))
 
     def test_nothing_found_has_no_classes(self, reference: Path, microsam_checkpoint: Path) -> None:
-        for name in ("semantic", "objects", "objects tiled"):
+        for name in ("semantic tiled", "objects", "objects tiled"):
             settings = MicroSam(**given(reference, microsam_checkpoint, name), options={"foreground_threshold": 2.0})
             found = MicroSamSegmenter(settings, is_rgb=True).begin(picture(), {})()
             assert not found.labels.any()
@@ -148,7 +147,7 @@ class TestAgainstTheAuthorsCode:
     def test_names_that_are_not_as_many_as_the_classes_are_refused(
         self, reference: Path, microsam_checkpoint: Path
     ) -> None:
-        settings = MicroSam(**given(reference, microsam_checkpoint, "semantic"), class_names=("nothing", "round"))
+        settings = MicroSam(**given(reference, microsam_checkpoint, "semantic tiled"), class_names=("nothing", "round"))
         with pytest.raises(
             SegmenterError, match=r"class_names are 2, but .*semantic tells 6 classes apart: give a name"
         ):

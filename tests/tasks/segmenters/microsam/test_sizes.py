@@ -36,9 +36,17 @@ def test_weights_of_ones_own_are_fine_tuned_unless_amg_takes_them() -> None:
 def test_blocks_within_the_field_are_not_tiled_and_keep_its_scale() -> None:
     found = with_tiles(MicroSam(), "vit_b_lm", (500, 320))
     assert (found.tile_shape, found.field) == ("off", 512)
-    assert explain_sizes(found, "vit_b_lm", (500, 320)) == (
-        "SAM sees blocks of 320 × 500 px as a whole, enlarged 2 times", []
-    )  # fmt: skip
+    seen, (warning,) = explain_sizes(found, "vit_b_lm", (500, 320))
+    assert seen == "SAM sees blocks of 320 × 500 px as a whole, enlarged 2 times"
+    assert "blocks of 320 px with their halo don't fill the field of 512 px" in warning
+    assert explain_sizes(found.model_copy(update={"mode": "amg"}), "vit_b_lm", (500, 320))[1] == []
+
+
+def test_micro_sams_own_way_enlarges_a_small_block_as_a_whole() -> None:
+    found = with_tiles(MicroSam(tiling="micro-sam"), "vit_b_lm", (256, 256))
+    seen, (warning,) = explain_sizes(found, "vit_b_lm", (256, 256))
+    assert seen.endswith("as a whole, enlarged 4 times")
+    assert "sees objects at 2 times the size" in warning
 
 
 def test_what_is_given_stays() -> None:
