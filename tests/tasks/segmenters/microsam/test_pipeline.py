@@ -83,6 +83,7 @@ def test_each_blocks_labels_are_micro_sams(
         "checkpoint": str(microsam_checkpoint),
         "mode": mode,
         "scaling": scaling,
+        "tiling": "micro-sam",
         "options": options,
         "device": "cpu",
     }
