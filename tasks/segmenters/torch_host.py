@@ -13,6 +13,12 @@ from typing import Any
 from slidesam.tasks.errors import SegmenterError
 
 _MIB = 2**20
+# fmt: off
+UNUSABLE = (
+    ArithmeticError, AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError,
+)
+# fmt: on
+"""What loading and using a file of anybody's can raise."""
 
 
 def choose_device(name: str) -> str:

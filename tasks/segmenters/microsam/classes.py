@@ -23,21 +23,10 @@ from numpy.typing import NDArray
 from slidesam.tasks.errors import SegmenterError, in_one_line
 from slidesam.tasks.segmenters.microsam import library
 from slidesam.tasks.segmenters.microsam.class_files import find_class_file
+from slidesam.tasks.segmenters.torch_host import UNUSABLE
 from slidesam.tasks.segmenters.votes import Votes, name_classes
 from slidesam.tasks.settings.methods import MicroSam
 
-# What loading and using a file of anybody's can raise.
-_UNUSABLE = (
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    ImportError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 Labels = NDArray[np.integer[Any]]
 
 
@@ -86,7 +75,7 @@ class _PixelClassifier:
             state = torch.load(path, map_location="cpu", weights_only=not settings.class_trust)
             self._count = len(state["out_conv.bias"])
             self._generator = library.make_class_generator(model, state, device, is_tiled=is_tiled)
-        except (*_UNUSABLE, pickle.UnpicklingError) as error:
+        except (*UNUSABLE, pickle.UnpicklingError) as error:
             raise SegmenterError(
                 f"{path} can't be loaded as weights of a decoder of classes ({in_one_line(error, 300)})",
                 "save the decoder's weights alone (patho_sam's export_semantic_segmentation_decoder does)",
@@ -110,7 +99,7 @@ class _ObjectClassifier:
             self._forest = joblib.load(path)
             self._numbers = np.asarray(self._forest.classes_, np.int64)
             has_probabilities = callable(self._forest.predict_proba)
-        except (*_UNUSABLE, pickle.UnpicklingError) as error:
+        except (*UNUSABLE, pickle.UnpicklingError) as error:
             raise SegmenterError(
                 f"{path} can't be loaded as an object classifier ({in_one_line(error, 300)})",
                 "export one from micro-sam's object classifier, with the same version of scikit-learn",

@@ -48,28 +48,14 @@ from slidesam.tasks.segmenters.microsam.weights import (
     make_decoder_error,
     make_trust_cure,
 )
-from slidesam.tasks.segmenters.torch_host import choose_device, limit_threads
+from slidesam.tasks.segmenters.torch_host import UNUSABLE, choose_device, limit_threads
 from slidesam.tasks.segmenters.votes import ClassifiedLabels, Votes, split_votes
 from slidesam.tasks.settings.methods import MicroSam
 from slidesam.tasks.settings.types import Pair
 
 if TYPE_CHECKING:
     from slidesam.tasks.slides.facts import Slide
-
-_UNLOADABLE = (
-    *(
-        ArithmeticError,
-        AttributeError,
-        EOFError,
-        ImportError,
-        LookupError,
-        OSError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ),
-    pickle.UnpicklingError,
-)
+_UNLOADABLE = (*UNUSABLE, pickle.UnpicklingError)
 
 
 class MicroSamSegmenter(Segmenter):
