@@ -1,4 +1,4 @@
-"""One of the runs of benchmarks/chaos: everything of a command is killed while it computes blocks."""
+"""One of the runs of benchmarks/chaos: a command is killed while it computes blocks, and the rest must end by itself."""
 
 from __future__ import annotations
 
@@ -32,6 +32,6 @@ def test_a_finished_block_that_is_computed_again_is_seen(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_command_that_is_killed_as_a_whole_loses_and_leaves_nothing(usual: Usual) -> None:
-    outcome = run_once(Scene, 1, usual, ["kill group"], n_blocks=4)
+def test_a_command_that_is_killed_loses_and_leaves_nothing(usual: Usual) -> None:
+    outcome = run_once(Scene, 1, usual, ["kill flow"], n_blocks=4)
     assert outcome.is_good, outcome

@@ -177,12 +177,8 @@ def test_an_api_that_does_not_answer_is_named(home, tmp_path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "code", "shown"), [(signal.SIGINT, 130, "stopped"), (signal.SIGKILL, -9, "running")]
-)
-def test_a_stopped_run_leaves_no_process_and_the_same_command_finishes_it(
-    number, code, shown, home, prefect_server, tmp_path
-) -> None:
+def test_a_stopped_run_leaves_no_process_and_the_same_command_finishes_it(home, prefect_server, tmp_path) -> None:
+    """tests/benchmarks/test_chaos.py kills one."""
     slide, log, output = write_numbered_slide(tmp_path / "long.tif", 5, 5), tmp_path / "log", tmp_path / "out"
     options = f"{{log: {log}, seconds: 0.3}}"
     command = called(
@@ -198,14 +194,13 @@ def test_a_stopped_run_leaves_no_process_and_the_same_command_finishes_it(
             time.sleep(0.1)
         family = psutil.Process(process.pid).children(recursive=True)
         assert len(family) >= 2
-        # Ctrl-C reaches all processes of the terminal, kill -9 the one that it names.
-        os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+        # Ctrl-C reaches all processes of the terminal.
+        os.killpg(process.pid, signal.SIGINT)
         words, _ = process.communicate(timeout=120)
-    assert process.returncode == code
-    if number == signal.SIGINT:  # after kill -9 the workers are alone, and Dask may say at length that they lost touch
-        assert "Traceback" not in words
+    assert process.returncode == 130
+    assert "Traceback" not in words
     assert psutil.wait_procs(family, timeout=120)[1] == []
-    assert shown in slidesam("status", output, home=home).stdout
+    assert "stopped" in slidesam("status", output, home=home).stdout
 
     done = len(list(output.glob(".slidesam/long/cells/segment-*/blocks/[0-9]*.arrays")))
     # Its own server was among what ended; the tests' is as good for the rest, and runs already.
