@@ -219,13 +219,12 @@ class MicroSamSegmenter(Segmenter):
             return library.copy_generator(self._segmenter)
 
         self.reused_seconds = seconds
-        # On tiles AIS smooths its maps in place, so each call needs its own.
-        if self._mode != "ais" or self._tile_shape is not None:
+        if self._mode != "ais":
             initialize()
         else:
             decoded, seconds = self._shared.take(("maps", image), initialize)
             self.reused_seconds += seconds
-            self._segmenter = library.copy_generator(decoded)
+            self._segmenter = library.copy_generator(decoded, with_maps=self._shared.is_kept)
         return dict(embeddings)
 
     def _generate(self, generator: Any, shape: tuple[int, int]) -> NDArray[np.integer[Any]]:
