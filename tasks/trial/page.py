@@ -138,7 +138,7 @@ def _write_top(trial: Trial) -> str:
         for number, (name, region) in enumerate(trial.regions, 1)
     )
     notes = "".join(f"<li>{escape(note)}</li>" for note in trial.notes)
-    model = escape(trial.segmenter.partition(",")[0])
+    model = escape(trial.segmenter.partition(",")[0].partition(" sha256")[0])
     return (
         f'<div class="top"><div><h1>{escape(slide.name)}: which settings?</h1>'
         f'<p class="dim">{width:,} × {height:,} px, {pixel}. {model} on {escape(trial.device)}; '

@@ -20,6 +20,7 @@ _DENSE_RANK, _SPARSE_RANK, _MIXED_RANK = 0.95, 0.1, 0.95
 # Share of tissue that a square must show to be judged by, of what the fullest tenth of squares shows. In fluorescence only the
 # objects are tissue, so that a sparse square shows little of it.
 _LEAST_TISSUE_BRIGHT, _LEAST_TISSUE_DARK = 0.7, 0.1
+_LEAST_SIDE = 64
 # Squares lie half a side apart, unless there would be more than this.
 _MOST_SQUARES = 20_000
 
@@ -49,11 +50,13 @@ def choose_trial_regions(
         slide: The slide.
         overview: (y, x, c) coarse image of the channels that are segmented.
         tissue: Where tissue is; None = everywhere.
-        side: Height and width of a square in pixels of level 0.
+        side: Height and width of a square in pixels of level 0, at most a third of the slide's shorter side.
 
     Returns:
         Three regions; fewer on a slide with fewer squares.
     """
+    # So that three of them fit on a small slide.
+    side = min(side, max(_LEAST_SIDE, min(slide.shape) // 3))
     height, width = (min(side, size) for size in slide.shape)
     places = _list_squares(slide.shape, (height, width))
     signal = _measure_signal(overview, is_rgb=slide.is_rgb)
