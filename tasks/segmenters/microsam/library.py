@@ -262,19 +262,9 @@ def compute_features(embeddings: Mapping[str, Any], labels: NDArray[Any]) -> tup
     return np.asarray(ids), np.asarray(features)
 
 
-def copy_generator(generator: Any, *, with_maps: bool = False) -> Any:
-    """Copy an initialised generator, so that it keeps its maps when the original is initialised with the next image.
-
-    Args:
-        generator: The generator.
-        with_maps: Whether the maps are copied too: on tiles AIS smooths them in place.
-    """
-    copied = copy.copy(generator)
-    if with_maps:
-        vars(copied).update(
-            {name: value.copy() for name, value in vars(copied).items() if isinstance(value, np.ndarray)}
-        )
-    return copied
+def copy_generator(generator: Any) -> Any:
+    """Copy an initialised generator, so that it keeps its maps when the original is initialised with the next image."""
+    return copy.copy(generator)
 
 
 def stretch_contrast(pixels: NDArray[Any]) -> NDArray[np.uint8]:

@@ -39,7 +39,7 @@ from slidesam.tasks.segmenters.microsam.fields import NATIVE
 from slidesam.tasks.segmenters.microsam.inputs import check_inputs, compose, intensity_range, pick, ranges
 from slidesam.tasks.segmenters.microsam.options import split_options
 from slidesam.tasks.segmenters.microsam.shipped import NUCLEI_SMALL
-from slidesam.tasks.segmenters.microsam.variants import SharedResults, suggest_grids
+from slidesam.tasks.segmenters.microsam.variants import SharedResults, copy_maps, suggest_grids
 from slidesam.tasks.segmenters.microsam.weights import (
     Weights,
     choose_model,
@@ -224,7 +224,7 @@ class MicroSamSegmenter(Segmenter):
         else:
             decoded, seconds = self._shared.take(("maps", image), initialize)
             self.reused_seconds += seconds
-            self._segmenter = library.copy_generator(decoded, with_maps=self._shared.is_kept)
+            self._segmenter = copy_maps(library.copy_generator(decoded)) if self._shared.is_kept else decoded
         return dict(embeddings)
 
     def _generate(self, generator: Any, shape: tuple[int, int]) -> NDArray[np.integer[Any]]:

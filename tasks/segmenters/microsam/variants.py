@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Any
 
+import numpy as np
+
 _OPTIONS = "segmenter.options."
 _THRESHOLDS = ("foreground_threshold", "boundary_distance_threshold")
 
@@ -30,6 +32,13 @@ class SharedResults:
         if self.is_kept:
             self._results[key] = result, time.perf_counter() - start_time
         return result, 0.0
+
+
+def copy_maps(generator: Any) -> Any:
+    """Give a copy of a generator maps of its own, and return it: on tiles AIS smooths them in place."""
+    maps = {name: value.copy() for name, value in vars(generator).items() if isinstance(value, np.ndarray)}
+    vars(generator).update(maps)
+    return generator
 
 
 def suggest_grids(mode: str, *, has_other_mode: bool) -> list[dict[str, list[Any]]]:
