@@ -1,8 +1,8 @@
 """Where the time of a tile of SAM's own 1024 px goes, what the encoder makes of the device, and how workers share it.
 
-Tiles are 768 px with an overlap of 128 px on each side, so that SAM sees 1024 px and scales nothing; a block of slidesam's is
-such a tile unless `--profile-block` says otherwise. Needs torch, micro_sam and slidesam.tasks: neither Prefect nor Dask, so that
-it runs on a bare machine with a GPU; it runs on the CPU too.
+Tiles are 768 px with an overlap of 128 px on each side: 1024 px, which SAM doesn't scale. A block of slidesam's is such a tile
+unless `--profile-block` says otherwise. Needs torch, micro_sam and slidesam.tasks: neither Prefect nor Dask, so that it runs on a
+bare machine with a GPU; it runs on the CPU too.
 """
 
 from __future__ import annotations
