@@ -39,7 +39,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # benchmarks/block.py.
 KEEP_MEMORY := MALLOC_MMAP_THRESHOLD_=34359738368 MALLOC_TRIM_THRESHOLD_=34359738368 MALLOC_ARENA_MAX=1
 
-demo: install  ## make a slide and segment it with micro-sam, about two minutes; look at the picture that it names
+demo: install  ## make a slide and segment it with micro-sam, about a minute on two cores; look at the picture that it names
 	@$(BIN)/slidesam demo --output $(DEMO)
 
 # Processes that tests run in: most of the time they wait for others. tests/conftest.py says which tests stay together.
