@@ -1,4 +1,4 @@
-"""A micro-sam checkpoint (ViT-B with decoder) that needs no download: random weights that still find objects.
+"""A micro-sam checkpoint (ViT-B or vit_t, with decoder) that needs no download: random weights that still find objects.
 
 Random weights exercise all of micro-sam's code, but left alone they find nothing, or thousands of specks. Three things are
 set by hand so that a block of 256-512 px has tens of objects:
@@ -8,7 +8,7 @@ set by hand so that a block of 256-512 px has tens of objects:
    on prompts at random places, turns that into a mask around the prompt (amg, apg).
 3. The predicted IoU is about 0.9, so that default thresholds let masks through.
 
-    python -m tests.support.microsam_checkpoint PATH [--encoder-only] [--small]
+    python -m tests.support.microsam_checkpoint PATH [--model vit_t] [--encoder-only] [--small]
 """
 
 from __future__ import annotations
@@ -24,10 +24,14 @@ from micro_sam.instance_segmentation import get_unetr
 from micro_sam.util import sam_model_registry
 from torch.nn.functional import interpolate
 
-# Medians of the decoder's logits (foreground, centre and boundary distance) for seed 0, on scikit-image's
-# immunohistochemistry(), and how much steeper they are made: of the networks as they are, and of the small ones.
-_MEDIANS, _STEEPNESS = (0.082, 0.027, 0.172), 4.0
-_SMALL_MEDIANS, _SMALL_STEEPNESS = (-0.187, -0.165, 0.209), 8.0
+# By (model, small): medians of the decoder's logits (foreground, centre and boundary distance) for seed 0, on scikit-image's
+# immunohistochemistry(), and how much steeper they are made.
+_LOGITS = {
+    ("vit_b", False): ((0.082, 0.027, 0.172), 4.0),
+    ("vit_b", True): ((-0.187, -0.165, 0.209), 8.0),
+    ("vit_t", False): ((0.098, 0.088, -0.001), 10.0),
+    ("vit_t", True): ((0.104, 0.185, 0.247), 12.0),
+}
 # Where medians are put instead.
 _CENTRES = (0.5, -1.0, 0.5)
 # Radii of the masks of the mask decoder's four outputs, in SAM's pixels (1024 per side).
@@ -37,12 +41,18 @@ _N_IMAGES, _N_PROMPTS = 8, 8
 
 
 def make_checkpoint(
-    path: str | os.PathLike[str], *, seed: int = 0, encoder_only: bool = False, small: bool = False
+    path: str | os.PathLike[str],
+    *,
+    model: str = "vit_b",
+    seed: int = 0,
+    encoder_only: bool = False,
+    small: bool = False,
 ) -> Path:
     """Writes the checkpoint in torch_em's layout, whole or not at all.
 
     Args:
-        path: File to write, about 410 MB.
+        path: File to write, about 410 MB for ViT-B.
+        model: vit_b or vit_t.
         seed: Of torch's generator; the constants above are for 0.
         encoder_only: Leave out the decoder, so that only amg works.
         small: For the networks of microsam_small.py, which this process then has.
@@ -55,10 +65,10 @@ def make_checkpoint(
         from tests.support.microsam_small import use_small_networks
 
         use_small_networks()
-    medians, steepness = (_SMALL_MEDIANS, _SMALL_STEEPNESS) if small else (_MEDIANS, _STEEPNESS)
+    medians, steepness = _LOGITS[model, small]
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
-        sam = sam_model_registry["vit_b"]().eval()
+        sam = sam_model_registry[model]().eval()
         _place(sam.image_encoder, torch.Generator().manual_seed(seed + 1))
         unetr = get_unetr(sam.image_encoder, device="cpu")
         unetr.out_conv.bias.copy_(steepness * (unetr.out_conv.bias - torch.tensor(medians)) + torch.tensor(_CENTRES))
@@ -78,9 +88,9 @@ def make_checkpoint(
 
 
 def _place(encoder: Any, generator: torch.Generator) -> None:
-    """Random positions, which SAM initialises with zero: code that forgot them would find the same."""
+    """Random positions, which SAM initialises with zero (vit_t's: attention_biases): code that forgot them would find the same."""
     for name, parameter in encoder.named_parameters():
-        if "rel_pos" in name or name == "pos_embed":
+        if "rel_pos" in name or "attention_biases" in name or name == "pos_embed":
             parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
 
 
@@ -151,7 +161,10 @@ def _solve(sam: Any) -> list[torch.Tensor]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("path")
+    parser.add_argument("--model", default="vit_b", choices=("vit_b", "vit_t"))
     parser.add_argument("--encoder-only", action="store_true")
     parser.add_argument("--small", action="store_true")
     arguments = parser.parse_args()
-    make_checkpoint(arguments.path, encoder_only=arguments.encoder_only, small=arguments.small)
+    make_checkpoint(
+        arguments.path, model=arguments.model, encoder_only=arguments.encoder_only, small=arguments.small
+    )

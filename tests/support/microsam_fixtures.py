@@ -40,13 +40,23 @@ APG_OPTIONS = {"foreground_threshold": 0.8, "center_distance_threshold": 0.15, "
 @pytest.fixture(scope="session")
 def microsam_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small ViT-B with decoder, which this process then has; kept between sessions where SLIDESAM_TEST_CHECKPOINT_DIR is set."""
+    return _make_checkpoint("vit_b", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def vit_t_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of vit_t."""
+    return _make_checkpoint("vit_t", tmp_path_factory)
+
+
+def _make_checkpoint(model: str, folders: pytest.TempPathFactory) -> Path:
     if importlib.util.find_spec("micro_sam") is None:
         pytest.skip("micro_sam is not installed")
     folder = os.environ.get("SLIDESAM_TEST_CHECKPOINT_DIR")
     version = hashlib.sha256(b"".join(path.read_bytes() for path in _MAKES)).hexdigest()[:8]
-    path = Path(folder or tmp_path_factory.mktemp("checkpoint")) / f"random_vit_b_{'full_' if FULL else ''}{version}.pt"
+    path = Path(folder or folders.mktemp("checkpoint")) / f"random_{model}_{'full_' if FULL else ''}{version}.pt"
     if not path.exists():
-        alone("checkpoint", *([] if FULL else ["--small"]), path)
+        alone("checkpoint", *([] if FULL else ["--small"]), "--model", model, path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         use_small_networks()

@@ -5,7 +5,7 @@ Runs in a process of its own and imports micro_sam, NumPy and the standard libra
     python -m tests.support.microsam_reference CASES.json
 
 CASES.json is a list of objects with the keys `checkpoint`, `mode`, `image` and `labels` (.npy files, read and written),
-and optionally `tile_shape`, `halo`, `init_options` and `generate_options` (for the generator's class and for its
+and optionally `model`, `tile_shape`, `halo`, `init_options` and `generate_options` (for the generator's class and for its
 `generate`), and `range`: {"low": [...], "high": [...]} per channel, which replaces micro-sam's own stretch.
 """
 
@@ -29,7 +29,7 @@ def segment(case: dict[str, Any]) -> np.ndarray:
     """(y, x) labels of one case."""
     tile_shape, halo = (tuple(case[key]) if case.get(key) else None for key in ("tile_shape", "halo"))
     predictor, segmenter = get_predictor_and_segmenter(
-        "vit_b",
+        case.get("model", "vit_b"),
         checkpoint=case["checkpoint"],
         segmentation_mode=case["mode"],
         is_tiled=tile_shape is not None,

@@ -27,9 +27,9 @@ from tests.support.serial import segment_serially
 
 SHAPE = (256, 320)
 CASES = {
-    "semantic tiled": {"kind": "semantic", "tile_shape": (128, 128), "halo": (32, 32)},
+    "semantic tiled": {"kind": "semantic", "tile_shape": (256, 192), "halo": (32, 32)},
     "objects": {"kind": "objects"},
-    "objects tiled": {"kind": "objects", "tile_shape": (128, 128), "halo": (32, 32)},
+    "objects tiled": {"kind": "objects", "tile_shape": (256, 192), "halo": (32, 32)},
 }
 
 

@@ -49,10 +49,12 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     tile_shape: tuple[int, int] | None = None
     range: dict[str, list[float]] | None = None
+    model: str = "vit_b"
 
-    def settings(self, checkpoint: Path) -> MicroSam:
+    def settings(self, checkpoints: dict[str, Path]) -> MicroSam:
         return MicroSam(
-            checkpoint=str(checkpoint),
+            model=self.model,
+            checkpoint=str(checkpoints[self.model]),
             mode=self.mode,
             device="cpu",
             scaling=self.scaling,
@@ -72,11 +74,20 @@ CASES = {
     "apg tiled": Case("apg", "tile", wide_block, APG_OPTIONS, TILE),
     "amg": Case("amg", "tile", rgb_block, AMG_OPTIONS),
     "amg tiled": Case("amg", "tile", dim_block, AMG_OPTIONS, TILE),
+    "vit_t ais": Case("ais", "tile", rgb_block, model="vit_t"),
+    "vit_t ais tiled": Case("ais", "tile", dim_block, {"min_size": 10}, TILE, model="vit_t"),
+    "vit_t apg tiled": Case("apg", "tile", wide_block, {**APG_OPTIONS, "foreground_threshold": 0.5}, TILE, model="vit_t"),
+    "vit_t amg tiled": Case("amg", "tile", dim_block, AMG_OPTIONS, TILE, model="vit_t"),
 }
 
 
 @pytest.fixture(scope="module")
-def reference(microsam_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+def checkpoints(microsam_checkpoint: Path, vit_t_checkpoint: Path) -> dict[str, Path]:
+    return {"vit_b": microsam_checkpoint, "vit_t": vit_t_checkpoint}
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     """micro-sam's own labels of all cases, from one process."""
     folder = tmp_path_factory.mktemp("reference")
     listed = []
@@ -86,7 +97,8 @@ def reference(microsam_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
         np.save(folder / f"{name}.npy", case.make_block())
         listed.append(
             {
-                "checkpoint": str(microsam_checkpoint),
+                "model": case.model,
+                "checkpoint": str(checkpoints[case.model]),
                 "mode": case.mode,
                 "image": str(folder / f"{name}.npy"),
                 "labels": str(folder / f"{name} labels.npy"),
@@ -112,13 +124,13 @@ class TestAgainstMicroSam:
         self,
         name: str,
         reference: dict[str, np.ndarray],
-        microsam_checkpoint: Path,
+        checkpoints: dict[str, Path],
         capfd: pytest.CaptureFixture[str],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setenv("OMP_NUM_THREADS", "1")  # two threads take half as much CPU again, and CI has no more
         case = CASES[name]
-        segmenter = MicroSamSegmenter(case.settings(microsam_checkpoint), is_rgb=False)
+        segmenter = MicroSamSegmenter(case.settings(checkpoints), is_rgb=False)
         if name == "apg":
             blank = segmenter.segment(np.full((256, 256, 3), 240, np.uint8), case.range or {})
             assert blank.shape == (256, 256)  # and leaves nothing behind that the next block could see
@@ -129,11 +141,11 @@ class TestAgainstMicroSam:
         assert capfd.readouterr().out == ""
 
     def test_the_rest_of_a_block_waits_while_others_begin(
-        self, reference: dict[str, np.ndarray], microsam_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+        self, reference: dict[str, np.ndarray], checkpoints: dict[str, Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
         name, case = "ais tiled", CASES["ais tiled"]
-        segmenter = MicroSamSegmenter(case.settings(microsam_checkpoint), is_rgb=False)
+        segmenter = MicroSamSegmenter(case.settings(checkpoints), is_rgb=False)
         assert MicroSamSegmenter.begin is not Segmenter.begin
         block = case.make_block()
         rest = segmenter.begin(block, case.range or {})
