@@ -21,6 +21,12 @@ from slidesam.tasks.run.lock import LockedError, locked
 from slidesam.tasks.run.records import State
 
 
+def remove_dead_files(output: Path) -> None:
+    """Remove keys and semaphores of clusters whose process has ended, as the start of a cluster does."""
+    remove_dead_keys(jobs_folder(output))
+    remove_dead_semaphores()
+
+
 def end_leftovers(state: State, output: Path, note: Callable[[str], None], own_id: UUID | None = None) -> None:
     """End what the last run of a result left, if it was killed.
 
@@ -68,8 +74,7 @@ def end_all_leftovers(output: Path, note: Callable[[str], None]) -> None:
         ClusterError: Jobs are there and can't be cancelled.
     """
     killed, at_work = [], set[str]()
-    remove_dead_keys(jobs_folder(output))
-    remove_dead_semaphores()
+    remove_dead_files(output)
     with ExitStack() as locks:
         for paths in list_noted_runs(output):
             target = f"{paths.name} ({paths.label})"

@@ -25,7 +25,7 @@ from slidesam.flows.cluster.profile import Stage
 from slidesam.flows.cluster.task_runner import SharedTaskRunner
 from slidesam.flows.prefect_api.deployed import refuse_foreign, refuse_relative
 from slidesam.flows.prefect_api.endings import add_tags
-from slidesam.flows.prefect_api.leftovers import end_leftovers
+from slidesam.flows.prefect_api.leftovers import end_leftovers, remove_dead_files
 from slidesam.flows.progress.run_page import RunPage, show_result
 from slidesam.flows.run_log import run_log
 from slidesam.flows.slide.memory_growth import segment_growing
@@ -145,6 +145,8 @@ def _segment(slide: Path, output: Path, settings: Settings, session: Session) ->
             facts = _compute(run, session.model_copy(update={"reporter": page}), status)
         else:
             page.inform(f"{run.name}: finished before with these settings, nothing to do")
+            # Left by a run that was killed when its work was done: no cluster need be started here.
+            remove_dead_files(output)
             record_finished(run, facts)
         show_result(run, facts, status.notes)
         return facts

@@ -14,7 +14,11 @@ import psutil
 import pytest
 import tifffile
 
+from slidesam.flows.cluster.keys import _OWNER
+from slidesam.flows.cluster.semaphores import _digest
 from slidesam.tasks.errors import BlockFailures, ClusterError, OutputError, SlideError, SlideGoneError
+from slidesam.tasks.run.layout import jobs_folder, key_folder
+from slidesam.tasks.run.owner import Owner
 from slidesam.tasks.settings.parse import make_settings
 from tests.flows.slide.test_segment_slide import faulty, labels_of, segment, task_runs
 from tests.support.prefect_fixtures import THIRD_PARTY_WARNINGS
@@ -216,6 +220,21 @@ def test_a_worker_that_is_killed_costs_its_block_only(some_workers, tmp_path: Pa
     thread.join()
     # The block that was being computed has no line, or is done twice at most if it was killed between the line and its mark.
     assert 20 <= len(done(log)) <= 21
+
+
+def test_what_a_run_leaves_that_is_killed_when_all_is_done_is_removed_by_the_next(some_workers, tmp_path: Path) -> None:
+    log, slide = tmp_path / "log", write_numbered_slide(tmp_path / "s.tif", 1, 1)
+    segment(some_workers, slide, tmp_path / "out", faulty(log))
+    ended = Owner.this_process("killed").model_copy(update={"born": 1})
+    keys = key_folder(jobs_folder(tmp_path / "out"), "slidesam-killed")
+    keys.mkdir(parents=True)
+    (keys / _OWNER).write_text(ended.model_dump_json())
+    semaphore = Path(f"/dev/shm/sem.slidesam-{ended.pid}-{ended.born}-{_digest(ended)}-x")
+    semaphore.touch()
+    assert segment(some_workers, slide, tmp_path / "out", faulty(log)).objects == 1
+    assert len(done(log)) == 1
+    assert not keys.exists()
+    assert not semaphore.exists()
 
 
 def test_a_scheduler_that_is_killed_ends_the_run_and_the_next_goes_on(prefect_server, tmp_path: Path) -> None:
