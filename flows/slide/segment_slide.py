@@ -12,6 +12,7 @@ few blocks has their tasks in its own flow.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from slidesam.tasks.errors import SettingsError, SlideUnchangedError
 from slidesam.tasks.plan import explain, plan_run
 from slidesam.tasks.report.provenance import read_finished
 from slidesam.tasks.run.layout import jobs_folder
-from slidesam.tasks.run.lock import locked
+from slidesam.tasks.run.lock import LockedError, locked
 from slidesam.tasks.run.marks import is_segmented
 from slidesam.tasks.run.records import Provenance, State
 from slidesam.tasks.run.run import Run
@@ -145,11 +146,27 @@ def _segment(slide: Path, output: Path, settings: Settings, session: Session) ->
             facts = _compute(run, session.model_copy(update={"reporter": page}), status)
         else:
             page.inform(f"{run.name}: finished before with these settings, nothing to do")
-            # Left by a run that was killed when its work was done: no cluster need be started here.
-            remove_dead_files(output)
+            _remove_remains(run)
             record_finished(run, facts)
         show_result(run, facts, status.notes)
         return facts
+
+
+def _remove_remains(run: Run) -> None:
+    """Remove what is left of a run that was killed when its work was done: nothing that would replace it is started here."""
+    remove_dead_files(run.output)
+    if run.paths.lock.exists():
+        # The lock of a killed process is taken over, and then given back.
+        with suppress(LockedError), locked(run.paths.lock, _owner(), target=_target(run)):
+            pass
+
+
+def _owner() -> str:
+    return f'flow run "{flow_run.name}"'
+
+
+def _target(run: Run) -> str:
+    return f"{run.name} ({run.label}) in {run.output}"
 
 
 def _refuse_unchanged(state: State, slide: Path) -> None:
@@ -165,9 +182,8 @@ def _refuse_unchanged(state: State, slide: Path) -> None:
 
 def _compute(run: Run, session: Session, status: RunStatus) -> Provenance:
     """Compute a run under its lock, after everything that a killed run of this result left is ended."""
-    inform, owner = session.reporter.inform, f'flow run "{flow_run.name}"'
-    target = f"{run.name} ({run.label}) in {run.output}"
-    with locked(run.paths.lock, owner, target=target, on_wait=inform) as lock:
+    inform, owner = session.reporter.inform, _owner()
+    with locked(run.paths.lock, owner, target=_target(run), on_wait=inform) as lock:
         # Before the state is written: if this fails, the next run has to find the state of the killed one.
         if (state := State.read(run.paths.state)) is not None:
             end_leftovers(state, run.output, inform, status.flow_run_id)

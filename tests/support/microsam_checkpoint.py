@@ -88,7 +88,7 @@ def make_checkpoint(
 
 
 def _place(encoder: Any, generator: torch.Generator) -> None:
-    """Random positions, which SAM initialises with zero (vit_t's: attention_biases): code that forgot them would find the same."""
+    """Random positions, which SAM initialises with zero (attention_biases in vit_t): without them code would find the same."""
     for name, parameter in encoder.named_parameters():
         if "rel_pos" in name or "attention_biases" in name or name == "pos_embed":
             parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))

@@ -17,10 +17,11 @@ import tifffile
 from slidesam.flows.cluster.keys import _OWNER
 from slidesam.flows.cluster.semaphores import _digest
 from slidesam.tasks.errors import BlockFailures, ClusterError, OutputError, SlideError, SlideGoneError
-from slidesam.tasks.run.layout import jobs_folder, key_folder
+from slidesam.tasks.run.layout import RunPaths, jobs_folder, key_folder
 from slidesam.tasks.run.owner import Owner
 from slidesam.tasks.settings.parse import make_settings
 from tests.flows.slide.test_segment_slide import faulty, labels_of, segment, task_runs
+from tests.support.lock_owners import write_lock
 from tests.support.prefect_fixtures import THIRD_PARTY_WARNINGS
 from tests.support.slides import write_numbered_slide
 
@@ -231,10 +232,13 @@ def test_what_a_run_leaves_that_is_killed_when_all_is_done_is_removed_by_the_nex
     (keys / _OWNER).write_text(ended.model_dump_json())
     semaphore = Path(f"/dev/shm/sem.slidesam-{ended.pid}-{ended.born}-{_digest(ended)}-x")
     semaphore.touch()
+    lock = RunPaths(tmp_path / "out", "s", "cells").lock
+    write_lock(lock, host=ended.host, born=1)
     assert segment(some_workers, slide, tmp_path / "out", faulty(log)).objects == 1
     assert len(done(log)) == 1
     assert not keys.exists()
     assert not semaphore.exists()
+    assert not lock.exists()
 
 
 def test_a_scheduler_that_is_killed_ends_the_run_and_the_next_goes_on(prefect_server, tmp_path: Path) -> None:
