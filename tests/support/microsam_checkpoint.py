@@ -165,6 +165,4 @@ if __name__ == "__main__":
     parser.add_argument("--encoder-only", action="store_true")
     parser.add_argument("--small", action="store_true")
     arguments = parser.parse_args()
-    make_checkpoint(
-        arguments.path, model=arguments.model, encoder_only=arguments.encoder_only, small=arguments.small
-    )
+    make_checkpoint(arguments.path, model=arguments.model, encoder_only=arguments.encoder_only, small=arguments.small)

@@ -76,7 +76,9 @@ CASES = {
     "amg tiled": Case("amg", "tile", dim_block, AMG_OPTIONS, TILE),
     "vit_t ais": Case("ais", "tile", rgb_block, model="vit_t"),
     "vit_t ais tiled": Case("ais", "tile", dim_block, {"min_size": 10}, TILE, model="vit_t"),
-    "vit_t apg tiled": Case("apg", "tile", wide_block, {**APG_OPTIONS, "foreground_threshold": 0.5}, TILE, model="vit_t"),
+    "vit_t apg tiled": Case(
+        "apg", "tile", wide_block, {**APG_OPTIONS, "foreground_threshold": 0.5}, TILE, model="vit_t"
+    ),
     "vit_t amg tiled": Case("amg", "tile", dim_block, AMG_OPTIONS, TILE, model="vit_t"),
 }
 
