@@ -2,7 +2,9 @@
 
 The guide's way are blocks without overlap, whose labels are put beside each other. All three ways are slidesam's runs with the
 same settings and slide-wide intensities, and SAM sees objects at one scale; only the blocks differ, and `blocks.halo: 0` is the
-guide's way. So what is counted is what borders change. Of each way, beside the one block:
+guide's way. So what is counted is what borders change. Blocks of whole tiles (768 px for the model in the package) show SAM the
+same tiles as the one block does; others show it the image in other pieces, and their objects differ inside, too. Of each way,
+beside the one block:
 
 IoU 0.9    share of the one block's objects that come back at an IoU of at least 0.9
 count      objects more or less than in one block
@@ -11,7 +13,7 @@ split      pairs of objects more than half of each of which lies in one object o
 
 and beside the true outlines, objects that match none at an IoU above 0.5 (false), and true ones that none matches (missed).
 
-    .venv/bin/python -m benchmarks.seams [--side 2048] [--blocks 1024 512 256] [--fields 512 1024] [--resume]
+    .venv/bin/python -m benchmarks.seams [--side 1536] [--blocks 768 1024 512 256] [--fields 512 1024] [--resume]
 
 The fluorescence images are test images of the model in the package. The mosaic of tissue is made of its training and test images:
 there false and missed objects say nothing about the model's accuracy, but they can be compared between the ways.
@@ -192,9 +194,9 @@ def main() -> None:
     """Print the tables and draw them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--side", type=int, default=2048, help="of the images in pixels, at most (default: %(default)s)"
+        "--side", type=int, default=1536, help="of the images in pixels, at most (default: %(default)s)"
     )
-    parser.add_argument("--blocks", type=int, nargs="+", default=[1024, 512, 256], help="sides in pixels")
+    parser.add_argument("--blocks", type=int, nargs="+", default=[768, 1024, 512, 256], help="sides in pixels")
     parser.add_argument("--fields", type=int, nargs="+", default=[None], help="default: that of the model")
     parser.add_argument("--only", default="", help="images whose name has this")
     parser.add_argument("--model", default="nuclei-small", help="of micro-sam (default: %(default)s)")

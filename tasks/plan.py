@@ -20,11 +20,11 @@ from slidesam.tasks.run.run import Run
 from slidesam.tasks.segmenters import segmenter_identity
 from slidesam.tasks.segmenters.allowed import find_code, permit
 from slidesam.tasks.segmenters.microsam.inputs import check_inputs
-from slidesam.tasks.segmenters.microsam.sizes import explain_sizes, with_tiles
+from slidesam.tasks.segmenters.microsam.sizes import explain_sizes, suggest_blocks, with_tiles
 from slidesam.tasks.segmenters.microsam.weights import choose_model
 from slidesam.tasks.segmenters.packages import describe_differences
 from slidesam.tasks.settings.methods import MicroSam
-from slidesam.tasks.settings.sections import Settings
+from slidesam.tasks.settings.sections import BlockSettings, Settings
 from slidesam.tasks.slides.decimation import mark_decimated
 from slidesam.tasks.slides.facts import Slide
 from slidesam.tasks.slides.inspect import inspect_slide
@@ -85,14 +85,27 @@ def resolve_sizes(slide: Slide, settings: Settings) -> Settings:
         SettingsError: They can't be had on this slide.
         SegmenterError: The segmenter is to see channels that the slide doesn't have.
     """
-    scale = make_scale(slide.mpp, settings.slide.target_mpp, settings.blocks.block_shape)
-    _, scaled_grid = make_grids(slide.shape, scale, settings.blocks.halo)
+    settings = settings.model_copy(update={"blocks": _with_sizes(settings, is_rgb=slide.is_rgb)})
+    block_shape, halo = settings.blocks.sizes
+    scale = make_scale(slide.mpp, settings.slide.target_mpp, block_shape)
+    _, scaled_grid = make_grids(slide.shape, scale, halo)
     if not isinstance(settings.segmenter, MicroSam):
         return settings
     check_inputs(settings.segmenter, slide)
     model = choose_model(settings.segmenter, slide.is_rgb)
     tiled = with_tiles(settings.segmenter, model, scaled_grid.outer_shape)
     return settings.model_copy(update={"segmenter": tiled})
+
+
+def _with_sizes(settings: Settings, *, is_rgb: bool) -> BlockSettings:
+    """Replace `auto` by numbers, for micro-sam such that blocks are whole tiles."""
+    blocks, segmenter = settings.blocks, settings.segmenter
+    shape, halo = blocks.sizes
+    if isinstance(segmenter, MicroSam):
+        tile_shape, tile_halo = suggest_blocks(segmenter, choose_model(segmenter, is_rgb), blocks.sizes)
+        shape = tile_shape if blocks.block_shape == "auto" else shape
+        halo = tile_halo if blocks.halo == "auto" else halo
+    return blocks.model_copy(update={"block_shape": shape, "halo": halo})
 
 
 def _with_mask(settings: Settings) -> tuple[Settings, str | None]:
@@ -158,9 +171,9 @@ def _explain_segmenter(run: Run) -> list[str]:
         lines.append(f"segment: at {x:.4g} × {y:.4g} µm{level}")
     if isinstance(run.settings.segmenter, MicroSam):
         model = choose_model(run.settings.segmenter, run.slide.is_rgb)
-        sight, warnings = explain_sizes(
-            run.settings.segmenter, model, run.segmented_grid.outer_shape, run.segmented_slide.mpp
-        )
+        grid, mpp = run.segmented_grid, run.segmented_slide.mpp
+        shape = grid.block_shape if len(grid) > 1 else None
+        sight, warnings = explain_sizes(run.settings.segmenter, model, grid.outer_shape, mpp, shape)
         weights = run.segmenter_identity.partition(" ")[0]
         lines.append(
             "; ".join([f"segment: {weights} of micro-sam", sight]) + "".join(f" ({each})" for each in warnings)

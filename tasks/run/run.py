@@ -75,12 +75,12 @@ class Run(BaseModel):
         Raises:
             SettingsError: The wanted pixel size can't be had.
         """
-        return make_scale(self.slide.mpp, self.settings.slide.target_mpp, self.settings.blocks.block_shape)
+        return make_scale(self.slide.mpp, self.settings.slide.target_mpp, self.settings.blocks.sizes[0])
 
     @cached_property
     def grid(self) -> BlockGrid:
         """The blocks on level 0."""
-        return make_grids(self.slide.shape, self.scale, self.settings.blocks.halo)[0]
+        return make_grids(self.slide.shape, self.scale, self.settings.blocks.sizes[1])[0]
 
     @cached_property
     def group_shape(self) -> tuple[int, int]:
@@ -91,7 +91,7 @@ class Run(BaseModel):
     @cached_property
     def segmented_grid(self) -> BlockGrid:
         """The same blocks, in segmented pixels."""
-        return make_grids(self.slide.shape, self.scale, self.settings.blocks.halo)[1]
+        return make_grids(self.slide.shape, self.scale, self.settings.blocks.sizes[1])[1]
 
     @cached_property
     def segmented_slide(self) -> Slide:

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -129,6 +130,10 @@ def put_value(tree: dict[str, Any], name: str, value: object, owner: str) -> Non
     tree[key] = value
 
 
+# What pydantic adds to a location for each type of a union.
+_UNION_PART = re.compile(r"\[|^(constrained-)?(int|float|str)$")
+
+
 class FieldError(NamedTuple):
     """The first error that pydantic reports.
 
@@ -136,7 +141,7 @@ class FieldError(NamedTuple):
         kind: Pydantic's name for the kind of error.
         location: Keys that lead to the field, without the names of types that pydantic adds for unions.
         value: The value that was given.
-        message: Pydantic's message, or that of our own check.
+        message: Pydantic's message, or that of our own check; those of all types that the field may have.
     """
 
     kind: str
@@ -146,11 +151,17 @@ class FieldError(NamedTuple):
 
     @classmethod
     def first_of(cls, error: ValidationError) -> FieldError:
-        """Take the first of pydantic's errors."""
-        first = error.errors(include_url=False)[0]
-        parts = [str(part) for part in first["loc"]]
-        location = [part for part in parts if "[" not in part and part not in ("int", "float", "str")]
-        return cls(first["type"], location, first["input"], first["msg"].removeprefix("Value error, "))
+        """Take the first of pydantic's errors, and what it says of the field's other types."""
+        errors = error.errors(include_url=False)
+        first, location = errors[0], _locate(errors[0]["loc"])
+        found = dict.fromkeys(each["msg"] for each in errors if _locate(each["loc"]) == location)
+        _, *others = found
+        message = " or ".join([first["msg"], *(each.removeprefix("Input should be ") for each in others)])
+        return cls(first["type"], location, first["input"], message.removeprefix("Value error, "))
+
+
+def _locate(parts: Sequence[str | int]) -> list[str]:
+    return [str(part) for part in parts if not _UNION_PART.search(str(part))]
 
 
 def _explain(error: ValidationError) -> str:

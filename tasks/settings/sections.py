@@ -58,13 +58,16 @@ class ImageSettings(Section):
     """Compression of the chunks."""
 
 
+_BLOCK, _HALO = (2048, 2048), 128
+
+
 class BlockSettings(Section):
     """Choose how the slide is cut into blocks."""
 
-    block_shape: Pair = (2048, 2048)
-    """Height and width of a block in pixels, multiples of 16; one number for both."""
-    halo: Annotated[int, Field(ge=0, le=8192)] = 128
-    """Context that a block reads on each side, in pixels; best is the width of the largest object."""
+    block_shape: Literal["auto"] | Pair = "auto"
+    """Height and width of a block in pixels, multiples of 16; one number for both; auto = 2048 px, with micro-sam as many whole tiles as that takes, mostly 2304 px."""  # noqa: E501
+    halo: Literal["auto"] | Annotated[int, Field(ge=0, le=8192)] = "auto"
+    """Context that a block reads on each side, in pixels; best is the width of the largest object; auto = 128 px, with micro-sam the overlap of its tiles, mostly 64 px."""  # noqa: E501
     tissue: str = "auto"
     """Which blocks to segment: auto = blocks that show more than background, off = all blocks, or the path of a mask image of the whole slide (0 = don't segment)."""  # noqa: E501
     blocks_per_task: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = "auto"
@@ -81,10 +84,16 @@ class BlockSettings(Section):
         # YAML reads off as false.
         return "off" if value is False else value
 
+    @property
+    def sizes(self) -> tuple[Pair, int]:
+        """Shape of the blocks and halo in pixels; for a segmenter that cuts no tiles where they are `auto`."""
+        shape = _BLOCK if self.block_shape == "auto" else self.block_shape
+        return shape, _HALO if self.halo == "auto" else self.halo
+
     @field_validator("block_shape")
     @classmethod
-    def _check_whole_chunks(cls, value: tuple[int, int]) -> tuple[int, int]:
-        if any(side % 16 for side in value):
+    def _check_whole_chunks(cls, value: Literal["auto"] | Pair) -> Literal["auto"] | Pair:
+        if value != "auto" and any(side % 16 for side in value):
             raise ValueError("must be multiples of 16 px, so that each block is whole chunks of the label image")
         return value
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from slidesam.tasks.errors import SettingsError
 from slidesam.tasks.segmenters.microsam.fields import NATIVE, Field, find_field
 from slidesam.tasks.segmenters.microsam.tiles import EvenTiling
@@ -55,6 +57,44 @@ def with_tiles(segmenter: MicroSam, model: str, outer_shape: Pair) -> MicroSam:
     return _checked(segmenter.model_copy(update={"field": side, "tile_shape": tile, "tile_halo": halo}))
 
 
+def suggest_blocks(segmenter: MicroSam, model: str, usual: tuple[Pair, int]) -> tuple[Pair, int]:
+    """Choose blocks and halo for which every pixel of a slide lies in the same tile, whatever the number of tiles in a block.
+
+    A network's answer hangs on where its field begins. Blocks of whole tiles, with a halo that is the tiles' overlap, cut a slide
+    as one block would be cut.
+
+    Args:
+        segmenter: The segmenter's settings.
+        model: The model's name in micro-sam's registry.
+        usual: Height and width of a block, and halo, in pixels, for a segmenter without even tiles.
+
+    Returns:
+        The fewest whole tiles that are no smaller than the usual block, and the tiles' overlap; or the usual sizes.
+
+    Example:
+        >>> suggest_blocks(MicroSam(), "vit_b_lm", ((2048, 2048), 128))
+        ((2304, 2304), 64)
+        >>> suggest_blocks(MicroSam(), "nuclei-small", ((2048, 2048), 128))
+        ((2304, 2304), 128)
+        >>> suggest_blocks(MicroSam(tiling="micro-sam"), "vit_b_lm", ((2048, 2048), 128))
+        ((2048, 2048), 128)
+    """
+    if segmenter.tiling != "even" or segmenter.tile_shape == "off":
+        return usual
+    # For a block as large as can be, so that it is cut into tiles.
+    tiled = with_tiles(segmenter, model, (8 * NATIVE, 8 * NATIVE))
+    if not isinstance(tiled.tile_shape, tuple) or not isinstance(tiled.tile_halo, tuple):
+        return usual
+    shape = _round_up(usual[0][0], tiled.tile_shape[0]), _round_up(usual[0][1], tiled.tile_shape[1])
+    return shape if max(shape) <= 2 * max(usual[0]) else usual[0], max(tiled.tile_halo)
+
+
+def _round_up(side: int, tile: int) -> int:
+    """Return the smallest multiple of a tile, and of 16 px, that is no smaller than a side."""
+    unit = math.lcm(tile, 16)
+    return -(-side // unit) * unit
+
+
 def _with_given_tiles(segmenter: MicroSam, shape: Pair) -> MicroSam:
     halo = segmenter.tile_halo if isinstance(segmenter.tile_halo, tuple) else (shape[0] // 4, shape[1] // 4)
     side = max(shape[0] + 2 * halo[0], shape[1] + 2 * halo[1])
@@ -78,7 +118,11 @@ def _checked(segmenter: MicroSam) -> MicroSam:
 
 
 def explain_sizes(
-    segmenter: MicroSam, model: str, outer_shape: Pair, mpp: tuple[float, float] | None = None
+    segmenter: MicroSam,
+    model: str,
+    outer_shape: Pair,
+    mpp: tuple[float, float] | None = None,
+    block_shape: Pair | None = None,
 ) -> tuple[str, list[str]]:
     """Describe what SAM sees, with warnings where that isn't what the model was trained on.
 
@@ -87,6 +131,7 @@ def explain_sizes(
         model: The model's name in micro-sam's registry.
         outer_shape: Height and width of a block's input tile, in pixels.
         mpp: Pixel size of what is segmented, in µm (y, x); None = unknown.
+        block_shape: Height and width of the blocks where there are several, in pixels.
 
     Example:
         >>> explain_sizes(with_tiles(MicroSam(), "vit_b_lm", (2304, 2304)), "vit_b_lm", (2304, 2304))
@@ -99,6 +144,7 @@ def explain_sizes(
     return f"SAM sees {_describe_tiles(segmenter, outer_shape)}{_describe_scale(side)}", [
         *_warn_of_field(side, known),
         *_warn_of_small_blocks(segmenter, side, outer_shape),
+        *_warn_of_parts(segmenter, block_shape),
         *_warn_of_pixels(model, known, mpp),
     ]
 
@@ -143,6 +189,23 @@ def _warn_of_small_blocks(segmenter: MicroSam, side: int, outer_shape: Pair) -> 
     return [
         f"blocks of {min(outer_shape)} px with their halo don't fill the field of {side} px, and the decoder normalises by all "
         "that is in it, so objects at seams differ more: take larger blocks (blocks.block_shape)"
+    ]
+
+
+def _warn_of_parts(segmenter: MicroSam, block_shape: Pair | None) -> list[str]:
+    """Warn where blocks aren't whole tiles, as `suggest_blocks` chooses them."""
+    tile = segmenter.tile_shape
+    if segmenter.tiling != "even" or block_shape is None or not isinstance(tile, tuple):
+        return []
+    pairs = zip(block_shape, tile, strict=True)
+    found = next(((block, side) for block, side in pairs if block % side), None)
+    if found is None:
+        return []
+    block, side = found
+    whole = " or ".join(str(n * side) for n in (block // side, block // side + 1) if n and n * side % 16 == 0)
+    return [
+        f"blocks of {block} px aren't whole tiles of {side} px, so that some objects hang on where blocks lie: "
+        f"leave out blocks.block_shape{f', or take {whole} px' if whole else ''}"
     ]
 
 

@@ -35,7 +35,8 @@ class EvenTiling:
     """The tiles of an image, with the interface of the `Blocking` that micro-sam cuts by.
 
     Along an axis that is longer than the field, fields begin a tile apart, and the last one ends with the image. Where two of
-    them meet, each keeps an overlap of at least the halo. Along a shorter axis there is one tile.
+    them meet, each keeps an overlap of at least the halo; the last one gets no more than the others leave. So images whose
+    begins are whole tiles apart have the same tiles where they overlap. Along a shorter axis there is one tile.
 
     Args:
         shape: Height and width of the image, in pixels.
@@ -83,7 +84,7 @@ def _cut_axis(length: int, tile: int, halo: int) -> list[_Span]:
     if length <= field:
         return [_Span((0, length), (0, length))]
     begins = [*range(0, length - field, tile), length - field]
-    cuts = [0, *(begin + halo for begin in begins[1:]), length]
+    cuts = [0, *(begin + tile + halo for begin in begins[:-1]), length]
     return [_Span((begin, begin + field), (cuts[number], cuts[number + 1])) for number, begin in enumerate(begins)]
 
 

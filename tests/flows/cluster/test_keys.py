@@ -95,6 +95,7 @@ def test_cleaning_removes_what_a_killed_run_left(tmp_path: Path) -> None:
 def test_what_a_run_on_another_host_left_goes_with_its_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from slidesam.flows.cluster.job_names import make_cluster_name
 
+    monkeypatch.setenv("PATH", str(tmp_path))  # no Slurm
     jobs = jobs_folder(tmp_path)
     name = make_cluster_name(jobs)
     folder = make_and_die(jobs, name)

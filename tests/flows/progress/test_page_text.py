@@ -114,7 +114,7 @@ def test_words_and_code_stay_what_they_are() -> None:
 
 def test_only_changed_settings_are_named() -> None:
     assert changed_settings(make_settings()) == {}
-    changed = {"segmenter.kind": "watershed", "blocks.block_shape": 512, "blocks.halo": 128, "segmenter.diameter": 9}
+    changed = {"segmenter.kind": "watershed", "blocks.block_shape": 512, "blocks.halo": "auto", "segmenter.diameter": 9}
     assert changed_settings(make_settings(overrides=changed)) == {
         "blocks.block_shape": "512",
         "segmenter.kind": "watershed",

@@ -31,6 +31,25 @@ def test_each_tile_is_a_field_and_all_cover_the_image_once(shape: tuple[int, int
     assert (times == 1).all()
 
 
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(16, 60), st.integers(0, 20), st.integers(0, 40))
+def test_blocks_of_whole_tiles_are_cut_as_one_block_is(
+    n_tiles: int, n_blocks: int, tile: int, halo: int, more: int
+) -> None:
+    def place(start: int, length: int) -> dict[int, int]:
+        """The begin of the tile that each pixel inside the halo lies in."""
+        tiling = EvenTiling((1, length + 2 * (halo + more)), (1, tile), (0, halo))
+        tiles = map(tiling.get_block_with_halo, range(tiling.number_of_blocks))
+        spans = [(one.inner_block, one.outer_block.begin[1]) for one in tiles]
+        begins = {start + x: start + outer for inner, outer in spans for x in range(inner.begin[1], inner.end[1])}
+        return {x: begins[x] for x in range(start + halo + more, start + halo + more + length - 2 * more)}
+
+    block = n_tiles * tile
+    whole = place(0, n_blocks * block)
+    for number in range(n_blocks):
+        found = place(number * block, block)
+        assert found == {x: whole[x] for x in found}
+
+
 def test_a_block_with_its_halo_is_a_whole_number_of_tiles() -> None:
     for side, count in ((512 + 128, 4), (1024 + 128, 9), (2048 + 256, 36), (320, 1)):
         assert EvenTiling((side, side), (384, 384), (64, 64)).number_of_blocks == count
