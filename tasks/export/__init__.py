@@ -1,0 +1,1 @@
+"""What people open in other programs: a table of objects, and their outlines."""
