@@ -41,7 +41,7 @@ class View(NamedTuple):
     at: Pixel = (0, 0)
 
 
-def _compiled(function: _Function) -> _Function:
+def compile_loop(function: _Function) -> _Function:
     """Compile a function; the machine code is cached on disk for the next process where that is possible."""
     try:
         return numba.njit(cache=True, nogil=True)(function)  # type: ignore[return-value]
@@ -56,7 +56,7 @@ def _plain(box: Box) -> Box:
     return y0, x0, y1, x1
 
 
-@_compiled
+@compile_loop
 def _slot(keys: NDArray[np.uint64], key: np.uint64) -> np.unsignedinteger[Any]:
     """Where a key is in an open-addressed table of a power of two places, or where it would go."""
     mask = np.uint64(keys.size - 1)
@@ -67,7 +67,7 @@ def _slot(keys: NDArray[np.uint64], key: np.uint64) -> np.unsignedinteger[Any]:
     return place
 
 
-@_compiled
+@compile_loop
 def _grown(keys: NDArray[np.uint64], counts: Ints) -> tuple[NDArray[np.uint64], Ints]:
     """A table of twice the size with the same content."""
     wider, moved = np.full(2 * keys.size, _EMPTY, np.uint64), np.zeros((2 * keys.size, counts.shape[1]), np.int64)
@@ -79,7 +79,7 @@ def _grown(keys: NDArray[np.uint64], counts: Ints) -> tuple[NDArray[np.uint64], 
     return wider, moved
 
 
-@_compiled
+@compile_loop
 def _sorted_table(keys: NDArray[np.uint64], counts: Ints) -> tuple[NDArray[np.uint64], Ints]:
     """The keys of a table in ascending order, and their counts."""
     used = np.flatnonzero(keys != _EMPTY)
@@ -87,12 +87,12 @@ def _sorted_table(keys: NDArray[np.uint64], counts: Ints) -> tuple[NDArray[np.ui
     return keys[order], counts[order]
 
 
-@_compiled
+@compile_loop
 def _shared_length(start: int, stop: int, first: int, last: int) -> int:
     return max(0, min(stop, last) - max(start, first))
 
 
-@_compiled
+@compile_loop
 def _count_overlaps(
     first: Labels,
     first_at: Pixel,
@@ -159,7 +159,7 @@ def count_overlaps(
     return (keys >> np.uint64(32)).astype(np.int64), (keys & np.uint64(0xFFFFFFFF)).astype(np.int64), counts
 
 
-@_compiled
+@compile_loop
 def _add_border(
     touching: NDArray[np.uint64], borders: Ints, used: int, sizes: Ints, one: Any, two: Any, length: int
 ) -> tuple[NDArray[np.uint64], Ints, int]:
@@ -178,7 +178,7 @@ def _add_border(
     return touching, borders, used
 
 
-@_compiled
+@compile_loop
 def _describe(labels: Labels, count: int, owns: Box) -> tuple[Ints, Ints, Ints, Ints]:
     """Area, owned area, perimeter; boxes."""
     sizes = np.zeros((count + 1, 3), np.int64)
@@ -254,7 +254,7 @@ def load() -> None:
     describe_labels(np.zeros((2, 2), np.uint32), 0, (0, 0, 2, 2))
 
 
-@_compiled
+@compile_loop
 def _overlay(
     painted: NDArray[Any], painted_at: Pixel, labels: Labels, labels_at: Pixel, shape: Pixel, ids: Ints, size: Ints
 ) -> None:
@@ -297,7 +297,7 @@ def overlay(painted: NDArray[Any], at: Pixel, view: View, shape: Pixel, ids: Int
     _overlay(painted, at, view.labels, view.at, shape, ids, size)
 
 
-@_compiled
+@compile_loop
 def _measure(labels: NDArray[Any]) -> tuple[NDArray[np.uint64], Ints]:
     keys, counts = np.full(_START, _EMPTY, np.uint64), np.zeros((_START, 7), np.int64)
     used = 0
