@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from slidesam.tasks.labels.objects import DEEP
 from slidesam.tasks.settings.sections import StitchSettings
 from slidesam.tasks.stitch.matches import Matches
-from slidesam.tasks.stitch.outlines import Outlines
+from slidesam.tasks.stitch.outlines import OutlineChoice
 from slidesam.tasks.stitch.tables import BlockLabels, Flags, Ints, LabelPairs, count_components, first_labels
 
 # An object of which smaller ones claim more than this share would keep too little of itself.
@@ -22,7 +22,7 @@ def resolve_conflicts(
     pairs: LabelPairs,
     matches: Matches,
     component: Ints,
-    outlines: Outlines,
+    outlines: OutlineChoice,
     rules: StitchSettings,
 ) -> Flags:
     """Decide which objects are painted, where several claim the same pixels.
@@ -51,13 +51,13 @@ def resolve_conflicts(
     return is_painted
 
 
-def _claimed_sizes(labels: BlockLabels, component: Ints, outlines: Outlines) -> Ints:
+def _claimed_sizes(labels: BlockLabels, component: Ints, outlines: OutlineChoice) -> Ints:
     """Return (components,) how many pixels each claims."""
     claimed = np.where(outlines.whole, labels.area, np.where(outlines.fragment, labels.owned, 0))
     return np.bincount(component, claimed, count_components(component)).astype(np.int64)
 
 
-def _find_conflicts(pairs: LabelPairs, component: Ints, outlines: Outlines) -> tuple[Ints, Ints, Ints]:
+def _find_conflicts(pairs: LabelPairs, component: Ints, outlines: OutlineChoice) -> tuple[Ints, Ints, Ints]:
     """Return two components that claim the same pixels, and how many pixels these are."""
     one_whole, two_whole = outlines.whole[pairs.first], outlines.whole[pairs.second]
     one_fragment, two_fragment = outlines.fragment[pairs.first], outlines.fragment[pairs.second]
@@ -70,7 +70,7 @@ def _find_conflicts(pairs: LabelPairs, component: Ints, outlines: Outlines) -> t
 
 
 def _qualities(
-    labels: BlockLabels, component: Ints, outlines: Outlines, missed: Flags, involved: Ints
+    labels: BlockLabels, component: Ints, outlines: OutlineChoice, missed: Flags, involved: Ints
 ) -> tuple[Ints, Ints]:
     """Return kind (0 whole, 1 in fragments, 2 missed by its owner) and negative depth of components, so that less is better."""
     total = count_components(component)

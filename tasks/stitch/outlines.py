@@ -12,7 +12,7 @@ from slidesam.tasks.stitch.matches import Matches
 from slidesam.tasks.stitch.tables import BlockLabels, Flags, Ints, LabelPairs, count_components, run_starts
 
 
-class Outlines(NamedTuple):
+class OutlineChoice(NamedTuple):
     """How labels are painted.
 
     Attributes:
@@ -31,7 +31,7 @@ class Outlines(NamedTuple):
 
 def choose_outlines(
     labels: BlockLabels, pairs: LabelPairs, matches: Matches, component: Ints, rules: StitchSettings
-) -> Outlines:
+) -> OutlineChoice:
     """Choose the label whose outline each object gets.
 
     A label can stand for its object if nothing cuts it, its block has no other label of the object, and it covers `min_cover`
@@ -56,7 +56,7 @@ def choose_outlines(
     has_whole[component[is_whole]] = True
     # What owners missed has no owner to paint its fragments.
     is_whole |= matches.missed & ~has_whole[component]
-    return Outlines(is_whole, visible & ~has_whole[component])
+    return OutlineChoice(is_whole, visible & ~has_whole[component])
 
 
 def _find_candidates(
