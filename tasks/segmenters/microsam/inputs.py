@@ -21,7 +21,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from slidesam.tasks.errors import SegmenterError
 from slidesam.tasks.pixels.percentiles import common_window, contrast_range, percentile_range
-from slidesam.tasks.segmenters.microsam.stains import STAINS, Term, Vector, make_density, unmix_stains, use_table
+from slidesam.tasks.pixels.stains import STAINS, Term, Vector, find_stain_weights, make_density, use_table
 from slidesam.tasks.settings.methods import MicroSam
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def resolve(inputs: Sequence[str], stains: Mapping[str, Vector], slide: Slide) -
     for name in stain_names:
         if name not in user_stains and name not in STAINS:
             raise _make_unknown_error(name, user_stains, slide)
-    stain_terms = unmix_stains(tuple(stain_names), user_stains, slide) if stain_names else {}
+    stain_terms = find_stain_weights(tuple(stain_names), user_stains, slide) if stain_names else {}
 
     def term(name: str) -> Term:
         channel = _channel(name, slide)

@@ -39,7 +39,7 @@ _MIN_LIGHT = 1 / 255
 _MIN_VOLUME = 0.05
 
 
-def unmix_stains(names: Sequence[str], user_stains: Mapping[str, Vector], slide: Slide) -> dict[str, Term]:
+def find_stain_weights(names: Sequence[str], user_stains: Mapping[str, Vector], slide: Slide) -> dict[str, Term]:
     """Find the weights of red, green and blue in each stain of the matrix.
 
     Args:
@@ -97,6 +97,26 @@ def _complete_matrix(vectors: Mapping[str, Vector]) -> NDArray[np.float64]:
             "densities, not all zero, and different colours"
         )
     return rows
+
+
+def unmix_stains(pixels: NDArray[Any], white: float = 255.0) -> NDArray[np.float32]:
+    """Compute the optical density (natural logarithm) of hematoxylin and of eosin, with DAB as the third stain.
+
+    Args:
+        pixels: (y, x, 3) red, green and blue.
+        white: The level of clear glass; 255 is that of 8 bit.
+
+    Returns:
+        (y, x, 2) float32, at least 0.
+
+    Example:
+        >>> unmix_stains(np.array([[[120, 100, 180]]], np.uint8)).astype(float).round(2).tolist()
+        [[[1.14, 0.14]]]
+    """
+    weights = np.linalg.inv(_complete_matrix(STAINS))
+    stains = [list(STAINS).index(name) for name in ("hematoxylin", "eosin")]
+    terms = [{"channels": range(3), "weights": weights[:, stain].tolist()} for stain in stains]
+    return np.stack([make_density(term, pixels.dtype, white)(pixels) for term in terms], axis=-1)
 
 
 def make_density(term: Term, dtype: DTypeLike, white: float) -> Callable[[NDArray[Any]], NDArray[np.float32]]:

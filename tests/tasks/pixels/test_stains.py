@@ -8,8 +8,8 @@ from skimage.color import combine_stains, rgb_from_hed, separate_stains
 from skimage.data import immunohistochemistry
 
 from slidesam.tasks.errors import SegmenterError
+from slidesam.tasks.pixels.stains import STAINS, unmix_stains
 from slidesam.tasks.segmenters.microsam.inputs import resolve
-from slidesam.tasks.segmenters.microsam.stains import STAINS
 from tests.support.sam_inputs import FAST_RED, composed, rgb_slide
 
 FAST_BLUE = (0.75, 0.62, 0.22)
@@ -92,3 +92,11 @@ def bright(amounts: np.ndarray) -> np.ndarray:
     """(y, x, n) amounts on the scale of 8 bit, by their percentiles."""
     low, high = np.percentile(amounts, (0.1, 99.9), axis=(0, 1))
     return 255 * np.clip((amounts - low) / (high - low), 0, 1)
+
+
+class TestHematoxylinAndEosin:
+    @pytest.mark.parametrize("image", [immunohistochemistry(), np.arange(48, dtype=np.uint8).reshape(4, 4, 3)])
+    def test_densities_are_skimages(self, image: np.ndarray) -> None:
+        density = separate_stains(np.maximum(image, 1), np.linalg.inv(rgb_from_hed))[..., :2] * -np.log(1e-6)
+        lengths = np.linalg.norm(rgb_from_hed[:2], axis=1)  # vectors have length 1 here
+        np.testing.assert_allclose(unmix_stains(image), density * lengths, atol=1e-5)
