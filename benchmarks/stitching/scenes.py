@@ -25,9 +25,9 @@ def separated(side: int, rng: np.random.Generator) -> Labels:
     return _ellipses(side, rng, wanted=side * side // 1100, radii=(5, 14), gap=3)
 
 
-def confluent(side: int, rng: np.random.Generator) -> Labels:
+def confluent(side: int, rng: np.random.Generator, spacing: float = SPACING) -> Labels:
     """Cells that touch on all sides: every wrong match joins two of them. Slivers that chance leaves are background."""
-    count = round(side / SPACING)
+    count = round(side / spacing)
     step = side / count
     corners = np.stack(np.meshgrid(*2 * [np.arange(-1, count + 1) * step], indexing="ij"), -1).reshape(-1, 2)
     seeds = corners + rng.uniform(0.08, 0.92, corners.shape) * step

@@ -71,7 +71,7 @@ def _intensity_column(statistic: str, channel: str) -> str:
 
 def measure_objects(
     labels: NDArray[np.uint32],
-    pixels: NDArray[Any],
+    pixels: NDArray[Any] | Sequence[NDArray[Any]],
     count: int,
     channels: Sequence[str],
     origin: tuple[int, int] = (0, 0),
@@ -80,9 +80,11 @@ def measure_objects(
 
     Args:
         labels: (y, x), ids 1..count, 0 = nothing. An object may be in several parts.
-        pixels: (y, x, c) of any real dtype. Values that aren't finite don't count in their channel.
+        pixels: (y, x, c) of any real dtype, or several such arrays, whose channels are counted through: stains, which are
+            floats, beside colours of 8 bit, which are measured faster as such. Values that aren't finite don't count in their
+            channel.
         count: The largest id that may occur.
-        channels: The c channels' names, all different.
+        channels: The names of all channels, all different.
         origin: Row and column of the slide where the window begins. Added here to sums of integers, it gives centroids on the
             slide the same bits from each window, which it wouldn't if it were added to the window's centroids.
 
@@ -99,10 +101,11 @@ def measure_objects(
         >>> table["area"].tolist(), table["centroid-0"].tolist(), table["intensity_mean-DAPI"].tolist()
         ([3, 1], [10.0, 11.0], [1.0, 5.0])
     """
-    if pixels.shape != (*labels.shape, len(channels)) or len(set(channels)) != len(channels):
-        raise ValueError(
-            f"labels of {labels.shape}, pixels of {pixels.shape} and channels {channels} don't fit together"
-        )
+    images = [pixels] if isinstance(pixels, np.ndarray) else list(pixels)
+    shapes = [image.shape for image in images]
+    expected = [(*labels.shape, shape[-1]) for shape in shapes]
+    if shapes != expected or sum(shape[-1] for shape in shapes) != len(channels) or len(set(channels)) != len(channels):
+        raise ValueError(f"labels of {labels.shape}, pixels of {shapes} and channels {channels} don't fit together")
     labels = np.ascontiguousarray(labels, np.uint32)
     runs = group_runs(labels, count)
     boxes, sums, moments = measure_moments(runs)
@@ -113,7 +116,7 @@ def measure_objects(
         centroids = (sums[:, 1:] + area[:, None] * on_slide[:, :2]) / area[:, None]
         solidity = area / measure_hulls(runs, boxes)
         circularity = np.where(perimeter > 0, 4 * math.pi * area / perimeter**2, np.nan)
-    intensities = measure_intensities(runs, pixels)
+    intensities = np.concatenate([measure_intensities(runs, image) for image in images], axis=1)
     columns = [
         *centroids.T, *on_slide.T, area, perimeter, *measure_ellipses(sums, moments).T, solidity, circularity,
         *intensities.reshape(len(area), len(channels) * len(STATISTICS)).T,

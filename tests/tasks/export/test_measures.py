@@ -148,6 +148,15 @@ class TestIntensities:
         assert measure_objects(labels, pixels, 1, ["a"])["intensity_std-a"].tolist() == [0.5]
         assert measure_objects(labels, pixels, 1, ["a"])["intensity_median-a"].tolist() == [base + 0.5]
 
+    def test_channels_may_come_in_arrays_of_several_types(self) -> None:
+        labels = SCENES["confluent"](64, np.random.default_rng(6))
+        colours, stain = random_pixels(labels.shape), random_pixels(labels.shape, np.float32, channels=1)
+        count, names = int(labels.max()), (*CHANNELS, "stain")
+        table = measure_objects(labels, [colours, stain], count, names)
+        together = measure_objects(labels, np.concatenate([colours, stain], axis=2), count, names)
+        for name, column in together.items():
+            np.testing.assert_allclose(table[name], column, 1e-12, err_msg=name)
+
 
 class TestWindows:
     @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
