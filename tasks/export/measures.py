@@ -39,7 +39,7 @@ _SHAPE = {
     "orientation": "Angle between the rows' axis (downwards) and the major axis, counter-clockwise, from -pi/2 to pi/2, in "
     "radians.",
     "solidity": "Area divided by the number of pixels in the convex hull, without unit.",
-    "circularity": "4 pi area / perimeter^2, about 1 for a circle, missing where the perimeter is 0, without unit.",
+    "circularity": "4 pi area / perimeter^2, 0.9 to 1 for discs, missing where the perimeter is 0, without unit.",
 }
 _INTENSITY = {
     "mean": "Mean of {channel} over the object's pixels, in the image's own values.",
