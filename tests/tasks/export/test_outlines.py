@@ -15,6 +15,7 @@ from rasterio.features import rasterize
 from scipy import ndimage
 
 from slidesam.tasks.export.outlines import Outlines, trace_outlines
+from tests.support.memory import measure_peak
 
 SHAPES = arrays.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=10)
 # Few labels in little space touch in every way; most of the first strategy's arrays have one value nearly everywhere.
@@ -169,6 +170,17 @@ def test_a_slice_is_traced_as_its_copy() -> None:
     sliced, copied = (trace_outlines(part, 2) for part in (labels[3:17, 5:21], labels[3:17, 5:21].copy()))
     for one, other in zip(sliced, copied, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_tracing_takes_little_memory() -> None:
+    """Beside the labels 5 bytes a pixel, and the outlines twice."""
+    labels = np.kron(np.arange(1, 10_001, dtype=np.uint32).reshape(100, 100), np.ones((15, 15), np.uint32))
+    labels[::15] = 0
+    trace_outlines(labels[:2], 10_000)
+    kept = []
+    peak = measure_peak(lambda: kept.append(trace_outlines(labels, 10_000)))
+    assert len(kept[0].points) == 4 * 10_000
+    assert peak < 5 * labels.size + 2 * sum(array.nbytes for array in kept[0]) + 2**20
 
 
 def test_an_id_beyond_the_count_is_refused() -> None:
