@@ -16,6 +16,7 @@ from slidesam.flows.progress.reporters import Reporter
 from slidesam.flows.slide import order
 from slidesam.tasks import steps
 from slidesam.tasks.errors import SlideAwayError, SlideError, SlideGoneError, SlidesamError, in_one_line
+from slidesam.tasks.export.files import missing_formats
 from slidesam.tasks.grid import Block
 from slidesam.tasks.labels.results import BlockResults
 from slidesam.tasks.plan import explain, plan_run
@@ -95,8 +96,9 @@ class Attempt:
         """
         try:
             run = plan_run(self.slide, self.output, self.settings, self.allowed)
-            if (record := read_finished(run)) is None:
-                self._compute(run)
+            record = read_finished(run)
+            if record is None or missing_formats(run):
+                self._compute(run, record)
             else:
                 self.reporter.inform(f"{run.name}: finished before with these settings, nothing to do")
                 record_finished(run, record)
@@ -124,7 +126,7 @@ class Attempt:
         with SlideReader(run.slide) as reader:
             return SegmentedBlock(block, len(run.grid), reader.read(block.outer), labels, read_params(run).params)
 
-    def _compute(self, run: Run) -> None:
+    def _compute(self, run: Run, finished: Provenance | None) -> None:
         target = f"{run.name} ({run.label}) in {run.output}"
         with locked(run.paths.lock, _OWNER, target=target, on_wait=self.reporter.inform) as lock:
             # Before this attempt is noted: where it can't be made, the next has to know what there was.
@@ -132,9 +134,12 @@ class Attempt:
             self.is_ours = True
             self._known |= {"blocks": len(run.grid), "segment_folder": run.segment_folder.path.name}
             self._note("running")
-            for line in [*run.slide.warnings, *explain(run)]:
+            for line in [*run.slide.warnings, *explain(run)] if finished is None else []:
                 self.reporter.inform(f"{run.name}: {line}")
-            record = run_stages(run, StepExecutor(self.reporter, self.client, lock.check), lock.check)
+            executor = StepExecutor(self.reporter, self.client, lock.check)
+            record = finished or run_stages(run, executor, lock.check)
+            lock.check()
+            order.export_objects(run, executor)
             lock.check()
             self._note("finished", objects=record.objects, warnings=record.warnings)
 

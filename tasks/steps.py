@@ -13,9 +13,13 @@ Their functions (`.fn`) are the one code path per block, seam and shard: seriall
 8. `paint_blocks`     a batch's labels: level 0 and the levels that blocks fill whole
 9. `export_slide`     upper levels, overlay, table of classes, metadata, provenance
 10. `verify_result`   what was written, compared with its checksums
+11. `measure_objects_of_blocks`  parts of objects in a batch of blocks, if painting's files are gone
+12. `index_objects`   where each object lies
+13. `describe_objects`  rows of the table and outlines, of a batch of tiles
+14. `write_objects`   a file of the objects
 
-`write_small_image` is 1 to 3 in one task, `stitch_small_slide` 6 to 9, where there is too little to share among workers: a task
-takes a tenth of a second.
+`write_small_image` is 1 to 3 in one task, `stitch_small_slide` 6 to 9, `write_small_objects` 11 to 14, where there is too
+little to share among workers: a task takes a tenth of a second.
 """
 
 from __future__ import annotations
@@ -28,7 +32,10 @@ import zarr
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from slidesam.tasks.errors import DamagedError
+from slidesam.tasks.errors import DamagedError, OutputError
+from slidesam.tasks.export.describe import describe_batch
+from slidesam.tasks.export.files import write_format
+from slidesam.tasks.export.index import batches_to_measure, measure_parts, tile_batches, write_index
 from slidesam.tasks.report.overlay import write_overlay
 from slidesam.tasks.report.provenance import make_provenance
 from slidesam.tasks.run.files import output_errors
@@ -37,6 +44,7 @@ from slidesam.tasks.run.records import Params, Provenance
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.segment.loop import segment_missing
 from slidesam.tasks.segment.prepare import prepare_run, read_tissue
+from slidesam.tasks.settings.sections import ExportFormat
 from slidesam.tasks.slides.reader import SlideReader
 from slidesam.tasks.stitch.batches import (
     Batch,
@@ -229,3 +237,56 @@ def stitch_small_slide(run: Run, seconds: dict[str, float]) -> tuple[list[str], 
     if run.settings.run.verify != "none":
         verify_result.fn(run)
     return list(resolved["warnings"]), provenance
+
+
+@task(name="measure objects", cache_policy=NO_CACHE, persist_result=False)
+def measure_objects_of_blocks(run: Run, batch: Batch) -> Facts:
+    """Measure what a batch of blocks shows of objects."""
+    start_time = time.perf_counter()
+    measure_parts(run, batch)
+    return {"seconds": time.perf_counter() - start_time}
+
+
+@task(name="index objects", cache_policy=NO_CACHE, persist_result=False)
+def index_objects(run: Run) -> Facts:
+    """Find where each object lies, and which tile describes it."""
+    start_time = time.perf_counter()
+    objects = write_index(run)
+    return {"objects": objects, "seconds": time.perf_counter() - start_time}
+
+
+@task(name="describe objects", cache_policy=NO_CACHE, persist_result=False)
+def describe_objects(run: Run, tile_ids: Batch) -> Facts:
+    """Measure and outline the objects of a batch of tiles."""
+    start_time = time.perf_counter()
+    describe_batch(run, tile_ids)
+    return {"seconds": time.perf_counter() - start_time}
+
+
+@task(name="write objects", cache_policy=NO_CACHE, persist_result=False)
+def write_objects(run: Run, kind: ExportFormat) -> Facts:
+    """Write one file of the objects."""
+    start_time = time.perf_counter()
+    path = write_format(run, kind)
+    return {"path": str(path), "seconds": time.perf_counter() - start_time}
+
+
+@task(name="objects", cache_policy=NO_CACHE, persist_result=False)
+def write_small_objects(run: Run, kinds: Sequence[ExportFormat]) -> Facts:
+    """Write the files of the objects of a slide of few tiles."""
+    start_time = time.perf_counter()
+    for batch in batches_to_measure(run):
+        measure_parts(run, batch)
+    write_index(run)
+    for tiles in tile_batches(run):
+        describe_batch(run, tiles)
+    failed = []
+    for kind in kinds:
+        try:
+            write_format(run, kind)
+        except DamagedError:
+            raise
+        except OutputError as error:
+            # The others are written all the same.
+            failed.append((kind, error))
+    return {"failed": failed, "seconds": time.perf_counter() - start_time}

@@ -12,6 +12,8 @@ from rich.text import Text
 
 from slidesam.flows.cli.cluster import ClusterChanges, ClusterName, add_cluster_commands, choose_profile
 from slidesam.flows.cli.current_folder import distrust_current_folder
+from slidesam.flows.cli.export import add_export_command
+from slidesam.flows.cli.finished import finished_runs
 from slidesam.flows.cli.models import add_models_commands
 from slidesam.flows.cli.options import (
     Allowed,
@@ -32,7 +34,6 @@ from slidesam.tasks.settings.types import seconds_of
 
 if TYPE_CHECKING:
     from slidesam.tasks.folder.clean import Removed, Size
-    from slidesam.tasks.run.records import Provenance
 
 # Options with which nothing runs.
 _HELP = {"-h", "--help", "--version"}
@@ -49,6 +50,7 @@ app = typer.Typer(
 add_cluster_commands(app)
 add_models_commands(app)
 add_verify_command(app)
+add_export_command(app)
 add_try_command(app)
 
 
@@ -292,46 +294,6 @@ def demo_command(
         say("making", str(slide))
         make_demo_slide(slide, demo.side, demo.zoom)
     raise typer.Exit(run_or_stop([str(slide)], output, settings, LocalProfile(workers=workers)))
-
-
-def finished_runs(store: Path, label: str | None = None) -> dict[str, Provenance]:
-    """Read the provenance of the finished label images of a store, by label, from the files beside it, which `clean` keeps.
-
-    Args:
-        store: `<name>.ome.zarr` in an output folder.
-        label: Only this one.
-
-    Raises:
-        SettingsError: It isn't a store, none of its label images is finished, or not this one.
-        OutputError: The record of this label, or of all, can't be read.
-    """
-    from slidesam.tasks.run.layout import STORE_SUFFIX, find_provenance
-    from slidesam.tasks.run.records import Provenance
-
-    folder, name = store.absolute().parent, store.absolute().name.removesuffix(STORE_SUFFIX)
-    if not store.is_dir() or not store.absolute().name.endswith(STORE_SUFFIX):
-        stores = sorted(path.name for path in store.glob(f"*{STORE_SUFFIX}")) if store.is_dir() else []
-        example = f", such as {store / stores[0]}" if stores else ""
-        raise SettingsError(
-            f"{store} is not a result: give <name>{STORE_SUFFIX} in the folder that was named with --output{example}"
-        )
-    runs, errors = {}, {}
-    for finished_label, path in find_provenance(folder, name).items():
-        # One label's damaged file doesn't stop the others.
-        try:
-            if (record := Provenance.read(path)) is not None:
-                runs[finished_label] = record
-        except OutputError as error:
-            errors[finished_label] = error
-    if label in errors or (errors and not runs):
-        raise errors.get(label or "", next(iter(errors.values())))
-    if not runs:
-        raise SettingsError(
-            f"{store}: none of its label images is finished; `slidesam status {folder}` shows the status"
-        )
-    if label is not None and label not in runs:
-        raise SettingsError(f"{store} has no finished label image {label!r}, only {' and '.join(runs)}")
-    return runs if label is None else {label: runs[label]}
 
 
 def main() -> None:

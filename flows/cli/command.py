@@ -17,7 +17,7 @@ from slidesam.flows.console import err, out, say, say_failed
 from slidesam.flows.prefect_api.server import is_api_configured, prefect_api
 from slidesam.flows.signals import Stops, interrupts
 from slidesam.tasks.errors import CohortFailures, SegmenterError, SettingsError
-from slidesam.tasks.run.layout import RunPaths, jobs_folder
+from slidesam.tasks.run.layout import OBJECT_FILES, RunPaths, jobs_folder
 from slidesam.tasks.run.records import Provenance
 from slidesam.tasks.run.status import UNREADABLE, RunState, find_refusal, list_unfinished
 from slidesam.tasks.segmenters.allowed import permit
@@ -242,8 +242,9 @@ class _SlideRunner:
             f"{name}: {record.objects:,} {record.label} in {_describe_blocks(record)}, {seconds:.1f} s",
         )
         paths = RunPaths(self.output, name, record.label)
-        say(" ", str(paths.store))
-        say(" ", str(paths.overlay))
+        objects = (path for suffix in OBJECT_FILES if (path := paths.objects(suffix)).exists())
+        for path in (paths.store, paths.overlay, *objects):
+            say(" ", str(path))
 
 
 def _describe_blocks(record: Provenance) -> str:

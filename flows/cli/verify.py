@@ -13,7 +13,7 @@ from rich.text import Text
 
 from slidesam.flows.console import err, out, say
 from slidesam.tasks.errors import SettingsError
-from slidesam.tasks.run.layout import IMAGE, RunPaths
+from slidesam.tasks.run.layout import IMAGE
 
 if TYPE_CHECKING:
     from slidesam.tasks.store.verify import Depth, FileCheck
@@ -94,17 +94,18 @@ def _table(findings: list[FileCheck]) -> Table:
         if n_damages:
             state = Text(f"damaged: {n_damages} file{'' if n_damages == 1 else 's'}", "red")
         counted = (f"{finding.files:,}", f"{finding.size / 2**20:,.1f}") if finding.files else ("", "")
-        table.add_row(Text(finding.paths.name), Text(_result(finding.paths)), *counted, state)
+        table.add_row(Text(finding.paths.name), Text(_result(finding)), *counted, state)
     return table
 
 
-def _result(paths: RunPaths) -> str:
-    return "image" if paths.label == IMAGE else paths.label
+def _result(finding: FileCheck) -> str:
+    label = finding.paths.label
+    return "image" if label == IMAGE else f"{label}, objects" if finding.is_of_objects else label
 
 
 def _damage_lines(damaged: list[FileCheck]) -> Iterator[str]:
     for finding in damaged:
-        name = f"{finding.paths.name} ({_result(finding.paths)})"
+        name = f"{finding.paths.name} ({_result(finding)})"
         yield from (f"{name}: {damage}" for damage in finding.damages[:_NAMED])
         if len(finding.damages) > _NAMED:
             yield f"{name}: and {len(finding.damages) - _NAMED} more"

@@ -3,6 +3,7 @@
     write_image          ready image, tiles of each level, the last levels with the image's metadata; one task if level 0 is one
     segment_missing_blocks  prepare, then batches of blocks that have no done-mark
     stitch_and_export    batches compared, objects numbered, batches painted, export, verified
+    export_objects       each object measured and outlined, tile by tile; then a file of each format
 
 An `Executor` runs the steps: tasks of a flow (`stages`), this process or a Dask client (`slidesam.executors`). Retries are its
 business; what a failed batch means for its stage is decided here.
@@ -21,7 +22,17 @@ from prefect import Task
 from slidesam.flows.progress.reporters import Reporter
 from slidesam.flows.slide.batches import Batches
 from slidesam.tasks import steps
-from slidesam.tasks.errors import BlockFailure, BlockFailures, DamagedError
+from slidesam.tasks.errors import (
+    BlockFailure,
+    BlockFailures,
+    DamagedError,
+    OutputError,
+    SlideError,
+    SlidesamError,
+    in_one_line,
+)
+from slidesam.tasks.export.files import missing_formats
+from slidesam.tasks.export.index import batches_to_measure, tile_batches
 from slidesam.tasks.pixels.plan import TILE_BYTES
 from slidesam.tasks.retry import Action, decide
 from slidesam.tasks.run.marks import find_mark, read_params
@@ -29,6 +40,7 @@ from slidesam.tasks.run.records import Params, Provenance
 from slidesam.tasks.run.run import Run, batches
 from slidesam.tasks.stitch.batches import block_batches, is_compared, is_painted
 from slidesam.tasks.store import convert
+from slidesam.tasks.store.verify import find_result_damage
 
 Facts = dict[str, Any]
 Batch = tuple[int, ...]
@@ -200,6 +212,55 @@ def stitch_and_export(run: Run, executor: Executor, seconds: dict[str, float]) -
     for warning in provenance.warnings:
         executor.warn(f"{run.name}: {warning}")
     return provenance
+
+
+def export_objects(run: Run, executor: Executor) -> None:
+    """Write the files of a finished run's objects that it asks for and that aren't there.
+
+    What can't be written is warned of: it costs neither the labels nor the other formats.
+    """
+    for n_left in reversed(range(_MOST_REPEATS)):
+        try:
+            _describe_objects(run, executor)
+            return
+        except DamagedError as error:
+            # What was damaged is gone, and is made again, unless it is the labels that must be.
+            if not n_left or find_result_damage(run):
+                _warn_of_formats(run, executor, missing_formats(run), error)
+                return
+            executor.inform(f"{run.name}: {error.what}: what it held is computed again")
+        except (OutputError, SlideError) as error:
+            _warn_of_formats(run, executor, missing_formats(run), error)
+            return
+
+
+def _describe_objects(run: Run, executor: Executor) -> None:
+    formats, tiles = missing_formats(run), tile_batches(run)
+    if formats and len(tiles) == 1:
+        with executor.stage("describing objects", 1, 0) as progress:
+            failed = executor.run_one(steps.write_small_objects, run, formats)["failed"]
+            progress.advance(1)
+        for kind, error in failed:
+            _warn_of_formats(run, executor, [kind], error)
+    elif formats:
+        if todo := batches_to_measure(run):
+            _run_batches(executor, "finding objects", steps.measure_objects_of_blocks, run, todo, len(run.grid))
+        executor.run_one(steps.index_objects, run)
+        _run_batches(executor, "describing objects", steps.describe_objects, run, tiles, sum(map(len, tiles)))
+        for kind in formats:
+            try:
+                executor.run_one(steps.write_objects, run, kind)
+            except OutputError as error:
+                if isinstance(error, DamagedError):
+                    raise
+                _warn_of_formats(run, executor, [kind], error)
+
+
+def _warn_of_formats(run: Run, executor: Executor, formats: Sequence[str], error: SlidesamError) -> None:
+    executor.warn(
+        f"{run.name}: the labels are finished, but {' and '.join(formats)} of its objects can't be written: "
+        f"{in_one_line(error)}; the same command writes them"
+    )
 
 
 def repeat_if_damaged(compute: Callable[[], Provenance], inform: Callable[[str], None]) -> Provenance:

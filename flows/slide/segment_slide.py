@@ -4,7 +4,8 @@
     ├── plan                  which pixels, which blocks, which results exist; the run's lock
     ├── image                 child flow: convert or rechunk, tile by tile; or an overview only
     ├── segment blocks        child flow: prepare, then tasks of one or several blocks
-    └── stitch and export     child flow: match seams, number objects, paint, export
+    ├── stitch and export     child flow: match seams, number objects, paint, export
+    └── objects               child flow: table and outlines of the objects
 
 The stages are child flows because they can need different machines: segmenting may want a GPU, the others never do. A slide of
 few blocks has their tasks in its own flow.
@@ -33,8 +34,9 @@ from slidesam.flows.slide.memory_growth import segment_growing
 from slidesam.flows.slide.order import repeat_if_damaged
 from slidesam.flows.slide.run_status import RunStatus
 from slidesam.flows.slide.session import Session
-from slidesam.flows.slide.stages import image_stage, run_stage, stitch_stage
+from slidesam.flows.slide.stages import image_stage, objects_stage, run_stage, stitch_stage
 from slidesam.tasks.errors import SettingsError, SlideUnchangedError
+from slidesam.tasks.export.files import missing_formats
 from slidesam.tasks.plan import explain, plan_run
 from slidesam.tasks.report.provenance import read_finished
 from slidesam.tasks.run.layout import jobs_folder
@@ -140,10 +142,10 @@ def _segment(slide: Path, output: Path, settings: Settings, session: Session) ->
             _refuse_unchanged(read_state(output, status.name, status.label), slide)
         run = status.run = plan_run(slide, output, settings, session.allowed)
         facts = read_finished(run)
-        if facts is None:
+        if facts is None or missing_formats(run):
             for warning in run.slide.warnings:
                 run_log().warning("%s: %s", run.name, warning)
-            facts = _compute(run, session.model_copy(update={"reporter": page}), status)
+            facts = _compute(run, session.model_copy(update={"reporter": page}), status, facts)
         else:
             page.inform(f"{run.name}: finished before with these settings, nothing to do")
             _remove_remains(run)
@@ -180,19 +182,19 @@ def _refuse_unchanged(state: State, slide: Path) -> None:
         raise SlideUnchangedError(reason)
 
 
-def _compute(run: Run, session: Session, status: RunStatus) -> Provenance:
-    """Compute a run under its lock, after everything that a killed run of this result left is ended."""
+def _compute(run: Run, session: Session, status: RunStatus, finished: Provenance | None) -> Provenance:
+    """Compute what a run lacks under its lock, after everything that a killed run of this result left is ended."""
     inform, owner = session.reporter.inform, _owner()
     with locked(run.paths.lock, owner, target=_target(run), on_wait=inform) as lock:
         # Before the state is written: if this fails, the next run has to find the state of the killed one.
         if (state := State.read(run.paths.state)) is not None:
             end_leftovers(state, run.output, inform, status.flow_run_id)
         status.start(run)
-        for line in explain(run):
+        for line in explain(run) if finished is None else ["its labels are finished, files of its objects are missing"]:
             inform(f"{run.name}: {line}")
         try:
             status.update(jobs=session.cluster.job_names)
-            provenance = _run_stages(run, session.model_copy(update={"check": lock.check}), status, owner)
+            provenance = _run_stages(run, session.model_copy(update={"check": lock.check}), status, owner, finished)
         finally:
             if not session.is_cluster_shared:
                 session.cluster.close()
@@ -201,8 +203,8 @@ def _compute(run: Run, session: Session, status: RunStatus) -> Provenance:
     return provenance
 
 
-def _run_stages(run: Run, session: Session, status: RunStatus, owner: str) -> Provenance:
-    """Run the three stages, one after the other, each on the workers that it needs."""
+def _run_stages(run: Run, session: Session, status: RunStatus, owner: str, finished: Provenance | None) -> Provenance:
+    """Run the stages that aren't finished, one after the other, each on the workers that it needs."""
     cluster, seconds = session.cluster, dict[str, float]()
 
     def on(stage: Stage, step: int = 0) -> SharedTaskRunner:
@@ -241,4 +243,8 @@ def _run_stages(run: Run, session: Session, status: RunStatus, owner: str) -> Pr
         provenance: Provenance = run_stage(stitch_stage, on("cpu"), run, session, seconds | block_seconds)
         return provenance
 
-    return repeat_if_damaged(compute, inform)
+    provenance = finished or repeat_if_damaged(compute, inform)
+    session.check()
+    if missing_formats(run):
+        run_stage(objects_stage, on("cpu"), run, session)
+    return provenance

@@ -110,6 +110,12 @@ def stitch_stage(run: Run, session: Session, seconds: dict[str, float]) -> Prove
     return facts
 
 
+@flow(name="objects", flow_run_name="objects of {run.name}", persist_result=False, validate_parameters=False)
+def objects_stage(run: Run, session: Session) -> None:
+    """Write table and outlines of the objects; see `order.export_objects`."""
+    order.export_objects(run, FlowTasks(session))
+
+
 def run_stage(
     stage_flow: Flow[..., Any], runner: SharedTaskRunner, run: Run, session: Session, *arguments: Any, **options: Any
 ) -> Any:

@@ -12,7 +12,7 @@ from slidesam.tasks.run.layout import STORE_SUFFIX, RunPaths, list_file_lists, l
 from slidesam.tasks.run.lock import LockedError, holders
 from slidesam.tasks.run.records import Provenance, State
 from slidesam.tasks.store.ome_zarr import list_own_labels
-from slidesam.tasks.store.verify import Depth, FileCheck, check_image, check_result, count_bytes, repair
+from slidesam.tasks.store.verify import Depth, FileCheck, check_image, check_objects, check_result, count_bytes, repair
 
 _OWNER = "slidesam verify"
 
@@ -32,7 +32,10 @@ def verify_folder(
     for runs in _slides(output):
         is_listed = any(_has_list(run) for run in runs)
         yield check_image(runs[0], depth, advance, is_listed=is_listed)
-        yield from (check_result(run, depth, advance) for run in runs)
+        for run in runs:
+            yield check_result(run, depth, advance)
+            if run.objects("json").exists():
+                yield check_objects(run)
 
 
 def count_folder_bytes(output: Path, depth: Depth) -> int:

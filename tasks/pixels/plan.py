@@ -30,8 +30,8 @@ _SMALLEST_FILE = 256
 _SMALLEST_LEVEL = 512
 # The levels, from 0 on, that a conversion tile's or a group's task writes. Each further one would cost as many files as level 0.
 _TILE_LEVELS, _GROUP_LEVELS = 3, 2
-# A group of blocks, which is written at once, has about 4096 pixels a side, and no more than the second: 64 to 81 MiB of ids.
-_GROUP_SIDE, _LARGEST_GROUP = 4096, 4608
+# A group of blocks, which is written at once, has at most this many pixels a side, or an eighth more: 64 to 81 MiB of ids.
+_GROUP_SIDE = 4096
 
 
 class PyramidLevel(NamedTuple):
@@ -266,7 +266,7 @@ def group_blocks(block_shape: Pair) -> Pair:
 
 def _count_in_group(side: int) -> int:
     # Two of micro-sam's usual blocks rather than one: a fourth of the files.
-    return 2 if _GROUP_SIDE < 2 * side <= _LARGEST_GROUP else max(1, _GROUP_SIDE // side)
+    return 2 if _GROUP_SIDE < 2 * side <= _GROUP_SIDE * 9 // 8 else max(1, _GROUP_SIDE // side)
 
 
 def group_levels(group: Pair, n_levels: int) -> int:

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import google_crc32c
 
@@ -27,11 +27,26 @@ _SYNCED_AT_ONCE = 8
 
 
 def write_atomic(path: Path, data: bytes, *, sync: bool = True) -> None:
-    """Write a file so that a reader sees the old one or the whole new one, never a part.
+    """Write a file as `replacing` does.
 
     Args:
         path: The file.
         data: Its content.
+        sync: See `replacing`.
+
+    Raises:
+        OutputError: It can't be written.
+    """
+    with replacing(path, sync=sync) as stream:
+        stream.write(data)
+
+
+@contextmanager
+def replacing(path: Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
+    """Write a file so that a reader sees the old one or the whole new one, never a part.
+
+    Args:
+        path: The file.
         sync: Whether to wait until it has reached the disk, under its name.
 
     Raises:
@@ -41,7 +56,7 @@ def write_atomic(path: Path, data: bytes, *, sync: bool = True) -> None:
     try:
         make_folder(path.parent, sync=sync)
         with beside.open("wb") as stream:
-            stream.write(data)
+            yield stream
             if sync:
                 # Without it a power cut can leave the new name on an empty file.
                 stream.flush()
@@ -49,10 +64,12 @@ def write_atomic(path: Path, data: bytes, *, sync: bool = True) -> None:
         beside.replace(path)
         if sync:
             _sync_folder(path.parent)
-    except OSError as error:
+    except BaseException as error:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
-        raise make_output_error(path, error) from error
+        if isinstance(error, OSError) and not isinstance(error, SlidesamError):
+            raise make_output_error(path, error) from error
+        raise
 
 
 def make_folder(path: Path, *, sync: bool = True) -> None:

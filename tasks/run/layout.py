@@ -40,7 +40,11 @@ from pathlib import Path
 STORE_SUFFIX = ".ome.zarr"
 IMAGE = ".image"
 """In place of a label: the folder that all labels of a slide share. No label can have this name."""
-RUN_STAGES, IMAGE_STAGES = ("paint", "stitch", "segment"), ("convert", "rechunk")
+OBJECT_FILES = ("parquet", "geojson.gz")
+"""Suffixes of the table and the outlines of the objects."""
+OBJECT_SUFFIXES = ("json", *OBJECT_FILES)
+"""The same, after the list of those that are finished."""
+RUN_STAGES, IMAGE_STAGES = ("objects", "paint", "stitch", "segment"), ("convert", "rechunk")
 """Stages that have folders, later ones first."""
 TRASH_PREFIX = ".trash-"
 """Begins the names of folders that are being removed; what a killed process leaves of one, `slidesam clean` removes."""
@@ -102,6 +106,10 @@ class RunPaths:
     def classes(self) -> Path:
         """The table of the objects' classes; there is none where the segmenter gives no classes."""
         return self.output / f"{self.name}.{self.label}.classes.csv"
+
+    def objects(self, suffix: str) -> Path:
+        """A file of the objects, by one of `OBJECT_SUFFIXES`."""
+        return self.output / f"{self.name}.{self.label}.objects.{suffix}"
 
     @property
     def file_list(self) -> Path:
@@ -253,6 +261,19 @@ class PaintFolder(StageFolder):
     def measures(self, group: str) -> Path:
         """Measurements of the objects that a batch of blocks shows; if they are there, the batch is painted."""
         return self.path / "measures" / f"{group}{_ARRAYS}"
+
+
+class ObjectFolder(StageFolder):
+    """What tables and outlines of the objects are made from."""
+
+    @property
+    def index(self) -> Path:
+        """Every object's area and box, and the tile that describes it."""
+        return self.path / f"index{_ARRAYS}"
+
+    def part(self, kind: str, batch: str) -> Path:
+        """What a task found: `parts` of objects in a batch of blocks, or the objects that a batch of tiles `described`."""
+        return self.path / kind / f"{batch}{_ARRAYS}"
 
 
 def work_root(output: Path) -> Path:

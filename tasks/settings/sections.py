@@ -113,11 +113,16 @@ class StitchSettings(Section):
     """Smallest area, as a share of the median object's area, at which an object is kept that its own block missed and a neighbour sees whole in its halo; null = no such object is kept."""  # noqa: E501
 
 
+ExportFormat = Literal["table", "outlines"]
+
+
 class OutputSettings(Section):
     """Choose what is written."""
 
     label: str = Field(default="cells", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
     """Name of the label image; a slide can have several label images with different names."""
+    formats: tuple[ExportFormat, ...] = ("table", "outlines")
+    """What is written of the objects beside the label image: table = a row per object (Parquet), outlines = their outlines for QuPath (GeoJSON). `slidesam export` writes them later."""  # noqa: E501
 
 
 class RunSettings(Section):

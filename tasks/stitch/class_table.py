@@ -92,10 +92,14 @@ def _describe(columns: tuple[list[int], list[int], list[float]], names: tuple[st
     colours: list[dict[str, Any]] = []
     properties: list[dict[str, Any]] = [{"label-value": 0, "class": "none", "probability": 0.0}]
     for value, number, share in zip(*columns, strict=True):
-        colour = _COLOURS[number if number < len(_COLOURS) else 1 + (number - 1) % (len(_COLOURS) - 1)]
-        colours.append({"label-value": value, "rgba": [*colour, 255]})
+        colours.append({"label-value": value, "rgba": [*choose_colour(number), 255]})
         properties.append({"label-value": value, "class": names[number], "probability": share})
     return {"colors": colours, "properties": properties}
+
+
+def choose_colour(number: int) -> tuple[int, int, int]:
+    """Return red, green and blue of a class."""
+    return _COLOURS[number if number < len(_COLOURS) else 1 + (number - 1) % (len(_COLOURS) - 1)]
 
 
 def read_classes(path: Path) -> NDArray[Any]:

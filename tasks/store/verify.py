@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -46,6 +46,7 @@ class FileCheck:
         size: Their bytes.
         damages: What is wrong.
         is_listed: Whether there is a list; results of version 0.1.0 have none.
+        is_of_objects: Whether it is the table and the outlines of a label image's objects that were looked at.
     """
 
     paths: RunPaths
@@ -53,6 +54,7 @@ class FileCheck:
     size: int = 0
     damages: tuple[Damage, ...] = ()
     is_listed: bool = True
+    is_of_objects: bool = False
 
 
 def count_bytes(paths: RunPaths, depth: Depth = "whole") -> int:
@@ -92,6 +94,24 @@ def check_result(paths: RunPaths, depth: Depth, advance: Callable[[int], None] =
     if damage is not None or listed is None:
         return FileCheck(paths, damages=(*damages, damage or Damage(paths.file_list, "is damaged")))
     return _check(paths, listed, depth, advance, damages)
+
+
+def check_objects(paths: RunPaths) -> FileCheck:
+    """Check the files of a label image's objects, all of their content."""
+    path = paths.objects("json")
+    try:
+        listed = FileList.read(path)
+    except OutputError as error:
+        return replace(_unjudged(paths, path, error), is_of_objects=True)
+    if listed is None:
+        return FileCheck(
+            paths, damages=tuple(Damage(each, "is damaged") for each in [path] if each.exists()), is_of_objects=True
+        )
+    found = (find_damage(paths.output / name, expected) for name, expected in listed.files.items())
+    damages = tuple(damage for damage in found if damage is not None)
+    return FileCheck(
+        paths, len(listed.files), sum(size for size, _ in listed.files.values()), damages, is_of_objects=True
+    )
 
 
 def check_image(
@@ -160,6 +180,10 @@ def take_back(finding: FileCheck, *, even_unreadable: bool = False) -> None:
     paths = finding.paths
     damages = [damage for damage in finding.damages if damage.is_certain or even_unreadable]
     if not damages:
+        return
+    if finding.is_of_objects:
+        # The labels stay finished: the same command sees that files of their objects are missing.
+        remove_synced(*(damage.path for damage in damages))
         return
     listed = FileList.read(paths.file_list)
     restored = set() if listed is None else {damage.path for damage in restore_metadata(listed, paths.output)}
@@ -241,7 +265,10 @@ def repair(finding: FileCheck, depth: Depth, owner: str, *, wait: float = 0, eve
     """
     paths = finding.paths
     with locked(paths.lock, owner, target=f"{paths.name} ({paths.label}) in {paths.output}", wait=wait):
-        found = check_image(paths, depth) if paths.label == IMAGE else check_result(paths, depth)
+        if finding.is_of_objects:
+            found = check_objects(paths)
+        else:
+            found = check_image(paths, depth) if paths.label == IMAGE else check_result(paths, depth)
         take_back(found, even_unreadable=even_unreadable)
 
 

@@ -77,7 +77,10 @@ def test_the_same_call_finishes_what_a_power_cut_left(
 
 def test_the_result_is_on_the_disk_as_soon_as_it_is_vouched_for(cuts: Cuts, expected: Result) -> None:
     cuts.disk.mount(next(copy for name, copy in cuts.taken if name.endswith(".run.json")))
-    assert find_difference(expected, without_records(cuts.disk.root / "out")) == ""
+    found = without_records(cuts.disk.root / "out")
+    # Files of the objects come after the labels, with a list of their own.
+    labels = {path: digest for path, digest in expected.digests.items() if ".objects." not in str(path)}
+    assert find_difference(Result(labels), found) == ""
 
 
 def test_every_file_and_name_is_synced_before_the_record(slide: Path, tmp_path: Path) -> None:

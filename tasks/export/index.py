@@ -1,0 +1,151 @@
+"""Which objects a slide has, where, and which tile of the slide describes each.
+
+An object is described whole, in one task, from a window that holds all of its pixels. So nothing is added up over borders, and
+what a table says doesn't depend on blocks or tasks. The window follows from the object's box, which is added up from what blocks
+show of the object: painting has measured that, and where its files are gone the label image is read once more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from slidesam.tasks.grid import BlockGrid, Region
+from slidesam.tasks.labels.kernels import measure_labels
+from slidesam.tasks.run.array_files import ArrayFile, load_arrays, read_array_facts, write_arrays
+from slidesam.tasks.run.layout import ObjectFolder
+from slidesam.tasks.run.run import Run, batches
+from slidesam.tasks.stitch.batches import Batch, batch_name, block_batches, is_painted
+from slidesam.tasks.store.arrays import open_levels, read_region
+
+Ints = NDArray[np.int64]
+# Of what files of the objects hold. Another number makes them anew.
+_VERSION = 1
+# Objects whose box begins in one tile are described together. Labels, pixels and tables of a tile take some 200 MB.
+_TILE, _TILES_PER_TASK = (2048, 2048), 16
+
+
+class ObjectIndex(NamedTuple):
+    """The objects that one tile describes.
+
+    Attributes:
+        ids: (n,) ids in the label image, ascending.
+        boxes: (n, 4) y0, x0, y1, x1 on level 0, half open.
+        area: (n,) pixels.
+        blocks: (n,) how many blocks show a part of the object.
+    """
+
+    ids: Ints
+    boxes: Ints
+    area: Ints
+    blocks: Ints
+
+
+def object_folder(run: Run) -> ObjectFolder:
+    """Return the folder of what the files of the objects are made from."""
+    name = hashlib.sha256(f"{run.fingerprints['export']} {_VERSION}".encode()).hexdigest()[:12]
+    return ObjectFolder(run.paths.work / f"objects-{name}")
+
+
+def cut_into_tiles(run: Run) -> BlockGrid:
+    """Cut level 0 into the tiles whose objects are described together; the same ones for blocks of any size."""
+    return BlockGrid(run.grid.shape, _TILE, 0)
+
+
+def tile_batches(run: Run) -> list[Batch]:
+    """Return the ids of the tiles that each task describes."""
+    return list(batches(range(len(cut_into_tiles(run))), _TILES_PER_TASK))
+
+
+def batches_to_measure(run: Run) -> list[Batch]:
+    """Return the batches of blocks whose parts of objects aren't known: painting's files are gone."""
+    return [batch for batch in block_batches(run) if not is_painted(run, batch) and not _is_measured(run, batch)]
+
+
+def measure_parts(run: Run, batch: Batch) -> None:
+    """Measure what the blocks of a batch show of objects, from the label image.
+
+    Raises:
+        DamagedError: A shard of the label image is damaged.
+    """
+    if _is_measured(run, batch):
+        return
+    level = open_levels(run.paths.label_image, run.settings.image.ome_zarr)[0]
+    parts = [np.zeros((0, 8), np.int64)]
+    for block in (run.grid[block_id] for block_id in batch):
+        ids, measures = measure_labels(read_region(level, block.inner))
+        measures[:, [3, 5]] += block.inner.y0
+        measures[:, [4, 6]] += block.inner.x0
+        parts.append(np.column_stack([ids, measures]))
+    write_arrays(object_folder(run).part("parts", batch_name(batch)), {"measures": np.concatenate(parts)})
+
+
+def _is_measured(run: Run, batch: Batch) -> bool:
+    return read_array_facts(object_folder(run).part("parts", batch_name(batch))) is not None
+
+
+def write_index(run: Run) -> int:
+    """Add up the parts of each object, unless that is done.
+
+    Returns:
+        The number of objects.
+
+    Raises:
+        DamagedError: What blocks show of objects is damaged or gone.
+    """
+    path = object_folder(run).index
+    facts = read_array_facts(path)
+    if facts is not None:
+        return int(facts["objects"])
+    parts = np.concatenate([_read_parts(run, batch) for batch in block_batches(run)])
+    parts = parts[np.argsort(parts[:, 0], kind="stable")]
+    begins = np.flatnonzero(np.diff(parts[:, 0], prepend=-1))
+    boxes = np.column_stack([
+        *(np.minimum.reduceat(parts[:, column], begins) for column in (4, 5)),
+        *(np.maximum.reduceat(parts[:, column], begins) for column in (6, 7)),
+    ]) if begins.size else np.zeros((0, 4), np.int64)  # fmt: skip
+    columns = {
+        "ids": parts[begins, 0],
+        "boxes": boxes,
+        "area": np.add.reduceat(parts[:, 1], begins) if begins.size else begins,
+        "blocks": np.diff(begins, append=len(parts)),
+    }
+    tiles = cut_into_tiles(run)
+    tile_ids = boxes[:, 0] // _TILE[0] * tiles.grid_shape[1] + boxes[:, 1] // _TILE[1]
+    order = np.argsort(tile_ids, kind="stable")
+    begins = np.searchsorted(tile_ids[order], np.arange(len(tiles) + 1))
+    columns = {name: column[order] for name, column in columns.items()}
+    write_arrays(path, {"begins": begins, **columns}, {"objects": len(order)})
+    return len(order)
+
+
+def _read_parts(run: Run, batch: Batch) -> Ints:
+    """Read (n, 8) id, area, sums of y and x, and box of the parts of objects."""
+    name = batch_name(batch)
+    own = object_folder(run).part("parts", name)
+    path = own if read_array_facts(own) is not None else run.paint_folder.measures(name)
+    return np.asarray(load_arrays(path)["measures"], np.int64)
+
+
+def read_index(run: Run, tile_ids: Batch) -> Iterator[ObjectIndex]:
+    """Read the objects of tiles that follow each other, tile by tile.
+
+    Raises:
+        DamagedError: The index is damaged or gone.
+    """
+    file = ArrayFile(object_folder(run).index)
+    begins = file.read("begins", tile_ids[0], tile_ids[-1] + 2)
+    for begin, end in pairwise(begins.tolist()):
+        yield ObjectIndex(*(file.read(name, begin, end) for name in ObjectIndex._fields))
+
+
+def cover(boxes: Ints) -> Region:
+    """Return the smallest region that holds all boxes."""
+    y0, x0 = boxes[:, :2].min(axis=0).tolist()
+    y1, x1 = boxes[:, 2:].max(axis=0).tolist()
+    return Region(y0, x0, y1, x1)
