@@ -51,4 +51,5 @@ def test_a_notebook_shows_a_line_per_stage(tmp_path: Path) -> None:
     (outputs,) = run_notebook([code], tmp_path)
     lines = [out["data"]["text/plain"] for out in outputs if out["output_type"] == "display_data"]
     # So few blocks are stitched in one task, with one line.
-    assert lines[-2:] == [f"{'█' * 20} {stage} 9/9" for stage in ("segmenting blocks", "painting labels")]
+    assert lines[-3:-1] == [f"{'█' * 20} {stage} 9/9" for stage in ("segmenting blocks", "painting labels")]
+    assert lines[-1] == f"{'█' * 20} describing objects 1/1"

@@ -149,6 +149,9 @@ def test_bad_slides_cost_the_good_one_nothing(home, tmp_path) -> None:
     assert "1 of 8 slides finished" in result.stdout
     assert sorted(path.name for path in output.glob("[!.]*")) == [
         "good.cells.files.json",
+        "good.cells.objects.geojson.gz",
+        "good.cells.objects.json",
+        "good.cells.objects.parquet",
         "good.cells.overlay.png",
         "good.cells.run.json",
         "good.image-files.json",

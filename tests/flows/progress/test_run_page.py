@@ -221,6 +221,7 @@ def test_stage_lines_are_in_the_slides_own_log(two_workers, prefect_server, tmp_
         "converting: 1 of 1",
         "segmenting blocks: 9 of 9",
         "painting labels: 9 of 9",
+        "describing objects: 1 of 1",
     ]
 
 
