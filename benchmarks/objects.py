@@ -141,7 +141,7 @@ def main() -> None:
             found = measure(Path(name), side)
             table.add_row(
                 f"{found.objects:,}", f"{found.seconds:.1f}", f"{found.limit:.1f}", f"{found.seconds / found.limit:.1f}",
-                f"{1e6 * found.seconds / found.objects:.0f}", f"{found.memory:.0f}", 
+                f"{1e6 * found.seconds / found.objects:.0f}", f"{found.memory:.0f}",
                 *(f"{size / 1e6:.0f}" for size in found.sizes),
             )  # fmt: skip
     Console(highlight=False, width=120).print(table)

@@ -183,6 +183,8 @@ def draw(rows: Sequence[Row], facts: dict[str, Any], folder: Path) -> None:
         plots.grouped(axes, [f"{block}" for block in blocks], bars, "{:,.0f}".format)
         for key, label, style in (("objects", WHOLE, "--"), ("true", "true outlines", ":")):
             axes.axhline(found[0][key], color="#333333", linestyle=style, linewidth=1.1, label=label)
+        # Numbers above bars of the tallest line's height need room, too.
+        axes.set_ylim(0, 1.1 * max(found[0]["true"], *(row["objects"] for row in found)))
         axes.set_title(f"{name}, field {field or 'auto'}", fontsize=9)
         axes.set_xlabel("block size, px a side")
     panels[0].set_ylabel("objects")
