@@ -24,6 +24,7 @@ from slidesam.tasks.plan import plan_run
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.store.verify import check_objects, take_back
+from tests.support.damage import snapshots_after_renames
 from tests.support.qupath_schema import read_collection
 from tests.support.serial import BACKWARDS, EXECUTOR, segment_serially
 from tests.support.slides import write_blobs
@@ -231,3 +232,17 @@ def test_damage_to_what_they_are_made_from_is_healed(run: Run, part: str) -> Non
         path.write_bytes(data)
     order.export_objects(run, EXECUTOR)
     assert read_bytes(run) == expected
+
+
+def test_a_kill_at_any_moment_costs_no_byte(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(run.paint_folder.path / "measures")
+    with snapshots_after_renames(run.output, tmp_path, lambda name: "objects" in name, monkeypatch) as moments:
+        order.export_objects(run, EXECUTOR)
+    expected = read_bytes(run)
+    # Parts of objects in blocks, the index, what five tasks described, a file and the list of each format.
+    assert len(moments) >= 10
+    for moment in moments:
+        shutil.rmtree(run.output)
+        shutil.copytree(moment.folder, run.output)
+        order.export_objects(run, EXECUTOR)
+        assert read_bytes(run) == expected, moment.moment
