@@ -8,13 +8,13 @@ from __future__ import annotations
 import gzip
 import uuid
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from slidesam.tasks.errors import DamagedError
-from slidesam.tasks.export.columns import ObjectClasses, complete_columns, list_measurements, name_channels
+from slidesam.tasks.export.columns import Columns, ObjectClasses, complete_columns, list_measurements, name_channels
 from slidesam.tasks.export.geojson import FeatureClasses, encode_features
 from slidesam.tasks.export.index import ObjectIndex, cover, object_folder, read_index
 from slidesam.tasks.export.measures import measure_objects
@@ -41,7 +41,7 @@ class Described(NamedTuple):
         features: Their outlines as GeoJSON Features, joined by commas.
     """
 
-    columns: dict[str, NDArray[Any]]
+    columns: Columns
     features: bytes
 
 
@@ -55,14 +55,18 @@ def describe_batch(run: Run, tile_ids: Batch) -> None:
     path = object_folder(run).part("described", batch_name(tile_ids))
     if read_array_facts(path) is not None:
         return
-    tiles = [one for index in read_index(run, tile_ids) if index.ids.size for one in _describe(run, index)]
-    texts = [one.features for one in tiles if one.features]
-    members = [compress((b",\n" if number else b"") + text) for number, text in enumerate(texts)]
-    arrays: dict[str, NDArray[Any]] = {}
-    if tiles:
-        joined = {name: np.concatenate([one.columns[name] for one in tiles]) for name in tiles[0].columns}
-        order = np.argsort(joined["label"], kind="stable")
-        arrays = {f"column {name}": column[order] for name, column in joined.items()}
+    tables: list[Columns] = []
+    members: list[bytes] = []
+    for index in read_index(run, tile_ids):
+        for described in _describe(run, index) if index.ids.size else ():
+            tables.append(described.columns)
+            # Compressed at once: the text of a task's objects would take gigabytes.
+            members.append(compress((b",\n" if any(members) else b"") + described.features))
+    arrays: Columns = {}
+    if tables:
+        order = np.argsort(np.concatenate([table["label"] for table in tables]), kind="stable")
+        for name in list(tables[0]):
+            arrays[f"column {name}"] = np.concatenate([table.pop(name) for table in tables])[order]
     arrays["outlines"] = np.frombuffer(b"".join(members), np.uint8)
     write_arrays(path, arrays, {"columns": [name.removeprefix("column ") for name in arrays if name != "outlines"]})
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import tifffile
 import zarr
 from scipy import ndimage
 
+from slidesam.flows.slide import order
 from slidesam.tasks import steps
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.plan import plan_run
@@ -26,6 +29,7 @@ from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.stitch import batches, class_table
 from slidesam.tasks.stitch.class_table import read_classes
 from slidesam.tasks.store.verify import check_result, take_back
+from tests.support.qupath_schema import read_collection
 from tests.support.serial import BACKWARDS, EXECUTOR, stitch_serially, write_image_serially
 
 SHAPE = (300, 340)
@@ -135,6 +139,19 @@ def test_objects_across_seams_get_the_class_of_all_their_pixels(run: Run, pixels
     assert (wins & (table["class"] != "background")).sum() > 10
     assert table["probability"][wins & (table["class"] != "background")].max() <= 0.5
     assert set(table["probability"][table["class"] == "background"]) == {1.0}
+
+
+def test_table_and_outlines_tell_the_classes(run: Run) -> None:
+    order.export_objects(run, EXECUTOR)
+    table = read_classes(run.paths.classes)
+    written = pq.read_table(run.paths.objects("parquet"))
+    assert written["class"].to_pylist() == table["class"].tolist()
+    assert written["class_probability"].to_pylist() == table["probability"].tolist()
+    colours = {entry["label-value"]: entry["rgba"][:3] for entry in image_label(run)["colors"]}
+    expected = sorted((row["class"], tuple(colours[row["object"]])) for row in table)
+    features = read_collection(gzip.decompress(run.paths.objects("geojson.gz").read_bytes()))["features"]
+    shown = [feature["properties"]["classification"] for feature in features]
+    assert sorted((each["name"], tuple(each["color"])) for each in shown) == expected
 
 
 def test_colours_and_properties_of_the_label_image_tell_the_classes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
