@@ -10,7 +10,7 @@ DEMO   ?= demo-output
 
 .DEFAULT_GOAL := help
 STITCHING := stitching-accuracy stitching-speed stitching-memory
-BENCHMARKS := accuracy bit-flips block chaos conversion durability empty file-count guide memory mosaics object-table objects open-slide outlines overhead pixel-oracle power-cut rechunk same-results soak structure tissue tls
+BENCHMARKS := accuracy bit-flips block chaos conversion durability empty file-count guide memory mosaics object-table objects open-slide outlines overhead pixel-oracle power-cut rechunk same-results soak structure tile-cost tissue tls
 .PHONY: help install lock demo test test-fast many-slides full-networks model-card screenshots seams slurm-overhead stardist $(BENCHMARKS) $(STITCHING) peers lint format typed imports typecheck clean
 
 help:  ## list the targets
@@ -105,6 +105,7 @@ memory:      ## peak memory of every process for slides of 10 000 and 20 000 px
 object-table: ## what measuring an object takes, by part, beside scikit-image: microseconds and memory
 open-slide:  ## what opening a slide takes in each task: milliseconds and system calls (needs strace, and ../shared/data)
 objects:     ## table and outlines of 250 000 and 1 000 000 objects: seconds and memory beside the raw limit, 10 minutes
+tile-cost:   ## AIS on the CPU: seconds per tile by network and scale, beside micro-sam alone, 6 minutes
 outlines:    ## outlines of 2048² labels and their text: seconds and memory beside rasterio and json.dumps, a minute
 overhead:    ## what Prefect and Dask take when segmenting takes 2 s, or 0.1 s, a block
 pixel-oracle:  ## pixels of 930 combinations of format, compression and colours by eight writers: right, refused, or wrong, 15 seconds
