@@ -35,7 +35,7 @@ from prefect.cache_policies import NO_CACHE
 from slidesam.tasks.errors import DamagedError, OutputError
 from slidesam.tasks.export.describe import describe_batch
 from slidesam.tasks.export.files import write_format
-from slidesam.tasks.export.index import batches_to_measure, measure_parts, tile_batches, write_index
+from slidesam.tasks.export.index import batches_to_measure, measure_batch, tile_batches, write_index
 from slidesam.tasks.report.overlay import write_overlay
 from slidesam.tasks.report.provenance import make_provenance
 from slidesam.tasks.run.files import output_errors
@@ -243,7 +243,7 @@ def stitch_small_slide(run: Run, seconds: dict[str, float]) -> tuple[list[str], 
 def measure_objects_of_blocks(run: Run, batch: Batch) -> Facts:
     """Measure what a batch of blocks shows of objects."""
     start_time = time.perf_counter()
-    measure_parts(run, batch)
+    measure_batch(run, batch)
     return {"seconds": time.perf_counter() - start_time}
 
 
@@ -276,7 +276,7 @@ def write_small_objects(run: Run, kinds: Sequence[ExportFormat]) -> Facts:
     """Write the files of the objects of a slide of few tiles."""
     start_time = time.perf_counter()
     for batch in batches_to_measure(run):
-        measure_parts(run, batch)
+        measure_batch(run, batch)
     write_index(run)
     for tiles in tile_batches(run):
         describe_batch(run, tiles)

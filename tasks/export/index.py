@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from slidesam.tasks.grid import BlockGrid, Region
-from slidesam.tasks.labels.kernels import measure_labels
+from slidesam.tasks.labels.parts import add_up_parts, measure_parts
 from slidesam.tasks.run.array_files import ArrayFile, load_arrays, read_array_facts, write_arrays
 from slidesam.tasks.run.layout import ObjectFolder
 from slidesam.tasks.run.run import Run, batches
@@ -67,7 +67,7 @@ def batches_to_measure(run: Run) -> list[Batch]:
     return [batch for batch in block_batches(run) if not is_painted(run, batch) and not _is_measured(run, batch)]
 
 
-def measure_parts(run: Run, batch: Batch) -> None:
+def measure_batch(run: Run, batch: Batch) -> None:
     """Measure what the blocks of a batch show of objects, from the label image.
 
     Raises:
@@ -76,12 +76,7 @@ def measure_parts(run: Run, batch: Batch) -> None:
     if _is_measured(run, batch):
         return
     level = open_levels(run.paths.label_image, run.settings.image.ome_zarr)[0]
-    parts = [np.zeros((0, 8), np.int64)]
-    for block in (run.grid[block_id] for block_id in batch):
-        ids, measures = measure_labels(read_region(level, block.inner))
-        measures[:, [3, 5]] += block.inner.y0
-        measures[:, [4, 6]] += block.inner.x0
-        parts.append(np.column_stack([ids, measures]))
+    parts = [measure_parts(read_region(level, block.inner), block.inner) for block in map(run.grid.__getitem__, batch)]
     write_arrays(object_folder(run).part("parts", batch_name(batch)), {"measures": np.concatenate(parts)})
 
 
@@ -102,21 +97,10 @@ def write_index(run: Run) -> int:
     facts = read_array_facts(path)
     if facts is not None:
         return int(facts["objects"])
-    parts = np.concatenate([_read_parts(run, batch) for batch in block_batches(run)])
-    parts = parts[np.argsort(parts[:, 0], kind="stable")]
-    begins = np.flatnonzero(np.diff(parts[:, 0], prepend=-1))
-    boxes = np.column_stack([
-        *(np.minimum.reduceat(parts[:, column], begins) for column in (4, 5)),
-        *(np.maximum.reduceat(parts[:, column], begins) for column in (6, 7)),
-    ]) if begins.size else np.zeros((0, 4), np.int64)  # fmt: skip
-    columns = {
-        "ids": parts[begins, 0],
-        "boxes": boxes,
-        "area": np.add.reduceat(parts[:, 1], begins) if begins.size else begins,
-        "blocks": np.diff(begins, append=len(parts)),
-    }
+    found = add_up_parts(np.concatenate([_read_parts(run, batch) for batch in block_batches(run)]))
+    columns = {"ids": found.ids, "boxes": found.boxes, "area": found.area, "blocks": found.parts}
     tiles = cut_into_tiles(run)
-    tile_ids = boxes[:, 0] // _TILE[0] * tiles.grid_shape[1] + boxes[:, 1] // _TILE[1]
+    tile_ids = found.boxes[:, 0] // _TILE[0] * tiles.grid_shape[1] + found.boxes[:, 1] // _TILE[1]
     order = np.argsort(tile_ids, kind="stable")
     begins = np.searchsorted(tile_ids[order], np.arange(len(tiles) + 1))
     columns = {name: column[order] for name, column in columns.items()}

@@ -20,7 +20,7 @@ import zarr
 from numpy.typing import NDArray
 
 from slidesam.tasks.grid import Block, Region
-from slidesam.tasks.labels.kernels import measure_labels
+from slidesam.tasks.labels.parts import NO_PARTS, measure_parts
 from slidesam.tasks.labels.results import BlockResults
 from slidesam.tasks.pixels.plan import group_blocks, group_levels, shard_region
 from slidesam.tasks.pixels.pyramid import halve_labels
@@ -44,7 +44,6 @@ Batch = tuple[int, ...]
 # What a task compares or paints: about a second of work, less where that would leave workers without any, more where the tasks
 # would be too many, since each leaves files.
 _TASK_PIXELS, _SMALLEST_TASK, _WANTED_TASKS, _MOST_TASKS = 64 * 2**20, 16 * 2**20, 16, 64
-_MEASURES = ("area", "sum_y", "sum_x", "y0", "x0", "y1", "x1")
 
 
 def block_batches(run: Run) -> list[Batch]:
@@ -171,14 +170,14 @@ def paint_batch(run: Run, batch: Batch) -> None:
     numbering = StoredNumbering(run, results)
     # From now on the levels that groups don't fill no longer show what is painted.
     remove_synced(run.paint_folder.whole_mark)
-    measures = [np.zeros((0, 1 + len(_MEASURES)), np.int64)]
+    measures = [NO_PARTS]
 
     def paint(block: Block) -> NDArray[Any] | None:
         seen_by = (block.block_id, *run.grid.neighbours(block.block_id))
         sources = (run.grid[block_id] for block_id in seen_by if block_id in segmented)
         labels = paint_block(block, sources, numbering, results.view, levels[0].dtype)
         if labels is not None:
-            measures.append(_measure_on_slide(labels, block.inner))
+            measures.append(measure_parts(labels, block.inner))
         return labels
 
     written: list[Path] = []
@@ -231,14 +230,3 @@ def painted_files(run: Run, batch: Batch) -> Files | None:
     if facts is None or facts.get("numbering") != read_checksum(run.stitch_folder.numbering):
         return None
     return {path: (size, checksum) for path, (size, checksum) in facts["files"].items()}
-
-
-def _measure_on_slide(labels: NDArray[Any], inner: Region) -> NDArray[np.int64]:
-    """Return (n, 8) id, area, sums of y and x, and box, in the slide's coordinates, of the objects in an inner region."""
-    ids, measures = measure_labels(labels)
-    area = measures[:, 0]
-    measures[:, 1] += inner.y0 * area
-    measures[:, 2] += inner.x0 * area
-    measures[:, [3, 5]] += inner.y0
-    measures[:, [4, 6]] += inner.x0
-    return np.column_stack([ids, measures])
