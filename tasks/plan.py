@@ -103,8 +103,8 @@ def _with_sizes(settings: Settings, *, is_rgb: bool) -> BlockSettings:
     shape, halo = blocks.sizes
     if isinstance(segmenter, MicroSam):
         tile_shape, tile_halo = suggest_blocks(segmenter, choose_model(segmenter, is_rgb), blocks.sizes)
-        shape = tile_shape if blocks.block_shape == "auto" else shape
-        halo = tile_halo if blocks.halo == "auto" else halo
+        shape = tile_shape if blocks.block_shape is None else shape
+        halo = tile_halo if blocks.halo is None else halo
     return blocks.model_copy(update={"block_shape": shape, "halo": halo})
 
 

@@ -78,14 +78,15 @@ def _plan_rows(
     slide: Slide, settings: Settings, output: Path | None, allowed: Collection[str]
 ) -> list[tuple[str, str]]:
     settings = resolve_sizes(slide, settings)
-    blocks, segmenter = settings.blocks, settings.segmenter
+    (height, width), halo = settings.blocks.sizes
+    segmenter = settings.segmenter
     run = Run(slide=slide, output=(output or Path()).resolve(), settings=settings, segmenter_identity="")
     rows, columns = run.grid.grid_shape
     outer = " × ".join(map(str, reversed(run.segmented_grid.outer_shape)))
     plan = [
         ("pixels", f"{run.image_plan.mode}: {run.image_plan.reason}"),
-        ("blocks", f"{len(run.grid)} ({columns} × {rows}) of {blocks.block_shape[1]} × {blocks.block_shape[0]} px; "
-                   f"with a halo of {blocks.halo} px the segmenter sees {outer} px"),
+        ("blocks", f"{len(run.grid)} ({columns} × {rows}) of {width} × {height} px; "
+                   f"with a halo of {halo} px the segmenter sees {outer} px"),
     ]  # fmt: skip
     try:
         identity = segmenter_identity(segmenter, slide.is_rgb, allowed)

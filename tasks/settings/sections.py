@@ -64,10 +64,11 @@ _BLOCK, _HALO = (2048, 2048), 128
 class BlockSettings(Section):
     """Choose how the slide is cut into blocks."""
 
-    block_shape: Literal["auto"] | Pair = "auto"
-    """Height and width of a block in pixels, multiples of 16; one number for both; auto = 2048 px, with micro-sam as many whole tiles as that takes, mostly 2304 px."""  # noqa: E501
-    halo: Literal["auto"] | Annotated[int, Field(ge=0, le=8192)] = "auto"
-    """Context that a block reads on each side, in pixels; best is the width of the largest object; auto = 128 px, with micro-sam the overlap of its tiles, mostly 64 px."""  # noqa: E501
+    # A form shows a number that may be left out as one field, and `auto` or a number as a choice of two.
+    block_shape: Pair | None = None
+    """Height and width of a block in pixels, multiples of 16; one number for both; auto or null = 2048 px, with micro-sam as many whole tiles as that takes, mostly 2304 px."""  # noqa: E501
+    halo: Annotated[int, Field(ge=0, le=8192)] | None = None
+    """Context that a block reads on each side, in pixels; best is the width of the largest object; auto or null = 128 px, with micro-sam the overlap of its tiles, mostly 64 px."""  # noqa: E501
     tissue: str = "auto"
     """Which blocks to segment: auto = blocks that show more than background, off = all blocks, or the path of a mask image of the whole slide (0 = don't segment)."""  # noqa: E501
     blocks_per_task: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = "auto"
@@ -76,7 +77,12 @@ class BlockSettings(Section):
     @field_validator("block_shape", mode="before")
     @classmethod
     def _read_number_as_square(cls, value: object) -> object:
-        return (value, value) if isinstance(value, int) else value
+        return (value, value) if isinstance(value, int) else None if value == "auto" else value
+
+    @field_validator("halo", mode="before")
+    @classmethod
+    def _read_auto_as_none(cls, value: object) -> object:
+        return None if value == "auto" else value
 
     @field_validator("tissue", mode="before")
     @classmethod
@@ -86,14 +92,13 @@ class BlockSettings(Section):
 
     @property
     def sizes(self) -> tuple[Pair, int]:
-        """Shape of the blocks and halo in pixels; for a segmenter that cuts no tiles where they are `auto`."""
-        shape = _BLOCK if self.block_shape == "auto" else self.block_shape
-        return shape, _HALO if self.halo == "auto" else self.halo
+        """Shape of the blocks and halo in pixels; for a segmenter that cuts no tiles where they are automatic."""
+        return self.block_shape or _BLOCK, _HALO if self.halo is None else self.halo
 
     @field_validator("block_shape")
     @classmethod
-    def _check_whole_chunks(cls, value: Literal["auto"] | Pair) -> Literal["auto"] | Pair:
-        if value != "auto" and any(side % 16 for side in value):
+    def _check_whole_chunks(cls, value: Pair | None) -> Pair | None:
+        if value is not None and any(side % 16 for side in value):
             raise ValueError("must be multiples of 16 px, so that each block is whole chunks of the label image")
         return value
 
