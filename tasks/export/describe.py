@@ -122,6 +122,6 @@ def _read_labels(run: Run, window: Region, ids: NDArray[np.int64]) -> NDArray[np
 
 
 def _make_uuids(run: Run, ids: NDArray[np.int64]) -> list[str]:
-    """Name objects for programs that want a UUID, the same ones in each export: of the slide's file, the label and the object."""
-    space = uuid.uuid5(uuid.NAMESPACE_URL, f"slidesam {run.slide.identity.model_dump_json()} {run.label}")
+    """Name objects for programs that want a UUID: by the slide's content, wherever it lies, the label and the object."""
+    space = uuid.uuid5(uuid.NAMESPACE_URL, f"slidesam {run.slide.identity.digest} {run.label}")
     return [str(uuid.uuid5(space, str(number))) for number in ids.tolist()]
