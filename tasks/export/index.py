@@ -27,7 +27,9 @@ Ints = NDArray[np.int64]
 # Of what files of the objects hold. Another number makes them anew.
 _VERSION = 1
 # Objects whose box begins in one tile are described together. Labels, pixels and tables of a tile take some 200 MB.
-_TILE, _TILES_PER_TASK = (2048, 2048), 16
+_TILE = (2048, 2048)
+# A task describes so many tiles at least and at most, in between such that there are some tasks: each leaves a file.
+_FEWEST_TILES, _MOST_TILES, _WANTED_TASKS = 4, 16, 16
 
 
 class ObjectIndex(NamedTuple):
@@ -59,7 +61,8 @@ def cut_into_tiles(run: Run) -> BlockGrid:
 
 def tile_batches(run: Run) -> list[Batch]:
     """Return the ids of the tiles that each task describes."""
-    return list(batches(range(len(cut_into_tiles(run))), _TILES_PER_TASK))
+    n_tiles = len(cut_into_tiles(run))
+    return list(batches(range(n_tiles), min(_MOST_TILES, max(_FEWEST_TILES, n_tiles // _WANTED_TASKS))))
 
 
 def batches_to_measure(run: Run) -> list[Batch]:

@@ -44,7 +44,7 @@ SUFFIXES = ("parquet", "geojson.gz")
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nine tiles, in tasks of two: objects lie across blocks, tiles and tasks."""
     monkeypatch.setattr(index, "_TILE", (320, 320))
-    monkeypatch.setattr(index, "_TILES_PER_TASK", 2)
+    monkeypatch.setattr(index, "_FEWEST_TILES", 2)
 
 
 @pytest.fixture(scope="module")
