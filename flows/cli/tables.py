@@ -222,7 +222,7 @@ def settings_yaml(settings: Settings) -> str:
         assert isinstance(model, BaseModel)
         lines.append(f"# {(type(model).__doc__ or '').strip().splitlines()[0]}\n{section}:")
         for name, field in type(model).model_fields.items():
-            value = yaml.safe_dump(model.model_dump(mode="json")[name], default_flow_style=True, width=1000)
+            value = yaml.safe_dump(model.model_dump(mode="json").get(name), default_flow_style=True, width=1000)
             lines.append(f"  # {field.description}\n  {name}: {value.removesuffix('...' + chr(10)).strip()}")
         lines.append("")
     return "\n".join(lines)

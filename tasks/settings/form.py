@@ -41,10 +41,14 @@ def make_title(name: str, _: object) -> str:
 
 
 def number_fields(schema: dict[str, Any]) -> None:
-    """Number the fields, because Prefect's server forgets their order on PostgreSQL."""
+    """Number the fields, because Prefect's server forgets their order on PostgreSQL; leave out defaults that have no value."""
     names = list(schema.get("properties", {}))
     for position, name in enumerate(sorted(names, key=lambda name: _SHOWN_FIRST.get(name, len(_SHOWN_FIRST)))):
-        schema["properties"][name]["position"] = position
+        field = schema["properties"][name]
+        field["position"] = position
+        if field.get("default", ...) is None and "type" in field:
+            # Of a type that nothing isn't (`types.as_plain_field`).
+            del field["default"]
 
 
 def choose_section(models: Mapping[str, type[BaseModel]], value: object) -> object:

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, field_validator
 
 from slidesam.tasks.settings import form
 from slidesam.tasks.settings.methods import MicroSam, SegmenterSettings
-from slidesam.tasks.settings.types import Duration, Pair, Section
+from slidesam.tasks.settings.types import Duration, Pair, Section, as_plain_field
 
 
 class SlideSettings(Section):
@@ -59,15 +59,20 @@ class ImageSettings(Section):
 
 
 _BLOCK, _HALO = (2048, 2048), 128
+_Halo = Annotated[int, Field(ge=0, le=8192)]
+
+
+def _is_unset(value: object) -> bool:
+    return value is None
 
 
 class BlockSettings(Section):
     """Choose how the slide is cut into blocks."""
 
-    # A form shows a number that may be left out as one field, and `auto` or a number as a choice of two.
-    block_shape: Pair | None = None
+    # Left out of what is sent to a server where it isn't set: the form's schema has no null for it.
+    block_shape: Annotated[Pair | None, as_plain_field(Pair)] = Field(default=None, exclude_if=_is_unset)
     """Height and width of a block in pixels, multiples of 16; one number for both; auto or null = 2048 px, with micro-sam as many whole tiles as that takes, mostly 2304 px."""  # noqa: E501
-    halo: Annotated[int, Field(ge=0, le=8192)] | None = None
+    halo: Annotated[_Halo | None, as_plain_field(_Halo)] = Field(default=None, exclude_if=_is_unset)
     """Context that a block reads on each side, in pixels; best is the width of the largest object; auto or null = 128 px, with micro-sam the overlap of its tiles, mostly 64 px."""  # noqa: E501
     tissue: str = "auto"
     """Which blocks to segment: auto = blocks that show more than background, off = all blocks, or the path of a mask image of the whole slide (0 = don't segment)."""  # noqa: E501

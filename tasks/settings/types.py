@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, WithJsonSchema
 
 from slidesam.tasks.settings import form
 
@@ -40,6 +40,11 @@ def _add_unit(value: object) -> object:
 
 
 Duration = Annotated[str, BeforeValidator(_add_unit), Field(pattern=r"^\d+(\.\d+)?[smhdw]$")]
+
+
+def as_plain_field(kind: Any) -> WithJsonSchema:
+    """Let a form show a value that may be left out as a field of its type, and not as a choice between the type and nothing."""
+    return WithJsonSchema(TypeAdapter(kind).json_schema())
 
 
 class Section(BaseModel):
