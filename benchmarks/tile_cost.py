@@ -111,6 +111,7 @@ def main() -> None:
             checkpoint = make_checkpoint(Path(folder) / f"{model}.pt", model=model)
             for field in (1024, 512):
                 theirs, same, even = measure(model, checkpoint, field, chosen.turns)
+                print(f"{model}, field {field}: {theirs:.2f}, {same:.2f}, {even:.2f} s a tile", flush=True)
                 area = even * (1024 / (field * 3 / 4)) ** 2
                 table.add_row(
                     model, str(field), f"{theirs:.2f}", f"{same:.2f}", f"{same / theirs:.2f}", f"{even:.2f}",
