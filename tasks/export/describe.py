@@ -29,7 +29,7 @@ from slidesam.tasks.store.readers import open_display
 
 # An object that is longer or wider, in pixels, is described from a window of its own, so that it makes no other's larger.
 _LONGEST_SHARED = 2048
-# Fast: text of numbers shrinks to a fourth, and harder trying gains a tenth more.
+# The quickest: a slide with a million objects has gigabytes of text.
 _GZIP_LEVEL = 1
 
 
@@ -60,7 +60,7 @@ def describe_batch(run: Run, tile_ids: Batch) -> None:
     for index in read_index(run, tile_ids):
         for described in _describe(run, index) if index.ids.size else ():
             tables.append(described.columns)
-            # Compressed at once: the text of a task's objects would take gigabytes.
+            # Compressed at once, so that only one tile's text is in memory.
             members.append(compress((b",\n" if any(members) else b"") + described.features))
     arrays: Columns = {}
     if tables:

@@ -26,7 +26,7 @@ from slidesam.tasks.store.arrays import open_levels, read_region
 Ints = NDArray[np.int64]
 # Of what files of the objects hold. Another number makes them anew.
 _VERSION = 1
-# Objects whose box begins in one tile are described together. Labels, pixels and tables of a tile take some 200 MB.
+# Objects whose box begins in one tile are described together.
 _TILE = (2048, 2048)
 # A task describes so many tiles at least and at most, in between such that there are some tasks: each leaves a file.
 _FEWEST_TILES, _MOST_TILES, _WANTED_TASKS = 4, 16, 16
