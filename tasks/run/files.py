@@ -65,6 +65,7 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
         if sync:
             _sync_folder(path.parent)
     except BaseException as error:
+        # Whatever ended it: nothing half-written stays.
         with suppress(OSError):
             beside.unlink(missing_ok=True)
         if isinstance(error, OSError) and not isinstance(error, SlidesamError):
