@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,18 @@ GROUPS = {
     "device workers": ("flows/cluster/test_device_workers",),
 }
 GROUP_OF = {f"tests/{beginning}": group for group, beginnings in GROUPS.items() for beginning in beginnings}
+
+
+@pytest.fixture(autouse=True)
+def environment_is_left_as_it_was() -> Iterator[None]:
+    """What a test leaves in the environment would change those that run after it, in whichever order that is."""
+    before = _environment()
+    yield
+    assert _environment() == before, "the test left the environment changed: use monkeypatch"
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
 
 
 @pytest.fixture(scope="session")

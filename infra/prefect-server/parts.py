@@ -87,7 +87,7 @@ class Part:
         """Start it in the background, writing to its log."""
         with self.log.open("a") as log:
             return psutil.Popen(
-                [sys.executable, HERE / "server.py", "run", self.name],
+                [sys.executable, HERE, "run", self.name],
                 env={**self.site.values, MARK: self.mark},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

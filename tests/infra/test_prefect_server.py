@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import stat
 import subprocess
@@ -190,11 +191,16 @@ def test_a_taken_port_is_named(tmp_path: Path):
 )
 def test_a_wrong_setting_is_named(tmp_path: Path, line: str, said: str):
     (tmp_path / "server.env").write_text(f"# settings\n{line}\n")
-    done = subprocess.run(
-        [SCRIPT, "--config", tmp_path / "server.env", "status"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    assert said in done.stderr
+    for environment in ({}, {"PYTHONSAFEPATH": "1"}):
+        done = subprocess.run(
+            [SCRIPT, "--config", tmp_path / "server.env", "status"],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert said in done.stderr
 
 
 def test_a_database_whose_password_is_lost_gets_the_new_one():

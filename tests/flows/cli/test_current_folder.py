@@ -19,13 +19,17 @@ SETTINGS = {
 HARMLESS = {".env": "HOME=/x\n", "prefect.toml": "", "pyproject.toml": "[project]\nname = 'prefect-like'\n"}
 
 
+@pytest.fixture(autouse=True)
+def _environment_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the function sets would stay for all later tests of this process."""
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_settings_of_prefect_are_refused_unless_allowed(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    # Put back afterwards, whatever the function sets.
-    monkeypatch.setenv("PYTHONSAFEPATH", "1")
     path = tmp_path / name
     path.write_text(HARMLESS[name])
     distrust_current_folder()
