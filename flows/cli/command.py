@@ -17,7 +17,7 @@ from slidesam.flows.console import err, out, say, say_failed
 from slidesam.flows.prefect_api.server import is_api_configured, prefect_api
 from slidesam.flows.signals import Stops, interrupts
 from slidesam.tasks.errors import CohortFailures, SegmenterError, SettingsError
-from slidesam.tasks.run.layout import OBJECT_FILES, RunPaths, jobs_folder
+from slidesam.tasks.run.layout import EXPORTS, RunPaths, jobs_folder
 from slidesam.tasks.run.records import Provenance
 from slidesam.tasks.run.status import UNREADABLE, RunState, find_refusal, list_unfinished
 from slidesam.tasks.segmenters.allowed import permit
@@ -242,8 +242,8 @@ class _SlideRunner:
             f"{name}: {record.objects:,} {record.label} in {_describe_blocks(record)}, {seconds:.1f} s",
         )
         paths = RunPaths(self.output, name, record.label)
-        objects = (path for suffix in OBJECT_FILES if (path := paths.objects(suffix)).exists())
-        for path in (paths.store, paths.overlay, *objects):
+        exports = (path for path in map(paths.export, EXPORTS) if path.exists())
+        for path in (paths.store, paths.overlay, *exports):
             say(" ", str(path))
 
 

@@ -19,7 +19,7 @@ from slidesam.flows.cluster.keys import KEYS
 from slidesam.flows.cluster.links import dashboard_options
 from slidesam.flows.cluster.profile import JobProfile, Jobs, QueueJobs, SlurmJobs, SlurmProfile, Stage
 from slidesam.tasks.errors import ClusterError
-from slidesam.tasks.run.layout import key_folder
+from slidesam.tasks.run.service_folders import key_folder
 
 LEAVE_AT, STAGGER, LOG = "SLIDESAM_LEAVE_AT", "SLIDESAM_LEAVE_STAGGER", "SLIDESAM_LOG"
 _WORKERS = "slidesam.flows.cluster.device_workers"

@@ -18,8 +18,8 @@ from typing import Any
 
 from slidesam.flows.cluster.secret_files import write_secret
 from slidesam.tasks.errors import ClusterError
-from slidesam.tasks.run.layout import key_folder, list_key_folders
 from slidesam.tasks.run.owner import Owner, has_owner_ended
+from slidesam.tasks.run.service_folders import key_folder, list_key_folders
 
 _NAME = "slidesam"
 # Clocks of nodes differ, and are set: the certificate ends with its key, not with a date.

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from slidesam.flows.cluster.secret_files import read_secret
-from slidesam.tasks.run.layout import jobs_folder, list_key_folders
+from slidesam.tasks.run.layout import jobs_folder
+from slidesam.tasks.run.service_folders import list_key_folders
 
 LOOPBACK = "127.0.0.1"
 _SUFFIX = ".link"

@@ -26,8 +26,9 @@ from slidesam.flows.slide.segment_slide import run_name
 from slidesam.tasks.errors import SettingsError, in_one_line
 from slidesam.tasks.folder.inbox import Arrival, has_result, look, record_started
 from slidesam.tasks.plan import prepare_output
-from slidesam.tasks.run.layout import RunPaths, inbox_lock, inbox_memory
+from slidesam.tasks.run.layout import RunPaths
 from slidesam.tasks.run.lock import holder, locked
+from slidesam.tasks.run.service_folders import inbox_lock, inbox_memory
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.settings.types import Duration, seconds_of
 from slidesam.tasks.slides.facts import slide_name

@@ -22,7 +22,7 @@ from slidesam.tasks.errors import (
     SlidesamError,
     in_one_line,
 )
-from slidesam.tasks.run.layout import OBJECT_FILES, jobs_folder
+from slidesam.tasks.run.layout import EXPORTS, jobs_folder
 from slidesam.tasks.run.links import list_job_logs
 from slidesam.tasks.run.records import Provenance, SeamReport
 from slidesam.tasks.run.run import Run
@@ -137,15 +137,15 @@ def _where_part(run: Run) -> str:
         "labels": run.paths.label_image,
         "image and labels": run.store,
         "picture": run.paths.overlay,
-        **{name: path for name, path in _list_object_files(run).items() if path.exists()},
+        **{name: path for name, path in _list_exports(run).items() if path.exists()},
         "how it was made": run.paths.provenance,
     }
     return "## Where it is\n\n" + "\n".join(f"- {name}: {code(str(path))}" for name, path in paths.items())
 
 
-def _list_object_files(run: Run) -> dict[str, Path]:
-    names = ("table of the objects", "outlines of the objects")
-    return {name: run.paths.objects(suffix) for name, suffix in zip(names, OBJECT_FILES, strict=True)}
+def _list_exports(run: Run) -> dict[str, Path]:
+    names = ("table of the objects", "outlines of the objects", "report")
+    return dict(zip(names, map(run.paths.export, EXPORTS), strict=True))
 
 
 def changed_settings(settings: Settings) -> dict[str, str]:

@@ -17,15 +17,15 @@ from slidesam.tasks.store.file_list import find_size_damage, vouch_for
 
 
 class FileFormat(NamedTuple):
-    """One format: the suffix of its file, and what writes it from a run whose objects are described."""
+    """One format: the end of its file's name, and what writes it from a run whose objects are described."""
 
-    suffix: str
+    ending: str
     write: Callable[[Run, IO[bytes]], None]
 
 
 FORMATS: dict[ExportFormat, FileFormat] = {
-    "table": FileFormat("parquet", write_table),
-    "outlines": FileFormat("geojson.gz", write_outlines),
+    "table": FileFormat("objects.parquet", write_table),
+    "outlines": FileFormat("objects.geojson.gz", write_outlines),
 }
 
 
@@ -51,7 +51,7 @@ def write_format(run: Run, kind: ExportFormat) -> Path:
         DamagedError: What was described is damaged or gone.
         OutputError: The file can't be written.
     """
-    path = run.paths.objects(FORMATS[kind].suffix)
+    path = run.paths.export(FORMATS[kind].ending)
     with replacing(path) as file:
         FORMATS[kind].write(run, file)
     units = _read_list(run) | {kind: vouch_for([path], run.output)}

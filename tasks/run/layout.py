@@ -1,9 +1,11 @@
-"""The output folder: where each file lies. No other module spells a path below it.
+"""The output folder: where each file lies. Only `service_folders` spells further paths below it.
 
     OUT/<name>.ome.zarr/                  image pyramid, and labels/<label>/ beside it
     OUT/<name>.<label>.run.json           how the result was made; written last: if it is there, the run is finished
     OUT/<name>.<label>.overlay.png        the picture
     OUT/<name>.<label>.classes.csv        the class of each object, where the segmenter gives classes
+    OUT/<name>.<label>.objects.*          table and outlines of the objects; .json lists what of `EXPORTS` is finished
+    OUT/<name>.<label>.report.html        the report
     OUT/<name>.<label>.files.json         the label image's files, with sizes and checksums
     OUT/<name>.image-files.json           the image's files; no label can have this name
     OUT/.slidesam/.jobs/                  <job>-<number>.log
@@ -24,14 +26,12 @@
                                           resolved.json (written last)
         paint-<fingerprint>/              started.json, measures/<group>.arrays, done.json
 
-Stage folders carry the fingerprint of their stage, so results made under other settings are never mixed in, and a changed
-setting redoes its stage and those after it only. A done-mark is written last, after the result that it vouches for. A file of
-arrays (`tasks/run/array_files.py`) is its own done-mark.
+Stage folders carry the fingerprint of their stage, so a changed setting redoes its stage and those after it only. A done-mark is
+written after the result that it vouches for. A file of arrays (`tasks/run/array_files.py`) is its own done-mark.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from glob import escape
@@ -40,10 +40,8 @@ from pathlib import Path
 STORE_SUFFIX = ".ome.zarr"
 IMAGE = ".image"
 """In place of a label: the folder that all labels of a slide share. No label can have this name."""
-OBJECT_FILES = ("parquet", "geojson.gz")
-"""Suffixes of the table and the outlines of the objects."""
-OBJECT_SUFFIXES = ("json", *OBJECT_FILES)
-"""The same, after the list of those that are finished."""
+EXPORTS = ("objects.parquet", "objects.geojson.gz", "report.html")
+"""Endings of the files that are made from finished labels."""
 RUN_STAGES, IMAGE_STAGES = ("objects", "paint", "stitch", "segment"), ("convert", "rechunk")
 """Stages that have folders, later ones first."""
 TRASH_PREFIX = ".trash-"
@@ -107,9 +105,18 @@ class RunPaths:
         """The table of the objects' classes; there is none where the segmenter gives no classes."""
         return self.output / f"{self.name}.{self.label}.classes.csv"
 
+    def export(self, ending: str) -> Path:
+        """A file that is made from finished labels, by one of `EXPORTS`."""
+        return self.output / f"{self.name}.{self.label}.{ending}"
+
     def objects(self, suffix: str) -> Path:
-        """A file of the objects, by one of `OBJECT_SUFFIXES`."""
-        return self.output / f"{self.name}.{self.label}.objects.{suffix}"
+        """A file of the objects, by the end of its name."""
+        return self.export(f"objects.{suffix}")
+
+    @property
+    def exports(self) -> list[Path]:
+        """All that may be made from finished labels, after the list of what is finished."""
+        return [self.objects("json"), *map(self.export, EXPORTS)]
 
     @property
     def file_list(self) -> Path:
@@ -289,34 +296,6 @@ def slide_folder(output: Path, name: str) -> Path:
 def jobs_folder(output: Path) -> Path:
     """Folder of the logs of jobs that worked on an output folder."""
     return work_root(output.resolve()) / ".jobs"
-
-
-def inbox_folder(output: Path) -> Path:
-    """Folder of what was seen in folders where slides arrive."""
-    return work_root(output.resolve()) / ".inbox"
-
-
-def key_folder(jobs: Path, cluster: str) -> Path:
-    """Folder of the secrets of one cluster of a run, beside the logs of its jobs."""
-    return jobs / f"{cluster}.keys"
-
-
-def list_key_folders(jobs: Path) -> list[Path]:
-    """The folders of secrets of all clusters; those of killed runs are left behind. None is reached by a link."""
-    if jobs.is_symlink() or jobs.parent.is_symlink():
-        return []
-    return [path for path in sorted(jobs.glob("*.keys")) if path.is_dir() and not path.is_symlink()]
-
-
-def inbox_memory(output: Path, folder: Path) -> Path:
-    """The file that keeps what was seen in a folder where slides arrive."""
-    digest = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
-    return inbox_folder(output) / f"{digest}.json"
-
-
-def inbox_lock(memory: Path) -> Path:
-    """The lock of such a file."""
-    return memory.with_suffix(f".{_LOCK}")
 
 
 def list_slide_folders(output: Path) -> list[Path]:

@@ -9,11 +9,11 @@ from slidesam.tasks.run.layout import (
     IMAGE_STAGES,
     RUN_STAGES,
     RunPaths,
-    inbox_folder,
     jobs_folder,
     slide_folder,
     work_root,
 )
+from slidesam.tasks.run.service_folders import inbox_folder
 
 
 def find_link(output: Path, run: RunPaths | None = None) -> Path | None:

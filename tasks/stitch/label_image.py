@@ -13,7 +13,6 @@ from slidesam.tasks.errors import DamagedError
 from slidesam.tasks.pixels.plan import group_levels
 from slidesam.tasks.pixels.pyramid import halve_labels_region, shard_regions
 from slidesam.tasks.run.files import remove_synced
-from slidesam.tasks.run.layout import OBJECT_SUFFIXES
 from slidesam.tasks.run.marks import remove_stage
 from slidesam.tasks.run.records import FileList, StageMark
 from slidesam.tasks.run.run import Run
@@ -40,8 +39,8 @@ def prepare_label_image(run: Run, objects: int) -> None:
             write_group(folder, FORMATS[run.settings.image.ome_zarr], {})
         write_label_arrays(folder, run.grid.shape, run.group_shape, dtype, run.settings.image)
         return
-    object_files = map(run.paths.objects, OBJECT_SUFFIXES)
-    remove_synced(run.paths.provenance, run.paths.file_list, run.paths.overlay, run.paths.classes, *object_files)
+    paths = run.paths
+    remove_synced(paths.provenance, paths.file_list, paths.overlay, paths.classes, *paths.exports)
     for old_folder in run.paths.stage_folders("objects", "paint"):
         remove_stage(old_folder)
     create_label_image(run, objects)

@@ -20,7 +20,7 @@ from slidesam.tasks.pixels.percentiles import common_window, nearest_percentiles
 from slidesam.tasks.pixels.plan import level_shapes
 from slidesam.tasks.pixels.pyramid import halve, is_coarse, overview_level, overview_step, read_overview
 from slidesam.tasks.run.files import remove_synced
-from slidesam.tasks.run.layout import OBJECT_SUFFIXES, list_runs, slide_folder
+from slidesam.tasks.run.layout import list_runs, slide_folder
 from slidesam.tasks.run.lock import holder
 from slidesam.tasks.run.records import FileList
 from slidesam.tasks.run.run import Run
@@ -108,8 +108,8 @@ def _withdraw_label(run: Run, root: zarr.Group) -> None:
     run.paths.provenance.unlink(missing_ok=True)
     run.paths.overlay.unlink(missing_ok=True)
     run.paths.classes.unlink(missing_ok=True)
-    for suffix in OBJECT_SUFFIXES:
-        run.paths.objects(suffix).unlink(missing_ok=True)
+    for path in run.paths.exports:
+        path.unlink(missing_ok=True)
     remove_label(root, run.label)
 
 

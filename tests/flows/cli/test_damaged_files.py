@@ -14,7 +14,8 @@ from slidesam.flows.cli import command
 from slidesam.flows.cli.app import app
 from slidesam.tasks.errors import OutputError, SlidesamError
 from slidesam.tasks.folder.inbox import has_result, look
-from slidesam.tasks.run.layout import RunPaths, inbox_memory
+from slidesam.tasks.run.layout import RunPaths
+from slidesam.tasks.run.service_folders import inbox_memory
 from slidesam.tasks.run.status import read_states, write_state
 from slidesam.tasks.settings.parse import make_settings
 from tests.support.records import finished_record

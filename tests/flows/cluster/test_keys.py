@@ -19,7 +19,8 @@ from slidesam.flows.cluster.keys import KEYS, make_key_folder, make_keys, make_s
 from slidesam.flows.cluster.secret_files import write_secret
 from slidesam.flows.prefect_api.leftovers import cancel_orphans, end_all_leftovers
 from slidesam.tasks.errors import ClusterError
-from slidesam.tasks.run.layout import jobs_folder, key_folder
+from slidesam.tasks.run.layout import jobs_folder
+from slidesam.tasks.run.service_folders import key_folder
 from tests.support.other_user import OTHER, as_other_user, needs_root
 
 MAKE_AND_DIE = """

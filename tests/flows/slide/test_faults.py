@@ -17,8 +17,9 @@ import tifffile
 from slidesam.flows.cluster.keys import _OWNER
 from slidesam.flows.cluster.semaphores import _digest
 from slidesam.tasks.errors import BlockFailures, ClusterError, OutputError, SlideError, SlideGoneError
-from slidesam.tasks.run.layout import RunPaths, jobs_folder, key_folder
+from slidesam.tasks.run.layout import RunPaths, jobs_folder
 from slidesam.tasks.run.owner import Owner
+from slidesam.tasks.run.service_folders import key_folder
 from slidesam.tasks.settings.parse import make_settings
 from tests.flows.slide.test_segment_slide import faulty, labels_of, segment, task_runs
 from tests.support.lock_owners import write_lock

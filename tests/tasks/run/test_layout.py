@@ -14,13 +14,12 @@ from slidesam.tasks.run.layout import (
     StageFolder,
     StitchFolder,
     find_provenance,
-    inbox_lock,
-    inbox_memory,
     jobs_folder,
     list_noted_runs,
     list_runs,
     list_slide_folders,
 )
+from slidesam.tasks.run.service_folders import inbox_lock, inbox_memory
 
 OUT = Path("/out")
 RUN = RunPaths(OUT, "CMU-1", "cells")
@@ -32,6 +31,8 @@ PATHS = {
     RUN.provenance: "CMU-1.cells.run.json",
     RUN.overlay: "CMU-1.cells.overlay.png",
     RUN.classes: "CMU-1.cells.classes.csv",
+    RUN.objects("json"): "CMU-1.cells.objects.json",
+    RUN.export("report.html"): "CMU-1.cells.report.html",
     RUN.work: ".slidesam/CMU-1/cells",
     RUN.lock: ".slidesam/CMU-1/cells/lock.json",
     RUN.state: ".slidesam/CMU-1/cells/state.json",

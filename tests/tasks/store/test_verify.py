@@ -21,7 +21,6 @@ from slidesam.tasks.grid import Region
 from slidesam.tasks.pixels import plan as image_plan
 from slidesam.tasks.plan import plan_run
 from slidesam.tasks.report.provenance import read_finished
-from slidesam.tasks.run.layout import OBJECT_SUFFIXES
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.slides.zarr.metadata import METADATA_FILES
@@ -236,8 +235,8 @@ def test_results_of_a_version_without_lists_are_opened_and_called_so(run: Run) -
     record.model_copy(update={"file_list": None}).write(run.paths.provenance)
     run.paths.file_list.unlink()
     run.paths.image.file_list.unlink()
-    for suffix in OBJECT_SUFFIXES:
-        run.paths.objects(suffix).unlink()
+    for path in run.paths.exports:
+        path.unlink(missing_ok=True)
     findings = list(verify_folder(run.output, "whole"))
     assert [(finding.is_listed, finding.damages) for finding in findings] == [(False, ())] * 2
     assert slidesam.open_result(run.output).labels[:, :].any()
