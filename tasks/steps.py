@@ -34,8 +34,8 @@ from prefect.cache_policies import NO_CACHE
 
 from slidesam.tasks.errors import DamagedError, OutputError
 from slidesam.tasks.export.describe import describe_batch
-from slidesam.tasks.export.files import write_format
-from slidesam.tasks.export.index import batches_to_measure, measure_batch, tile_batches, write_index
+from slidesam.tasks.export.files import list_outline_forms, write_format
+from slidesam.tasks.export.index import OutlineForm, batches_to_measure, measure_batch, tile_batches, write_index
 from slidesam.tasks.report.overlay import write_overlay
 from slidesam.tasks.report.provenance import make_provenance
 from slidesam.tasks.run.files import output_errors
@@ -256,10 +256,10 @@ def index_objects(run: Run) -> Facts:
 
 
 @task(name="describe objects", cache_policy=NO_CACHE, persist_result=False)
-def describe_objects(run: Run, tile_ids: Batch) -> Facts:
-    """Measure and outline the objects of a batch of tiles."""
+def describe_objects(run: Run, forms: Sequence[OutlineForm], tile_ids: Batch) -> Facts:
+    """Measure the objects of a batch of tiles, and outline them in these forms."""
     start_time = time.perf_counter()
-    describe_batch(run, tile_ids)
+    describe_batch(run, tile_ids, forms)
     return {"seconds": time.perf_counter() - start_time}
 
 
@@ -279,7 +279,7 @@ def write_small_objects(run: Run, kinds: Sequence[ExportFormat]) -> Facts:
         measure_batch(run, batch)
     write_index(run)
     for tiles in tile_batches(run):
-        describe_batch(run, tiles)
+        describe_batch(run, tiles, list_outline_forms(kinds))
     failed = []
     for kind in kinds:
         try:

@@ -20,11 +20,21 @@ def _export(
     store: Annotated[Path, typer.Argument(metavar="RESULT", help="A result: <name>.ome.zarr in the output folder.")],
     formats: Annotated[
         list[str] | None,
-        typer.Option("--format", metavar="NAME", help="table or outlines. Can be repeated; by default both."),
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            help="table, outlines or geoparquet. Can be repeated; by default those that the run was to write.",
+        ),
     ] = None,
     label: Annotated[
         str | None,
         typer.Option("--label", metavar="NAME", help="Only this label image; by default all finished ones."),
+    ] = None,
+    simplify: Annotated[
+        float | None,
+        typer.Option(
+            "--simplify", metavar="PX", help="How far outlines may be from the borders of the pixels, in pixels."
+        ),
     ] = None,
     allowed: Allowed = None,
     cluster: ClusterName = None,
@@ -32,15 +42,16 @@ def _export(
     workers: Workers = None,
     scheduler: Scheduler = None,
 ) -> None:
-    """Write a table of a finished result's objects (Parquet), and their outlines (GeoJSON); nothing is segmented."""
+    """Write files of a finished result's objects, such as a table (Parquet) or outlines (GeoJSON); nothing is segmented."""
     profile = choose_profile(cluster, cluster_changes, workers, scheduler)
     from slidesam.flows.cli.command import run_or_stop
     from slidesam.flows.cli.finished import finished_runs
     from slidesam.tasks.settings.parse import make_settings
 
+    chosen = {"output.formats": formats, "output.simplify": simplify}
+    overrides = {name: value for name, value in chosen.items() if value is not None}
     code = 0
     for record in finished_runs(store, label).values():
-        overrides = {} if formats is None else {"output.formats": formats}
         settings = make_settings(record.settings, overrides)
         slide = str(record.slide.path)
         code = max(code, run_or_stop([slide], store.absolute().parent, settings, profile, tuple(allowed or ())))

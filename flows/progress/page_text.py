@@ -144,8 +144,7 @@ def _where_part(run: Run) -> str:
 
 
 def _list_exports(run: Run) -> dict[str, Path]:
-    names = ("table of the objects", "outlines of the objects", "report")
-    return dict(zip(names, map(run.paths.export, EXPORTS), strict=True))
+    return {name: run.paths.export(ending) for ending, name in EXPORTS.items()}
 
 
 def changed_settings(settings: Settings) -> dict[str, str]:

@@ -31,7 +31,7 @@ from slidesam.tasks.errors import (
     SlidesamError,
     in_one_line,
 )
-from slidesam.tasks.export.files import missing_formats
+from slidesam.tasks.export.files import list_outline_forms, missing_formats
 from slidesam.tasks.export.index import batches_to_measure, tile_batches
 from slidesam.tasks.pixels.plan import TILE_BYTES
 from slidesam.tasks.retry import Action, decide
@@ -246,7 +246,8 @@ def _describe_objects(run: Run, executor: Executor) -> None:
         if todo := batches_to_measure(run):
             _run_batches(executor, "finding objects", steps.measure_objects_of_blocks, run, todo, len(run.grid))
         executor.run_one(steps.index_objects, run)
-        _run_batches(executor, "describing objects", steps.describe_objects, run, tiles, sum(map(len, tiles)))
+        forms = list_outline_forms(formats)
+        _run_batches(executor, "describing objects", steps.describe_objects, run, tiles, sum(map(len, tiles)), forms)
         for kind in formats:
             try:
                 executor.run_one(steps.write_objects, run, kind)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import IO
 
 from slidesam.tasks.export.describe import compress
-from slidesam.tasks.export.rows import read_described
+from slidesam.tasks.export.rows import read_outlines
 from slidesam.tasks.run.run import Run
 
 # What is copied at once.
@@ -20,7 +20,7 @@ def write_outlines(run: Run, file: IO[bytes]) -> None:
     """
     file.write(compress(b'{"type":"FeatureCollection","features":[\n'))
     comma = b""
-    for described in read_described(run):
+    for described in read_outlines(run, "features"):
         length = described.shape("outlines")[0]
         if length:
             file.write(comma)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from slidesam.tasks.export.feature_file import write_outlines
-from slidesam.tasks.export.index import object_folder
+from slidesam.tasks.export.geoparquet import write_geoparquet
+from slidesam.tasks.export.index import OutlineForm, object_folder, outline_part
 from slidesam.tasks.export.table import write_table
 from slidesam.tasks.run.files import replacing
 from slidesam.tasks.run.records import FileList
@@ -17,25 +18,45 @@ from slidesam.tasks.store.file_list import find_size_damage, vouch_for
 
 
 class FileFormat(NamedTuple):
-    """One format: the end of its file's name, and what writes it from a run whose objects are described."""
+    """One format.
+
+    Attributes:
+        ending: The end of its file's name.
+        write: Writes it from a run whose objects are described.
+        outlines: The form in which it needs outlines.
+    """
 
     ending: str
     write: Callable[[Run, IO[bytes]], None]
+    outlines: OutlineForm | None = None
 
 
 FORMATS: dict[ExportFormat, FileFormat] = {
     "table": FileFormat("objects.parquet", write_table),
-    "outlines": FileFormat("objects.geojson.gz", write_outlines),
+    "outlines": FileFormat("objects.geojson.gz", write_outlines, "features"),
+    "geoparquet": FileFormat("objects.outlines.parquet", write_geoparquet, "polygons"),
 }
 
 
 def missing_formats(run: Run) -> list[ExportFormat]:
     """Return the formats that a run asks for and that aren't written, or whose file has another size or is gone."""
     listed = _read_list(run)
+    units = {kind: listed.get(_name_unit(run, kind)) for kind in run.settings.output.formats}
     return [
-        kind for kind in run.settings.output.formats
-        if kind not in listed or next(find_size_damage(listed[kind], run.output), None) is not None
+        kind for kind, files in units.items()
+        if files is None or next(find_size_damage(files, run.output), None) is not None
     ]  # fmt: skip
+
+
+def list_outline_forms(formats: Iterable[ExportFormat]) -> list[OutlineForm]:
+    """Return the forms of outlines that these formats are written from."""
+    return sorted({form for kind in formats if (form := FORMATS[kind].outlines) is not None})
+
+
+def _name_unit(run: Run, kind: ExportFormat) -> str:
+    """Name a format in the list of files; outlines of another tolerance count as another file."""
+    form = FORMATS[kind].outlines
+    return kind if form is None else f"{kind}{outline_part(run, form).removeprefix(form)}"
 
 
 def _read_list(run: Run) -> dict[str, dict[str, tuple[int, int]]]:
@@ -54,6 +75,8 @@ def write_format(run: Run, kind: ExportFormat) -> Path:
     path = run.paths.export(FORMATS[kind].ending)
     with replacing(path) as file:
         FORMATS[kind].write(run, file)
-    units = _read_list(run) | {kind: vouch_for([path], run.output)}
+    files = vouch_for([path], run.output)
+    units = {name: listed for name, listed in _read_list(run).items() if not listed.keys() & files.keys()}
+    units[_name_unit(run, kind)] = files
     FileList(fingerprint=object_folder(run).path.name, units=units).write(run.paths.objects("json"))
     return path

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,12 @@ _VERSION = 1
 _TILE = (2048, 2048)
 # A task describes so many tiles at least and at most, in between such that there are some tasks: each leaves a file.
 _FEWEST_TILES, _MOST_TILES, _WANTED_TASKS = 4, 16, 16
+OutlineForm = Literal["features", "polygons"]
+"""How outlines are described: text of GeoJSON, or WKB."""
+ROWS = "described"
+"""The part of the object folder that holds the rows of the table."""
+COLUMN = "column "
+"""Begins the names of its arrays."""
 
 
 class ObjectIndex(NamedTuple):
@@ -52,6 +58,12 @@ def object_folder(run: Run) -> ObjectFolder:
     """Return the folder of what the files of the objects are made from."""
     name = hashlib.sha256(f"{run.fingerprints['export']} {_VERSION}".encode()).hexdigest()[:12]
     return ObjectFolder(run.paths.work / f"objects-{name}")
+
+
+def outline_part(run: Run, form: OutlineForm) -> str:
+    """Name the part of the object folder that holds outlines in a form; those of each tolerance lie apart."""
+    tolerance = run.settings.output.simplify
+    return f"{form}-{tolerance}" if tolerance else form
 
 
 def cut_into_tiles(run: Run) -> BlockGrid:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import IO
+from collections.abc import Iterable, Mapping, Sequence
+from typing import IO, Any
 
 from slidesam.tasks.export.columns import describe_columns
 from slidesam.tasks.export.rows import read_rows
@@ -16,23 +17,44 @@ def write_table(run: Run, file: IO[bytes]) -> None:
     Raises:
         DamagedError: What was described is damaged or gone.
     """
+    write_pieces(run, file, read_rows(run, list(describe_columns(run))))
+
+
+def write_pieces(
+    run: Run,
+    file: IO[bytes],
+    pieces: Iterable[Mapping[str, Any]],
+    added: Sequence[Any] = (),
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write rows of the table as Parquet.
+
+    Args:
+        run: The run.
+        file: The file.
+        pieces: Rows that follow each other: every column of `describe_columns`, and those that are added.
+        added: Fields of pyarrow of further columns.
+        metadata: Written into the file beside what it is a table of.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     meanings = describe_columns(run)
-    metadata = {"slide": run.name, "label": run.label, "mpp": run.slide.mpp, "export": run.fingerprints["export"]}
-    schema = None
-    writer = None
-    for rows in read_rows(run, list(meanings)):
+    table_of = {"slide": run.name, "label": run.label, "mpp": run.slide.mpp, "export": run.fingerprints["export"]}
+
+    def make_schema(types: Mapping[str, Any]) -> Any:
+        fields = [
+            pa.field(name, types.get(name, pa.float64()), metadata={"description": text})
+            for name, text in meanings.items()
+        ]
+        return pa.schema([*fields, *added], {"slidesam": json.dumps(table_of), **(metadata or {})})
+
+    schema = writer = None
+    for rows in pieces:
         if writer is None:
-            fields = [
-                pa.field(name, pa.array(rows[name]).type, metadata={"description": text})
-                for name, text in meanings.items()
-            ]
-            schema = pa.schema(fields, {"slidesam": json.dumps(metadata)})
+            schema = make_schema({name: pa.array(rows[name]).type for name in meanings})
             writer = pq.ParquetWriter(file, schema, compression="zstd")
-        writer.write_table(pa.table(rows, schema=schema))
+        writer.write_table(pa.table(dict(rows), schema=schema))
     if writer is None:
-        schema = pa.schema([pa.field(name, pa.float64()) for name in meanings], {"slidesam": json.dumps(metadata)})
-        writer = pq.ParquetWriter(file, schema, compression="zstd")
+        writer = pq.ParquetWriter(file, make_schema({}), compression="zstd")
     writer.close()

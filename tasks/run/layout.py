@@ -40,8 +40,13 @@ from pathlib import Path
 STORE_SUFFIX = ".ome.zarr"
 IMAGE = ".image"
 """In place of a label: the folder that all labels of a slide share. No label can have this name."""
-EXPORTS = ("objects.parquet", "objects.geojson.gz", "report.html")
-"""Endings of the files that are made from finished labels."""
+EXPORTS = {
+    "objects.parquet": "table of the objects",
+    "objects.geojson.gz": "outlines of the objects",
+    "objects.outlines.parquet": "table and outlines of the objects",
+    "report.html": "report",
+}
+"""What is made from finished labels, by the ending of its name."""
 RUN_STAGES, IMAGE_STAGES = ("objects", "paint", "stitch", "segment"), ("convert", "rechunk")
 """Stages that have folders, later ones first."""
 TRASH_PREFIX = ".trash-"
@@ -106,7 +111,7 @@ class RunPaths:
         return self.output / f"{self.name}.{self.label}.classes.csv"
 
     def export(self, ending: str) -> Path:
-        """A file that is made from finished labels, by one of `EXPORTS`."""
+        """A file that is made from finished labels, by an ending of `EXPORTS`."""
         return self.output / f"{self.name}.{self.label}.{ending}"
 
     def objects(self, suffix: str) -> Path:

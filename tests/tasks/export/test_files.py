@@ -18,7 +18,7 @@ from rasterio.features import rasterize
 
 from slidesam.flows.slide import order
 from slidesam.tasks.export import describe, index
-from slidesam.tasks.export.files import missing_formats
+from slidesam.tasks.export.files import FORMATS, missing_formats
 from slidesam.tasks.export.measures import measure_objects
 from slidesam.tasks.plan import plan_run
 from slidesam.tasks.run.run import Run
@@ -36,8 +36,9 @@ SETTINGS = {
     "blocks.halo": 64,
     "blocks.tissue": "off",
     "slide.mpp": 0.5,
+    "output.formats": list(FORMATS),
 }
-SUFFIXES = ("parquet", "geojson.gz")
+SUFFIXES = tuple(each.ending.removeprefix("objects.") for each in FORMATS.values())
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +77,7 @@ def read_features(run: Run) -> list[dict[str, Any]]:
 
 def test_a_row_is_what_the_whole_label_image_says(run: Run, result: tuple[Path, NDArray[Any]]) -> None:
     slide, labels = result
-    assert missing_formats(run) == ["table", "outlines"]
+    assert missing_formats(run) == list(FORMATS)
     order.export_objects(run, EXECUTOR)
     assert missing_formats(run) == []
     table = pq.read_table(run.paths.objects("parquet"))
