@@ -15,8 +15,8 @@ from slidesam.lazy_arrays import LazyArray
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.labels.parts import add_up_parts, measure_parts
 from slidesam.tasks.run.array_files import load_arrays
-from slidesam.tasks.run.layout import PaintFolder
 from slidesam.tasks.run.run import Run
+from slidesam.tasks.run.stage_folders import PaintFolder
 from slidesam.tasks.stitch.batches import batch_name, block_batches
 
 COLUMNS = np.dtype(

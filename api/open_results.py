@@ -17,9 +17,10 @@ from slidesam.lazy_arrays import LazyArray
 from slidesam.object_tables import read_objects
 from slidesam.tasks.errors import OutputError, in_one_line
 from slidesam.tasks.grid import Region
-from slidesam.tasks.run.layout import STORE_SUFFIX, PaintFolder, RunPaths, find_provenance, list_provenance
+from slidesam.tasks.run.layout import STORE_SUFFIX, RunPaths, find_provenance, list_provenance
 from slidesam.tasks.run.records import FileList, Provenance
 from slidesam.tasks.run.run import Run
+from slidesam.tasks.run.stage_folders import PaintFolder
 from slidesam.tasks.run.status import read_states
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.facts import Level, Slide

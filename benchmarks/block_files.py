@@ -25,9 +25,9 @@ from benchmarks.stitching.big import true_labels
 from slidesam.tasks.grid import BlockGrid
 from slidesam.tasks.labels.objects import describe_block
 from slidesam.tasks.labels.results import BlockResults, save_block
-from slidesam.tasks.run.layout import SegmentFolder
 from slidesam.tasks.run.marks import find_mark
 from slidesam.tasks.run.records import BlockMark
+from slidesam.tasks.run.stage_folders import SegmentFolder
 from slidesam.tasks.segment.block import renumber
 
 

@@ -12,11 +12,13 @@ from slidesam.tasks.errors import OutputError
 from slidesam.tasks.pixels.mask_image import mask_identity
 from slidesam.tasks.pixels.resample import make_grids, make_scale
 from slidesam.tasks.run.files import make_folder, read_json
-from slidesam.tasks.run.layout import RunPaths, StageFolder
+from slidesam.tasks.run.layout import RunPaths
 from slidesam.tasks.run.links import find_link
 from slidesam.tasks.run.marks import Marks, find_damaged, list_blocks
 from slidesam.tasks.run.records import Params, Resolved
+from slidesam.tasks.run.regions import list_region_blocks, resolve_region
 from slidesam.tasks.run.run import Run
+from slidesam.tasks.run.stage_folders import StageFolder
 from slidesam.tasks.segmenters import segmenter_identity
 from slidesam.tasks.segmenters.allowed import find_code, permit
 from slidesam.tasks.segmenters.microsam.inputs import check_inputs
@@ -67,6 +69,7 @@ def describe_run(facts: Slide, output: Path, settings: Settings, allowed: Collec
     """
     permitted = permit(settings.segmenter, allowed)
     settings, mask = _with_mask(settings)
+    settings, regions = resolve_region(facts, settings)
     settings = resolve_sizes(facts, settings)
     return Run(
         slide=facts,
@@ -74,6 +77,7 @@ def describe_run(facts: Slide, output: Path, settings: Settings, allowed: Collec
         settings=settings,
         segmenter_identity=segmenter_identity(settings.segmenter, facts.is_rgb, permitted),
         tissue_identity=mask,
+        region_identity=regions,
         permitted=permitted,
     )
 
@@ -148,6 +152,7 @@ def explain(run: Run) -> list[str]:
         *_explain_segmenter(run),
         *_explain_levels(run.slide),
         _explain_image(run),
+        *_explain_regions(run),
         _explain_segmenting(run),
         _explain_stitching(run),
         *_explain_damage(run),
@@ -198,6 +203,16 @@ def _explain_image(run: Run) -> str:
         return f"image: goes on where it stopped, {n_done} of {n_tiles} tiles are there"
     reason = _explain_change(run.paths.image, plan.mode, run.causes["image"]) or plan.reason
     return f"image: {verb} {n_tiles} tile{'' if n_tiles == 1 else 's'} ({reason})"
+
+
+def _explain_regions(run: Run) -> list[str]:
+    """Say how many blocks see the regions of interest; nothing where the whole slide is computed."""
+    blocks = list_region_blocks(run)
+    if blocks is None:
+        return []
+    return [
+        f"segment: only the {len(blocks)} of {len(run.grid)} blocks that see a region of {run.settings.blocks.region}"
+    ]
 
 
 def _explain_segmenting(run: Run) -> str:

@@ -11,7 +11,8 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from slidesam.tasks.run.layout import SegmentFolder, list_runs, list_slide_folders
+from slidesam.tasks.run.layout import list_runs, list_slide_folders
+from slidesam.tasks.run.stage_folders import SegmentFolder
 
 ROWS, COLUMNS, BLOCK = 3, 4, 64
 TARGET = "benchmarks.chaos.segmenter:number_of_block"

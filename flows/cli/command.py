@@ -249,4 +249,4 @@ class _SlideRunner:
 
 def _describe_blocks(record: Provenance) -> str:
     n_empty = len(record.blocks_without_tissue)
-    return f"{record.blocks - n_empty} blocks" + (f" ({n_empty} without tissue)" if n_empty else "")
+    return f"{record.blocks - n_empty} blocks" + (f" ({n_empty} more {record.reason_left_out})" if n_empty else "")

@@ -38,6 +38,7 @@ from slidesam.flows.cluster.known_profiles import refuse_unknown
 from slidesam.flows.cluster.profile import ClusterProfile
 from slidesam.flows.prefect_api.endings import writes_to
 from slidesam.tasks.errors import ServerError, SettingsError
+from slidesam.tasks.pixels.regions_of_interest import is_rectangle
 from slidesam.tasks.run.status import find_refusal, read_state
 from slidesam.tasks.settings.methods import Cellpose, StarDist
 from slidesam.tasks.settings.sections import Settings
@@ -117,11 +118,12 @@ def refuse_relative(settings: Settings, **paths: str | Path) -> None:
     """
     if not own_deployment.id:
         return
-    tissue, segmenter = settings.blocks.tissue, settings.segmenter
+    tissue, region, segmenter = settings.blocks.tissue, settings.blocks.region, settings.segmenter
     paths_by_setting = {
         **paths,
         "segmenter.checkpoint": getattr(segmenter, "checkpoint", None),
         "segmenter.model": segmenter.model if isinstance(segmenter, Cellpose | StarDist) else None,
+        "blocks.region": None if region is None or is_rectangle(region) else region,
         "blocks.tissue": None if tissue in ("auto", "off") else tissue,
     }
     for name, path in paths_by_setting.items():

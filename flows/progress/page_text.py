@@ -67,7 +67,7 @@ def _overview(run: Run, provenance: Provenance, n_warnings: int) -> list[tuple[s
     pixel += f" ({run.slide.mpp_origin})" if run.slide.mpp_origin else ""
     return [
         ("objects", f"{provenance.objects:,} {text(run.label)}"),
-        ("blocks", f"{blocks}; {n_empty:,} more without tissue" if n_empty else blocks),
+        ("blocks", f"{blocks}; {n_empty:,} more {provenance.reason_left_out}" if n_empty else blocks),
         ("computing", _computing(provenance.task_seconds)),
         ("segmenter", _segmenter(run)),
         ("slide", f"{width:,} × {height:,} px ({text(run.slide.format)})"),

@@ -35,8 +35,8 @@ from slidesam.tasks.export.files import list_outline_forms, missing_formats
 from slidesam.tasks.export.index import batches_to_measure, tile_batches
 from slidesam.tasks.pixels.plan import TILE_BYTES
 from slidesam.tasks.retry import Action, decide
-from slidesam.tasks.run.marks import find_mark, read_params
-from slidesam.tasks.run.records import Params, Provenance
+from slidesam.tasks.run.marks import find_mark, list_blocks, read_params
+from slidesam.tasks.run.records import Provenance
 from slidesam.tasks.run.run import Run, batches
 from slidesam.tasks.stitch.batches import block_batches, is_compared, is_painted
 from slidesam.tasks.store import convert
@@ -126,7 +126,7 @@ def segment_missing_blocks(
     Args:
         run: The run.
         executor: Runs the steps.
-        block_ids: Which blocks, in which order; by default all that hold tissue.
+        block_ids: Which blocks, in which order; by default all that hold tissue and see a region of interest.
         can_grow: Whether larger workers can be had for blocks that run out of memory: they fail at once here.
 
     Returns:
@@ -137,11 +137,12 @@ def segment_missing_blocks(
         OutputError: Results can't be written.
         SlideGoneError: The slide has changed or isn't there any more.
     """
-    params: Params = executor.run_one(steps.prepare_slide, run)
-    with_tissue = range(len(run.grid)) if params.blocks is None else params.blocks
-    target_blocks = with_tissue if block_ids is None else block_ids
-    if len(with_tissue) < len(run.grid):
-        executor.inform(f"{run.name}: {len(with_tissue)} of {len(run.grid)} blocks hold tissue")
+    executor.run_one(steps.prepare_slide, run)
+    wanted = list_blocks(run)
+    target_blocks = wanted if block_ids is None else block_ids
+    if len(wanted) < len(run.grid):
+        seen = "hold tissue" if run.region_identity is None else "see a region of interest, and tissue"
+        executor.inform(f"{run.name}: {len(wanted)} of {len(run.grid)} blocks {seen}")
     todo = [block_id for block_id in target_blocks if find_mark(run, block_id) is None]
     if damaged := sorted(run.segment_folder.list_results().intersection(todo)):
         executor.inform(f"{run.name}: results of blocks are damaged and are made again: {', '.join(map(str, damaged))}")
@@ -173,7 +174,7 @@ def segment_missing_blocks(
             if decide(error, failures=in_a_row) is Action.STOP:
                 break
     if failures:
-        raise BlockFailures(run.name, failures, len(with_tissue), untried=len(todo) - tried)
+        raise BlockFailures(run.name, failures, len(wanted), untried=len(todo) - tried)
     return sum_seconds(run, target_blocks)
 
 

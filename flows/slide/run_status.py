@@ -33,6 +33,7 @@ from slidesam.tasks.errors import (
 from slidesam.tasks.run.layout import RunPaths
 from slidesam.tasks.run.lock import holder
 from slidesam.tasks.run.records import Provenance
+from slidesam.tasks.run.regions import list_region_blocks
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.run.status import describe_file, read_state, write_state
 from slidesam.tasks.settings.sections import Settings
@@ -104,7 +105,11 @@ class RunStatus:
     def start(self, run: Run) -> None:
         """Write that the run has the result's lock and computes."""
         self._has_lock = True
-        self.update(blocks=len(run.grid), segment_folder=run.segment_folder.path.name)
+        self.update(
+            blocks=len(run.grid),
+            segment_folder=run.segment_folder.path.name,
+            region_blocks=list_region_blocks(run),
+        )
 
     def update(self, **facts: Any) -> None:
         """Add facts, and write that the run is running."""

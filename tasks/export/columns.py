@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from slidesam.tasks.export.index import ObjectIndex
 from slidesam.tasks.export.measures import list_columns
+from slidesam.tasks.run.regions import load_regions
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.segmenters.votes import has_classes, name_classes
 from slidesam.tasks.slides.facts import Slide
@@ -89,8 +90,11 @@ def complete_columns(
     rows, positions = columns["centroid-0"] // height, columns["centroid-1"] // width
     columns["block"] = (rows * run.grid.grid_shape[1] + positions).astype(np.int64)
     columns["blocks"] = index.blocks
+    columns["fragments"], columns["disputed"] = index.fragments, index.disputed
     edges = (0, 0, *run.grid.shape)
     columns["touches_edge"] = np.logical_or.reduce([index.boxes[:, axis] == edge for axis, edge in enumerate(edges)])
+    if (regions := load_regions(run)) is not None:
+        columns["region"] = regions.find_points(columns["centroid-0"], columns["centroid-1"])
     if classes.probability is not None:
         columns["class"] = np.array([name for name, _ in classes.shown])[classes.numbers]
         columns["class_probability"] = classes.probability
@@ -120,8 +124,12 @@ def describe_columns(run: Run) -> dict[str, str]:
     described |= {
         "block": "Number of the block that owns the centroid, by rows.",
         "blocks": "How many blocks own a part of the object; more than one at a seam.",
+        "fragments": "Of how many blocks' fragments the object is put together; 1: its outline is one block's.",
+        "disputed": "Whether the object crosses a seam and the other block sees something else there, or nothing.",
         "touches_edge": "Whether the object touches the slide's edge.",
     }
+    if run.region_identity is not None:
+        described |= {"region": "Name of the region of interest that holds the centroid; empty: none does."}
     if has_classes(run.settings.segmenter):
         described |= {"class": "Its class.", "class_probability": "Share of the votes that the class has, from 0 to 1."}
     return described

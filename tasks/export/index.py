@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +18,16 @@ from numpy.typing import NDArray
 from slidesam.tasks.grid import BlockGrid, Region
 from slidesam.tasks.labels.parts import add_up_parts, measure_parts
 from slidesam.tasks.run.array_files import ArrayFile, load_arrays, read_array_facts, write_arrays
-from slidesam.tasks.run.layout import ObjectFolder
 from slidesam.tasks.run.run import Run, batches
-from slidesam.tasks.stitch.batches import Batch, batch_name, block_batches, is_painted
+from slidesam.tasks.run.stage_folders import ObjectFolder
+from slidesam.tasks.stitch.batches import Batch, batch_name, block_batches, is_painted, resolve_run
+from slidesam.tasks.stitch.numbering import read_seam_facts
+from slidesam.tasks.stitch.report import SeamFacts
 from slidesam.tasks.store.arrays import open_levels, read_region
 
 Ints = NDArray[np.int64]
 # Of what files of the objects hold. Another number makes them anew.
-_VERSION = 1
+_VERSION = 2
 # Objects whose box begins in one tile are described together.
 _TILE = (2048, 2048)
 # A task describes so many tiles at least and at most, in between such that there are some tasks: each leaves a file.
@@ -46,12 +48,16 @@ class ObjectIndex(NamedTuple):
         boxes: (n, 4) y0, x0, y1, x1 on level 0, half open.
         area: (n,) pixels.
         blocks: (n,) how many blocks show a part of the object.
+        fragments: (n,) of how many fragments it is put together; NaN = not known any more.
+        disputed: (n,) 1 where blocks disagree on it at a seam; NaN = not known any more.
     """
 
     ids: Ints
     boxes: Ints
     area: Ints
     blocks: Ints
+    fragments: NDArray[np.float64]
+    disputed: NDArray[np.float64]
 
 
 def object_folder(run: Run) -> ObjectFolder:
@@ -113,7 +119,9 @@ def write_index(run: Run) -> int:
     if facts is not None:
         return int(facts["objects"])
     found = add_up_parts(np.concatenate([_read_parts(run, batch) for batch in block_batches(run)]))
-    columns = {"ids": found.ids, "boxes": found.boxes, "area": found.area, "blocks": found.parts}
+    columns: dict[str, NDArray[Any]] = {
+        "ids": found.ids, "boxes": found.boxes, "area": found.area, "blocks": found.parts, **_find_seam_facts(run, found.ids),
+    }  # fmt: skip
     tiles = cut_into_tiles(run)
     tile_ids = found.boxes[:, 0] // _TILE[0] * tiles.grid_shape[1] + found.boxes[:, 1] // _TILE[1]
     order = np.argsort(tile_ids, kind="stable")
@@ -121,6 +129,17 @@ def write_index(run: Run) -> int:
     columns = {name: column[order] for name, column in columns.items()}
     write_arrays(path, {"begins": begins, **columns}, {"objects": len(order)})
     return len(order)
+
+
+def _find_seam_facts(run: Run, ids: Ints) -> dict[str, NDArray[np.float64]]:
+    """Find how seams treat objects: from their numbering, which is made again where it is gone and its blocks are there."""
+    facts = None
+    # Where they are cleaned up, that isn't known any more.
+    if run.segment_folder.params.exists():
+        resolve_run(run)
+        facts = read_seam_facts(run, ids)
+    unknown = np.full(ids.size, np.nan)
+    return {name: unknown if facts is None else getattr(facts, name).astype(np.float64) for name in SeamFacts._fields}
 
 
 def _read_parts(run: Run, batch: Batch) -> Ints:

@@ -10,6 +10,14 @@ from slidesam.tasks.export.columns import describe_columns
 from slidesam.tasks.export.rows import read_rows
 from slidesam.tasks.run.run import Run
 
+# All others are float64.
+_TYPES = {
+    **dict.fromkeys(("label", *(f"bbox-{side}" for side in range(4)), "area", "block", "blocks"), "int64"),
+    **dict.fromkeys(("disputed", "touches_edge"), "bool"),
+    **dict.fromkeys(("region", "class"), "string"),
+    "fragments": "int32",
+}
+
 
 def write_table(run: Run, file: IO[bytes]) -> None:
     """Merge the tasks' rows, which each task has by id, into one table by id.
@@ -41,20 +49,13 @@ def write_pieces(
 
     meanings = describe_columns(run)
     table_of = {"slide": run.name, "label": run.label, "mpp": run.slide.mpp, "export": run.fingerprints["export"]}
-
-    def make_schema(types: Mapping[str, Any]) -> Any:
-        fields = [
-            pa.field(name, types.get(name, pa.float64()), metadata={"description": text})
-            for name, text in meanings.items()
-        ]
-        return pa.schema([*fields, *added], {"slidesam": json.dumps(table_of), **(metadata or {})})
-
-    schema = writer = None
-    for rows in pieces:
-        if writer is None:
-            schema = make_schema({name: pa.array(rows[name]).type for name in meanings})
-            writer = pq.ParquetWriter(file, schema, compression="zstd")
-        writer.write_table(pa.table(dict(rows), schema=schema))
-    if writer is None:
-        writer = pq.ParquetWriter(file, make_schema({}), compression="zstd")
-    writer.close()
+    fields = [
+        pa.field(name, pa.type_for_alias(_TYPES.get(name, "float64")), metadata={"description": text})
+        for name, text in meanings.items()
+    ]
+    schema = pa.schema([*fields, *added], {"slidesam": json.dumps(table_of), **(metadata or {})})
+    with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for rows in pieces:
+            # What isn't known is NaN, of whichever type the column is.
+            columns = [pa.array(rows[field.name], from_pandas=True).cast(field.type) for field in schema]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))

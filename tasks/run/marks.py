@@ -15,9 +15,11 @@ from pydantic import ValidationError
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.run.array_files import read_array_facts
 from slidesam.tasks.run.files import output_errors, read_json, sync_folders
-from slidesam.tasks.run.layout import TRASH_PREFIX, StageFolder
+from slidesam.tasks.run.layout import TRASH_PREFIX
 from slidesam.tasks.run.records import BlockMark, Mark, Params
+from slidesam.tasks.run.regions import list_region_blocks
 from slidesam.tasks.run.run import Run
+from slidesam.tasks.run.stage_folders import StageFolder
 
 _READERS: dict[str, Callable[[Path], Any]] = {".json": read_json, ".arrays": read_array_facts}
 
@@ -76,13 +78,16 @@ def read_params(run: Run) -> Params:
 
 
 def list_blocks(run: Run) -> Sequence[int]:
-    """List the ids of the blocks that are segmented, ascending.
+    """List the ids of the blocks that are segmented, ascending: those that hold tissue and see a region of interest.
 
     Raises:
         OutputError: The file that says so is gone.
+        SettingsError: The regions can't be read.
     """
     blocks = read_params(run).blocks
-    return range(len(run.grid)) if blocks is None else blocks
+    with_tissue = range(len(run.grid)) if blocks is None else blocks
+    in_regions = list_region_blocks(run)
+    return with_tissue if in_regions is None else sorted(set(with_tissue).intersection(in_regions))
 
 
 def is_segmented(run: Run) -> bool:

@@ -247,6 +247,8 @@ class State(Record):
     """How many blocks there are."""
     segment_folder: str | None = None
     """Name of the folder with the blocks' results."""
+    region_blocks: tuple[int, ...] | None = None
+    """Ids of the blocks that see a region of interest; None = the whole slide is computed."""
     jobs: tuple[str, ...] = ()
     """Names of the jobs in the queue that work for the run."""
     dashboards: dict[str, str] = {}
@@ -328,6 +330,12 @@ class Provenance(Record):
     """Size in bytes and crc32c of the list of the label image's files; None = it was made by a version without such lists."""
     seams: SeamReport | None = None
     """What happened at the seams."""
+
+    @property
+    def reason_left_out(self) -> str:
+        """Why blocks were left out, in words that follow their number."""
+        has_regions = (self.settings.get("blocks") or {}).get("region") is not None
+        return "outside of the regions or without tissue" if has_regions else "without tissue"
 
 
 class Sight(Record):

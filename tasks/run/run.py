@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict
 from slidesam.tasks.grid import BlockGrid
 from slidesam.tasks.pixels.plan import ImagePlan, group_blocks, plan_image
 from slidesam.tasks.pixels.resample import Scale, best_level, make_grids, make_scale
-from slidesam.tasks.run.layout import ImageFolder, PaintFolder, RunPaths, SegmentFolder, StitchFolder
+from slidesam.tasks.run.layout import RunPaths
+from slidesam.tasks.run.stage_folders import ImageFolder, PaintFolder, SegmentFolder, StitchFolder
 from slidesam.tasks.segmenters.packages import read_versions
 from slidesam.tasks.segmenters.votes import has_classes
 from slidesam.tasks.settings.methods import SegmenterSettings
@@ -35,6 +36,7 @@ class Run(BaseModel):
         settings: What to compute.
         segmenter_identity: What pixels depend on beside settings (hash of weights or source).
         tissue_identity: Hash of the mask image that says where tissue is, if the settings name one.
+        region_identity: Hash of the regions of interest, if the settings name some.
         permitted: Code that the segmenter may load, as `segmenters.allowed` decided when the run was planned. In no file, so
             that nobody can write it into one.
     """
@@ -46,6 +48,7 @@ class Run(BaseModel):
     settings: Settings
     segmenter_identity: str
     tissue_identity: str | None = None
+    region_identity: str | None = None
     permitted: tuple[str, ...] = ()
 
     @property
@@ -165,6 +168,9 @@ class Run(BaseModel):
             level = (plan.mode, self.segmented_level) if self.segmented_level else 0
             segment |= {"slide.target_mpp": self.scale, "the level that is read": level}
         stitch = {"segment": _digest(segment)} | {f"stitch.{key}": value for key, value in settings.stitch}
+        # Not of the blocks themselves: other regions, or the whole slide, use what is there.
+        if self.region_identity is not None:
+            stitch["blocks.region"] = self.region_identity
         export = arrays | {"stitch": _digest(stitch), "output.label": settings.output.label}
         if has_classes(settings.segmenter):
             export["segmenter.class_names"] = settings.segmenter.class_names

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from slidesam.tasks.errors import OutputError, in_one_line
-from slidesam.tasks.run.layout import RunPaths, SegmentFolder, list_noted_runs
+from slidesam.tasks.run.layout import RunPaths, list_noted_runs
 from slidesam.tasks.run.lock import holders
 from slidesam.tasks.run.records import FileFacts, Params, Provenance, State
+from slidesam.tasks.run.regions import list_region_blocks
 from slidesam.tasks.run.run import Run
+from slidesam.tasks.run.stage_folders import SegmentFolder
 
 UNREADABLE = "unreadable"
 """In place of a run's status: its `state.json` is damaged, or of another version."""
@@ -64,7 +66,7 @@ def record_finished(run: Run, record: Provenance) -> None:
         write_state(
             run.output, run.name, run.label, "finished",
             objects=record.objects, blocks=len(run.grid), segment_folder=run.segment_folder.path.name,
-            slide_path=run.slide.path, warnings=record.warnings,
+            region_blocks=list_region_blocks(run), slide_path=run.slide.path, warnings=record.warnings,
         )  # fmt: skip
 
 
@@ -78,12 +80,15 @@ def count_blocks(paths: RunPaths, state: State) -> tuple[int, int | None]:
     folder = find_segment_folder(paths, state)
     if folder is None:
         return state.blocks_done or 0, state.blocks
-    n_done, n_blocks = len(folder.list_results()), state.blocks
+    done, blocks, n_blocks = folder.list_results(), state.region_blocks, state.blocks
     with suppress(OutputError):
         params = Params.read(folder.params)
         if params is not None and params.blocks is not None:
-            n_blocks = len(params.blocks)
-    return n_done if state.blocks_done is None else state.blocks_done, n_blocks
+            blocks = params.blocks if blocks is None else tuple(set(blocks).intersection(params.blocks))
+    if blocks is not None:
+        # Others may have been done for other regions.
+        done, n_blocks = done.intersection(blocks), len(blocks)
+    return len(done) if state.blocks_done is None else state.blocks_done, n_blocks
 
 
 def find_segment_folder(paths: RunPaths, state: State) -> SegmentFolder | None:

@@ -19,6 +19,7 @@ from slidesam.tasks.run.array_files import load_arrays, write_arrays
 from slidesam.tasks.run.files import write_json
 from slidesam.tasks.run.marks import is_segmented, read_params
 from slidesam.tasks.run.records import Params
+from slidesam.tasks.run.regions import keep_regions
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.segment.devices import check_given, check_torch
 from slidesam.tasks.segmenters import jsonable_params, load_segmenter
@@ -35,8 +36,10 @@ def prepare_run(run: Run) -> Params:
         SegmenterError: The segmenter can't be made.
         DeviceError: It would compute on another device than the given one.
         OutputError: Results can't be written.
+        SettingsError: The file of the regions of interest changed since the run was planned.
     """
     start_time = time.perf_counter()
+    keep_regions(run)
     if is_segmented(run):
         # A model that needs a GPU isn't loaded if there is nothing left to segment.
         return read_params(run)

@@ -22,8 +22,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from slidesam.tasks.errors import BlockLostError, BlockMemoryError, DeviceMemoryError, OutputError
-from slidesam.tasks.run.layout import SegmentFolder
 from slidesam.tasks.run.records import StartMark
+from slidesam.tasks.run.stage_folders import SegmentFolder
 from slidesam.tasks.segment.memory import is_device_memory_error, is_memory_error, used_memory
 from slidesam.tasks.segment.worker_state import MARKS_FILE, WorkerState, this_worker
 

@@ -76,6 +76,8 @@ class BlockSettings(Section):
     """Context that a block reads on each side, in pixels; best is the width of the largest object; auto or null = 128 px, with micro-sam the overlap of its tiles, mostly 64 px."""  # noqa: E501
     tissue: str = "auto"
     """Which blocks to segment: auto = blocks that show more than background, off = all blocks, or the path of a mask image of the whole slide (0 = don't segment)."""  # noqa: E501
+    region: Annotated[str | None, as_plain_field(str)] = Field(default=None, exclude_if=_is_unset)
+    """Regions of interest: the path of a GeoJSON file of polygons, as QuPath exports annotations, or x, y, width, height in pixels of the full resolution, or with um behind in µm; only blocks that see one are computed; null = the whole slide."""  # noqa: E501
     blocks_per_task: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = "auto"
     """Blocks that one Prefect task computes; auto = 1 for up to 256 blocks, then more, at most 16. It doesn't change results."""
 
@@ -88,6 +90,12 @@ class BlockSettings(Section):
     @classmethod
     def _read_auto_as_none(cls, value: object) -> object:
         return None if value == "auto" else value
+
+    @field_validator("region", mode="before")
+    @classmethod
+    def _read_numbers_as_rectangle(cls, value: object) -> object:
+        # YAML, and the command line, read numbers as a list. An empty field of the form is none.
+        return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value or None
 
     @field_validator("tissue", mode="before")
     @classmethod

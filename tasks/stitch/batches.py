@@ -34,7 +34,7 @@ from slidesam.tasks.stitch.classes import add_up_votes
 from slidesam.tasks.stitch.numbering import StoredNumbering, save_numbering
 from slidesam.tasks.stitch.overlaps import BatchOverlaps, compare_blocks, join_batches
 from slidesam.tasks.stitch.paint import Numbering, paint_block, paint_group
-from slidesam.tasks.stitch.report import make_report
+from slidesam.tasks.stitch.report import find_seam_facts, make_report
 from slidesam.tasks.stitch.resolve import resolve_labels
 from slidesam.tasks.stitch.tables import BlockLabels, LabelPairs
 from slidesam.tasks.store.arrays import open_levels, remove_shards, shard_paths, write_shards
@@ -113,7 +113,8 @@ def resolve_run(run: Run) -> Resolved:
     resolution = resolve_labels(labels, pairs, run.settings.stitch)
     report = make_report(run.grid, labels, pairs, resolution, max(run.scale.factor))
     numbering = Numbering(labels.offsets, resolution.relabelling, resolution.size)
-    save_numbering(run, numbering, {"overlaps": _overlaps_checksums(run)})
+    seam_facts = find_seam_facts(run.grid, labels, pairs, resolution)
+    save_numbering(run, numbering, seam_facts, {"overlaps": _overlaps_checksums(run)})
     resolved = Resolved(objects=resolution.objects, seams=report)
     write_json(folder.causes, run.causes["stitch"])
     resolved.write(folder.resolved)

@@ -14,25 +14,49 @@ from numpy.typing import NDArray
 
 from slidesam.tasks.errors import DamagedError
 from slidesam.tasks.labels.results import BlockResults
-from slidesam.tasks.run.array_files import ArrayFile, write_arrays
+from slidesam.tasks.run.array_files import ArrayFile, read_array_facts, write_arrays
 from slidesam.tasks.run.files import remove_synced
 from slidesam.tasks.run.marks import remove_stage
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.stitch.paint import Numbering
+from slidesam.tasks.stitch.report import SeamFacts
 
 
-def save_numbering(run: Run, numbering: Numbering, facts: Mapping[str, Any]) -> None:
+def save_numbering(run: Run, numbering: Numbering, seams: SeamFacts, facts: Mapping[str, Any]) -> None:
     """Write a slide's numbering; `resolved.json`, which is written next, vouches for it.
 
     Args:
         run: The run.
         numbering: The numbering.
+        seams: How seams treat each object.
         facts: What it was made of.
 
     Raises:
         OutputError: It can't be written.
     """
-    write_arrays(run.stitch_folder.numbering, numbering._asdict(), facts)
+    write_arrays(run.stitch_folder.numbering, numbering._asdict() | seams._asdict(), facts)
+
+
+def read_seam_facts(run: Run, ids: NDArray[np.int64]) -> SeamFacts | None:
+    """Read how seams treat these objects; None where that isn't known any more, or was never noted.
+
+    Args:
+        run: The run.
+        ids: (n,) ids in the slide.
+
+    Raises:
+        DamagedError: The numbering is damaged.
+    """
+    path = run.stitch_folder.numbering
+    if read_array_facts(path) is None:
+        return None
+    file = ArrayFile(path)
+    if not set(SeamFacts._fields).issubset(file.names):
+        return None
+    columns = [file.on_demand(name) for name in SeamFacts._fields]
+    for column in columns:
+        column.load_at(ids)
+    return SeamFacts(*(column.values[ids] for column in columns))
 
 
 class StoredNumbering:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from slidesam.tasks.grid import BlockGrid
 from slidesam.tasks.run.records import SeamReport
@@ -48,9 +50,7 @@ def make_report(
     """
     decisions = resolution.decisions
     sightings = _Sightings(grid, labels, pairs, decisions.component)
-    is_crossing = labels.visible[pairs.reaching]
-    crossing = sightings.of_reaching(is_crossing)
-    is_agreed = np.isin(crossing, sightings.of_pairs(decisions.matched))
+    crossing, is_agreed = sightings.find_crossing(decisions.matched)
     is_overlapping = np.isin(crossing, sightings.of_pairs(np.ones(pairs.first.size, bool)))
     united, suppressed = (
         sightings.flag_components(decisions.component[mask]) for mask in (decisions.fragment, decisions.suppressed)
@@ -68,7 +68,7 @@ def make_report(
     totals["matched"] = totals["objects"] - int(np.unique(sightings.components(crossing[~is_agreed])).size)
     # They may lie wholly in their block, beside what covers them.
     totals["dropped"] = int(suppressed.sum())
-    at_seams = sightings.flag_components(decisions.component[pairs.reaching[is_crossing]])
+    at_seams = sightings.flag_components(decisions.component[pairs.reaching[labels.visible[pairs.reaching]]])
     wide = _find_wide(labels, decisions.component, united & at_seams)
     needed = _needed_halo(grid, labels, decisions.component, wide)
     advised_halo, warning = _advise(grid, totals["objects"], int(wide.size), needed, factor)
@@ -81,6 +81,31 @@ def make_report(
         advised_halo=advised_halo,
         warnings=() if warning is None else (warning,),
     )
+
+
+class SeamFacts(NamedTuple):
+    """What the table of objects says of seams.
+
+    Attributes:
+        fragments: (objects + 1,) by id, of how many fragments the object is put together; 1 where one block's outline is taken.
+        disputed: (objects + 1,) by id, 1 where the object crosses a seam and its other block sees something else or nothing.
+    """
+
+    fragments: NDArray[np.int32]
+    disputed: NDArray[np.uint8]
+
+
+def find_seam_facts(grid: BlockGrid, labels: BlockLabels, pairs: LabelPairs, resolution: Resolution) -> SeamFacts:
+    """Find of each object how seams treat it."""
+    decisions, relabelling = resolution.decisions, resolution.relabelling
+    sightings = _Sightings(grid, labels, pairs, decisions.component)
+    crossing, is_agreed = sightings.find_crossing(decisions.matched)
+    disputed = sightings.flag_components(sightings.components(crossing[~is_agreed]))
+    painted = np.flatnonzero(relabelling)
+    flags = np.zeros(resolution.objects + 1, np.uint8)
+    flags[np.abs(relabelling[painted])] = disputed[decisions.component[painted]]
+    fragments = np.bincount(-relabelling[relabelling < 0], minlength=resolution.objects + 1)
+    return SeamFacts(np.maximum(fragments, 1).astype(np.int32), flags)
 
 
 class _Sightings:
@@ -96,6 +121,11 @@ class _Sightings:
     def __init__(self, grid: BlockGrid, labels: BlockLabels, pairs: LabelPairs, component: Ints) -> None:
         self._blocks, self._labels, self._pairs, self._component = len(grid), labels, pairs, component
         self._total = max(1, count_components(component))
+
+    def find_crossing(self, matched: Flags) -> tuple[Ints, Flags]:
+        """Return the sightings of objects that a block owns and that reach into another, and on which of them the two agree."""
+        crossing = self.of_reaching(self._labels.visible[self._pairs.reaching])
+        return crossing, np.isin(crossing, self.of_pairs(matched))
 
     def of_reaching(self, mask: Flags) -> Ints:
         """Return the sightings, ascending, of labels that reach into what another block owns, of the rows that a mask picks."""

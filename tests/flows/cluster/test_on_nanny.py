@@ -13,8 +13,8 @@ import pytest
 
 from slidesam.flows.cluster.on_nanny import _Watch, count_kills, find_kills_file, ran_out
 from slidesam.tasks.errors import BlockMemoryError
-from slidesam.tasks.run.layout import SegmentFolder
 from slidesam.tasks.run.records import StartMark
+from slidesam.tasks.run.stage_folders import SegmentFolder
 from slidesam.tasks.segment.start_marks import StartMarks
 from tests.support.memory_group import memory_group
 
@@ -23,7 +23,7 @@ WORKER = """
 import sys, time
 from contextlib import ExitStack
 from pathlib import Path
-from slidesam.tasks.run.layout import SegmentFolder
+from slidesam.tasks.run.stage_folders import SegmentFolder
 from slidesam.tasks.segment.start_marks import StartMarks
 marks = StartMarks(SegmentFolder(Path(sys.argv[1])), "attempt", 9)
 with ExitStack() as stack:

@@ -21,6 +21,8 @@ from slidesam.tasks.export import describe, index
 from slidesam.tasks.export.files import FORMATS, missing_formats
 from slidesam.tasks.export.measures import measure_objects
 from slidesam.tasks.plan import plan_run
+from slidesam.tasks.run.array_files import load_arrays
+from slidesam.tasks.run.records import Resolved
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.store.verify import check_objects, take_back
@@ -247,3 +249,24 @@ def test_a_kill_at_any_moment_costs_no_byte(run: Run, tmp_path: Path, monkeypatc
         shutil.copytree(moment.folder, run.output)
         order.export_objects(run, EXECUTOR)
         assert read_bytes(run) == expected, moment.moment
+
+
+def test_the_table_says_what_seams_did_until_that_is_cleaned_up(run: Run) -> None:
+    order.export_objects(run, EXECUTOR)
+    table = pq.read_table(run.paths.objects("parquet"))
+    totals = Resolved.read(run.stitch_folder.resolved).seams.totals
+    assert totals["dropped"] == 0
+    assert sum(table["disputed"].to_pylist()) == totals["objects"] - totals["matched"]
+    relabelling = load_arrays(run.stitch_folder.numbering)["relabelling"]
+    counts = np.bincount(-relabelling[relabelling < 0], minlength=len(table) + 1)[1:]
+    assert table["fragments"].to_pylist() == np.maximum(counts, 1).tolist()
+    at_seams = np.array(table["blocks"].to_pylist()) > 1
+    assert np.array(table["disputed"].to_pylist())[~at_seams].sum() == 0
+    for folder in (run.segment_folder, run.stitch_folder, run.paint_folder, index.object_folder(run)):
+        shutil.rmtree(folder.path)
+    run.paths.objects("parquet").unlink()
+    order.export_objects(run, EXECUTOR)
+    again = pq.read_table(run.paths.objects("parquet"))
+    assert again.drop(["fragments", "disputed"]).equals(table.drop(["fragments", "disputed"]))
+    assert again["disputed"].null_count == again["fragments"].null_count == len(table)
+    assert again.schema.equals(table.schema)

@@ -14,9 +14,9 @@ from slidesam.tasks.errors import DamagedError
 from slidesam.tasks.grid import BlockGrid, Region
 from slidesam.tasks.labels.objects import describe_block
 from slidesam.tasks.labels.results import BlockResults, save_block
-from slidesam.tasks.run.layout import SegmentFolder
 from slidesam.tasks.run.marks import find_mark
 from slidesam.tasks.run.records import BlockMark
+from slidesam.tasks.run.stage_folders import SegmentFolder
 
 
 def make_run(folder: Path, grid: BlockGrid) -> SimpleNamespace:

@@ -7,12 +7,7 @@ from pathlib import Path
 import pytest
 
 from slidesam.tasks.run.layout import (
-    ImageFolder,
-    PaintFolder,
     RunPaths,
-    SegmentFolder,
-    StageFolder,
-    StitchFolder,
     find_provenance,
     jobs_folder,
     list_noted_runs,
@@ -20,6 +15,7 @@ from slidesam.tasks.run.layout import (
     list_slide_folders,
 )
 from slidesam.tasks.run.service_folders import inbox_lock, inbox_memory
+from slidesam.tasks.run.stage_folders import ImageFolder, PaintFolder, SegmentFolder, StageFolder, StitchFolder
 
 OUT = Path("/out")
 RUN = RunPaths(OUT, "CMU-1", "cells")

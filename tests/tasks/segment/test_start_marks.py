@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from slidesam.tasks.errors import BlockFailure, BlockLostError, BlockMemoryError, DeviceMemoryError, SlideAwayError
-from slidesam.tasks.run.layout import SegmentFolder
 from slidesam.tasks.run.records import StartMark
+from slidesam.tasks.run.stage_folders import SegmentFolder
 from slidesam.tasks.segment.start_marks import StartMarks, judge_marks, last_lines
 from slidesam.tasks.segment.worker_state import MARKS_FILE, this_worker
 
@@ -20,7 +20,7 @@ from slidesam.tasks.segment.worker_state import MARKS_FILE, this_worker
 PROCESS = """
 import os, signal, sys
 from pathlib import Path
-from slidesam.tasks.run.layout import SegmentFolder
+from slidesam.tasks.run.stage_folders import SegmentFolder
 from slidesam.tasks.segment.start_marks import StartMarks
 from slidesam.tasks.segment.worker_state import this_worker
 marks = StartMarks(SegmentFolder(Path(sys.argv[1])), "attempt", 2)
@@ -176,7 +176,7 @@ def test_who_watches_a_worker_has_a_moment_to_note_what_ended_it(
 TWO_AT_ONCE = """
 import sys, time
 from pathlib import Path
-from slidesam.tasks.run.layout import SegmentFolder
+from slidesam.tasks.run.stage_folders import SegmentFolder
 from slidesam.tasks.segment.start_marks import StartMarks
 folder = SegmentFolder(Path(sys.argv[1]))
 with StartMarks(folder, "attempt", 2, timeout=0.3).computing(7), StartMarks(folder, "attempt", 2, timeout=60).computing(8):

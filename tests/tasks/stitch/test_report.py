@@ -14,7 +14,7 @@ from slidesam.tasks.grid import BlockGrid
 from slidesam.tasks.run.records import SeamReport
 from slidesam.tasks.settings.sections import StitchSettings
 from slidesam.tasks.stitch import report as seam_report
-from slidesam.tasks.stitch.report import COLUMNS, make_report
+from slidesam.tasks.stitch.report import COLUMNS, find_seam_facts, make_report
 from tests.support.blockwise import segmented, stitched
 from tests.tasks.stitch.test_resolve import disagreeing_blocks, rules
 
@@ -25,6 +25,12 @@ def report_of(outer, grid: BlockGrid, rule: StitchSettings | None = None) -> Sea
     assert SeamReport.model_validate(json.loads(report.model_dump_json())) == report
     assert report.columns == ("first", "second", *COLUMNS)
     assert_counts_fit(report)
+    facts = find_seam_facts(grid, result.block_labels, result.pairs, result.resolution)
+    assert len(facts.disputed) == len(facts.fragments) == result.resolution.objects + 1
+    # The report counts suppressed objects, too, which no table has.
+    counted = report.totals["objects"] - report.totals["matched"]
+    assert counted - report.totals["dropped"] <= facts.disputed[1:].sum() <= counted
+    assert (facts.fragments >= 1).all()
     return report
 
 
@@ -109,6 +115,15 @@ def test_contested() -> None:
     # Each sees its own object, and they share a column of pixels.
     report = FourBlocks().see(slice(10, 20), slice(30, 42), 0).see(slice(10, 20), slice(39, 50), 1).report()
     assert at(report, 0, 1) == totals(report) == {"objects": 2, "contested": 2}
+
+
+def test_objects_know_whether_they_are_disputed_and_of_how_many_fragments_they_are() -> None:
+    blocks = FourBlocks().see(slice(4, 10), slice(35, 45), 0, 1).see(slice(12, 20), slice(30, 42), 0)
+    blocks = blocks.see(slice(12, 20), slice(39, 50), 1).see(slice(60, 66), slice(2, 78), 2, 3)
+    result = stitched(blocks.outer, blocks.grid, None)
+    facts = find_seam_facts(blocks.grid, result.block_labels, result.pairs, result.resolution)
+    assert facts.disputed[1:].tolist() == [0, 1, 1, 0]
+    assert facts.fragments[1:].tolist() == [1, 1, 1, 2]
 
 
 def test_suppressed_where_it_lies_at_the_seam_itself() -> None:
