@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from slidesam.tasks.errors import OutputError
+from slidesam.tasks.errors import OutputError, SettingsError
 from slidesam.tasks.pixels.mask_image import mask_identity
 from slidesam.tasks.pixels.resample import make_grids, make_scale
 from slidesam.tasks.run.files import make_folder, read_json
@@ -68,6 +69,7 @@ def describe_run(facts: Slide, output: Path, settings: Settings, allowed: Collec
         SegmenterError: The segmenter's weights or function aren't there, or aren't allowed.
     """
     permitted = permit(settings.segmenter, allowed)
+    _check_installed(settings)
     settings, mask = _with_mask(settings)
     settings, regions = resolve_region(facts, settings)
     settings = resolve_sizes(facts, settings)
@@ -80,6 +82,15 @@ def describe_run(facts: Slide, output: Path, settings: Settings, allowed: Collec
         region_identity=regions,
         permitted=permitted,
     )
+
+
+def _check_installed(settings: Settings) -> None:
+    """Refuse formats that can't be written here, before anything is computed."""
+    if "anndata" in settings.output.formats and importlib.util.find_spec("h5py") is None:
+        raise SettingsError(
+            "output.formats: anndata needs h5py, which isn't installed",
+            'pip install "slidesam[anndata]", or leave the format out',
+        )
 
 
 def resolve_sizes(slide: Slide, settings: Settings) -> Settings:

@@ -23,7 +23,7 @@ def _export(
         typer.Option(
             "--format",
             metavar="NAME",
-            help="table, outlines or geoparquet. Can be repeated; by default those that the run was to write.",
+            help="table, outlines, geoparquet or anndata. Can be repeated; by default those that the run was to write.",
         ),
     ] = None,
     label: Annotated[

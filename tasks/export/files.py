@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from slidesam.tasks.export.annotated import write_anndata
 from slidesam.tasks.export.feature_file import write_outlines
 from slidesam.tasks.export.geoparquet import write_geoparquet
 from slidesam.tasks.export.index import OutlineForm, object_folder, outline_part
@@ -35,6 +36,7 @@ FORMATS: dict[ExportFormat, FileFormat] = {
     "table": FileFormat("objects.parquet", write_table),
     "outlines": FileFormat("objects.geojson.gz", write_outlines, "features"),
     "geoparquet": FileFormat("objects.outlines.parquet", write_geoparquet, "polygons"),
+    "anndata": FileFormat("objects.h5ad", write_anndata),
 }
 
 

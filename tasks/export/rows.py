@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -41,6 +42,20 @@ def read_rows(run: Run, names: Sequence[str], *, with_polygons: bool = False) ->
         found = [(*pair, *bounds) for pair, bounds in zip(filled, slices, strict=True) if bounds[0] < bounds[1]]
         if found:
             yield _merge(found, names)
+
+
+def count_rows(run: Run) -> int:
+    """Count the objects that are described."""
+    name = f"{COLUMN}label"
+    return sum(part.shape(name)[0] for part in read_described(run) if name in part.names)
+
+
+def read_types(run: Run) -> Mapping[str, np.dtype[Any]]:
+    """Return the type of each column; 64-bit floats where there are no objects."""
+    for part in read_described(run):
+        if part.names:
+            return {name.removeprefix(COLUMN): part.read(name, 0, 0).dtype for name in part.names}
+    return defaultdict(lambda: np.dtype(np.float64))
 
 
 def _merge(found: list[tuple[ArrayFile, ArrayFile | None, int, int]], names: Sequence[str]) -> Columns:

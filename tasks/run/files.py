@@ -55,7 +55,7 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[IO[bytes]]:
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         make_folder(path.parent, sync=sync)
-        with beside.open("wb") as stream:
+        with beside.open("w+b") as stream:
             yield stream
             if sync:
                 # Without it a power cut can leave the new name on an empty file.

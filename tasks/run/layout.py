@@ -45,6 +45,7 @@ EXPORTS = {
     "objects.parquet": "table of the objects",
     "objects.geojson.gz": "outlines of the objects",
     "objects.outlines.parquet": "table and outlines of the objects",
+    "objects.h5ad": "table of the objects as AnnData",
     "report.html": "report",
 }
 """What is made from finished labels, by the ending of its name."""
