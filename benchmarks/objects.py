@@ -1,8 +1,10 @@
-"""Table and outlines of a made slide with very many objects: seconds, memory and bytes, beside the raw limit.
+"""Files of the objects of a made slide with very many objects: seconds, memory and bytes, beside the raw limit and other tools.
 
 The cells are those of a Voronoi diagram that repeats itself, so that every block knows them without the others; they touch each
 other, and cross all borders. Segmenting is outside the clock. Two worker processes then write the files of the objects from the
-finished labels. The raw limit is what two processes take to read labels and image once, and to write as many bytes.
+finished labels. The raw limit is what two processes take to read labels and image once, and to write as many bytes. Other tools
+(benchmarks/object_peers.py) measure and outline a part of the same labels, on one core, in an environment of their own
+(`make peers` first); one of them reads the outlines of all objects as a stream.
 
     make objects        (or: .venv/bin/python -m benchmarks.objects --sides 8192 16384)
 """
@@ -12,9 +14,12 @@ from __future__ import annotations
 import argparse
 import functools
 import os
+import subprocess
 import tempfile
 import time
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,11 +34,23 @@ from scipy.spatial import cKDTree
 
 import slidesam
 from benchmarks.big_slide import make_slide
+from slidesam.executors import StepExecutor
+from slidesam.flows.slide import order
+from slidesam.flows.slide.order import Batch, Facts, Step
+from slidesam.progress import StageReporter
+from slidesam.tasks import steps
+from slidesam.tasks.export.files import FORMATS as FILE_FORMATS
+from slidesam.tasks.export.files import missing_formats
+from slidesam.tasks.plan import plan_run
+from slidesam.tasks.run.run import Run
+from slidesam.tasks.settings.parse import make_settings
 
 # Seeds per period, and its side: cells of 268 px on average.
 SEEDS, PERIOD = 977, 512
 TARGET = "benchmarks.objects:voronoi_cells"
-SUFFIXES = ("parquet", "geojson.gz")
+# Those that count for the goal, and one more.
+FORMATS = ("table", "outlines", "anndata", "geoparquet")
+PEERS = Path(__file__).resolve().parents[1] / ".venv-peers" / "bin" / "python"
 
 
 @functools.cache
@@ -63,17 +80,40 @@ class Figures(NamedTuple):
 
     Attributes:
         objects: How many objects there are.
-        seconds: From finished labels to both files.
+        seconds: Wall time of each step, by its name.
         memory: Largest resident memory of a worker, MiB.
-        sizes: Bytes of the files.
+        sizes: Bytes of the files, by format.
         limit: Seconds of the raw limit.
+        peers: What other tools took, as lines of text.
     """
 
     objects: int
-    seconds: float
+    seconds: dict[str, float]
     memory: float
-    sizes: tuple[int, ...]
+    sizes: dict[str, int]
     limit: float
+    peers: list[str]
+
+
+class TimedExecutor(StepExecutor):
+    """Adds up the wall time of each step."""
+
+    def __init__(self, client: Client) -> None:
+        super().__init__(StageReporter(), client)
+        self.seconds: dict[str, float] = {}
+
+    def run_many(
+        self, step: Step, run: Run, jobs: Iterable[Batch], arguments: Callable[[Batch], tuple[Any, ...]]
+    ) -> Generator[tuple[Batch, Facts, Exception | None], None, None]:
+        """Run a step on each job, or once; the time of a file counts by its format."""
+        with self._timed(str(arguments(())[0]) if step is steps.write_objects else step.name):
+            yield from super().run_many(step, run, jobs, arguments)
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        start_time = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0) + time.perf_counter() - start_time
 
 
 def measure(folder: Path, side: int) -> Figures:
@@ -84,17 +124,25 @@ def measure(folder: Path, side: int) -> Figures:
         "blocks.tissue": "off", "run.verify": "none",
     }  # fmt: skip
     with workers() as client:
-        slidesam.segment(slide, output, settings | {"output.formats": []}, client=client, progress=False)
+        result = slidesam.segment(slide, output, settings | {"output.formats": []}, client=client, progress=False)
+    run = plan_run(slide, output, make_settings(overrides=settings | {"output.formats": list(FORMATS)}))
     with workers() as client:
-        start_time = time.perf_counter()
-        result = slidesam.segment(slide, output, settings, client=client, progress=False)
-        seconds = time.perf_counter() - start_time
+        executor = TimedExecutor(client)
+        order.export_objects(run, executor)
         memory = max(client.run(_peak_memory).values())
-    paths = [output / f"slide-{side}.cells.objects.{suffix}" for suffix in SUFFIXES]
-    sizes = tuple(path.stat().st_size for path in paths)
-    return Figures(
-        result.run["objects"], seconds, memory, sizes, measure_limit(output / f"slide-{side}.ome.zarr", sizes)
-    )
+    assert not missing_formats(run)
+    paths = {kind: run.paths.export(FILE_FORMATS[kind].ending) for kind in FORMATS}
+    sizes = {kind: path.stat().st_size for kind, path in paths.items()}
+    limit = measure_limit(run.store, sizes)
+    peers = measure_peers(run.store, paths["outlines"]) if PEERS.exists() else ["no other tools: make peers"]
+    return Figures(result.run["objects"], executor.seconds, memory, sizes, limit, peers)
+
+
+def measure_peers(store: Path, outlines: Path) -> list[str]:
+    """Let other tools measure and outline a part of the labels, and read the outlines of all objects."""
+    script = Path(__file__).with_name("object_peers.py")
+    done = subprocess.run([PEERS, script, store, outlines], check=True, capture_output=True, text=True)
+    return done.stdout.splitlines()
 
 
 def workers() -> Client:
@@ -110,13 +158,13 @@ def _peak_memory() -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
-def measure_limit(store: Path, sizes: tuple[int, ...]) -> float:
+def measure_limit(store: Path, sizes: dict[str, int]) -> float:
     """Time two processes that read labels and image once, and write as many bytes."""
     start_time = time.perf_counter()
     with ProcessPoolExecutor(2) as pool:
         list(pool.map(_read_half, [store] * 2, (0, 1)))
     with tempfile.NamedTemporaryFile(dir=store.parent) as file:
-        file.write(os.urandom(2**20) * (sum(sizes) // 2**20))
+        file.write(os.urandom(2**20) * (sum(sizes.values()) // 2**20))
         os.fsync(file.fileno())
     return time.perf_counter() - start_time
 
@@ -133,19 +181,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sides", type=int, nargs="+", default=[8192, 16384], help="of the slides, multiples of 2048")
     chosen = parser.parse_args()
-    table = Table(box=None)
-    for column in ("objects", "s", "raw limit s", "ratio", "us per object", "peak MiB", "table MB", "outlines MB"):
-        table.add_column(column, justify="right")
+    console = Console(highlight=False, width=120)
     with tempfile.TemporaryDirectory() as name:
         for side in chosen.sides:
-            found = measure(Path(name), side)
-            table.add_row(
-                f"{found.objects:,}", f"{found.seconds:.1f}", f"{found.limit:.1f}", f"{found.seconds / found.limit:.1f}",
-                f"{1e6 * found.seconds / found.objects:.0f}", f"{found.memory:.0f}",
-                *(f"{size / 1e6:.0f}" for size in found.sizes),
-            )  # fmt: skip
-    Console(highlight=False, width=120).print(table)
-    Console(highlight=False).print(f"load {os.getloadavg()[0]:.1f}, {psutil.cpu_count()} cores")
+            show(measure(Path(name), side), console)
+    console.print(f"load {os.getloadavg()[0]:.1f}, {psutil.cpu_count()} cores")
+
+
+def show(found: Figures, console: Console) -> None:
+    """Print what one size took."""
+    total = sum(found.seconds.values())
+    of_goal = total - found.seconds["geoparquet"]
+    console.print(f"{found.objects:,} objects; at most {found.memory:.0f} MiB in a process")
+    console.print(f"{of_goal:.1f} s for table, outlines and AnnData; {total:.1f} s with GeoParquet")
+    console.print(f"raw limit {found.limit:.1f} s; {1e6 * of_goal / found.objects:.0f} us per object")
+    table = Table(box=None)
+    for column in ("part", "s", "MB"):
+        table.add_column(column, justify="right")
+    for name, seconds in found.seconds.items():
+        size = found.sizes.get(name)
+        table.add_row(name, f"{seconds:.1f}", "" if size is None else f"{size / 1e6:.0f}")
+    console.print(table)
+    for line in found.peers:
+        console.print(line)
+    console.print()
 
 
 if __name__ == "__main__":
