@@ -125,7 +125,7 @@ def measure(folder: Path, side: int) -> Figures:
     }  # fmt: skip
     with workers() as client:
         result = slidesam.segment(slide, output, settings | {"output.formats": []}, client=client, progress=False)
-    run = plan_run(slide, output, make_settings(overrides=settings | {"output.formats": list(FORMATS)}))
+    run = plan_run(slide, output, make_settings(overrides=settings | {"output.formats": list(FORMATS)}), [TARGET])
     with workers() as client:
         executor = TimedExecutor(client)
         order.export_objects(run, executor)
