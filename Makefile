@@ -10,7 +10,7 @@ DEMO   ?= demo-output
 
 .DEFAULT_GOAL := help
 STITCHING := stitching-accuracy stitching-speed stitching-memory
-BENCHMARKS := accuracy bit-flips block chaos conversion durability empty file-count guide memory mosaics object-table objects open-slide outlines overhead pixel-oracle power-cut rechunk same-results soak structure tile-cost tissue tls
+BENCHMARKS := accuracy bit-flips block chaos compare conversion durability empty file-count guide memory mosaics object-table objects open-slide outlines overhead pixel-oracle power-cut rechunk same-results soak structure tile-cost tissue tls
 .PHONY: help install lock demo test test-fast many-slides full-networks model-card screenshots seams slurm-overhead stardist $(BENCHMARKS) $(STITCHING) peers lint format typed imports typecheck clean
 
 help:  ## list the targets
@@ -92,6 +92,7 @@ $(PEERS)/.installed: benchmarks/stitching/peers.txt | install
 accuracy:    ## how well `watershed` finds nuclei, in blocks and as a whole (needs ../shared/data)
 bit-flips:   ## one flipped bit in each kind of file, before and after a run ended: healed, named, refused, or silent
 block:       ## seconds and peak memory of one block, per segmenter
+compare:     ## comparing two label images of 20 480 px: seconds and memory beside reading both once, 10 minutes
 conversion:  ## converting a slide of 20 000 px beside what this machine can do at best
 durability:  ## what fsync and checksums take of a whole run of 20 000 px
 empty:       ## what leaving out background saves on a nearly empty slide

@@ -15,9 +15,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from slidesam.comparisons import compare
     from slidesam.flows.cluster.find_profile import load_profile as Profile  # noqa: N812
     from slidesam.open_results import Result, open_result
     from slidesam.run_slides import inspect, segment, segment_block, stitch
+    from slidesam.tasks.compare.comparison import Comparison
     from slidesam.tasks.errors import (
         BlockFailures,
         BlockLostError,
@@ -51,6 +53,7 @@ __all__ = [
     "BlockMemoryError",
     "ClusterError",
     "CohortFailures",
+    "Comparison",
     "DamagedError",
     "DeviceError",
     "DeviceMemoryError",
@@ -69,6 +72,7 @@ __all__ = [
     "SlideUnchangedError",
     "SlidesamError",
     "__version__",
+    "compare",
     "inspect",
     "open_result",
     "segment",
@@ -79,11 +83,13 @@ __all__ = [
 # Where names are that aren't errors; a module is imported when the first of its names is used.
 _HOMES = {
     "BlockGrid": "slidesam.tasks.grid:BlockGrid",
+    "Comparison": "slidesam.tasks.compare.comparison:Comparison",
     "LockedError": "slidesam.tasks.run.lock:LockedError",
     "Profile": "slidesam.flows.cluster.find_profile:load_profile",
     "Result": "slidesam.open_results:Result",
     "Settings": "slidesam.tasks.settings.sections:Settings",
     "Slide": "slidesam.tasks.slides.facts:Slide",
+    "compare": "slidesam.comparisons:compare",
     "inspect": "slidesam.run_slides:inspect",
     "open_result": "slidesam.open_results:open_result",
     "segment": "slidesam.run_slides:segment",

@@ -11,27 +11,26 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import DTypeLike, NDArray
-from pydantic import ValidationError
 
 from slidesam.lazy_arrays import LazyArray
 from slidesam.object_tables import read_objects
-from slidesam.tasks.errors import OutputError, in_one_line
+from slidesam.tasks.errors import OutputError
 from slidesam.tasks.grid import Region
 from slidesam.tasks.run.layout import STORE_SUFFIX, RunPaths, find_provenance, list_provenance
 from slidesam.tasks.run.records import FileList, Provenance
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.run.stage_folders import PaintFolder
 from slidesam.tasks.run.status import read_states
-from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.facts import Level, Slide
 from slidesam.tasks.slides.reader import SlideReader
 from slidesam.tasks.stitch.class_table import read_classes
 from slidesam.tasks.store import ome_zarr
-from slidesam.tasks.store.arrays import FAST, find_damaged_shards
+from slidesam.tasks.store.arrays import FAST
 from slidesam.tasks.store.file_list import find_metadata_damage
 from slidesam.tasks.store.groups import read_group
 from slidesam.tasks.store.image import has_pyramid
 from slidesam.tasks.store.multiscales import LevelPlace, place_averages, place_samples, read_places
+from slidesam.tasks.store.readers import read_checked
 from slidesam.tasks.store.verify import Depth, check_image, check_result
 
 # Of a level: shape, dtype, what reads a region of it, and where its pixels lie.
@@ -53,10 +52,8 @@ class Result:
 
     def __init__(self, output: Path, record: Provenance) -> None:
         self.run = record.model_dump(mode="json")
-        self.settings = Settings.model_validate(record.settings)
-        self.slide = record.slide
-        identity = record.segmenter.identity
-        self._run = Run(slide=self.slide, output=output, settings=self.settings, segmenter_identity=identity)
+        self._run = Run.of_record(record, output)
+        self.slide, self.settings = self._run.slide, self._run.settings
 
     def __repr__(self) -> str:
         height, width = self.slide.shape
@@ -142,6 +139,15 @@ class Result:
         """
         self._refuse_if_replaced()
         return read_classes(self._run.paths.classes)
+
+    def as_run(self) -> Run:
+        """Return the run, as functions of `slidesam.tasks` take it.
+
+        Raises:
+            OutputError: A later run wrote over the result.
+        """
+        self._refuse_if_replaced()
+        return self._run
 
     def verify(self, *, whole: bool = True) -> list[str]:
         """Compare the result's files with the checksums that were noted, as `slidesam verify` does.
@@ -245,12 +251,9 @@ def _read_results(output: Path, files: Iterable[Path]) -> tuple[list[Result], li
             if record is None:
                 errors.append(OutputError(f"{file} is damaged: segment the slide again with the same settings"))
             elif record.status == "finished":
-                results.append(Result(output.resolve(), record))
+                results.append(Result(output, record))
         except OutputError as error:
             errors.append(error)
-        except ValidationError as error:
-            reason = f"{file} has settings that this version can't read: segment the slide again"
-            errors.append(OutputError(f"{reason} ({in_one_line(error)})"))
     return results, errors
 
 
@@ -285,24 +288,11 @@ def _pyramid(levels: Sequence[_Described]) -> LazyArray:
 
 
 def _read_plane(array: zarr.Array[Any], region: Region) -> NDArray[Any]:
-    return _read(array, 0, region)
+    return read_checked(array, region)
 
 
 def _read_channels(array: zarr.Array[Any], region: Region) -> NDArray[Any]:
-    return np.moveaxis(_read(array, slice(None), region), 0, -1)
-
-
-def _read(array: zarr.Array[Any], channel: int | slice, region: Region) -> NDArray[Any]:
-    damaged = find_damaged_shards(array, region, channel)
-    if damaged:
-        raise OutputError(f"{damaged[0]} is damaged", "`slidesam verify --repair` takes it back, to be made again")
-    try:
-        return np.asarray(array[(0, channel, 0, *region.slices)])
-    except (RuntimeError, ValueError) as error:
-        raise OutputError(
-            f"{array.store_path} is damaged ({in_one_line(error)})",
-            "`slidesam verify` on the output folder names the files",
-        ) from error
+    return np.moveaxis(read_checked(array, region, slice(None)), 0, -1)
 
 
 def _read_slide(slide: Slide, level: int, region: Region) -> NDArray[Any]:

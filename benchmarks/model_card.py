@@ -21,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from slidesam.tasks.compare.scores import THRESHOLDS, match_arrays
 from slidesam.tasks.segmenters.base import Segmenter
 from slidesam.tasks.segmenters.microsam.inputs import intensity_range
 from slidesam.tasks.segmenters.microsam.segmenter import MicroSamSegmenter
@@ -35,8 +36,6 @@ MARKS = ("<!-- scores: made by `make model-card` -->", "<!-- end of scores -->")
 KINDS = {"fluo": "fluorescence", "he": "H&E-like tissue", "bright": "grey brightfield"}
 METHODS = ("nuclei-small", "watershed")
 FIELD, HALO = 1024, 128
-# Those of the Data Science Bowl 2018.
-THRESHOLDS = [round(0.5 + 0.05 * step, 2) for step in range(10)]
 
 
 def read_image(data: Path, row: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -55,14 +54,12 @@ def median_diameter(data: Path, rows: list[dict[str, Any]]) -> float:
 
 def count_matches(truth: np.ndarray, found: np.ndarray) -> dict[str, Any]:
     """Numbers of true objects, of found ones, and of pairs above each IoU."""
-    rows, columns = int(truth.max()) + 1, int(found.max()) + 1
-    both = np.bincount(truth.ravel() * columns + found.ravel(), minlength=rows * columns).reshape(rows, columns)
-    union = both.sum(1)[:, None] + both.sum(0)[None] - both
-    shares = (both / np.maximum(union, 1))[1:, 1:]
+    matches = match_arrays(found, truth)
+    scores = [matches.score(float(np.nextafter(threshold, 1))) for threshold in THRESHOLDS]
     return {
-        "true": len(np.unique(truth[truth > 0])),
-        "found": len(np.unique(found[found > 0])),
-        "matched": [int((shares > threshold).sum()) for threshold in THRESHOLDS],
+        "true": scores[0].matched + scores[0].only_true,
+        "found": scores[0].matched + scores[0].only_found,
+        "matched": [score.matched for score in scores],
     }
 
 

@@ -26,10 +26,10 @@ import zarr
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
-from scipy.sparse import coo_array
 from skimage.io import imread
 
 from benchmarks.same_results import SHARED, run_slidesam
+from slidesam.tasks.compare.scores import match_arrays
 
 TISSUE = SHARED / "mosaic_he" / "dsb_he_mosaic_2560x3200.tif"
 NUCLEI = SHARED / "nuclei_cc0"
@@ -61,25 +61,10 @@ class Comparison(NamedTuple):
 
 def compare(found: NDArray[np.integer], whole: NDArray[np.integer]) -> Comparison:
     """Compare two label images of one shape, 0 = background."""
-    id_found, id_whole = found.ravel().astype(np.int64), whole.ravel().astype(np.int64)
-    overlaps = coo_array((np.ones(id_found.size, np.int64), (id_found, id_whole))).tocsr().tocoo()
-    area_found, area_whole = np.bincount(id_found), np.bincount(id_whole)
-    are_objects = (overlaps.row > 0) & (overlaps.col > 0)
-    of_found, of_whole, shared = (column[are_objects] for column in (overlaps.row, overlaps.col, overlaps.data))
-    iou = shared / (area_found[of_found] + area_whole[of_whole] - shared)
-    objects, expected = (int((area[1:] > 0).sum()) for area in (area_found, area_whole))
-    return Comparison(
-        objects,
-        np.unique(of_whole[iou >= SAME]).size / expected,
-        objects - expected,
-        _count_pairs(of_found[2 * shared > area_whole[of_whole]]),
-        _count_pairs(of_whole[2 * shared > area_found[of_found]]),
-    )
-
-
-def _count_pairs(ids: NDArray[np.integer]) -> int:
-    counts = np.bincount(ids)
-    return int((counts * (counts - 1) // 2).sum())
+    matches = match_arrays(found, whole)
+    score = matches.score(SAME)
+    objects, expected = score.matched + score.only_found, score.matched + score.only_true
+    return Comparison(objects, score.matched / expected, objects - expected, matches.merged_pairs, matches.split_pairs)
 
 
 def tile_fluorescence() -> NDArray[np.uint8]:

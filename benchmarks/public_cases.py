@@ -25,10 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
-from scipy.sparse import coo_array
 
 import slidesam
 from benchmarks.same_results import SHARED
+from slidesam.tasks.compare.scores import match_arrays
 from slidesam.tasks.errors import SlidesamError
 from slidesam.tasks.grid import Region
 from slidesam.tasks.slides.facts import Slide
@@ -107,12 +107,7 @@ def judge_nuclei(slide: Slide, truth: dict[str, Any], convert: str) -> str:
 
 def count_hits(labels: NDArray[Any], right: NDArray[Any], nowhere: NDArray[np.bool_]) -> int:
     """Count the right nuclei that an object meets at an IoU of at least 0.5."""
-    shown, found = (np.where(nowhere, 0, array).ravel().astype(np.int64) for array in (right, labels))
-    both = coo_array((np.ones(shown.size, np.int64), (shown, found))).tocsr().tocoo()
-    are_objects = (both.row > 0) & (both.col > 0)
-    row, column, shared = both.row[are_objects], both.col[are_objects], both.data[are_objects]
-    union = np.bincount(shown)[row] + np.bincount(found)[column] - shared
-    return np.unique(row[2 * shared >= union]).size
+    return match_arrays(*(np.where(nowhere, 0, array) for array in (labels, right))).score().matched
 
 
 def judge(truth: dict[str, Any], converts: list[str]) -> list[str]:

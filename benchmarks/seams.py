@@ -32,7 +32,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
 from skimage.io import imread
 
 import slidesam
@@ -41,6 +40,7 @@ from benchmarks.guide.about import about, cores
 from benchmarks.guide.case import ROOT
 from benchmarks.guide.report import Report, Row, Table, percent, say
 from benchmarks.mosaics import NUCLEI, TILE, TISSUE, compare
+from slidesam.tasks.compare.scores import match_arrays
 
 WHOLE, GUIDE, OURS = "one block", "the guide's way", "slidesam"
 _ROWS_OF_TILES = 3
@@ -95,12 +95,8 @@ def compare_with_truth(found: NDArray[np.integer], truth: NDArray[np.integer]) -
         >>> compare_with_truth(np.array([[1, 1, 0, 2]]), np.array([[5, 5, 6, 0]]))
         (1, 1)
     """
-    ids, true_ids = found.ravel().astype(np.int64), truth.ravel().astype(np.int64)
-    overlaps = coo_array((np.ones(ids.size, np.int64), (ids, true_ids))).tocsr().tocoo()
-    area, true_area = np.bincount(ids), np.bincount(true_ids)
-    union = area[overlaps.row] + true_area[overlaps.col] - overlaps.data
-    matched = int(((2 * overlaps.data > union) & (overlaps.row > 0) & (overlaps.col > 0)).sum())
-    return int((area[1:] > 0).sum()) - matched, int((true_area[1:] > 0).sum()) - matched
+    score = match_arrays(found, truth).score(float(np.nextafter(0.5, 1)))
+    return score.only_found, score.only_true
 
 
 def measure(mosaic: Mosaic, blocks: Sequence[int], field: int | None, settings: dict[str, Any], report: Report) -> None:

@@ -11,6 +11,7 @@ import typer
 from rich.text import Text
 
 from slidesam.flows.cli.cluster import ClusterChanges, ClusterName, add_cluster_commands, choose_profile
+from slidesam.flows.cli.compare import add_compare_command
 from slidesam.flows.cli.current_folder import distrust_current_folder
 from slidesam.flows.cli.export import add_export_command
 from slidesam.flows.cli.finished import finished_runs
@@ -51,6 +52,7 @@ add_cluster_commands(app)
 add_models_commands(app)
 add_verify_command(app)
 add_export_command(app)
+add_compare_command(app)
 add_try_command(app)
 
 

@@ -10,12 +10,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from slidesam.tasks.errors import OutputError, in_one_line
 from slidesam.tasks.grid import BlockGrid
 from slidesam.tasks.pixels.plan import ImagePlan, group_blocks, plan_image
 from slidesam.tasks.pixels.resample import Scale, best_level, make_grids, make_scale
 from slidesam.tasks.run.layout import RunPaths
+from slidesam.tasks.run.records import Provenance
 from slidesam.tasks.run.stage_folders import ImageFolder, PaintFolder, SegmentFolder, StitchFolder
 from slidesam.tasks.segmenters.packages import read_versions
 from slidesam.tasks.segmenters.votes import has_classes
@@ -50,6 +52,23 @@ class Run(BaseModel):
     tissue_identity: str | None = None
     region_identity: str | None = None
     permitted: tuple[str, ...] = ()
+
+    @classmethod
+    def of_record(cls, record: Provenance, output: Path) -> Run:
+        """Return the run that a record in this output folder tells of.
+
+        Raises:
+            OutputError: This version can't read its settings.
+        """
+        try:
+            settings = Settings.model_validate(record.settings)
+        except ValidationError as error:
+            what = (
+                f"{record.slide.name} ({record.label}) has settings that this version can't read ({in_one_line(error)})"
+            )
+            raise OutputError(what, "segment the slide again") from error
+        identity = record.segmenter.identity
+        return cls(slide=record.slide, output=output.resolve(), settings=settings, segmenter_identity=identity)
 
     @property
     def name(self) -> str:

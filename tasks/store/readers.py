@@ -8,11 +8,12 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from slidesam.tasks.errors import OutputError, in_one_line
 from slidesam.tasks.grid import Region
 from slidesam.tasks.pixels.resample import LevelReader, ScaledReader
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.slides.reader import PixelReader, SlideReader
-from slidesam.tasks.store.arrays import open_level, read_whole
+from slidesam.tasks.store.arrays import find_damaged_shards, open_level, read_whole
 from slidesam.tasks.store.image import check_shown
 
 
@@ -36,6 +37,30 @@ class ArrayReader:
 
     def close(self) -> None:
         """Do nothing: there is nothing to close."""
+
+
+def read_checked(array: zarr.Array[Any], region: Region, channel: int | slice = 0) -> NDArray[Any]:
+    """Read a region of the first plane of a finished array, and change nothing.
+
+    Args:
+        array: TCZYX; or of other axes, whose last two are y and x.
+        region: Pixels, inside it.
+        channel: Of TCZYX.
+
+    Raises:
+        OutputError: It is damaged.
+    """
+    index: tuple[Any, ...] = (0, channel, 0) if array.ndim == 5 else (0,) * (array.ndim - 2)
+    damaged = find_damaged_shards(array, region, channel) if array.ndim == 5 else []
+    if damaged:
+        raise OutputError(f"{damaged[0]} is damaged", "`slidesam verify --repair` takes it back, to be made again")
+    try:
+        return np.asarray(array[(*index, *region.slices)])
+    except (RuntimeError, ValueError) as error:
+        raise OutputError(
+            f"{array.store_path} is damaged ({in_one_line(error)})",
+            "`slidesam verify` on the output folder names the files",
+        ) from error
 
 
 def open_pixels(run: Run) -> PixelReader:

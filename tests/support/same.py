@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from slidesam.tasks.compare.scores import match_arrays
+
 
 def assert_same_segmentation(ours: NDArray, theirs: NDArray) -> None:
     """Equal up to a one-to-one renaming that leaves background as it is."""
@@ -17,13 +19,8 @@ def assert_same_segmentation(ours: NDArray, theirs: NDArray) -> None:
     assert (zero == 0).all(), "background meets an object"
 
 
-def score(found: NDArray, truth: NDArray, iou_above: float = 0.5) -> float:
-    """F1 of objects that match at an IoU above `iou_above`."""
-    from scipy.sparse import coo_array
-
-    a, b = found.ravel().astype(np.int64), truth.ravel().astype(np.int64)
-    shared = coo_array((np.ones(a.size, np.int64), (a, b))).tocsr().tocoo()
-    area_a, area_b = np.bincount(a), np.bincount(b)
-    iou = shared.data / (area_a[shared.row] + area_b[shared.col] - shared.data)
-    hits = ((iou > iou_above) & (shared.row > 0) & (shared.col > 0)).sum()
-    return float(2 * hits / ((area_a[1:] > 0).sum() + (area_b[1:] > 0).sum()))
+def score(found: NDArray, truth: NDArray, iou: float = 0.5) -> float:
+    """F1 of objects that match at an IoU of at least `iou`."""
+    f1 = match_arrays(found, truth).score(iou).f1
+    assert f1 is not None, "neither has objects"
+    return f1

@@ -1,0 +1,1 @@
+"""Two segmentations of one slide beside each other: what they share, scores, pictures."""
