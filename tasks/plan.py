@@ -70,17 +70,27 @@ def describe_run(facts: Slide, output: Path, settings: Settings, allowed: Collec
     """
     permitted = permit(settings.segmenter, allowed)
     _check_installed(settings)
+    run = describe_unpermitted(facts, output, settings)
+    identity = segmenter_identity(run.settings.segmenter, facts.is_rgb, permitted)
+    return run.model_copy(update={"segmenter_identity": identity, "permitted": permitted})
+
+
+def describe_unpermitted(facts: Slide, output: Path, settings: Settings) -> Run:
+    """Describe a run whose segmenter isn't known and may load no code, to look at its blocks.
+
+    Raises:
+        SettingsError: A setting doesn't suit the slide.
+        SegmenterError: The segmenter is to see channels that the slide doesn't have.
+    """
     settings, mask = _with_mask(settings)
     settings, regions = resolve_region(facts, settings)
-    settings = resolve_sizes(facts, settings)
     return Run(
         slide=facts,
         output=output.resolve(),
-        settings=settings,
-        segmenter_identity=segmenter_identity(settings.segmenter, facts.is_rgb, permitted),
+        settings=resolve_sizes(facts, settings),
+        segmenter_identity="",
         tissue_identity=mask,
         region_identity=regions,
-        permitted=permitted,
     )
 
 

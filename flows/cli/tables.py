@@ -15,10 +15,10 @@ from slidesam.flows.cluster.cluster import ssh_line
 from slidesam.flows.cluster.links import find_page_link
 from slidesam.tasks.errors import SegmenterError
 from slidesam.tasks.grid import BlockGrid
-from slidesam.tasks.plan import explain, resolve_sizes
+from slidesam.tasks.plan import describe_unpermitted, explain
 from slidesam.tasks.report.provenance import read_finished
 from slidesam.tasks.run.records import Provenance, SeamReport
-from slidesam.tasks.run.run import Run
+from slidesam.tasks.run.regions import list_region_blocks
 from slidesam.tasks.run.status import RunState
 from slidesam.tasks.segmenters import segmenter_identity
 from slidesam.tasks.settings.sections import Settings
@@ -77,16 +77,16 @@ def _slide_rows(slide: Slide) -> list[tuple[str, str]]:
 def _plan_rows(
     slide: Slide, settings: Settings, output: Path | None, allowed: Collection[str]
 ) -> list[tuple[str, str]]:
-    settings = resolve_sizes(slide, settings)
-    (height, width), halo = settings.blocks.sizes
-    segmenter = settings.segmenter
-    run = Run(slide=slide, output=(output or Path()).resolve(), settings=settings, segmenter_identity="")
+    run = describe_unpermitted(slide, output or Path(), settings)
+    (height, width), halo = run.settings.blocks.sizes
+    segmenter, regions = run.settings.segmenter, list_region_blocks(run)
     rows, columns = run.grid.grid_shape
     outer = " × ".join(map(str, reversed(run.segmented_grid.outer_shape)))
     plan = [
         ("pixels", f"{run.image_plan.mode}: {run.image_plan.reason}"),
         ("blocks", f"{len(run.grid)} ({columns} × {rows}) of {width} × {height} px; "
                    f"with a halo of {halo} px the segmenter sees {outer} px"),
+        *([] if regions is None else [("", f"{len(regions)} of them see a region of {run.settings.blocks.region}")]),
     ]  # fmt: skip
     try:
         identity = segmenter_identity(segmenter, slide.is_rgb, allowed)
@@ -95,7 +95,8 @@ def _plan_rows(
     plan.append(("segmenter", f"{segmenter.kind}: {identity}"))
     if output is None:
         return plan
-    run = run.model_copy(update={"segmenter_identity": identity})
+    # Another one: what was asked of the first stays in it, and hangs on its segmenter.
+    run = describe_unpermitted(slide, output, settings).model_copy(update={"segmenter_identity": identity})
     if read_finished(run) is not None:
         return [*plan, ("to do", "nothing: finished with these settings")]
     return [*plan, *(("to do", line) for line in explain(run))]

@@ -25,3 +25,15 @@ def test_the_pixel_size_is_shown_with_where_it_comes_from(tmp_path: Path) -> Non
         console = Console(file=StringIO(), width=200)
         console.print(slide_table(inspect_slide(path, settings.slide), settings, None))
         assert words in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_blocks_that_see_a_region_are_counted_and_planned(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((400, 600), np.uint8))
+    overrides = {"segmenter.kind": "watershed", "blocks.block_shape": 64, "blocks.halo": 0}
+    settings = make_settings(overrides=overrides | {"blocks.region": "70, 10, 50, 80"})
+    console = Console(file=StringIO(), width=200)
+    console.print(slide_table(inspect_slide(path, settings.slide), settings, tmp_path / "out"))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "2 of them see a region of 70, 10, 50, 80" in shown
+    assert "segment: only the 2 of 70 blocks" in shown
