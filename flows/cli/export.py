@@ -23,7 +23,7 @@ def _export(
         typer.Option(
             "--format",
             metavar="NAME",
-            help="table, outlines, geoparquet or anndata. Can be repeated; by default those that the run was to write.",
+            help="table, outlines, report, geoparquet or anndata. Can be repeated; by default those that the run was to write.",
         ),
     ] = None,
     label: Annotated[
@@ -42,7 +42,7 @@ def _export(
     workers: Workers = None,
     scheduler: Scheduler = None,
 ) -> None:
-    """Write files of a finished result's objects, such as a table (Parquet) or outlines (GeoJSON); nothing is segmented."""
+    """Write files of a finished result, such as a table of its objects, their outlines, a report; nothing is segmented."""
     profile = choose_profile(cluster, cluster_changes, workers, scheduler)
     from slidesam.flows.cli.command import run_or_stop
     from slidesam.flows.cli.finished import finished_runs

@@ -23,14 +23,11 @@ from slidesam.tasks.run.status import RunState
 from slidesam.tasks.segmenters import segmenter_identity
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.facts import Slide
-from slidesam.tasks.stitch.report import COLUMNS
+from slidesam.tasks.stitch.report import AMONG_OBJECTS, COLUMNS, count_disagreements, locate_seam, rank_seams
 
 _COLOURS = {"finished": "green", "running": "yellow", "stopped": "yellow", "failed": "red", "unfinished": "red"}
-# Columns that count disagreements; `slidesam seams` shows the seams with most of them first.
-_DISAGREEMENTS, _WORST = ("contested", "one_sided", "united", "dropped"), 10
-# Columns whose objects are part of the objects at seams; for the others a share has no meaning.
-_AMONG_OBJECTS = ("matched", "contested", "one_sided", "united")
-_ADJACENT = {(0, 1): "side by side", (1, 0): "above and below", (1, 1): "at a corner", (1, -1): "at a corner"}
+# How many seams `slidesam seams` shows.
+_WORST = 10
 
 
 def slide_table(slide: Slide, settings: Settings, output: Path | None, allowed: Collection[str] = ()) -> Table:
@@ -165,18 +162,17 @@ def _totals_table(totals: dict[str, int]) -> Table:
     table.add_column(justify="right")
     table.add_column()
     for name, meaning in COLUMNS.items():
-        share = f"{100 * totals[name] / max(totals['objects'], 1):.3g} %" if name in _AMONG_OBJECTS else ""
+        share = f"{100 * totals[name] / max(totals['objects'], 1):.3g} %" if name in AMONG_OBJECTS else ""
         table.add_row(_hyphenate(name), f"{totals[name]:,}", share, meaning)
     return table
 
 
 def _seam_parts(report: SeamReport, grid: BlockGrid, *, everything: bool) -> list[Text | Table]:
     """Make a table of seams, those with most disagreements first, below a sentence on their number."""
-    seams = [dict(zip(report.columns, row, strict=True)) for row in report.rows]
+    seams = rank_seams(report)
     if not seams:
         return []
-    seams.sort(key=_disagreements, reverse=True)
-    disagreeing = [seam for seam in seams if _disagreements(seam)]
+    disagreeing = [seam for seam in seams if count_disagreements(seam)]
     seam_rows = seams if everything else disagreeing[:_WORST]
     sentence = f"\nobjects lie at {len(seams):,} of {sum(1 for _ in grid.seams()):,} seams"
     if not seam_rows:
@@ -187,28 +183,16 @@ def _seam_parts(report: SeamReport, grid: BlockGrid, *, everything: bool) -> lis
     return [Text(f"{sentence}:"), _seams_table(seam_rows, grid)]
 
 
-def _disagreements(seam: dict[str, int]) -> int:
-    return sum(seam[name] for name in _DISAGREEMENTS)
-
-
 def _seams_table(seams: list[dict[str, int]], grid: BlockGrid) -> Table:
     """Make a table with a row per seam, as wide as necessary: numbers must not be cut."""
     names = ["block", "and block", "lie", *map(_hyphenate, COLUMNS)]
-    rows = [[*_locate(grid, seam["first"], seam["second"]), *(f"{seam[name]:,}" for name in COLUMNS)] for seam in seams]
+    rows = [[*locate_seam(grid, seam), *(f"{seam[name]:,}" for name in COLUMNS)] for seam in seams]
     table = Table(box=None, pad_edge=False)
     for number, column in enumerate(zip(names, *rows, strict=True)):
         table.add_column(column[0], justify="left" if number < 3 else "right", min_width=max(map(len, column)))
     for row in rows:
         table.add_row(*row)
     return table
-
-
-def _locate(grid: BlockGrid, first: int, second: int) -> tuple[str, str, str]:
-    """Return row and column of two blocks, and their relative position."""
-    (row, column), (other_row, other_column) = grid[first].block_index, grid[second].block_index
-    # If the halo is wider than a block, blocks that don't touch see the same pixels.
-    lie = _ADJACENT.get((other_row - row, other_column - column), "apart")
-    return f"row {row}, column {column}", f"row {other_row}, column {other_column}", lie
 
 
 def _hyphenate(name: str) -> str:

@@ -28,12 +28,11 @@ from slidesam.tasks.run.records import Provenance, SeamReport
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.facts import slide_name
-from slidesam.tasks.stitch.report import COLUMNS
+from slidesam.tasks.stitch.report import AMONG_OBJECTS, COLUMNS
 
 # The picture is stored in the server's database twice: as the run's artifact and as the key's latest.
 _PICTURE_BYTES, _PICTURE_SIDES = 220_000, (1600, 1280, 1024, 800, 640, 480, 320)
 _MOST_BLOCKS, _ERROR_LENGTH = 50, 400
-_AMONG_OBJECTS = ("matched", "contested", "one_sided", "united")
 
 
 def result_markdown(run: Run, provenance: Provenance, picture: str | None = None, notes: Sequence[str] = ()) -> str:
@@ -99,7 +98,7 @@ def _seams_part(run: Run, seams: SeamReport) -> list[str]:
         return ["## Seams", "No object lies at a seam."]
     rows = []
     for name, meaning in COLUMNS.items():
-        share = f"{100 * totals[name] / totals['objects']:.3g}&nbsp;%" if name in _AMONG_OBJECTS else ""
+        share = f"{100 * totals[name] / totals['objects']:.3g}&nbsp;%" if name in AMONG_OBJECTS else ""
         rows.append((f"**{name.replace('_', '-')}**", f"{totals[name]:,}", share, text(meaning)))
     command = f"slidesam seams {shlex.quote(str(run.store))} --label {run.label}"
     return [

@@ -252,7 +252,7 @@ def _describe_objects(run: Run, executor: Executor) -> None:
         for kind in formats:
             try:
                 executor.run_one(steps.write_objects, run, kind)
-            except OutputError as error:
+            except (OutputError, SlideError) as error:
                 if isinstance(error, DamagedError):
                     raise
                 _warn_of_formats(run, executor, [kind], error)

@@ -10,6 +10,7 @@ from slidesam.tasks.export.annotated import write_anndata
 from slidesam.tasks.export.feature_file import write_outlines
 from slidesam.tasks.export.geoparquet import write_geoparquet
 from slidesam.tasks.export.index import OutlineForm, object_folder, outline_part
+from slidesam.tasks.export.report_file import write_report
 from slidesam.tasks.export.table import write_table
 from slidesam.tasks.run.files import replacing
 from slidesam.tasks.run.records import FileList
@@ -37,6 +38,7 @@ FORMATS: dict[ExportFormat, FileFormat] = {
     "outlines": FileFormat("objects.geojson.gz", write_outlines, "features"),
     "geoparquet": FileFormat("objects.outlines.parquet", write_geoparquet, "polygons"),
     "anndata": FileFormat("objects.h5ad", write_anndata),
+    "report": FileFormat("report.html", write_report),
 }
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from slidesam.tasks.errors import OutputError, SlidesamError
+from slidesam.tasks.run.inbox_records import InboxMemory, Sight
 from slidesam.tasks.run.layout import RunPaths
-from slidesam.tasks.run.records import InboxMemory, Provenance, Sight
+from slidesam.tasks.run.records import Provenance
 from slidesam.tasks.run.status import describe_file
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.facts import slide_name

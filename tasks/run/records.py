@@ -132,6 +132,10 @@ class BlockMark(Mark):
     """Of a network's numbers."""
     batch_size: int | None = None
     """Tiles that a network saw at once, as far as memory sufficed."""
+    failed: int = 0
+    """How often it had failed before, in the same attempt at the slide."""
+    lost: int = 0
+    """How many workers it had cost before, in the same attempt."""
 
 
 class StartMark(StageRecord):
@@ -143,6 +147,8 @@ class StartMark(StageRecord):
     """Identifies the attempt at the slide within which ends are counted."""
     lost: int = 0
     """How many workers the block had cost before, in this attempt."""
+    failed: int = 0
+    """How often it had failed before, in this attempt, without costing a worker."""
     timed_out: int = 0
     """How many of those took too long."""
     host: str | None = None
@@ -336,25 +342,3 @@ class Provenance(Record):
         """Why blocks were left out, in words that follow their number."""
         has_regions = (self.settings.get("blocks") or {}).get("region") is not None
         return "outside of the regions or without tissue" if has_regions else "without tissue"
-
-
-class Sight(Record):
-    """What was seen of a slide in a folder where slides arrive."""
-
-    facts: FileFacts | None = None
-    """Its file."""
-    since: float | None = None
-    """For how long it has been the same: the time when it was first seen so."""
-    last: float | None = None
-    """When it was last seen."""
-    started: str | None = None
-    """The version of its content for which a run was started."""
-
-
-class InboxMemory(Record):
-    """What was seen in a folder where slides arrive."""
-
-    folder: Path | None = None
-    """The folder."""
-    seen: dict[str, Sight] = {}
-    """The slides, by the file's name."""

@@ -29,7 +29,7 @@ from slidesam.tasks.labels.results import save_block
 from slidesam.tasks.pixels.resample import to_level0
 from slidesam.tasks.run.files import sync_folders
 from slidesam.tasks.run.marks import find_mark, list_blocks, read_params, remove_stage
-from slidesam.tasks.run.records import BlockMark, Params
+from slidesam.tasks.run.records import BlockMark, Params, StartMark
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.segment.block import begin_outer, renumber
 from slidesam.tasks.segment.finisher import Finisher
@@ -119,10 +119,10 @@ def _segment_in_turn(
             if is_alone:
                 finisher.wait()
             with finisher.note(block_id), ExitStack() as mark_stack:
-                mark_stack.enter_context(start_marks.computing(block_id))
+                before = mark_stack.enter_context(start_marks.computing(block_id))
                 ahead.request(block_ids[number : number + 2])
                 # In one expression, so that nothing here holds pixels or labels longer than needed.
-                finisher.add(block_id, work.begin(block_id, ahead.take(block_id)), mark_stack.pop_all())
+                finisher.add(block_id, work.begin(block_id, ahead.take(block_id), before), mark_stack.pop_all())
             if is_alone:
                 finisher.wait()
         finisher.wait()
@@ -177,8 +177,8 @@ class _BlockWork:
     segmenter: Segmenter
     shared: Params
 
-    def begin(self, block_id: int, image: NDArray[Any]) -> Callable[[], None]:
-        """Do the device's part of a block, and return what is left to do."""
+    def begin(self, block_id: int, image: NDArray[Any], before: StartMark) -> Callable[[], None]:
+        """Do the device's part of a block, and return what is left to do; `before` says how often it was tried."""
         start_time = time.perf_counter()
         grid = self.run.segmented_grid
         fill = np.asarray(self.shared.fill, image.dtype)
@@ -192,6 +192,7 @@ class _BlockWork:
             device=self.segmenter.device,
             threads=os.environ.get("OMP_NUM_THREADS"),
             **({} if arithmetic is None else asdict(arithmetic)),
+            **{name: count for name in ("failed", "lost") if (count := getattr(before, name))},
         )
         return lambda: self._finish(self.run.grid[block_id], labels, mark)
 

@@ -95,8 +95,8 @@ class StartMarks:
         )
 
     @contextmanager
-    def computing(self, block_id: int) -> Iterator[None]:
-        """Mark a block as being computed, and end this process if that takes too long.
+    def computing(self, block_id: int) -> Iterator[StartMark]:
+        """Mark a block as being computed, and end this process if that takes too long; give the mark.
 
         Raises:
             BlockLostError: The block has ended as many workers as are allowed.
@@ -106,12 +106,11 @@ class StartMarks:
         previous = self._read_judged(block_id)
         if (end := self._find_end(block_id, previous)) is not None:
             raise end
-        lost, timed_out = _count_lost(previous), _count_timed_out(previous)
-        mark, path = self._make(lost, timed_out), self._path(block_id)
+        mark, path = self._make(previous), self._path(block_id)
         self.worker.register(path, mark)
         try:
             with self._time_limit(path, mark):
-                yield
+                yield mark
         except BaseException as error:
             # A full disk must not hide the block's own error.
             with suppress(OutputError):
@@ -132,11 +131,10 @@ class StartMarks:
         If the process ends meanwhile, the block counts as having ended it. Time isn't limited, and errors aren't the block's.
         """
         previous = self._read_judged(block_id)
-        lost = _count_lost(previous)
-        if lost >= self.max_lost:
+        if _count_lost(previous) >= self.max_lost:
             yield
             return
-        mark, path = self._make(lost, _count_timed_out(previous)), self._path(block_id)
+        mark, path = self._make(previous), self._path(block_id)
         self.worker.register(path, mark)
         try:
             yield
@@ -145,13 +143,14 @@ class StartMarks:
             with suppress(OutputError):
                 _change_state(path, mark, "ready")
 
-    def _make(self, lost: int, timed_out: int) -> StartMark:
+    def _make(self, previous: StartMark) -> StartMark:
         log = os.environ.get(_LOG)
         return StartMark(
             state="running",
             attempt=self.attempt,
-            lost=lost,
-            timed_out=timed_out,
+            lost=_count_lost(previous),
+            timed_out=_count_timed_out(previous),
+            failed=previous.failed + (previous.state == "failed"),
             host=socket.gethostname(),
             pid=os.getpid(),
             log=None if log is None else Path(log),

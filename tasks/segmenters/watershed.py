@@ -91,7 +91,7 @@ class WatershedSegmenter(Segmenter):
     def segment(self, image: NDArray[Any], params: Params) -> NDArray[np.integer[Any]]:
         """Label one block; the module describes the steps."""
         diameter = params["diameter"]
-        signal = self._signal(image, params["white"])
+        signal = self.find_signal(image, params["white"])
         smooth = ndimage.gaussian_filter(signal, _SIGNAL_SIGMA * diameter, truncate=3)
         foreground = smooth > params["threshold"]
         if params["contrast"] is not None:
@@ -107,13 +107,25 @@ class WatershedSegmenter(Segmenter):
 
     def _samples(self, sample: NDArray[Any], white: float) -> NDArray[np.float32]:
         """Return the signal of the pixels that can hold objects: in bright field, those that aren't glass."""
-        signal = self._signal(sample, white)
+        signal = self.find_signal(sample, white)
         if self.signal_kind != "hematoxylin":
             return signal.ravel()
         tissue = _offset_density(sample, white).mean(axis=2) > _GLASS_DENSITY
         return signal[tissue] if tissue.any() else signal.ravel()
 
-    def _signal(self, image: NDArray[Any], white: float) -> NDArray[np.float32]:
+    def find_signal(self, image: NDArray[Any], white: float) -> NDArray[np.float32]:
+        """Find what is compared with the threshold.
+
+        Args:
+            image: (y, x[, c]) pixels.
+            white: The level of unstained glass.
+
+        Returns:
+            (y, x), higher where objects are.
+
+        Raises:
+            SegmenterError: Hematoxylin is wanted of an image that isn't red, green and blue.
+        """
         if self.signal_kind == "hematoxylin":
             if image.ndim != 3 or image.shape[2] != 3:
                 raise SegmenterError(

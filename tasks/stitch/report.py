@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +31,11 @@ COLUMNS = {
     "rescued": "missed by the block that owns them, kept as the other sees them whole",
     "dropped": "suppressed, because other objects cover them",
 }
+AMONG_OBJECTS = ("matched", "contested", "one_sided", "united")
+"""The counts of objects that are part of the objects at seams; of the others a share has no meaning."""
+DISAGREEMENTS = ("contested", "one_sided", "united", "dropped")
+"""The counts of objects on which blocks disagree, or of which they see only fragments."""
+_ADJACENT = {(0, 1): "side by side", (1, 0): "above and below", (1, 1): "at a corner", (1, -1): "at a corner"}
 # From this share of the objects at seams on a wider halo is advised, to a multiple of so many pixels.
 _WORTH_A_WORD, _STEP = 0.01, 16
 _FEW = 3
@@ -106,6 +111,25 @@ def find_seam_facts(grid: BlockGrid, labels: BlockLabels, pairs: LabelPairs, res
     flags[np.abs(relabelling[painted])] = disputed[decisions.component[painted]]
     fragments = np.bincount(-relabelling[relabelling < 0], minlength=resolution.objects + 1)
     return SeamFacts(np.maximum(fragments, 1).astype(np.int32), flags)
+
+
+def rank_seams(report: SeamReport) -> list[dict[str, int]]:
+    """Return the counts at each seam by name, seams with most disagreements first."""
+    seams = [dict(zip(report.columns, row, strict=True)) for row in report.rows]
+    return sorted(seams, key=count_disagreements, reverse=True)
+
+
+def count_disagreements(seam: Mapping[str, int]) -> int:
+    """Count at a seam the objects of `DISAGREEMENTS`."""
+    return sum(seam[name] for name in DISAGREEMENTS)
+
+
+def locate_seam(grid: BlockGrid, seam: Mapping[str, int]) -> tuple[str, str, str]:
+    """Return row and column of a seam's two blocks, and how they lie, in words."""
+    (row, column), (other_row, other_column) = (grid[seam[end]].block_index for end in ("first", "second"))
+    # If the halo is wider than a block, blocks that don't touch see the same pixels.
+    lie = _ADJACENT.get((other_row - row, other_column - column), "apart")
+    return f"row {row}, column {column}", f"row {other_row}, column {other_column}", lie
 
 
 class _Sightings:

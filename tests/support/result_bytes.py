@@ -16,7 +16,7 @@ class Result:
 
     Attributes:
         digests: Digest of each file's bytes, by its path.
-        records: Values of each `run.json`, by path and key.
+        records: Values of each `run.json` and of each list of the objects' files, by path and key; reports by path.
     """
 
     digests: dict[str, str] = field(default_factory=dict)
@@ -40,8 +40,13 @@ def read_result(output: Path) -> Result:
                 continue
             path = Path(folder, name)
             where = str(path.relative_to(output))
-            if name.endswith(".run.json"):
-                result.records |= dict(_flatten(where, _read_record(path)))
+            if name.endswith("report.html"):
+                # It shows times, as run.json has them.
+                result.records[where] = path.stat().st_size > 0
+            elif name.endswith((".run.json", ".objects.json")):
+                result.records |= {
+                    key: value for key, value in _flatten(where, _read_record(path)) if not key.endswith(".report.html")
+                }
             else:
                 result.digests[where] = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
     return result

@@ -153,6 +153,7 @@ def test_bad_slides_cost_the_good_one_nothing(home, tmp_path) -> None:
         "good.cells.objects.json",
         "good.cells.objects.parquet",
         "good.cells.overlay.png",
+        "good.cells.report.html",
         "good.cells.run.json",
         "good.image-files.json",
         "good.ome.zarr",

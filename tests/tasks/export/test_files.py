@@ -40,7 +40,7 @@ SETTINGS = {
     "slide.mpp": 0.5,
     "output.formats": list(FORMATS),
 }
-SUFFIXES = tuple(each.ending.removeprefix("objects.") for each in FORMATS.values())
+ENDINGS = [each.ending for each in FORMATS.values()]
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +67,12 @@ def run(result: tuple[Path, NDArray[Any]], tmp_path: Path) -> Run:
 
 
 def read_bytes(run: Run) -> list[bytes]:
-    return [run.paths.objects(suffix).read_bytes() for suffix in SUFFIXES]
+    return [run.paths.export(ending).read_bytes() for ending in ENDINGS]
+
+
+def remove_files(run: Run) -> None:
+    for path in run.paths.exports:
+        path.unlink(missing_ok=True)
 
 
 def read_features(run: Run) -> list[dict[str, Any]]:
@@ -129,8 +134,7 @@ def test_blocks_order_and_lost_files_change_nothing(
 ) -> None:
     order.export_objects(run, EXECUTOR)
     expected = read_bytes(run)
-    for suffix in (*SUFFIXES, "json"):
-        run.paths.objects(suffix).unlink()
+    remove_files(run)
     shutil.rmtree(index.object_folder(run).path)
     shutil.rmtree(run.paint_folder.path)
     order.export_objects(run, BACKWARDS)
@@ -158,8 +162,7 @@ def read_geometries(run: Run) -> list[str]:
 def test_a_large_object_is_described_from_a_window_of_its_own(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     order.export_objects(run, EXECUTOR)
     expected = read_features(run), pq.read_table(run.paths.objects("parquet"))
-    for suffix in (*SUFFIXES, "json"):
-        run.paths.objects(suffix).unlink()
+    remove_files(run)
     shutil.rmtree(index.object_folder(run).path)
     monkeypatch.setattr(describe, "_LONGEST_SHARED", 20)
     order.export_objects(run, EXECUTOR)
@@ -168,11 +171,11 @@ def test_a_large_object_is_described_from_a_window_of_its_own(run: Run, monkeypa
     assert pq.read_table(run.paths.objects("parquet")).equals(expected[1])
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_damaged_file_is_found_and_made_again(run: Run, suffix: str) -> None:
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_damaged_file_is_found_and_made_again(run: Run, ending: str) -> None:
     order.export_objects(run, EXECUTOR)
     expected = read_bytes(run)
-    path = run.paths.objects(suffix)
+    path = run.paths.export(ending)
     damaged = bytearray(path.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     path.write_bytes(damaged)
@@ -186,15 +189,18 @@ def test_a_damaged_file_is_found_and_made_again(run: Run, suffix: str) -> None:
     assert not check_objects(run.paths).damages
 
 
-def test_a_file_that_cannot_be_written_costs_no_other(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    run.paths.objects("parquet").mkdir()
+@pytest.mark.parametrize(("kind", "ending"), [("table", "objects.parquet"), ("report", "report.html")])
+def test_a_file_that_cannot_be_written_costs_no_other(
+    run: Run, monkeypatch: pytest.MonkeyPatch, kind: str, ending: str
+) -> None:
+    run.paths.export(ending).mkdir()
     warnings: list[str] = []
     monkeypatch.setattr(type(EXECUTOR), "warn", lambda _, message: warnings.append(message))
     order.export_objects(run, EXECUTOR)
-    assert missing_formats(run) == ["table"]
-    assert read_features(run)
+    assert missing_formats(run) == [kind]
+    assert all(run.paths.export(other).is_file() for other in ENDINGS if other != ending)
     (warning,) = warnings
-    assert "the labels are finished, but table of its objects can't be written" in warning
+    assert f"the labels are finished, but {kind} of its objects can't be written" in warning
     assert not list(run.output.glob(".*partial"))
 
 
@@ -222,8 +228,7 @@ def test_damage_to_what_they_are_made_from_is_healed(run: Run, part: str) -> Non
     run.paths.objects("json").unlink()
     run.paths.objects("parquet").unlink()
     order.export_objects(run, EXECUTOR)
-    for suffix in ("json", *SUFFIXES):
-        run.paths.objects(suffix).unlink()
+    remove_files(run)
     if part == "index":
         shutil.rmtree(folder.path / "described")
     if part == "parts":
@@ -239,7 +244,9 @@ def test_damage_to_what_they_are_made_from_is_healed(run: Run, part: str) -> Non
 
 def test_a_kill_at_any_moment_costs_no_byte(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(run.paint_folder.path / "measures")
-    with snapshots_after_renames(run.output, tmp_path, lambda name: "objects" in name, monkeypatch) as moments:
+    with snapshots_after_renames(
+        run.output, tmp_path, lambda name: "objects" in name or "report" in name, monkeypatch
+    ) as moments:
         order.export_objects(run, EXECUTOR)
     expected = read_bytes(run)
     # Parts of objects in blocks, the index, what five tasks described, a file and the list of each format.

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.run.files import read_json
+from slidesam.tasks.run.inbox_records import InboxMemory
 from slidesam.tasks.run.records import (
     BlockMark,
     FileFacts,
-    InboxMemory,
     Mark,
     Params,
     Provenance,
