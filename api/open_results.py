@@ -8,8 +8,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import zarr
 from numpy.typing import DTypeLike, NDArray
 
 from slidesam.lazy_arrays import LazyArray
@@ -21,16 +19,21 @@ from slidesam.tasks.run.records import FileList, Provenance
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.run.stage_folders import PaintFolder
 from slidesam.tasks.run.status import read_states
-from slidesam.tasks.slides.facts import Level, Slide
+from slidesam.tasks.slides.facts import Slide
 from slidesam.tasks.slides.reader import SlideReader
 from slidesam.tasks.stitch.class_table import read_classes
 from slidesam.tasks.store import ome_zarr
-from slidesam.tasks.store.arrays import FAST
 from slidesam.tasks.store.file_list import find_metadata_damage
 from slidesam.tasks.store.groups import read_group
 from slidesam.tasks.store.image import has_pyramid
-from slidesam.tasks.store.multiscales import LevelPlace, place_averages, place_samples, read_places
-from slidesam.tasks.store.readers import read_checked
+from slidesam.tasks.store.multiscales import LevelPlace
+from slidesam.tasks.store.pyramids import (
+    ShownLevel,
+    list_slide_levels,
+    open_image_levels,
+    open_label_levels,
+    word_damaged_metadata,
+)
 from slidesam.tasks.store.verify import Depth, check_image, check_result
 
 # Of a level: shape, dtype, what reads a region of it, and where its pixels lie.
@@ -83,13 +86,8 @@ class Result:
     def labels(self) -> LazyArray:
         """(y, x) ids on the grid of the slide's level 0, 0 = background; `levels` has the coarser ones, with their places."""
         self._refuse_if_replaced()
-        arrays, places = self._open_levels(self._run.paths.label_image, place_samples)
-        return _pyramid(
-            [
-                (array.shape[3:], array.dtype, partial(_read_plane, array), place)
-                for array, place in zip(arrays, places, strict=True)
-            ]
-        )
+        levels = open_label_levels(self._run.paths, self.slide)
+        return _pyramid([(level.shape, level.dtype, partial(_read_labels, level), level.place) for level in levels])
 
     @cached_property
     def image(self) -> LazyArray:
@@ -106,17 +104,14 @@ class Result:
                 raise OutputError(
                     f"{self.store} has another image by now: segment the slide again with the same settings"
                 )
-            arrays, places = self._open_levels(self.store, place_averages)
-            return _pyramid(
-                [
-                    ((*array.shape[3:], array.shape[1]), array.dtype, partial(_read_channels, array), place)
-                    for array, place in zip(arrays, places, strict=True)
-                ]
-            )
+            levels = open_image_levels(self._run.paths, slide)
+        else:
+            levels = list_slide_levels(slide, partial(_read_slide, slide))
+        channels = range(slide.size_c)
         return _pyramid(
             [
-                ((*level.shape, slide.size_c), slide.dtype, partial(_read_slide, slide, number), _place(level))
-                for number, level in enumerate(slide.levels)
+                ((*level.shape, slide.size_c), level.dtype, partial(_read_channels, level, channels), level.place)
+                for level in levels
             ]
         )
 
@@ -162,20 +157,6 @@ class Result:
         is_listed = self.run.get("file_list") is not None
         findings = [check_image(self._run.paths, depth, is_listed=is_listed), check_result(self._run.paths, depth)]
         return [str(damage) for finding in findings for damage in finding.damages]
-
-    def _open_levels(
-        self, folder: Path, place: Callable[[tuple[float, float]], LevelPlace]
-    ) -> tuple[list[zarr.Array[Any]], list[LevelPlace]]:
-        """Open the levels of a pyramid in the store, finest first, with their places."""
-        try:
-            group = zarr.open_group(folder, mode="r")
-            places, arrays = read_places(group, self.slide.mpp, self.slide.position, place), _arrays(group)
-        except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
-            # zarr's own words say neither what to do nor which result it is.
-            raise OutputError(_word_damage(folder, self.store)) from error
-        if len(places) != len(arrays):
-            raise OutputError(_word_damage(folder, self.store))
-        return arrays, places
 
     def _refuse_if_replaced(self) -> None:
         """Refuse to read what a later run wrote over this result."""
@@ -235,11 +216,7 @@ def _refuse_damaged(result: Result) -> None:
     lists = [listed for path in (paths, paths.image) if (listed := FileList.read(path.file_list)) is not None]
     damaged += [damage.path for listed in lists for damage in find_metadata_damage(listed, paths.output)]
     if damaged:
-        raise OutputError(_word_damage(damaged[0], result.store))
-
-
-def _word_damage(damaged: Path, store: Path) -> str:
-    return f"{damaged} has damaged metadata: `slidesam verify {store.parent} --repair` writes it again"
+        raise OutputError(word_damaged_metadata(damaged[0], paths.output))
 
 
 def _read_results(output: Path, files: Iterable[Path]) -> tuple[list[Result], list[OutputError]]:
@@ -269,32 +246,20 @@ def _nothing_finished(place: Path, output: Path, label: str | None) -> str:
     return f"{result_name} has no finished result: {standing}. Call segment with the same settings again to finish it"
 
 
-def _arrays(group: zarr.Group) -> list[zarr.Array[Any]]:
-    """Open the group's levels, finest first."""
-    names = sorted((name for name in group.array_keys() if name.isdigit()), key=int)
-    # zarr's own codecs take an empty shard for zeros.
-    with zarr.config.set(FAST if group.metadata.zarr_format == 3 else {}):
-        return [zarr.open_array(group.store_path / name, mode="r") for name in names]
-
-
-def _place(level: Level) -> LevelPlace:
-    """Place a level of the slide's file."""
-    return place_averages(level.downsample) if level.is_averaged else place_samples(level.downsample)
-
-
 def _pyramid(levels: Sequence[_Described]) -> LazyArray:
     """Return the first of several levels, which knows the coarser ones."""
     return LazyArray(*levels[0], tuple(LazyArray(*level) for level in levels[1:]))
 
 
-def _read_plane(array: zarr.Array[Any], region: Region) -> NDArray[Any]:
-    return read_checked(array, region)
+def _read_labels(level: ShownLevel, region: Region) -> NDArray[Any]:
+    labels: NDArray[Any] = level.read(region, (0,))[..., 0]
+    return labels
 
 
-def _read_channels(array: zarr.Array[Any], region: Region) -> NDArray[Any]:
-    return np.moveaxis(read_checked(array, region, slice(None)), 0, -1)
+def _read_channels(level: ShownLevel, channels: Sequence[int], region: Region) -> NDArray[Any]:
+    return level.read(region, channels)
 
 
-def _read_slide(slide: Slide, level: int, region: Region) -> NDArray[Any]:
+def _read_slide(slide: Slide, region: Region, level: int, channels: Sequence[int]) -> NDArray[Any]:
     with SlideReader(slide) as reader:
-        return reader.read(region, level, range(slide.size_c))
+        return reader.read(region, level, channels)
