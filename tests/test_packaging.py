@@ -21,7 +21,7 @@ from tests.support import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 FOLDERS = {"slidesam": "api", "slidesam.flows": "flows", "slidesam.tasks": "tasks"}
 DATA = {"py.typed", "flows/py.typed", "tasks/py.typed", "tasks/trial/tile.tif"}
-DATA_FOLDERS = ("flows/cluster/profiles", "tasks/segmenters/microsam/nuclei_small")
+DATA_FOLDERS = ("flows/cluster/profiles", "tasks/segmenters/microsam/nuclei_small", "tasks/view/static")
 
 
 def source_files() -> set[str]:

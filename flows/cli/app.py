@@ -28,6 +28,7 @@ from slidesam.flows.cli.options import (
 )
 from slidesam.flows.cli.trial import add_try_command
 from slidesam.flows.cli.verify import add_verify_command
+from slidesam.flows.cli.view import add_view_command
 from slidesam.flows.console import out, say, say_failed
 from slidesam.tasks.errors import OutputError, SettingsError
 from slidesam.tasks.settings.parse import make_settings
@@ -54,6 +55,7 @@ add_verify_command(app)
 add_export_command(app)
 add_compare_command(app)
 add_try_command(app)
+add_view_command(app)
 
 
 def _version(show: bool) -> None:

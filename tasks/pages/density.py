@@ -15,7 +15,7 @@ _MOST_CELLS = 96
 _LEAST_UM, _LEAST_PX = 50.0, 64.0
 _STEPS = (1, 2, 5)
 # From few objects to many: dark to bright (anchors of matplotlib's plasma), not opaque, so that the slide is seen through.
-_RAMP = ((13, 8, 135), (126, 3, 168), (204, 71, 120), (248, 149, 64), (240, 249, 33))
+RAMP = ((13, 8, 135), (126, 3, 168), (204, 71, 120), (248, 149, 64), (240, 249, 33))
 _OPACITY = 140
 
 
@@ -84,10 +84,10 @@ def draw_density(found: DensityMap) -> Image.Image:
     """Draw a map, a pixel per cell: transparent where no object is, else from dark to bright up to the densest cell."""
     densities = found.find_densities()
     top = densities.max(initial=0)
-    anchors = np.linspace(0, 1, len(_RAMP))
+    anchors = np.linspace(0, 1, len(RAMP))
     share = densities / top if top else densities
     rgba = np.zeros((*densities.shape, 4), np.uint8)
-    for channel, values in enumerate(zip(*_RAMP, strict=True)):
+    for channel, values in enumerate(zip(*RAMP, strict=True)):
         rgba[..., channel] = np.interp(share, anchors, values)
     rgba[..., 3] = np.where(found.counts > 0, _OPACITY, 0)
     return Image.fromarray(rgba)
@@ -95,4 +95,4 @@ def draw_density(found: DensityMap) -> Image.Image:
 
 def style_ramp() -> str:
     """Return the colours of the ramp as a CSS gradient, for a legend."""
-    return f"linear-gradient(90deg,{','.join(f'rgb{colour}' for colour in _RAMP)})".replace(" ", "")
+    return f"linear-gradient(90deg,{','.join(f'rgb{colour}' for colour in RAMP)})".replace(" ", "")
