@@ -10,7 +10,7 @@ DEMO   ?= demo-output
 
 .DEFAULT_GOAL := help
 STITCHING := stitching-accuracy stitching-speed stitching-memory
-BENCHMARKS := accuracy bit-flips block chaos compare conversion durability empty file-count guide memory mosaics object-table objects open-slide outlines overhead pixel-oracle power-cut rechunk same-results soak structure tile-cost tissue tls
+BENCHMARKS := accuracy bit-flips block chaos compare conversion durability empty export-share file-count guide memory mosaics object-table objects open-slide outlines overhead pixel-oracle power-cut rechunk same-results soak structure tile-cost tissue tls
 .PHONY: help install lock demo test test-fast many-slides full-networks model-card screenshots seams slurm-overhead stardist $(BENCHMARKS) $(STITCHING) peers lint format typed imports typecheck clean
 
 help:  ## list the targets
@@ -96,6 +96,7 @@ compare:     ## comparing two label images of 20 480 px: seconds and memory besi
 conversion:  ## converting a slide of 20 000 px beside what this machine can do at best
 durability:  ## what fsync and checksums take of a whole run of 20 000 px
 empty:       ## what leaving out background saves on a nearly empty slide
+export-share: ## what table, outlines and report add to a run on a real slide and on one of 20 000 px: seconds and share
 file-count:  ## files that a slide of 100 000 px leaves, while it runs and when it is finished
 guide:       ## the guide's figures 1 to 4 again, and false objects at chunk edges; hours on two cores (python -m benchmarks.guide --small: one)
 chaos:       ## 100 runs with kills, stops, full disks, clock jumps, a lost network: equal files, nothing done twice, nothing left
