@@ -18,6 +18,7 @@ import urllib.request
 from collections.abc import Mapping
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
@@ -266,6 +267,7 @@ def _make_home_error(home: Path, error: OSError) -> ServerError:
 def _environment(environment: Mapping[str, str], home: Path, url: str, password: str) -> dict[str, str]:
     locked = {"PREFECT_SERVER_API_AUTH_STRING": password} if password else {}
     return {
+        **_choose_pages_folder(home),
         **environment,
         **locked,
         "PREFECT_HOME": str(home.absolute()),
@@ -279,6 +281,14 @@ def _environment(environment: Mapping[str, str], home: Path, url: str, password:
         # By default pages of any web site may read what the API answers.
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": url.removesuffix("/api"),
     }
+
+
+def _choose_pages_folder(home: Path) -> dict[str, str]:
+    """Let Prefect copy its pages into its home where it can't beside its code, which only whoever installed it may write."""
+    prefect = find_spec("prefect")
+    if prefect is None or prefect.origin is None or os.access(Path(prefect.origin).parent / "server", os.W_OK):
+        return {}
+    return {"PREFECT_SERVER_UI_STATIC_DIRECTORY": str(home.absolute() / "ui")}
 
 
 def _die_with_parent() -> None:

@@ -27,6 +27,7 @@ from parts import Part, are_gone, command_line, pids, require_free_port, send, s
 from site_settings import HERE, MARK, ROOT, ServerProblem, Site
 
 _PAGES_API, _ORIGINS = "PREFECT_SERVER_UI_API_URL", "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
+_PAGES, _PAGES_FOLDER = "PREFECT_SERVER_UI_ENABLED", "PREFECT_SERVER_UI_STATIC_DIRECTORY"
 SCRIPT = HERE / "prefect-server"
 LOCK_SECONDS = 300
 # Flows that are told to end cancel their jobs first.
@@ -60,6 +61,8 @@ class Server(Part):
             _PAGES_API: site.values.get(_PAGES_API) or f"{site.web}/api",
             # By default pages of any web site may read what the API answers to a browser that has its password.
             _ORIGINS: site.values.get(_ORIGINS) or site.web,
+            # Prefect copies its pages beside its code by default, where only whoever installed it can write.
+            _PAGES_FOLDER: site.values.get(_PAGES_FOLDER) or str(site.data / "ui"),
             # Finished runs with their logs go after so many days; without "flow_runs" Prefect keeps them for ever.
             "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
             "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(
@@ -75,11 +78,18 @@ class Server(Part):
         self.become(command, environment, site.data)
 
     def is_ready(self) -> bool:
-        """Say whether this server, with this password, answers."""
+        """Say whether this server, with this password, answers, and has pages for a browser unless they are switched off."""
+        if not self.answers("/api/admin/version"):
+            return False
+        return self.site.values.get(_PAGES, "").lower() in ("false", "0") or self.answers("/")
+
+    def answers(self, path: str) -> bool:
+        """Say whether it answers with what is asked for."""
         host = "127.0.0.1" if self.site.host == "0.0.0.0" else self.site.host  # noqa: S104
         word = base64.b64encode(self.site.auth_string.encode()).decode()
-        url = f"http://{host}:{self.site.port}/api/admin/version"
-        request = urllib.request.Request(url, headers={"Authorization": f"Basic {word}"})
+        # As a browser asks: then `/` is the page that it is sent on to.
+        headers = {"Authorization": f"Basic {word}", "Accept": "text/html, */*"}
+        request = urllib.request.Request(f"http://{host}:{self.site.port}{path}", headers=headers)
         try:
             urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10).close()
         except OSError:
@@ -193,7 +203,8 @@ def status(site: Site, *, show_password: bool) -> int:
         return 3
     is_silent = mains[server] is not None and not server.is_ready()
     if is_silent:
-        warn(f"the server at {site.web} doesn't answer: see {server.log}")
+        trouble = "has no pages for a browser" if server.answers("/api/admin/version") else "doesn't answer"
+        warn(f"the server at {site.web} {trouble}: see {server.log}")
     word = site.auth_string if show_password else "slidesam:..."
     say(f"in a browser: {site.web}")
     say(f"in a shell:   export PREFECT_API_URL={site.web}/api PREFECT_API_AUTH_STRING='{word}'")

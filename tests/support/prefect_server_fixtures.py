@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import urllib.request
 from base64 import b64encode
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ class Server:
         self.host, self.data, self.config = host, folder / "data", folder / "server.env"
         self.profiles = folder / "profiles"
         self.port, self.database_port = free_port(), free_port()
+        self.prefix: tuple[str, ...] = ()
         self.config.write_text(
             "# the settings of a test\n"
             f"SLIDESAM_SERVER_DATA={self.data}\n"
@@ -62,7 +64,7 @@ class Server:
     def __call__(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "SLIDESAM_"))}
         return subprocess.run(
-            [SCRIPT, "--config", self.config, *command],
+            [*self.prefix, SCRIPT, "--config", self.config, *command],
             env=kept | environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -74,6 +76,13 @@ class Server:
     def start(self, **environment: str) -> None:
         done = self("start", **environment)
         assert done.returncode == 0, done.stdout + done.stderr
+
+    def start_without_writing_its_code(self) -> None:
+        """Start it as a user who can't write where slidesam is installed: root could, so the folder is read-only for it."""
+        script = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && shift && exec "$@"'
+        self.prefix = ("unshare", "--mount", "sh", "-c", script, "sh", sys.prefix)
+        self.start()
+        self.prefix = ()
 
     def pids(self) -> dict[str, str]:
         """Part → pid, of those that run."""
