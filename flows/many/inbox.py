@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
+from prefect.states import Completed
 
 from slidesam.flows.cluster.find_profile import ProfileChoice
 from slidesam.flows.prefect_api.deployed import (
@@ -27,7 +30,7 @@ from slidesam.tasks.errors import SettingsError, in_one_line
 from slidesam.tasks.folder.inbox import Arrival, has_result, look, record_started
 from slidesam.tasks.plan import prepare_output
 from slidesam.tasks.run.layout import RunPaths
-from slidesam.tasks.run.lock import holder, locked
+from slidesam.tasks.run.lock import LockedError, holder, locked
 from slidesam.tasks.run.service_folders import inbox_lock, inbox_memory
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.settings.types import Duration, seconds_of
@@ -46,7 +49,7 @@ def _run_name() -> str:
 @flow(name="inbox", flow_run_name=_run_name, persist_result=False)
 def inbox(
     folder: Path, output: Path, quiet: Duration = "2m", settings: Settings = _DEFAULTS, cluster: ProfileChoice = _LOCAL
-) -> list[str]:
+) -> State[list[str]]:
     """Start a run of `slide` for each slide of a folder that is complete and has no finished result.
 
     A slide is complete once it hasn't changed for a while. It is started once, and again if its file changes later.
@@ -59,7 +62,7 @@ def inbox(
         cluster: Where to compute it: the name of a cluster profile, or the file of one that the site keeps.
 
     Returns:
-        Names of the slides whose runs were started.
+        A completed state that says what was found, with the names of the slides whose runs were started.
 
     Raises:
         SettingsError: The folder doesn't exist, or some of its slides can't be started; all others are started.
@@ -77,8 +80,12 @@ def inbox(
     memory = inbox_memory(output, folder)
     failed: list[str] = []
     started_slides: list[str] = []
-    # Two flow runs at once would overwrite each other's memory.
-    with locked(inbox_lock(memory), f'flow run "{flow_run.name}"', target=f"inbox {folder}"):
+    with ExitStack() as stack:
+        # Two flow runs at once would overwrite each other's memory.
+        try:
+            stack.enter_context(locked(inbox_lock(memory), f'flow run "{flow_run.name}"', target=f"inbox {folder}"))
+        except LockedError as error:
+            return Completed(message=f"another look is at work: {in_one_line(error)}", data=[])
         complete, growing = look(folder, memory, seconds_of(quiet), time.time())
         for slide in complete:
             try:
@@ -88,13 +95,15 @@ def inbox(
                     started_slides.append(slide.path.name)
             except Exception as error:  # noqa: BLE001 (one bad slide doesn't stop the others)
                 failed.append(f"{slide.path.name}: {in_one_line(error)}")
-    log.info(
-        "%s: %d slides, %d of them still arriving; started now: %s",
-        folder, len(complete) + len(growing), len(growing), in_one_line(", ".join(started_slides)) or "none",
-    )  # fmt: skip
+    n_slides = len(complete) + len(growing)
+    finding = (
+        f"{n_slides} slide{'' if n_slides == 1 else 's'}, {len(growing)} of them still arriving; started now: "
+        f"{in_one_line(', '.join(started_slides)) or 'none'}"
+    )
+    log.info("%s: %s", folder, finding)
     if failed:
         raise SettingsError(f"{len(failed)} slides can't be started: {'; '.join(failed[:5])}")
-    return started_slides
+    return Completed(message=finding, data=started_slides)
 
 
 def _is_wanted(slide: Arrival, arrived: Sequence[Arrival], output: Path, settings: Settings) -> bool:

@@ -138,18 +138,30 @@ def test_automations_are_replaced_by_name_and_notify_whom_they_are_told(server: 
     }
     with temporary_settings(here):
         done = apply_automations(file, "http://127.0.0.1:9/hook")
-        assert sorted(done.values()) == ["created"] * 3 + ["unchanged"] * 3
+        assert sorted(done.values()) == ["created"] * 4 + ["unchanged"] * 3
         ids = {automation["id"] for automation in server.api("automations/filter", {})}
         assert set(apply_automations(file, "custom-webhook/slidesam").values()) == {"unchanged"}
         assert {automation["id"] for automation in server.api("automations/filter", {})} == ids
         with pytest.raises(SettingsError, match="no-such/block"):
             apply_automations(file, "no-such/block")
-        assert list(apply_automations(file).values()).count("removed: nobody to notify") == 3
+        assert list(apply_automations(file).values()).count("removed: nobody to notify") == 4
     with (
         temporary_settings(here | {PREFECT_API_AUTH_STRING: "slidesam:wrong"}),
         pytest.raises(ServerError, match="wants"),
     ):
         apply_automations(file)
+
+
+def test_looks_into_the_inbox_hold_no_slot_that_a_crash_would_keep(server: Server):
+    def inbox() -> dict:
+        return next(each for each in server.api("deployments/filter", {}) if each["name"] == "inbox")
+
+    # As an earlier version made it: after a crash every look was cancelled.
+    server.api(f"deployments/{inbox()['id']}", {"concurrency_limit": 1}, "PATCH")
+    assert inbox()["global_concurrency_limit"]["limit"] == 1
+    done = server("deploy")
+    assert done.returncode == 0, done.stderr
+    assert inbox()["global_concurrency_limit"] is None
 
 
 def test_started_again_nothing_changes(server: Server):
