@@ -11,7 +11,7 @@ import typer
 from slidesam.flows.cli.cluster import read_overrides
 from slidesam.tasks.segmenters.allowed import list_own_words
 from slidesam.tasks.settings.methods import SEGMENTER_KINDS
-from slidesam.tasks.settings.parse import make_settings, read_settings_file
+from slidesam.tasks.settings.parse import add_values, make_settings, read_settings_file, read_site_settings
 from slidesam.tasks.settings.sections import Settings
 
 SettingsFile = Annotated[
@@ -55,7 +55,7 @@ def load_settings(
     """Read settings from a YAML file and command-line overrides.
 
     Args:
-        path: The file.
+        path: The file, whose values go on top of those that the site begins with (SLIDESAM_SETTINGS).
         segmenter: Kind of segmenter.
         overrides: What `--set` was given.
         allowed: What `--allow` was given.
@@ -67,7 +67,9 @@ def load_settings(
     Raises:
         SettingsError: The file can't be read, a name is unknown or a value can't be used.
     """
-    values = {} if path is None else read_settings_file(path)
+    values = read_site_settings()
+    if path is not None:
+        values = add_values(values, read_settings_file(path))
     changes: dict[str, Any] = {} if segmenter is None else {"segmenter.kind": segmenter}
     changes |= read_overrides(overrides or (), "--set", "setting")
     settings = make_settings(values, changes)

@@ -217,11 +217,11 @@ def deploy(site: Site) -> int:
     """Register the work pool, the deployments and the automations."""
     Server(site).wait_until_ready()
     setup, log = HERE / "site_setup.py", site.log("deploy")
-    run_python(site, "the work pool could not be made", setup, "pool", site.values["SLIDESAM_SLIDES_AT_ONCE"])
+    notes = site.data / "deployments.json"
+    run_python(site, "the work pool could not be made", setup, "before", notes, site.values["SLIDESAM_SLIDES_AT_ONCE"])
     options = ("--no-prompt", "deploy", "--all", "--prefect-file", site.deployments / "prefect.yaml")
     run_python(site, f"the deployments could not be made; see {log}", "-m", "prefect", *options, log=log)
-    if not site.values["SLIDESAM_INBOX"]:
-        run_python(site, "the inbox could not be switched off", setup, "no-inbox")
+    run_python(site, "what was set in the UI could not be put back", setup, "after", notes)
     # Whom to notify it reads from the environment: the address of a webhook is a secret.
     automations = ("slidesam.flows.prefect_api.automations", site.deployments / "automations.yaml")
     run_python(site, "the automations could not be made", "-m", *automations)
@@ -247,6 +247,8 @@ def hash_of_deployments(site: Site) -> str:
     settings = [
         f"{name}={value}" for name, value in site.values.items() if name.startswith("SLIDESAM_") and name != MARK
     ]
+    if site.values["SLIDESAM_SETTINGS"]:
+        files.append(Path(site.values["SLIDESAM_SETTINGS"]))
     content = [*(path.read_bytes() for path in sorted(files)), *(setting.encode() for setting in sorted(settings))]
     return hashlib.sha256(b"\0".join(content)).hexdigest()
 

@@ -152,6 +152,7 @@ def with_defaults(values: Mapping[str, str]) -> dict[str, str]:
         "SLIDESAM_HISTORY_DAYS": "90",
         "SLIDESAM_OUTPUT": f"{data}/results",
         "SLIDESAM_CLUSTER": "local",
+        "SLIDESAM_SETTINGS": "",
         "SLIDESAM_INBOX": "",
         "SLIDESAM_INBOX_CRON": "*/15 * * * *",
         "SLIDESAM_NOTIFY": "",
@@ -161,9 +162,11 @@ def with_defaults(values: Mapping[str, str]) -> dict[str, str]:
     for name, most in _NUMBERS.items():
         if not re.fullmatch("[0-9]{1,9}", complete[name]) or not 1 <= int(complete[name]) <= most:
             raise ServerProblem(f"{name} must be a number from 1 to {most}, not '{complete[name]}'")
-    for name in ("SLIDESAM_OUTPUT", "SLIDESAM_INBOX"):
+    for name in ("SLIDESAM_OUTPUT", "SLIDESAM_SETTINGS", "SLIDESAM_INBOX"):
         if complete[name] and not complete[name].startswith("/"):
             raise ServerProblem(f"{name} must be a whole path, beginning with /, not '{complete[name]}'")
+    if complete["SLIDESAM_SETTINGS"] and not Path(complete["SLIDESAM_SETTINGS"]).is_file():
+        raise ServerProblem(f"SLIDESAM_SETTINGS: there is no file {complete['SLIDESAM_SETTINGS']}")
     if not re.fullmatch("/[A-Za-z0-9._/-]+", data):
         raise ServerProblem(f"SLIDESAM_SERVER_DATA must be a plain absolute path: {data}")
     return complete

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,9 @@ from slidesam.tasks.errors import SettingsError
 from slidesam.tasks.settings.methods import SEGMENTER_KINDS, SEGMENTER_SECTIONS
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.settings.types import Section
+
+SITE_SETTINGS = "SLIDESAM_SETTINGS"
+"""Environment variable that names the file of settings that a site begins with."""
 
 
 def make_settings(values: Mapping[str, Any] | None = None, overrides: Mapping[str, Any] | None = None) -> Settings:
@@ -85,6 +89,38 @@ def read_settings_file(path: Path) -> dict[str, Any]:
         SettingsError: The file can't be read, or holds no mapping.
     """
     return read_yaml(path, "settings file", "`section: {key: value}`: see `slidesam settings`")
+
+
+def add_values(values: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
+    """Put nested values on top of others, section by section; a segmenter of another kind replaces the whole section.
+
+    Args:
+        values: As `read_settings_file` returns them.
+        added: What goes on top.
+
+    Example:
+        >>> add_values({"blocks": {"halo": 64, "tissue": "off"}}, {"blocks": {"halo": 32}, "run": {"retries": 1}})
+        {'blocks': {'halo': 32, 'tissue': 'off'}, 'run': {'retries': 1}}
+    """
+    result = dict(values)
+    for name, section in added.items():
+        base = result.get(name)
+        if isinstance(base, Mapping) and isinstance(section, Mapping):
+            is_other_kind = name == "segmenter" and section.get("kind", base.get("kind")) != base.get("kind")
+            result[name] = dict(section) if is_other_kind else {**base, **section}
+        else:
+            result[name] = section
+    return result
+
+
+def read_site_settings() -> dict[str, Any]:
+    """Read the settings that a site begins with, from the file that SLIDESAM_SETTINGS names; none where it isn't set.
+
+    Raises:
+        SettingsError: The file can't be read, or holds no mapping.
+    """
+    name = os.environ.get(SITE_SETTINGS)
+    return read_settings_file(Path(name)) if name else {}
 
 
 def parse_override(text: str, owner: str) -> tuple[str, Any]:

@@ -152,16 +152,32 @@ def test_automations_are_replaced_by_name_and_notify_whom_they_are_told(server: 
         apply_automations(file)
 
 
-def test_looks_into_the_inbox_hold_no_slot_that_a_crash_would_keep(server: Server):
-    def inbox() -> dict:
-        return next(each for each in server.api("deployments/filter", {}) if each["name"] == "inbox")
+def test_what_was_set_in_the_ui_stays_and_what_changes_is_said(server: Server):
+    def named(name: str) -> dict:
+        return next(each for each in server.api("deployments/filter", {}) if each["name"] == name)
 
-    # As an earlier version made it: after a crash every look was cancelled.
-    server.api(f"deployments/{inbox()['id']}", {"concurrency_limit": 1}, "PATCH")
-    assert inbox()["global_concurrency_limit"]["limit"] == 1
-    done = server("deploy")
+    inbox, clean, slide = named("inbox"), named("clean"), named("slide")
+    # As an earlier version made it: after a crash that kept its one slot, every look was cancelled.
+    server.api(f"deployments/{inbox['id']}", {"concurrency_limit": 1}, "PATCH")
+    assert named("inbox")["global_concurrency_limit"]["limit"] == 1
+    server.api(f"deployments/{inbox['id']}", {"parameters": inbox["parameters"] | {"quiet": "9m"}}, "PATCH")
+    server.api(f"deployments/{slide['id']}", {"paused": True}, "PATCH")
+    server.api(f"deployments/{clean['id']}/schedules/{clean['schedules'][0]['id']}", {"active": False}, "PATCH")
+    site_settings = server.data.parent / "site.yaml"
+    site_settings.write_text("segmenter: {kind: watershed}\n")
+    done = server("deploy", SLIDESAM_SETTINGS=str(site_settings), SLIDESAM_CLUSTER="local-gpu")
     assert done.returncode == 0, done.stderr
-    assert inbox()["global_concurrency_limit"] is None
+    assert named("inbox")["global_concurrency_limit"] is None
+    chosen = {"quiet": "9m", "cluster": "local-gpu", "settings": {"segmenter": {"kind": "watershed"}}}
+    assert named("inbox")["parameters"] == inbox["parameters"] | chosen
+    assert named("slide")["paused"]
+    assert [schedule["active"] for schedule in named("clean")["schedules"]] == [False]
+    assert 'deployment inbox: quiet stays "9m", as it was set in the UI' in done.stdout
+    assert 'deployment inbox: cluster is "local-gpu" now; it was "local"' in done.stdout
+    site_settings.write_text("segmenter: {kind: wartershed}\n")
+    done = server("deploy", SLIDESAM_SETTINGS=str(site_settings))
+    assert done.returncode == 1
+    assert "SLIDESAM_SETTINGS: setting segmenter.kind: must be one of" in done.stderr
 
 
 def test_started_again_nothing_changes(server: Server):

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from slidesam.flows.cli import command
+from slidesam.flows.cli.options import load_settings
+from slidesam.tasks.errors import SettingsError
 from slidesam.tasks.run.status import write_state
 from slidesam.tasks.settings.parse import make_settings
 from tests.support.slides import write_numbered_slide
@@ -55,3 +57,23 @@ def test_retry_runs_nothing_that_the_folder_asks_for(
     said = " ".join("".join(capsys.readouterr()).split())
     assert words in said
     assert sorted((path, path.read_bytes()) for path in output.rglob("*") if path.is_file()) == before
+
+
+def test_a_sites_settings_come_first_and_what_a_person_gives_goes_on_top(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "site.yaml").write_text(
+        "blocks: {halo: 32, tissue: 'off'}\nsegmenter: {kind: watershed, diameter: 9}\n"
+    )
+    (tmp_path / "own.yaml").write_text("blocks: {halo: 16}\n")
+    (tmp_path / "other.yaml").write_text("segmenter: {kind: cellpose}\n")
+    monkeypatch.setenv("SLIDESAM_SETTINGS", str(tmp_path / "site.yaml"))
+    settings, _ = load_settings(None, None, None)
+    assert (settings.blocks.halo, settings.blocks.tissue, settings.segmenter.diameter) == (32, "off", 9)
+    settings, _ = load_settings(tmp_path / "own.yaml", None, ["segmenter.diameter=7"])
+    assert (settings.blocks.halo, settings.blocks.tissue, settings.segmenter.diameter) == (16, "off", 7)
+    assert load_settings(tmp_path / "other.yaml", None, None)[0].segmenter.kind == "cellpose"
+    assert load_settings(None, "micro-sam", None)[0].segmenter.kind == "micro-sam"
+    monkeypatch.setenv("SLIDESAM_SETTINGS", str(tmp_path / "none.yaml"))
+    with pytest.raises(SettingsError, match=r"none.yaml can't be read"):
+        load_settings(None, None, None)
