@@ -191,7 +191,7 @@ def main() -> None:
 def show(found: Figures, console: Console) -> None:
     """Print what one size took."""
     total = sum(found.seconds.values())
-    of_goal = total - found.seconds["geoparquet"]
+    of_goal = total - found.seconds.get("geoparquet", 0.0)
     console.print(f"{found.objects:,} objects; at most {found.memory:.0f} MiB in a process")
     console.print(f"{of_goal:.1f} s for table, outlines and AnnData; {total:.1f} s with GeoParquet")
     console.print(f"raw limit {found.limit:.1f} s; {1e6 * of_goal / found.objects:.0f} us per object")

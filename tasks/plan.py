@@ -96,6 +96,11 @@ def describe_unpermitted(facts: Slide, output: Path, settings: Settings) -> Run:
 
 def _check_installed(settings: Settings) -> None:
     """Refuse formats that can't be written here, before anything is computed."""
+    if "spatialdata" in settings.output.formats and settings.image.ome_zarr != "0.5":
+        raise SettingsError(
+            f"output.formats: spatialdata links the arrays of OME-Zarr 0.5, and image.ome_zarr is {settings.image.ome_zarr}",
+            "leave one of the two out",
+        )
     if "anndata" in settings.output.formats and importlib.util.find_spec("h5py") is None:
         raise SettingsError(
             "output.formats: anndata needs h5py, which isn't installed",

@@ -11,19 +11,22 @@ from slidesam.tasks.export.feature_file import write_outlines
 from slidesam.tasks.export.geoparquet import write_geoparquet
 from slidesam.tasks.export.index import OutlineForm, object_folder, outline_part
 from slidesam.tasks.export.report_file import write_report
+from slidesam.tasks.export.spatial import Links, list_known_files, write_spatialdata
 from slidesam.tasks.export.table import write_table
 from slidesam.tasks.run.files import replacing
+from slidesam.tasks.run.folders import replacing_folder
+from slidesam.tasks.run.layout import SPATIALDATA
 from slidesam.tasks.run.records import FileList
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.sections import ExportFormat
-from slidesam.tasks.store.file_list import find_size_damage, vouch_for
+from slidesam.tasks.store.file_list import Files, describe, find_size_damage, vouch_for
 
 
 class FileFormat(NamedTuple):
-    """One format.
+    """A format that is one file.
 
     Attributes:
-        ending: The end of its file's name.
+        ending: The end of its name.
         write: Writes it from a run whose objects are described.
         outlines: The form in which it needs outlines.
     """
@@ -33,12 +36,27 @@ class FileFormat(NamedTuple):
     outlines: OutlineForm | None = None
 
 
-FORMATS: dict[ExportFormat, FileFormat] = {
+class FolderFormat(NamedTuple):
+    """A format that is a folder.
+
+    Attributes:
+        ending: The end of its name.
+        write: Writes it, and returns which of its files are the store's.
+        outlines: The form in which it needs outlines.
+    """
+
+    ending: str
+    write: Callable[[Run, Path], Links]
+    outlines: OutlineForm | None = None
+
+
+FORMATS: dict[ExportFormat, FileFormat | FolderFormat] = {
     "table": FileFormat("objects.parquet", write_table),
     "outlines": FileFormat("objects.geojson.gz", write_outlines, "features"),
     "geoparquet": FileFormat("objects.outlines.parquet", write_geoparquet, "polygons"),
     "anndata": FileFormat("objects.h5ad", write_anndata),
     "report": FileFormat("report.html", write_report),
+    "spatialdata": FolderFormat(SPATIALDATA, write_spatialdata, "polygons"),
 }
 
 
@@ -70,17 +88,34 @@ def _read_list(run: Run) -> dict[str, dict[str, tuple[int, int]]]:
 
 
 def write_format(run: Run, kind: ExportFormat) -> Path:
-    """Write one file of the objects from what was described, and list it.
+    """Write one file, or folder, of the objects from what was described, and list it.
 
     Raises:
         DamagedError: What was described is damaged or gone.
-        OutputError: The file can't be written.
+        OutputError: It can't be written.
     """
-    path = run.paths.export(FORMATS[kind].ending)
-    with replacing(path) as file:
-        FORMATS[kind].write(run, file)
-    files = vouch_for([path], run.output)
+    form = FORMATS[kind]
+    path = run.paths.export(form.ending)
+    if isinstance(form, FolderFormat):
+        files = _write_folder(run, path, form)
+    else:
+        with replacing(path) as file:
+            form.write(run, file)
+        files = vouch_for([path], run.output)
     units = {name: listed for name, listed in _read_list(run).items() if not listed.keys() & files.keys()}
     units[_name_unit(run, kind)] = files
     FileList(fingerprint=object_folder(run).path.name, units=units).write(run.paths.objects("json"))
     return path
+
+
+def _write_folder(run: Run, path: Path, form: FolderFormat) -> Files:
+    """Write a folder; of files that are the store's, sizes and checksums are known."""
+    with replacing_folder(path) as beside:
+        links, known = form.write(run, beside), list_known_files(run)
+        files: Files = {}
+        for written in sorted(each for each in beside.rglob("*") if each.is_file()):
+            source = links.get(written)
+            listed = None if source is None else known.get(str(source.relative_to(run.output)))
+            name = str((path / written.relative_to(beside)).relative_to(run.output))
+            files[name] = describe(written) if listed is None else listed
+    return files

@@ -27,12 +27,31 @@ def write_geoparquet(run: Run, file: IO[bytes]) -> None:
     """
     import pyarrow as pa
 
-    fields = [
-        pa.field("bbox", pa.struct([(corner, pa.float64()) for corner in _CORNERS])),
-        pa.field("geometry", pa.binary()),
-    ]
+    boxes = pa.field("bbox", pa.struct([(corner, pa.float64()) for corner in _CORNERS]))
     pieces = map(_convert, read_rows(run, list(describe_columns(run)), with_polygons=True))
-    write_pieces(run, file, pieces, fields, {"geo": json.dumps(_describe_geometry(run))})
+    content = _describe_geometry(run)
+    content["columns"]["geometry"]["covering"] = {"bbox": {corner: ["bbox", corner] for corner in _CORNERS}}
+    write_pieces(run, file, pieces, [boxes, pa.field("geometry", pa.binary())], {"geo": json.dumps(content)})
+
+
+def write_shapes(run: Run, file: IO[bytes]) -> None:
+    """Write each object's number and outline, such that geopandas takes the number for the index.
+
+    Raises:
+        DamagedError: What was described is damaged or gone.
+    """
+    import pyarrow as pa
+
+    pieces = (
+        {"label": rows["label"], "geometry": pa.array(rows["geometry"], pa.binary())}
+        for rows in read_rows(run, ["label"], with_polygons=True)
+    )
+    # What pandas asks for, of which geopandas reads the index.
+    kind = {"pandas_type": "int64", "numpy_type": "int64", "metadata": None}
+    label = {"name": "label", "field_name": "label", **kind}
+    index = {"index_columns": ["label"], "column_indexes": [], "columns": [label], "pandas_version": "2.2.0"}
+    metadata = {"geo": json.dumps(_describe_geometry(run)), "pandas": json.dumps(index)}
+    write_pieces(run, file, pieces, [pa.field("geometry", pa.binary())], metadata, ["label"])
 
 
 def _convert(rows: Columns) -> dict[str, Any]:
@@ -55,5 +74,4 @@ def _describe_geometry(run: Run) -> dict[str, Any]:
     if corners:
         boxes = np.array(corners)
         column["bbox"] = [*boxes[:, :2].min(axis=0).tolist(), *boxes[:, 2:].max(axis=0).tolist()]
-    column["covering"] = {"bbox": {corner: ["bbox", corner] for corner in _CORNERS}}
     return {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}

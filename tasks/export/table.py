@@ -34,20 +34,22 @@ def write_pieces(
     pieces: Iterable[Mapping[str, Any]],
     added: Sequence[Any] = (),
     metadata: Mapping[str, str] | None = None,
+    names: Sequence[str] | None = None,
 ) -> None:
     """Write rows of the table as Parquet.
 
     Args:
         run: The run.
         file: The file.
-        pieces: Rows that follow each other: every column of `describe_columns`, and those that are added.
+        pieces: Rows that follow each other.
         added: Fields of pyarrow of further columns.
         metadata: Written into the file beside what it is a table of.
+        names: Columns of `describe_columns`; by default all.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    meanings = describe_columns(run)
+    meanings = {name: text for name, text in describe_columns(run).items() if names is None or name in names}
     table_of = {"slide": run.name, "label": run.label, "mpp": run.slide.mpp, "export": run.fingerprints["export"]}
     fields = [
         pa.field(name, pa.type_for_alias(_TYPES.get(name, "float64")), metadata={"description": text})

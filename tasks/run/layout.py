@@ -41,11 +41,14 @@ from pathlib import Path
 STORE_SUFFIX = ".ome.zarr"
 IMAGE = ".image"
 """In place of a label: the folder that all labels of a slide share. No label can have this name."""
+SPATIALDATA = "spatialdata.zarr"
+"""Ending of the one folder that is made from finished labels."""
 EXPORTS = {
     "objects.parquet": "table of the objects",
     "objects.geojson.gz": "outlines of the objects",
     "objects.outlines.parquet": "table and outlines of the objects",
     "objects.h5ad": "table of the objects as AnnData",
+    SPATIALDATA: "all in one as SpatialData",
     "report.html": "report",
 }
 """What is made from finished labels, by the ending of its name."""
@@ -122,8 +125,13 @@ class RunPaths:
 
     @property
     def exports(self) -> list[Path]:
-        """All that may be made from finished labels, after the list of what is finished."""
-        return [self.objects("json"), *map(self.export, EXPORTS)]
+        """All files that may be made from finished labels, after the list of what is finished."""
+        return [self.objects("json"), *(self.export(ending) for ending in EXPORTS if ending != SPATIALDATA)]
+
+    @property
+    def spatialdata(self) -> Path:
+        """The folder that may be made from finished labels."""
+        return self.export(SPATIALDATA)
 
     @property
     def file_list(self) -> Path:

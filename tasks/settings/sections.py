@@ -131,7 +131,7 @@ class StitchSettings(Section):
     """Smallest area, as a share of the median object's area, at which an object is kept that its own block missed and a neighbour sees whole in its halo; null = no such object is kept."""  # noqa: E501
 
 
-ExportFormat = Literal["table", "outlines", "geoparquet", "anndata", "report"]
+ExportFormat = Literal["table", "outlines", "geoparquet", "anndata", "spatialdata", "report"]
 
 
 class OutputSettings(Section):
@@ -140,7 +140,7 @@ class OutputSettings(Section):
     label: str = Field(default="cells", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")
     """Name of the label image; a slide can have several label images with different names."""
     formats: tuple[ExportFormat, ...] = ("table", "outlines", "report")
-    """What is written of the objects beside the label image: table = a row per object (Parquet), outlines = their outlines for QuPath (GeoJSON), geoparquet = table and outlines in one (GeoParquet), anndata = the table for scanpy (needs the extra anndata), report = a page with pictures and figures (HTML). `slidesam export` writes them later."""  # noqa: E501
+    """What is written of the objects beside the label image: table = a row per object (Parquet), outlines = their outlines for QuPath (GeoJSON), geoparquet = table and outlines in one (GeoParquet), anndata = the table for scanpy (needs the extra anndata), spatialdata = image, labels, outlines and table for spatialdata, report = a page with pictures and figures (HTML). `slidesam export` writes them later."""  # noqa: E501
     simplify: Annotated[float, Field(ge=0, le=1000)] = 0.0
     """How far outlines may be from the borders of the pixels, in pixels of the slide's full resolution; then they have fewer points, and stay valid; 0 = exactly the pixels."""  # noqa: E501
 

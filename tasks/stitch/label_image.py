@@ -41,7 +41,7 @@ def prepare_label_image(run: Run, objects: int) -> None:
         return
     paths = run.paths
     remove_synced(paths.provenance, paths.file_list, paths.overlay, paths.classes, *paths.exports)
-    for old_folder in run.paths.stage_folders("objects", "paint"):
+    for old_folder in [paths.spatialdata, *paths.stage_folders("objects", "paint")]:
         remove_stage(old_folder)
     create_label_image(run, objects)
     StageMark(objects=objects).write(arrays_mark)

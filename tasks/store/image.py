@@ -22,6 +22,7 @@ from slidesam.tasks.pixels.pyramid import halve, is_coarse, overview_level, over
 from slidesam.tasks.run.files import remove_synced
 from slidesam.tasks.run.layout import list_runs, slide_folder
 from slidesam.tasks.run.lock import holder
+from slidesam.tasks.run.marks import remove_stage
 from slidesam.tasks.run.records import FileList
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.slides.facts import Slide
@@ -110,6 +111,7 @@ def _withdraw_label(run: Run, root: zarr.Group) -> None:
     run.paths.classes.unlink(missing_ok=True)
     for path in run.paths.exports:
         path.unlink(missing_ok=True)
+    remove_stage(run.paths.spatialdata)
     remove_label(root, run.label)
 
 

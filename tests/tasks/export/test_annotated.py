@@ -19,8 +19,7 @@ from slidesam.tasks.plan import plan_run
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.parse import make_settings
 from tests.support.serial import EXECUTOR, segment_serially
-from tests.tasks.export.test_files import SETTINGS, result, run, small_tiles
-from tests.tasks.export.test_geoparquet import with_output
+from tests.tasks.export.test_files import SETTINGS, result, run, small_tiles, with_output
 
 __all__ = ["result", "run", "small_tiles"]
 # anndata warns of its own ways.

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gzip
 import json
+import multiprocessing
+import resource
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +21,14 @@ from rasterio.features import rasterize
 
 from slidesam.flows.slide import order
 from slidesam.tasks.export import describe, index
-from slidesam.tasks.export.files import FORMATS, missing_formats
+from slidesam.tasks.export.files import FORMATS, FolderFormat, missing_formats
 from slidesam.tasks.export.measures import measure_objects
 from slidesam.tasks.plan import plan_run
 from slidesam.tasks.run.array_files import load_arrays
 from slidesam.tasks.run.records import Resolved
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.parse import make_settings
+from slidesam.tasks.settings.sections import ExportFormat
 from slidesam.tasks.store.verify import check_objects, take_back
 from tests.support.damage import snapshots_after_renames
 from tests.support.qupath_schema import read_collection
@@ -40,7 +44,11 @@ SETTINGS = {
     "slide.mpp": 0.5,
     "output.formats": list(FORMATS),
 }
-ENDINGS = [each.ending for each in FORMATS.values()]
+# One file of each; of the folder one that isn't the store's.
+FILES = [
+    each.ending + ("/shapes/outlines/shapes.parquet" if isinstance(each, FolderFormat) else "")
+    for each in FORMATS.values()
+]
 
 
 @pytest.fixture(autouse=True)
@@ -66,13 +74,17 @@ def run(result: tuple[Path, NDArray[Any]], tmp_path: Path) -> Run:
     return plan_run(slide, tmp_path / "out", make_settings(overrides=SETTINGS | {"blocks.block_shape": 256}))
 
 
-def read_bytes(run: Run) -> list[bytes]:
-    return [run.paths.export(ending).read_bytes() for ending in ENDINGS]
+def read_bytes(run: Run) -> dict[str, bytes]:
+    """All files of the objects, those in folders too."""
+    paths = [run.paths.export(each.ending) for each in FORMATS.values()]
+    files = [file for path in paths for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
+    return {str(file.relative_to(run.output)): file.read_bytes() for file in files}
 
 
 def remove_files(run: Run) -> None:
     for path in run.paths.exports:
         path.unlink(missing_ok=True)
+    shutil.rmtree(run.paths.spatialdata)
 
 
 def read_features(run: Run) -> list[dict[str, Any]]:
@@ -171,7 +183,7 @@ def test_a_large_object_is_described_from_a_window_of_its_own(run: Run, monkeypa
     assert pq.read_table(run.paths.objects("parquet")).equals(expected[1])
 
 
-@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("ending", FILES)
 def test_a_damaged_file_is_found_and_made_again(run: Run, ending: str) -> None:
     order.export_objects(run, EXECUTOR)
     expected = read_bytes(run)
@@ -217,22 +229,20 @@ def test_nothing_found_is_an_empty_table(tmp_path: Path) -> None:
     assert zarr.open_group(run.store, mode="r")["labels/cells/0"].shape[-1] == 256
 
 
-@pytest.mark.parametrize("part", ["described", "parts", "index"])
+@pytest.mark.parametrize("part", ["described", "features", "polygons", "parts", "index"])
 def test_damage_to_what_they_are_made_from_is_healed(run: Run, part: str) -> None:
     order.export_objects(run, EXECUTOR)
     expected = read_bytes(run)
     folder = index.object_folder(run)
     shutil.rmtree(run.paint_folder.path / "measures")
     shutil.rmtree(folder.path)
-    order.export_objects(run, EXECUTOR)
-    run.paths.objects("json").unlink()
-    run.paths.objects("parquet").unlink()
+    remove_files(run)
     order.export_objects(run, EXECUTOR)
     remove_files(run)
-    if part == "index":
-        shutil.rmtree(folder.path / "described")
+    if part in ("index", "parts"):
+        for kind in ("described", "features", "polygons"):
+            shutil.rmtree(folder.path / kind)
     if part == "parts":
-        shutil.rmtree(folder.path / "described")
         folder.index.unlink()
     for path in [folder.index] if part == "index" else sorted((folder.path / part).glob("*"))[1:2]:
         data = bytearray(path.read_bytes())
@@ -245,7 +255,7 @@ def test_damage_to_what_they_are_made_from_is_healed(run: Run, part: str) -> Non
 def test_a_kill_at_any_moment_costs_no_byte(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(run.paint_folder.path / "measures")
     with snapshots_after_renames(
-        run.output, tmp_path, lambda name: "objects" in name or "report" in name, monkeypatch
+        run.output, tmp_path, lambda name: "objects" in name or "spatialdata" in name, monkeypatch
     ) as moments:
         order.export_objects(run, EXECUTOR)
     expected = read_bytes(run)
@@ -256,6 +266,43 @@ def test_a_kill_at_any_moment_costs_no_byte(run: Run, tmp_path: Path, monkeypatc
         shutil.copytree(moment.folder, run.output)
         order.export_objects(run, EXECUTOR)
         assert read_bytes(run) == expected, moment.moment
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_kill_in_the_middle_of_a_file_costs_no_byte(run: Run, kind: ExportFormat) -> None:
+    order.export_objects(run, EXECUTOR)
+    expected = read_bytes(run)
+    remove_files(run)
+    path = run.paths.export(FILES[list(FORMATS).index(kind)])
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    half = len(expected[str(path.relative_to(run.output))]) // 2
+    process = context.Process(target=export_and_die, args=(with_output(run, formats=(kind,)), half))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGXFSZ
+    final = run.paths.export(FORMATS[kind].ending)
+    assert not final.exists()
+    assert list(run.output.glob(f".{final.name}.*.partial"))
+    segmented = [path.stat().st_mtime_ns for path in run.segment_folder.path.rglob("*")]
+    order.export_objects(run, EXECUTOR)
+    assert read_bytes(run) == expected
+    assert [path.stat().st_mtime_ns for path in run.segment_folder.path.rglob("*")] == segmented
+
+
+def export_and_die(run: Run, n_bytes: int) -> None:
+    """End without a word, as by `kill -9`, at the byte of a file that is beyond a number."""
+    index._TILE, index._FEWEST_TILES = (320, 320), 2
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    order.export_objects(run, EXECUTOR)
+
+
+def with_output(run: Run, **changes: object) -> Run:
+    """The same run with other settings of its output."""
+    output = run.settings.output.model_copy(update=changes)
+    return Run(**dict(run) | {"settings": run.settings.model_copy(update={"output": output})})
 
 
 def test_the_table_says_what_seams_did_until_that_is_cleaned_up(run: Run) -> None:

@@ -20,15 +20,9 @@ from slidesam.tasks.plan import plan_run
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.settings.parse import make_settings
 from tests.support.serial import EXECUTOR, segment_serially
-from tests.tasks.export.test_files import SETTINGS, read_features, result, run, small_tiles
+from tests.tasks.export.test_files import SETTINGS, read_features, result, run, small_tiles, with_output
 
 __all__ = ["result", "run", "small_tiles"]
-
-
-def with_output(run: Run, **changes: object) -> Run:
-    """The same run with other settings of its output."""
-    output = run.settings.output.model_copy(update=changes)
-    return Run(**dict(run) | {"settings": run.settings.model_copy(update={"output": output})})
 
 
 @pytest.fixture
