@@ -11,7 +11,7 @@ DEMO   ?= demo-output
 .DEFAULT_GOAL := help
 STITCHING := stitching-accuracy stitching-speed stitching-memory
 BENCHMARKS := accuracy bit-flips block chaos compare conversion durability empty export-share file-count guide memory mosaics object-table objects open-slide outlines overhead pixel-oracle power-cut rechunk same-results soak structure tile-cost tissue tls
-.PHONY: help install lock demo test test-fast many-slides full-networks model-card screenshots seams slurm-overhead stardist $(BENCHMARKS) $(STITCHING) peers lint format typed imports typecheck clean
+.PHONY: help install lock demo test test-fast many-slides full-networks model-card readers screenshots seams slurm-overhead stardist $(BENCHMARKS) $(STITCHING) peers lint format typed imports typecheck clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -82,6 +82,9 @@ slurm-overhead: install  ## what Prefect, Dask and Slurm take (needs a Slurm: in
 stardist: install  ## the StarDist segmenter against StarDist itself, in an environment of its own, .venv-stardist (2 GB), 3 minutes
 	@$(BIN)/python -m benchmarks.stardist_adapter
 
+readers: install  ## what scanpy, spatialdata, geopandas and duckdb read of a result, in an environment of their own, .venv-readers, 2 minutes
+	@$(BIN)/python -m benchmarks.readers
+
 peers: $(PEERS)/.installed  ## an environment with the tools that stitching is compared with, in .venv-peers
 
 $(PEERS)/.installed: benchmarks/stitching/peers.txt | install
@@ -106,9 +109,9 @@ stitching-speed:  ## stitching: seconds beside the raw limit and peers
 memory:      ## peak memory of every process for slides of 10 000 and 20 000 px
 object-table: ## what measuring an object takes, by part, beside scikit-image: microseconds and memory
 open-slide:  ## what opening a slide takes in each task: milliseconds and system calls (needs strace, and ../shared/data)
-objects:     ## table and outlines of 250 000 and 1 000 000 objects: seconds and memory beside the raw limit, 10 minutes
+objects:     ## files of 250 000 and 1 000 000 objects: seconds and memory beside the raw limit and other tools (make peers first), 15 minutes
 tile-cost:   ## AIS on the CPU: seconds per tile by network and scale, beside micro-sam alone, 6 minutes
-outlines:    ## outlines of 2048² labels and their text: seconds and memory beside rasterio and json.dumps, a minute
+outlines:    ## outlines of 2048² labels, their text, and with fewer points: seconds and memory beside rasterio and json.dumps, a minute
 overhead:    ## what Prefect and Dask take when segmenting takes 2 s, or 0.1 s, a block
 pixel-oracle:  ## pixels of 930 combinations of format, compression and colours by eight writers: right, refused, or wrong, 15 seconds
 power-cut:   ## the power fails at every stage, on an ext4 image: the same command finishes with equal bytes (needs root)
@@ -120,7 +123,7 @@ tissue:      ## blocks left out and objects lost on real images (needs ../shared
 tls:         ## what TLS between Dask's members costs: the same work without and with it, in turns
 
 clean:  ## remove .venv and what was made
-	@rm -rf $(VENV) $(PEERS) .venv-stardist $(DEMO) build screenshots .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(PEERS) .venv-stardist $(DEMO) build screenshots .venv-readers .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 lint: install  ## ruff, the rule that keeps the layers apart, mypy
 	@$(BIN)/ruff check .

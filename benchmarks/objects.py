@@ -81,6 +81,7 @@ class Figures(NamedTuple):
     Attributes:
         objects: How many objects there are.
         seconds: Wall time of each step, by its name.
+        computed: Seconds that the workers had a core: without what other processes on the machine take.
         memory: Largest resident memory of a worker, MiB.
         sizes: Bytes of the files, by format.
         limit: Seconds of the raw limit.
@@ -89,6 +90,7 @@ class Figures(NamedTuple):
 
     objects: int
     seconds: dict[str, float]
+    computed: float
     memory: float
     sizes: dict[str, int]
     limit: float
@@ -128,14 +130,16 @@ def measure(folder: Path, side: int) -> Figures:
     run = plan_run(slide, output, make_settings(overrides=settings | {"output.formats": list(FORMATS)}), [TARGET])
     with workers() as client:
         executor = TimedExecutor(client)
+        before = sum(client.run(time.process_time).values())
         order.export_objects(run, executor)
+        computed = sum(client.run(time.process_time).values()) - before
         memory = max(client.run(_peak_memory).values())
     assert not missing_formats(run)
     paths = {kind: run.paths.export(FILE_FORMATS[kind].ending) for kind in FORMATS}
     sizes = {kind: path.stat().st_size for kind, path in paths.items()}
     limit = measure_limit(run.store, sizes)
     peers = measure_peers(run.store, paths["outlines"]) if PEERS.exists() else ["no other tools: make peers"]
-    return Figures(result.run["objects"], executor.seconds, memory, sizes, limit, peers)
+    return Figures(result.run["objects"], executor.seconds, computed, memory, sizes, limit, peers)
 
 
 def measure_peers(store: Path, outlines: Path) -> list[str]:
@@ -194,6 +198,7 @@ def show(found: Figures, console: Console) -> None:
     of_goal = total - found.seconds.get("geoparquet", 0.0)
     console.print(f"{found.objects:,} objects; at most {found.memory:.0f} MiB in a process")
     console.print(f"{of_goal:.1f} s for table, outlines and AnnData; {total:.1f} s with GeoParquet")
+    console.print(f"{found.computed:.1f} s of computing in both processes together")
     console.print(f"raw limit {found.limit:.1f} s; {1e6 * of_goal / found.objects:.0f} us per object")
     table = Table(box=None)
     for column in ("part", "s", "MB"):

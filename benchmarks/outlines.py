@@ -23,9 +23,11 @@ from rasterio.features import shapes
 from rich.console import Console
 from rich.table import Table
 from scipy.spatial import cKDTree
+from shapely import from_wkb, is_valid
 
 from slidesam.tasks.export.geojson import FeatureClasses, encode_features
 from slidesam.tasks.export.outlines import Outlines, trace_outlines
+from slidesam.tasks.export.shapes import encode_polygons, simplify_outlines
 from tests.support.memory import measure_peak
 
 Labels = NDArray[np.uint32]
@@ -33,6 +35,7 @@ Labels = NDArray[np.uint32]
 SPACING = 2048 / 55
 N_MEASUREMENTS = 20
 SEED = 20
+TOLERANCES = (0.0, 1.0, 2.0, 5.0)
 
 
 class Text(NamedTuple):
@@ -143,6 +146,25 @@ def measure(labels: Labels, turns: int, rng: np.random.Generator) -> Figures:
     return Figures(objects, len(outlines.points), len(features), seconds, *figures)
 
 
+def measure_simplified(labels: Labels, tolerance: float, turns: int, rng: np.random.Generator) -> list[str]:
+    """Points, seconds and bytes of outlines with a tolerance, as a row."""
+    count = int(labels.max())
+    text, exact = describe(count, rng), trace_outlines(labels, count)
+    outlines = simplify_outlines(exact, tolerance)
+    polygons = encode_polygons(outlines, (0, 0))
+    assert is_valid(from_wkb(polygons.texts)).all()
+    objects = len(polygons.texts)
+    return [
+        f"{tolerance:g}",
+        str(len(outlines.points)),
+        f"{time_best(turns, lambda: simplify_outlines(exact, tolerance)):.3f}",
+        f"{time_best(turns, lambda: encode_features(outlines, (0, 0), *text)):.3f}",
+        f"{time_best(turns, lambda: encode_polygons(outlines, (0, 0))):.3f}",
+        f"{len(encode_features(outlines, (0, 0), *text)) / objects:.0f}",
+        f"{sum(map(len, polygons.texts)) / objects:.0f}",
+    ]
+
+
 def main() -> None:
     """Print one row for each case."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -168,6 +190,17 @@ def main() -> None:
     console = Console(width=150)
     console.print(f"{chosen.side}², best of {chosen.turns}; {N_MEASUREMENTS} measurements and a class each")
     console.print(table)
+    console.print("with fewer points; all polygons are valid by shapely")
+    simplified = Table(
+        *("case", "tolerance: px", "points", "simplify: s", "text: s", "WKB: s"),
+        *("text: bytes an object", "WKB: bytes an object"),
+    )
+    for name in ("confluent", "ragged"):
+        labels = CASES[name](chosen.side, np.random.default_rng(SEED))
+        for tolerance in TOLERANCES:
+            row = measure_simplified(labels, tolerance, min(chosen.turns, 3), np.random.default_rng(SEED))
+            simplified.add_row(name, *row)
+    console.print(simplified)
 
 
 if __name__ == "__main__":

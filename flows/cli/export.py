@@ -23,7 +23,7 @@ def _export(
         typer.Option(
             "--format",
             metavar="NAME",
-            help="table, outlines, report, geoparquet, anndata or spatialdata. Can be repeated; by default what the run was to write.",
+            help="table, outlines, report, geoparquet, anndata or spatialdata. Can be repeated; by default what the run chose.",
         ),
     ] = None,
     label: Annotated[

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from slidesam.tasks.export import shapes
 from slidesam.tasks.export.geojson import encode_features
 from slidesam.tasks.export.outlines import Outlines, trace_outlines
 from slidesam.tasks.export.shapes import encode_polygons, simplify_outlines
@@ -111,4 +112,16 @@ def test_an_object_that_would_become_invalid_keeps_its_outline(monkeypatch: pyte
     simple = simplify_outlines(exact, 2.0)
     first = exact.ring_starts[np.searchsorted(exact.ring_objects, exact.ring_objects[0], "right")]
     np.testing.assert_array_equal(simple.points[:first], exact.points[:first])
+    assert len(simple.points) < len(exact.points)
+
+
+def test_an_object_of_very_many_rings_keeps_its_outline(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = np.kron(np.array([[1, 1], [2, 2]], np.uint32), np.ones((20, 40), np.uint32))
+    labels[2:18:3, 2:78:3] = 0
+    labels[30, 3:40] = 0
+    exact = trace_outlines(labels, 2)
+    monkeypatch.setattr(shapes, "_MOST_RINGS", 50)
+    simple = simplify_outlines(exact, 3.0)
+    kept = exact.ring_starts[(exact.ring_objects == 1).sum()]
+    np.testing.assert_array_equal(simple.points[:kept], exact.points[:kept])
     assert len(simple.points) < len(exact.points)
