@@ -166,7 +166,7 @@ class Cluster:
             return set()
 
     def trouble(self) -> ClusterError | None:
-        """Return the reason why no worker will come any more; None as long as one may come."""
+        """Return the reason why no worker will come for tasks that wait; None as long as one may come."""
         keepers = [workers.keeper for workers in self._started.values() if workers.keeper is not None]
         return next((keeper.trouble for keeper in keepers if keeper.trouble is not None), None)
 

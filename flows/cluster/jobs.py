@@ -15,6 +15,8 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from slidesam.flows.cluster.keys import KEYS
 from slidesam.flows.cluster.links import dashboard_options
 from slidesam.flows.cluster.profile import JobProfile, Jobs, QueueJobs, SlurmJobs, SlurmProfile, Stage
@@ -27,16 +29,22 @@ _CLASSES = {
     "slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster", "sge": "SGECluster",
     "htcondor": "HTCondorCluster", "oar": "OARCluster", "moab": "MoabCluster",
 }  # fmt: skip
+# Of Dask's configuration: dask-jobqueue's own defaults, whatever else is configured for the kind of queue.
+_SECTION = "slidesam-"
 
 
 def cluster_class(profile: JobProfile) -> Any:
     """Return dask-jobqueue's class of cluster for a profile."""
     # Its import makes Ctrl-C end the process silently (dask_jobqueue/runner.py).
     handler = signal.getsignal(signal.SIGINT)
+    import dask
     import dask_jobqueue
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, handler)
+    # What a profile leaves open would come from a person's or a site's configuration of Dask, which was written for other work.
+    defaults = yaml.safe_load(Path(dask_jobqueue.__file__).with_name("jobqueue.yaml").read_text("utf-8"))
+    dask.config.set({f"jobqueue.{_SECTION}{profile.kind}": defaults["jobqueue"][profile.kind]})
     return getattr(dask_jobqueue, _CLASSES[profile.kind])
 
 
@@ -57,6 +65,7 @@ def job_options(profile: JobProfile, stage: Stage, name: str, logs: Path | None,
     """
     jobs = jobs_of(profile, stage)
     options: dict[str, Any] = {
+        "config_name": f"{_SECTION}{profile.kind}",
         "cores": jobs.cores,
         # As one worker: there are no groups of workers in dask-jobqueue's books, which would never miss one that is gone.
         "processes": 1,
@@ -160,9 +169,11 @@ def _queue_options(kind: str, jobs: QueueJobs) -> dict[str, Any]:
     if kind == "htcondor":
         # It has neither, and wants to know of disk.
         return {"disk": "4GiB"}
-    walltime = jobs.walltime
+    minutes, seconds = divmod(math.ceil(jobs.walltime_seconds), 60)
+    # Only Slurm knows days.
+    walltime = f"{minutes // 60:02d}:{minutes % 60:02d}:{seconds:02d}"
     if kind == "lsf":
-        minutes = math.ceil(jobs.walltime_seconds / 60)
+        minutes += seconds > 0
         walltime = f"{minutes // 60:02d}:{minutes % 60:02d}"
     return {"walltime": walltime, **({} if jobs.queue is None else {"queue": jobs.queue})}
 

@@ -91,7 +91,6 @@ class JobKeeper(Adaptive):
         **limits: `minimum` and `maximum` number of jobs.
 
     Attributes:
-        trouble: Why no worker will come; None while one may.
         states: Of the jobs that the queue knew when it was last asked, by id.
     """
 
@@ -111,12 +110,32 @@ class JobKeeper(Adaptive):
         cluster._new_worker_name = lambda _: f"{cluster._name}-{next(numbers)}"
         super().__init__(cluster, interval=_INTERVAL, wait_count=max(1, round(give_back_after / _INTERVAL)), **limits)
         self.workers_per_job, self.list_jobs, self.logs = workers, list_jobs, logs
-        self.trouble: ClusterError | None = None
+        self._trouble: ClusterError | None = None
+        self._troubled: tuple[Any, ...] = ()
         self.states: dict[str, str] = {}
         self._last_seen: dict[Any, float] = {}
         self._known_since: dict[Any, float] = {}
         self._stillborn = self._refusals = 0
         self._looked = self._hold_until = 0.0
+
+    @property
+    def trouble(self) -> ClusterError | None:
+        """Why no worker will come for the tasks that wait; None while one may come, or once these tasks have been given up."""
+        tasks = self.cluster.scheduler.tasks
+        waiting = [
+            task for key in self._troubled if (task := tasks.get(key)) is not None and task.state not in _DONE_STATES
+        ]
+        if self._troubled and not waiting:
+            # The next slide of the command begins anew: the queue may take its jobs by now.
+            self._trouble, self._troubled = None, ()
+            self._stillborn = self._refusals = 0
+        return self._trouble
+
+    def _give_up(self, what: str, cure: str) -> None:
+        """Ask for no more jobs for the tasks that there are."""
+        self._trouble = ClusterError(what, cure)
+        tasks = list(self.cluster.scheduler.tasks.items())
+        self._troubled = tuple(key for key, task in tasks if task.state not in _DONE_STATES)
 
     @property
     def observed(self) -> set[Any]:
@@ -211,7 +230,7 @@ class JobKeeper(Adaptive):
         self._hold(self._refusals)
         if self._refusals >= _REFUSALS and not self.cluster.workers and not self.observed:
             cure = "`slidesam cluster show` prints the job script"
-            self.trouble = ClusterError(f"the queue refuses jobs: {message}", cure)
+            self._give_up(f"the queue refuses jobs: {message}", cure)
 
     def _forget_lost(self, jobs: dict[Any, Any], now: float) -> None:
         """Forget jobs whose workers have been gone for long; without asking the queue nothing else can be known."""
@@ -254,7 +273,7 @@ class JobKeeper(Adaptive):
             return
         log = None if self.logs is None else self.logs / f"{job.job_name}-{job.job_id}.log"
         log_tail = last_lines(log) if log is not None else ""
-        self.trouble = ClusterError(
+        self._give_up(
             f"{self._stillborn} jobs in a row ended before a worker of theirs came"
             + (f"; the last lines of {log}: {log_tail}" if log_tail else ""),
             "`slidesam cluster show` prints the job script, `slidesam doctor` tries it",

@@ -22,6 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 # A block of 2048 px takes micro-sam's AMG with ViT-B 9 GiB on the CPU, AIS 4.4, `watershed` 0.3 (benchmarks/block.py).
 _BYTES_PER_WORKER = 8 * 2**30
 _WALLTIME = re.compile(r"(?:(?:(\d+)-)?(\d{1,3}):)?(\d{1,2}):(\d{2})")
+# Of a walltime that is a number.
+_LEAST_SECONDS = 3600
 # What a worker may still need, once it takes no further block, before its job is ended.
 _MARGIN, _MARGIN_SECONDS = 0.25, 900.0
 Stage = Literal["cpu", "gpu"]
@@ -145,8 +147,12 @@ class Jobs(_Section):
     @field_validator("walltime", mode="before")
     @classmethod
     def _text(cls, value: object) -> object:
-        # YAML reads 04:00:00 without quotes as a number of seconds.
-        return _clock(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        # YAML reads 4:00:00 without quotes as a number of seconds. A small one was meant as minutes, or as hours and minutes.
+        if isinstance(value, int) and not isinstance(value, bool):
+            if value < _LEAST_SECONDS:
+                raise ValueError(f'{value} may be minutes or seconds: write it as "hours:minutes:seconds", in quotes')
+            return _clock(value)
+        return value
 
     @model_validator(mode="after")
     def _fits(self) -> Jobs:

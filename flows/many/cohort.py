@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect import Flow, flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.orchestration import get_client
@@ -208,8 +209,8 @@ def _key(own_id: str, slide: Listed, output: Path, cluster: str) -> str:
 
 
 def cohort_tag(flow_run_id: str) -> str:
-    """Return the tag of a cohort's slides."""
-    return f"cohort-{flow_run_id[:8]}"
+    """Return the tag of a cohort's slides: the whole id, because those of runs that were scheduled together begin alike."""
+    return f"cohort-{flow_run_id}"
 
 
 def _wait_for_all(
@@ -220,8 +221,7 @@ def _wait_for_all(
     crashed: dict[UUID, float] = {}
     report(refused)
     while True:
-        with get_client(sync_client=True) as client:
-            runs = read_runs(client, slides_by_run.keys() - rows.keys())
+        runs = _read_when_possible(slides_by_run.keys() - rows.keys())
         for run_id in slides_by_run.keys() - rows.keys():
             run = runs.get(run_id)
             if run is None:
@@ -240,10 +240,30 @@ def _wait_for_all(
         time.sleep(_POLL_SECONDS)
 
 
+def _read_when_possible(run_ids: Set[UUID]) -> dict[UUID, FlowRun]:
+    """Read runs, once the server answers: it may be restarted while slides run, and they go on meanwhile."""
+    is_said = False
+    while True:
+        try:
+            with get_client(sync_client=True) as client:
+                return read_runs(client, run_ids)
+        except (httpx.HTTPError, RuntimeError) as error:
+            # Prefect's client raises a RuntimeError where it can't begin.
+            reason = error if isinstance(error, httpx.HTTPError) else error.__cause__
+            is_refusal = isinstance(reason, httpx.HTTPStatusError) and reason.response.status_code < 500
+            if is_refusal or not isinstance(reason, httpx.HTTPError):
+                raise
+            if not is_said:
+                run_log().warning(
+                    "the Prefect server doesn't answer (%s): asked again until it does", in_one_line(error)
+                )
+            is_said = True
+        time.sleep(_POLL_SECONDS)
+
+
 def _find_restarted(rows: dict[UUID, Row]) -> list[UUID]:
     """Return the unfinished runs whose state isn't the one in their row any more."""
-    with get_client(sync_client=True) as client:
-        runs = read_runs(client, [run_id for run_id, row in rows.items() if not row.is_finished])
+    runs = _read_when_possible({run_id for run_id, row in rows.items() if not row.is_finished})
     return [run_id for run_id, run in runs.items() if run.state is not None and run.state.name != rows[run_id].state]
 
 

@@ -19,7 +19,6 @@ from prefect.client.schemas.filters import (
     FlowFilterName,
     FlowRunFilter,
     FlowRunFilterDeploymentId,
-    FlowRunFilterExpectedStartTime,
     FlowRunFilterId,
     FlowRunFilterStartTime,
     FlowRunFilterState,
@@ -195,10 +194,10 @@ def read_failed_runs(client: SyncPrefectClient, name: str, days: float) -> list[
     run_filter = FlowRunFilter(
         deployment_id=FlowRunFilterDeploymentId(any_=[deployment(client, name).id]),
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=RED)),
-        # Not when it began: some never do.
-        expected_start_time=FlowRunFilterExpectedStartTime(after_=since),
     )
-    return _read_all_pages(client, run_filter)
+    # By when it failed: that may be long after it was planned or began, and some never begin.
+    runs = _read_all_pages(client, run_filter)
+    return [run for run in runs if run.state is not None and run.state.timestamp >= since]
 
 
 def latest(client: SyncPrefectClient, name: str) -> FlowRun | None:

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import math
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    WithJsonSchema,
+    model_validator,
+)
 
 from slidesam.tasks.settings import form
 
@@ -34,8 +45,8 @@ def seconds_of(duration: str) -> float:
 
 def _add_unit(value: object) -> object:
     """Read plain numbers as seconds."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return f"{value:g}s"
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return f"{value:.9f}".rstrip("0").rstrip(".") + "s"
     return f"{value}s" if isinstance(value, str) and value.replace(".", "", 1).isdigit() else value
 
 
@@ -54,6 +65,37 @@ class Section(BaseModel):
         frozen=True,
         extra="forbid",
         use_attribute_docstrings=True,
+        allow_inf_nan=False,
         field_title_generator=form.make_title,
         json_schema_extra=form.number_fields,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_no_truth_value_for_a_number(cls, values: object) -> object:
+        # YAML reads off, no and n as false, which would pass as 0, and yes and on as 1. As words they are refused, with the
+        # field's name.
+        if not isinstance(values, dict):
+            return values
+        return {
+            name: _as_word(value)
+            if name in cls.model_fields
+            # Text takes none by itself.
+            and cls.model_fields[name].annotation is not str
+            and not _takes_truth_values(cls.model_fields[name].annotation)
+            else value
+            for name, value in values.items()
+        }
+
+
+def _as_word(value: object) -> object:
+    if isinstance(value, list | tuple):
+        return [_as_word(item) for item in value]
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def _takes_truth_values(kind: Any) -> bool:
+    """Tell whether a type, or one of a union, has truth values, or leaves its values open."""
+    return kind in (bool, Any) or (
+        get_origin(kind) in (Union, UnionType) and any(map(_takes_truth_values, get_args(kind)))
     )

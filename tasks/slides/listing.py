@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -60,9 +61,13 @@ def list_slides(sources: Sequence[str], settings: Settings) -> list[Listed]:
     if not any(text.strip() for text in sources):
         raise SettingsError("no slides are given: give files, a folder, a pattern or a CSV manifest")
     slides: list[Listed] = []
+    # Settings can't be hashed: slides of one file are compared, of which there are few.
+    by_path: dict[Path, list[Listed]] = {}
     for text in sources:
         for slide in _list_source(text.strip(), settings) if text.strip() else ():
-            if slide not in slides:
+            same_file = by_path.setdefault(slide.path, [])
+            if slide not in same_file:
+                same_file.append(slide)
                 slides.append(slide)
     return _refuse_equal_names(slides)
 
@@ -120,12 +125,13 @@ def _read_manifest(path: Path, settings: Settings) -> Iterator[Listed]:
     """List the slides of a CSV manifest; paths in it may be relative to its folder."""
     try:
         # Spreadsheet programs write a byte order mark first.
-        text = path.read_text("utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it isn't UTF-8 text"
         yield Listed(path, settings, f"manifest {path} can't be read: {reason}")
         return
-    rows = csv.reader(text.splitlines(), delimiter=_find_delimiter(text))
+    # With their line ends: one in quotes belongs to its cell.
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=_find_delimiter(text))
     header = [name.strip() for name in next(rows, [])]
     if "path" not in header:
         yield Listed(
@@ -133,11 +139,11 @@ def _read_manifest(path: Path, settings: Settings) -> Iterator[Listed]:
         )
         return
     slides = 0
-    for number, row in enumerate(rows, start=2):
+    for row in rows:
         cells = {name: cell.strip() for name, cell in zip(header, row, strict=False) if cell.strip()}
         if cells:
             slides += 1
-            yield _read_row(path, number, cells, settings)
+            yield _read_row(path, rows.line_num, cells, settings)
     if not slides:
         yield Listed(path, settings, f"manifest {path} names no slide below its first line")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import dask
 import pytest
 
 from slidesam.flows.cluster.find_profile import load_profile, make_profile
@@ -197,3 +198,24 @@ def test_a_setting_with_a_line_end_does_not_reach_the_script(changes: dict) -> N
 def test_lines_of_shell_may_have_line_ends() -> None:
     lines = script("slurm-cpu", cpu__prologue=["if true\nthen module load cuda\nfi"])
     assert "then module load cuda" in lines
+
+
+@pytest.mark.parametrize(("kind", "line"), [
+    ("pbs", "#PBS -l walltime=50:30:00"), ("sge", "#$ -l h_rt=50:30:00"), ("oar", "walltime=50:30:00"),
+    ("moab", "#PBS -l walltime=50:30:00"), ("lsf", "#BSUB -W 50:30"), ("slurm", "#SBATCH -t 2-02:30:00"),
+])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:OAR Job memory")
+def test_days_are_written_as_the_queue_knows_them(kind: str, line: str) -> None:
+    assert line in job_script(make_profile({"kind": kind, "cpu": {"walltime": "2-02:30:00"}}), "cpu")
+
+
+def test_a_configuration_of_dask_changes_no_script() -> None:
+    profile = make_profile({"kind": "slurm", "cpu": {"cores": 3}})
+    script_before = job_script(profile, "cpu")
+    theirs = {
+        "queue": "theirs", "account": "theirs", "job-mem": "1GB", "job-cpu": 99, "log-directory": "/theirs",
+        "shebang": "#!/theirs",
+        "job-directives-skip": ["-t"], "env-extra": ["theirs"], "job-script-prologue": ["theirs"], "interface": "theirs",
+    }  # fmt: skip
+    with dask.config.set({"jobqueue.slurm": theirs}):
+        assert job_script(profile, "cpu") == script_before

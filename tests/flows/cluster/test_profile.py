@@ -19,6 +19,10 @@ from slidesam.tasks.errors import SettingsError
             {"kind": "slurm", "cpu": {"walltime": "1h"}},
             r"cpu: walltime must be \[\[days-\]hours:\]minutes:seconds, not '1h'",
         ),
+        (
+            {"kind": "slurm", "cpu": {"walltime": 240}},
+            r"cpu.walltime: .*240 may be minutes or seconds: write it as .*quotes",
+        ),
         ({"kind": "slurm", "gpu": {"lifetime": 14400}}, r"gpu: lifetime \(14400 s\).*below the walltime"),
         ({"kind": "slurm", "gpu": {"lifetime": 14000, "lifetime_stagger": 500}}, r"its stagger \(500 s\)"),
         ({"kind": "slurm", "cpu": {"minimum_jobs": 9}}, r"minimum_jobs \(9\) is more than maximum_jobs \(4\)"),

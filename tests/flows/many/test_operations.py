@@ -239,7 +239,7 @@ def test_a_cohort_ends_red_with_a_table_and_retry_runs_only_what_failed(site, pa
     ended = site.ended(cohort)
     assert ended["state"]["type"] == "FAILED"
     assert "1 of 4 slides failed (bad: bad.tif: truncated" in ended["state"]["message"]
-    slides = site.tagged(f"cohort-{cohort[:8]}")
+    slides = site.tagged(f"cohort-{cohort}")
     states = {name: run["state"]["name"] for name, run in slides.items()}
     assert states == {"good": "Completed", "flaky": "Completed", "fine": "Completed", "bad": "Failed"}
     table = site.artifact(cohort, "slidesam-cohort")["data"]
@@ -266,7 +266,7 @@ def test_a_cohort_ends_red_with_a_table_and_retry_runs_only_what_failed(site, pa
     until(lambda: site.run(cohort)["state"]["type"] != "FAILED", 60)
     with looking_away(page):
         assert site.ended(cohort, 2)["state"]["type"] == "COMPLETED"
-    slides = site.tagged(f"cohort-{cohort[:8]}")
+    slides = site.tagged(f"cohort-{cohort}")
     assert {name: (run["state"]["name"], run["run_count"]) for name, run in slides.items()} == {
         "good": ("Completed", 1), "flaky": ("Completed", 1), "fine": ("Completed", 1), "bad": ("Completed", 2),
     }  # fmt: skip
@@ -337,12 +337,12 @@ def test_many_slides_at_once_four_at_a_time(site, tmp_path) -> None:
     began = time.monotonic()
     with site.slides_held():
         cohort = site.begin("cohort", slides=[str(tmp_path)], settings=settings(tmp_path / "log"))
-        until(lambda: len(site.tagged(f"cohort-{cohort[:8]}")) == MANY, PATIENCE)
+        until(lambda: len(site.tagged(f"cohort-{cohort}")) == MANY, PATIENCE)
     most, slowest = 0, 0.0
     while site.run(cohort)["state"]["type"] not in ENDED:
         assert time.monotonic() - began < 90 + 30 * MANY
         asked = time.monotonic()
-        running = site.runs(tags={"all_": [f"cohort-{cohort[:8]}"]}, state={"type": {"any_": ["RUNNING", "PENDING"]}})
+        running = site.runs(tags={"all_": [f"cohort-{cohort}"]}, state={"type": {"any_": ["RUNNING", "PENDING"]}})
         slowest = max(slowest, time.monotonic() - asked)
         most = max(most, len(running))
         time.sleep(1)
@@ -353,7 +353,7 @@ def test_many_slides_at_once_four_at_a_time(site, tmp_path) -> None:
     assert 1 < most <= 4, most
     # As long as anybody would wait for a page.
     assert slowest < 30
-    slides = site.tagged(f"cohort-{cohort[:8]}")
+    slides = site.tagged(f"cohort-{cohort}")
     assert len(slides) == MANY
     # What the UI says is so.
     said = {name: (run["state"]["name"], run["run_count"], run["state"]["message"]) for name, run in slides.items()}

@@ -71,3 +71,45 @@ def test_a_file_that_holds_no_mapping_is_refused(tmp_path: Path, text: str | Non
 def test_an_override_that_is_no_yaml_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"setting a.b: '\[' is no YAML value"):
         parse_override("a.b=[", "setting")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("stitch.rescue", False),
+        ("blocks.halo", True),
+        ("slide.z", False),
+        ("run.retries", True),
+        ("segmenter.threshold", False),
+        ("segmenter.diameter", True),
+    ],
+)
+def test_yes_and_no_are_no_numbers(name: str, value: object) -> None:
+    with pytest.raises(SettingsError, match=f"setting {name}"):
+        make_settings(overrides={"segmenter.kind": "watershed", name: value})
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), "inf"])
+def test_numbers_are_finite(value: object) -> None:
+    for name in ("stitch.twin_border", "run.retry_delay", "run.block_timeout"):
+        with pytest.raises(SettingsError, match=f"setting {name}"):
+            make_settings(overrides={name: value})
+
+
+@pytest.mark.parametrize(("value", "text"), [(1_000_000, "1000000s"), (0.25, "0.25s"), (90.0, "90s"), ("2h", "2h")])
+def test_seconds_are_read_as_they_are_written(value: object, text: str) -> None:
+    assert make_settings(overrides={"run.block_timeout": value}).run.block_timeout == text
+
+
+def test_what_yaml_makes_of_off_stays_a_setting_where_it_is_one() -> None:
+    assert make_settings(overrides={"blocks.tissue": False}).blocks.tissue == "off"
+    assert make_settings(overrides={"stitch.rescue": None}).stitch.rescue is None
+
+
+def test_truth_values_stay_where_they_belong_and_are_names_elsewhere() -> None:
+    # Which no channel has, so that planning says so; as 0 it would be the first channel.
+    assert make_settings(overrides={"slide.channels": [False]}).slide.channels == ("false",)
+    assert make_settings(overrides={"slide.rgb": False}).slide.rgb is False
+    assert make_settings(overrides={"segmenter.options": {"with_background": True}}).segmenter.options == {
+        "with_background": True
+    }

@@ -149,3 +149,12 @@ def test_nothing_is_said_of_what_isnt_there(tmp_path: Path) -> None:
     assert "matches no slide" in none.error
     with pytest.raises(SettingsError, match="no slides are given"):
         list_slides(["", " "], SETTINGS)
+
+
+def test_a_line_end_in_quotes_belongs_to_its_cell(scans: Path) -> None:
+    manifest = scans / "slides.csv"
+    manifest.write_bytes(b'path,note\r\na.tif,"two\r\nlines"\r\n"odd\nname.tif",x\r\nb.tif\r\n')
+    slides = list_slides([str(manifest)], SETTINGS)
+    assert [slide.path.name for slide in slides] == ["a.tif", "odd\nname.tif", "b.tif"]
+    manifest.write_bytes(b'path,blocks.halo\n"odd\n.tif",1\na.tif,x\n')
+    assert f"manifest {manifest}, line 4: " in str(list_slides([str(manifest)], SETTINGS)[1].error)
