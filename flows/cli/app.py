@@ -26,6 +26,7 @@ from slidesam.flows.cli.options import (
     Workers,
     load_settings,
 )
+from slidesam.flows.cli.report import add_report_command
 from slidesam.flows.cli.trial import add_try_command
 from slidesam.flows.cli.verify import add_verify_command
 from slidesam.flows.cli.view import add_view_command
@@ -53,6 +54,7 @@ add_cluster_commands(app)
 add_models_commands(app)
 add_verify_command(app)
 add_export_command(app)
+add_report_command(app)
 add_compare_command(app)
 add_try_command(app)
 add_view_command(app)

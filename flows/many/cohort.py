@@ -43,6 +43,7 @@ from slidesam.flows.run_log import run_log
 from slidesam.flows.slide.segment_slide import run_name, segment_listed
 from slidesam.flows.slide.session import Session
 from slidesam.tasks.errors import CohortFailures, SettingsError, in_one_line
+from slidesam.tasks.pages.contact_sheet import write_contact_sheet
 from slidesam.tasks.run.layout import jobs_folder
 from slidesam.tasks.settings.sections import Settings
 from slidesam.tasks.slides.listing import Listed, list_slides
@@ -88,10 +89,11 @@ def segment_cohort(
     refuse_relative(settings, output=output, **{f"slides[{number}]": slide for number, slide in enumerate(slides)})
     listed_slides = _list(slides, settings)
     if own_deployment.id:
-        return _conclude(_run_as_deployed(listed_slides, output))
+        return _conclude(_run_as_deployed(listed_slides, output), output)
     with open_cluster(cluster, jobs_folder(output)) as workers:
         session = Session(cluster=workers, is_cluster_shared=True)
-        return _conclude(_run_here(listed_slides, output, lambda slide: segment_listed(session, slide, output)))
+        rows = _run_here(listed_slides, output, lambda slide: segment_listed(session, slide, output))
+        return _conclude(rows, output)
 
 
 def make_cohort_flow(run_slide: Callable[[Listed], object]) -> Flow[..., list[dict[str, Any]]]:
@@ -104,7 +106,7 @@ def make_cohort_flow(run_slide: Callable[[Listed], object]) -> Flow[..., list[di
     # `run_slide` isn't a parameter of the flow, because Prefect stores parameters.
     @flow(name="segment cohort", flow_run_name=_run_name, persist_result=False, validate_parameters=False)
     def segment_cohort(slides: list[str], output: Path, settings: Settings) -> list[dict[str, Any]]:
-        return _conclude(_run_here(_list(slides, settings), output, run_slide))
+        return _conclude(_run_here(_list(slides, settings), output, run_slide), output)
 
     return segment_cohort
 
@@ -115,12 +117,14 @@ def _list(slides: list[str], settings: Settings) -> list[Listed]:
     return listed_slides
 
 
-def _conclude(rows: list[Row]) -> list[dict[str, Any]]:
-    """Show the table of a cohort's slides.
+def _conclude(rows: list[Row], output: Path) -> list[dict[str, Any]]:
+    """Show the table of a cohort's slides, and write the page that shows all slides of the folder.
 
     Raises:
         CohortFailures: Some slides failed.
     """
+    with harmless(run_log(), "the contact sheet"):
+        run_log().info("all slides of the folder, side by side: %s", write_contact_sheet(output))
     with harmless(run_log(), "the table"):
         create_markdown_artifact(
             as_markdown(rows),

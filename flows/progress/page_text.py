@@ -22,6 +22,9 @@ from slidesam.tasks.errors import (
     SlidesamError,
     in_one_line,
 )
+from slidesam.tasks.pages.html import write_number
+from slidesam.tasks.pages.sheet_slides import summarise_areas
+from slidesam.tasks.pages.slide_page import find_density
 from slidesam.tasks.run.layout import EXPORTS, jobs_folder
 from slidesam.tasks.run.links import list_job_logs
 from slidesam.tasks.run.records import Provenance, SeamReport
@@ -65,7 +68,7 @@ def _overview(run: Run, provenance: Provenance, n_warnings: int) -> list[tuple[s
     pixel = "unknown: sizes in µm were taken as pixels" if mpp is None else f"{mpp[1]:.4g} × {mpp[0]:.4g} µm"
     pixel += f" ({run.slide.mpp_origin})" if run.slide.mpp_origin else ""
     return [
-        ("objects", f"{provenance.objects:,} {text(run.label)}"),
+        ("objects", _describe_objects(run, provenance)),
         ("blocks", f"{blocks}; {n_empty:,} more {provenance.reason_left_out}" if n_empty else blocks),
         ("computing", _computing(provenance.task_seconds)),
         ("segmenter", _segmenter(run)),
@@ -73,6 +76,17 @@ def _overview(run: Run, provenance: Provenance, n_warnings: int) -> list[tuple[s
         ("pixel size", pixel),
         ("warnings", f"{n_warnings}, see above" if n_warnings else "none"),
     ]
+
+
+def _describe_objects(run: Run, provenance: Provenance) -> str:
+    """Return the number of objects, how dense they lie and how large they are, as far as that is known."""
+    words = [f"{provenance.objects:,} {text(run.label)}"]
+    if (density := find_density(provenance, run)) is not None:
+        words.append(f"{write_number(density)} per mm² of segmented blocks")
+    if (areas := summarise_areas(run.paths)) is not None:
+        first, median, third = map(write_number, areas.quartiles)
+        words.append(f"median area {median} {areas.unit}, half lie between {first} and {third}")
+    return "; ".join(words)
 
 
 def _segmenter(run: Run) -> str:

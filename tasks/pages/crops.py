@@ -86,7 +86,7 @@ def choose_places_to_show(found: DensityMap, seams: SeamCounts, disputed: Densit
         disputed: Counts of disputed objects in the same cells; None = that isn't known.
 
     Returns:
-        At most five different places; the slide's middle where there are no objects.
+        At most five places, none of which shows half of an earlier one; the slide's middle where there are no objects.
     """
     height, width = found.shape
     cells = np.flatnonzero(found.counts)
@@ -101,13 +101,19 @@ def choose_places_to_show(found: DensityMap, seams: SeamCounts, disputed: Densit
     # Stable, so that of equals the first is taken.
     by_count = cells[np.argsort(found.counts.flat[cells], kind="stable")]
     add("most objects", int(cells[found.counts.flat[cells].argmax()]))
-    add("a middling number of objects", int(by_count[by_count.size // 2]))
-    add("fewest objects, but some", int(by_count[0]))
     if (point := seams.find_busiest()) is not None:
         chosen.append(Crop("most objects in several blocks, where blocks meet", _around(point, found.shape)))
     if disputed is not None and disputed.counts.any():
         add("most disputed objects", int(disputed.counts.argmax()))
-    return list({crop.region: crop for crop in reversed(chosen)}.values())[::-1]
+    add("a middling number of objects", int(by_count[by_count.size // 2]))
+    add("fewest objects, but some", int(by_count[0]))
+    return [crop for at, crop in enumerate(chosen) if not any(_is_alike(crop, other) for other in chosen[:at])]
+
+
+def _is_alike(crop: Crop, other: Crop) -> bool:
+    """Whether a crop shows mostly what another one shows."""
+    shared = crop.region & other.region
+    return not shared.is_empty and 2 * shared.shape[0] * shared.shape[1] > crop.region.shape[0] * crop.region.shape[1]
 
 
 def _around(point: tuple[float, float], shape: tuple[int, int]) -> Region:

@@ -16,7 +16,7 @@ _LEAST_UM, _LEAST_PX = 50.0, 64.0
 _STEPS = (1, 2, 5)
 # From few objects to many: dark to bright (anchors of matplotlib's plasma), not opaque, so that the slide is seen through.
 RAMP = ((13, 8, 135), (126, 3, 168), (204, 71, 120), (248, 149, 64), (240, 249, 33))
-_OPACITY = 140
+_OPACITY = 120
 
 
 class DensityMap(NamedTuple):

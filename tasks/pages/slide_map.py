@@ -56,7 +56,7 @@ def read_thumbnail(run: Run, channels: tuple[int, ...], side: int = _SIDE) -> Th
         channels: The channels to show.
         side: Height and width at most.
     """
-    pixels, place = read_published(run, channels)
+    pixels, place = read_published(run, channels, 2 * side)
     windows = display_windows(pixels, is_rgb=run.slide.is_rgb)
     # In strips: all at once would take several times the image's memory.
     strips = range(0, pixels.shape[0], _STRIP)

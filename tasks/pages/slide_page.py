@@ -49,10 +49,10 @@ _STYLE = f"""
 .seen{{max-width:100%}}summary{{cursor:pointer}}
 pre{{white-space:pre-wrap;overflow-wrap:anywhere;font:12px ui-monospace,monospace}}
 .ramp.many{{background:{style_ramp()}}}
-#density:not(:checked)~.map .density,#tissue:not(:checked)~.map .tissue,#blocks:not(:checked)~.map .blocks,
-#frames:not(:checked)~.map .frame,#outlines:not(:checked)~.crops .outlines{{display:none}}
-input+label{{cursor:pointer;margin-right:14px;white-space:nowrap}}
-@media print{{input,input+label{{display:none}}details::details-content{{content-visibility:visible;height:auto}}}}
+body:has(#density:not(:checked)) .density,body:has(#tissue:not(:checked)) .tissue,body:has(#blocks:not(:checked)) .blocks,
+body:has(#frames:not(:checked)) .frame,body:has(#outlines:not(:checked)) .outlines{{display:none}}
+.layer-choice{{cursor:pointer;margin-right:14px;white-space:nowrap}}
+@media print{{.layer-choice{{display:none}}details::details-content{{content-visibility:visible;height:auto}}}}
 """
 
 
@@ -84,7 +84,7 @@ def make_slide_page(run: Run, values: ObjectValues) -> str:
         *_write_top(run, record, values),
         *_write_map(run, record, places, thumbnail, chosen),
         '<h2>At full resolution</h2><p class="dim">Places are chosen by rule, the same each time.</p>',
-        '<input type="checkbox" id="outlines" checked><label for="outlines">outlines</label>',
+        _write_choice("outlines", "outlines"),
         f'<div class="crops">{"".join(shown)}</div>',
         *_write_distributions(run, values),
         *_write_groups(run, record, values),
@@ -102,7 +102,13 @@ def make_slide_page(run: Run, values: ObjectValues) -> str:
     )
 
 
-def find_segmented_area(record: Provenance, run: Run) -> float:
+def find_density(record: Provenance, run: Run) -> float | None:
+    """Return how many objects there are per mm² of the blocks that were segmented; None where the pixel size isn't known."""
+    area, mpp = _find_segmented_area(record, run), run.slide.mpp
+    return None if mpp is None else record.objects / max(area * mpp[0] * mpp[1] / _UM2_PER_MM2, 1e-12)
+
+
+def _find_segmented_area(record: Provenance, run: Run) -> float:
     """Return the area of the blocks that were segmented, in pixels of level 0."""
     left_out = set(record.blocks_without_tissue)
     regions = (block.inner for block in run.grid if block.block_id not in left_out)
@@ -136,18 +142,14 @@ def _write_top(run: Run, record: Provenance, values: ObjectValues) -> Iterator[s
 
 
 def _word_density(run: Run, record: Provenance) -> dict[str, str]:
-    mpp, segmented = run.slide.mpp, find_segmented_area(record, run)
-    if mpp is None:
-        return (
-            {"per million pixels of segmented blocks": write_number(1e6 * record.objects / segmented)}
-            if segmented
-            else {}
-        )
-    to_mm2 = mpp[0] * mpp[1] / _UM2_PER_MM2
-    found = {"per mm² of segmented blocks": write_number(record.objects / (segmented * to_mm2))} if segmented else {}
+    mpp, density = run.slide.mpp, find_density(record, run)
+    if mpp is None or density is None:
+        segmented = _find_segmented_area(record, run)
+        return {"per million pixels of segmented blocks": write_number(1e6 * record.objects / max(segmented, 1.0))}
+    found = {"per mm² of segmented blocks": write_number(density)}
     if run.segment_folder.tissue.exists() and (mask := read_tissue(run)) is not None and mask.pixels.any():
         tissue = min(float(mask.pixels.sum()) * mask.step[0] * mask.step[1], float(np.prod(run.slide.shape)))
-        found["per mm² of tissue"] = write_number(record.objects / (tissue * to_mm2))
+        found["per mm² of tissue"] = write_number(record.objects / (tissue * mpp[0] * mpp[1] / _UM2_PER_MM2))
     return found
 
 
@@ -182,7 +184,7 @@ def _write_map(
     layers += [slide_map.write_frame(at, crop.region, shape) for at, crop in enumerate(chosen, 1)]
     yield "<h2>Where they are</h2>"
     for name, words in names.items():
-        yield f'<input type="checkbox" id="{name}" checked><label for="{name}">{words}</label>'
+        yield _write_choice(name, words)
     yield f'<div class="map"><div class="slide"></div>{"".join(layers)}</div>'
     top = float(density.find_densities().max(initial=0))
     unit, factor, pixel = ("per million px", 1e6, "px") if mpp is None else (
@@ -193,6 +195,10 @@ def _write_map(
         f'<p class="dim"><span class="ramp many"></span> 0 to {write_number(top * factor)} {unit}, in squares of '
         f"{write_number(wide)} {pixel}; clear where there are none.</p>"
     )
+
+
+def _write_choice(name: str, words: str) -> str:
+    return f'<label class="layer-choice"><input type="checkbox" id="{name}" checked> {words}</label>'
 
 
 def _write_distributions(run: Run, values: ObjectValues) -> Iterator[str]:

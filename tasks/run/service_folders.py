@@ -1,4 +1,4 @@
-"""Where in an output folder that lies which belongs to no slide: secrets of clusters, and what was seen of inboxes."""
+"""Where in an output folder that lies which belongs to no slide: secrets of clusters, inboxes' memory, the contact sheet."""
 
 from __future__ import annotations
 
@@ -34,3 +34,8 @@ def list_key_folders(jobs: Path) -> list[Path]:
     if jobs.is_symlink() or jobs.parent.is_symlink():
         return []
     return [path for path in sorted(jobs.glob("*.keys")) if path.is_dir() and not path.is_symlink()]
+
+
+def contact_sheet(output: Path) -> Path:
+    """The page that shows all slides of an output folder. No slide's file has this name: they begin with slide and label."""
+    return output / "report.html"

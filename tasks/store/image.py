@@ -176,7 +176,8 @@ def show_image(run: Run, root: zarr.Group, levels: list[LevelPlace], units: dict
         units: The files that hold pixels, by what is written at once.
     """
     _refuse_to_mix(run, root, _read_shown(run.store))
-    windows = [_window(_overview_plane(run, channel)) for channel in range(run.slide.size_c)]
+    number = _find_level(run)
+    windows = [_window(_read_plane(run, number, channel)) for channel in range(run.slide.size_c)]
     write_image_metadata(root, run.name, levels, run.slide.mpp, _omero(run.slide, windows), run.slide.position)
     converted = run.fingerprints["image"] if run.image_plan.mode == "convert" else None
     progress = {"ready": True, "filling": None, "converted": converted}
@@ -184,15 +185,21 @@ def show_image(run: Run, root: zarr.Group, levels: list[LevelPlace], units: dict
     list_image_files(run, run.paths.image.file_list, run.store, units)
 
 
-def read_published(run: Run, channels: tuple[int, ...]) -> tuple[NDArray[Any], LevelPlace]:
-    """Read the store's image at the first level that fits into `OVERVIEW_SIDE`.
+def read_published(run: Run, channels: tuple[int, ...], side: int | None = None) -> tuple[NDArray[Any], LevelPlace]:
+    """Read the store's image at the first level that is coarse enough.
+
+    Args:
+        run: A run whose image is written.
+        channels: The channels to read.
+        side: Height and width at most, in pixels, if there is such a level, else the last one; None = `OVERVIEW_SIDE`.
 
     Returns:
         (y, x, c) pixels, and where they lie.
     """
     root = zarr.open_group(run.store, mode="r")
     places = read_places(root, run.slide.mpp, run.slide.position, place_averages)
-    return np.stack([_overview_plane(run, channel) for channel in channels], axis=-1), places[_overview_number(run)]
+    number = _find_level(run, side)
+    return np.stack([_read_plane(run, number, channel) for channel in channels], axis=-1), places[number]
 
 
 def read_slide_overview(run: Run) -> NDArray[Any]:
@@ -249,16 +256,19 @@ def _refuse_to_mix(run: Run, root: zarr.Group, old_facts: dict[str, Any]) -> Non
     )
 
 
-def _overview_plane(run: Run, channel: int) -> NDArray[Any]:
-    """Read (y, x) pixels of the first of the store's levels that fits."""
-    array = open_level(run.store / str(_overview_number(run)), run.settings.image.ome_zarr)
+def _read_plane(run: Run, number: int, channel: int) -> NDArray[Any]:
+    """Read a channel of a level of the store's image, (y, x)."""
+    array = open_level(run.store / str(number), run.settings.image.ome_zarr)
     return read_region(array, Region(0, 0, *array.shape[3:]), channel)
 
 
-def _overview_number(run: Run) -> int:
-    """Return the first of the store's levels that fits into `OVERVIEW_SIDE`."""
+def _find_level(run: Run, side: int | None = None) -> int:
+    """Return the first of the store's levels that fits into so many pixels, or into `OVERVIEW_SIDE`; else the last one."""
     number = 0
-    while not is_coarse(zarr.open_array(run.store / str(number), mode="r").shape[3:]):
+    while (run.store / str(number + 1)).is_dir():
+        shape = zarr.open_array(run.store / str(number), mode="r").shape[3:]
+        if is_coarse(shape) if side is None else max(shape) <= side:
+            break
         number += 1
     return number
 

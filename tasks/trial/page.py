@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from slidesam.tasks.pages.html import write_html
 from slidesam.tasks.run.files import write_atomic
 from slidesam.tasks.trial.choices import TARGET, write_line
 from slidesam.tasks.trial.trial import ChoiceResult, RegionResult, Trial
@@ -17,33 +18,19 @@ _COLUMNS = (
     *("median_diameter_um", "median_diameter_px", "seconds", "slide_seconds"),
 )
 _STYLE = """
-:root{--ink:#1d2329;--dim:#66707a;--line:#dde2e6;--accent:#0b63a5}
-*{box-sizing:border-box}
-body{font:15px/1.45 system-ui,sans-serif;color:var(--ink);margin:0 auto;max-width:1360px;padding:20px 24px 60px}
-h1{font-size:22px;margin:0 0 4px;overflow-wrap:anywhere}h2{font-size:17px;margin:26px 0 8px}
-.dim{color:var(--dim)}p{margin:4px 0}
 .top{display:flex;gap:28px;align-items:flex-start;flex-wrap:wrap}.top img{border:1px solid var(--line)}
 .top>div{flex:1 1 420px}
-ul{margin:6px 0;padding-left:20px}
-table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums}
-th{text-align:right;font-weight:600;color:var(--dim);border-bottom:2px solid var(--line);padding:4px 8px;vertical-align:bottom}
-td{text-align:right;border-bottom:1px solid var(--line);padding:3px 8px}
-th.l,td.l{text-align:left}tr.base td{background:#eef6fc}tr:hover td{background:#f4f6f8}
-a{color:var(--accent);text-decoration:none}
-code{font:13px ui-monospace,monospace;background:#f1f3f5;padding:2px 5px;border-radius:4px;overflow-wrap:anywhere}
-.bar{position:sticky;top:0;background:#fffe;padding:10px 0;border-bottom:1px solid var(--line);z-index:2;display:flex;gap:18px;
-flex-wrap:wrap;align-items:center}
+table{width:100%}tr.base td{background:var(--mark)}tr:hover td{background:var(--soft)}
+.bar{position:sticky;top:0;background:var(--paper);padding:10px 0;border-bottom:1px solid var(--line);z-index:2;display:flex;
+gap:18px;flex-wrap:wrap;align-items:center}
 .bar label{cursor:pointer;white-space:nowrap}
 section{scroll-margin-top:56px;padding:14px 0 6px;border-bottom:1px solid var(--line)}
 section h3{font-size:15px;margin:0 0 2px}
 .line{display:flex;gap:8px;align-items:center;margin:4px 0 8px}
-button{font:13px system-ui,sans-serif;border:1px solid var(--line);background:#fff;border-radius:4px;padding:2px 9px;
-cursor:pointer}
-.row{display:flex;gap:12px}figure{margin:0;flex:1 1 0;max-width:512px;min-width:0}
+.row{display:flex;gap:12px}figure{flex:1 1 0;max-width:512px;min-width:0}
 .view{position:relative;cursor:zoom-in;background-size:100% 100%;border-radius:3px;overflow:hidden}
 .view img{display:block;width:100%;height:100%;position:absolute;left:0;top:0}
 .pixels .view img,#large.pixels img{visibility:hidden}
-figcaption{font-size:14px;font-variant-numeric:tabular-nums;padding:3px 0 8px}
 figcaption b{font-weight:600}
 #large{display:none;position:fixed;inset:0;background:#000c;z-index:9;align-items:center;justify-content:center;cursor:zoom-out}
 #large .view{width:min(94vw,94vh);cursor:zoom-out;image-rendering:pixelated}
@@ -105,19 +92,15 @@ def make_page(trial: Trial, given: Sequence[str] = ()) -> str:
         trial: The trial.
         given: Options that the trial was started with, which a run needs too.
     """
-    name = escape(trial.slide.name)
-    return "\n".join(
-        [
-            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-            f"<title>{name}: settings tried</title><style>{_STYLE}{_style_regions(trial)}</style></head><body>",
-            _write_top(trial),
-            _write_summary(trial),
-            _write_bar(trial),
-            "<main>",
-            *(_write_choice(trial, number, result, given) for number, result in enumerate(trial.results, 1)),
-            f'</main><div id="large"></div><script>{_SCRIPT}</script></body></html>',
-        ]
-    )
+    choices = (_write_choice(trial, number, result, given) for number, result in enumerate(trial.results, 1))
+    body = [
+        _write_top(trial),
+        _write_summary(trial),
+        _write_bar(trial),
+        f"<main>{''.join(choices)}</main>",
+        '<div id="large"></div>',
+    ]
+    return write_html(f"{trial.slide.name}: settings tried", body, _STYLE + _style_regions(trial), _SCRIPT)
 
 
 def _style_regions(trial: Trial) -> str:

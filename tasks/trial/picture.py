@@ -5,8 +5,6 @@ Pixels and outlines are pictures of their own, so that the page holds the pixels
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from slidesam.tasks.grid import Region
+from slidesam.tasks.pages.html import encode_picture
 from slidesam.tasks.pixels.resample import Scale
 from slidesam.tasks.report.overlay import display_windows, find_outlines, outline_colour, to_rgb
 from slidesam.tasks.slides.facts import Slide
@@ -58,7 +57,7 @@ def draw_region(slide: Slide, channels: tuple[int, ...], overview: NDArray[Any],
     rgb = to_rgb(pixels, display_windows(overview, is_rgb=slide.is_rgb))
     zoom = max(1, -(-_LEAST_SIDE // max(region.shape)))
     enlarged = Image.fromarray(rgb.repeat(zoom, axis=0).repeat(zoom, axis=1))
-    return RegionPicture(_encode(enlarged, "JPEG", quality=88), zoom, outline_colour(rgb))
+    return RegionPicture(encode_picture(enlarged, "JPEG", quality=88), zoom, outline_colour(rgb))
 
 
 def draw_outlines(
@@ -88,7 +87,7 @@ def draw_outlines(
     outlines &= np.logical_and.outer((rows >= y0) & (rows < y1), (columns >= x0) & (columns < x1))
     drawn = Image.fromarray(outlines.astype(np.uint8), "P")
     drawn.putpalette((0, 0, 0, *picture.colour))
-    return _encode(drawn, "PNG", transparency=0, optimize=True)
+    return encode_picture(drawn, "PNG", transparency=0, optimize=True)
 
 
 def draw_places(slide: Slide, overview: NDArray[Any], step: tuple[float, float], regions: Sequence[TrialRegion]) -> str:
@@ -115,16 +114,10 @@ def draw_places(slide: Slide, overview: NDArray[Any], step: tuple[float, float],
         draw.rectangle([x0 - grow, y0 - grow, x1 + grow, y1 + grow], outline=_FRAME, width=2)
         at = (min(x1 + grow + 4, picture.width - 14), max(0.0, y0 - 4))
         draw.text(at, str(number), fill=_FRAME, font=font, stroke_width=2, stroke_fill=(255, 255, 255))
-    return _encode(picture, "JPEG", quality=85)
+    return encode_picture(picture, "JPEG", quality=85)
 
 
 def _find_segmented(first: int, last: int, zoom: int, factor: float, begin: int, size: int) -> NDArray[np.int64]:
     """Return which segmented pixel of a window lies under each row (or column) of a region's picture."""
     level0 = first + (np.arange((last - first) * zoom) + 0.5) / zoom
     return (np.floor(level0 / factor).astype(np.int64) - begin).clip(0, size - 1)
-
-
-def _encode(picture: Image.Image, kind: str, **options: Any) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, kind, **options)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -157,6 +157,7 @@ def test_bad_slides_cost_the_good_one_nothing(home, tmp_path) -> None:
         "good.cells.run.json",
         "good.image-files.json",
         "good.ome.zarr",
+        "report.html",
     ]
     shown = slidesam("status", output, home=home).stdout
     assert "9 of 9" in shown

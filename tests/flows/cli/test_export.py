@@ -21,17 +21,20 @@ def test_files_of_the_objects_are_written_for_a_finished_result(home: Path, tmp_
     slidesam.segment(slide, output, SETTINGS | {"output.formats": []}, progress=False)
     assert not list(output.glob("*objects*"))
     labels = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.is_file()}
-    done = call("export", output / "s.ome.zarr", "--format", "outlines", "--workers", 1, home=home)
+    done = call(
+        "export", output / "s.ome.zarr", "--format", "outlines", "--format", "report", "--workers", 1, home=home
+    )
     assert done.returncode == 0, done.stderr
     assert "its labels are finished, files of its objects are missing" in done.stderr
     assert sorted(path.name for path in output.glob("*objects*")) == [
         "s.cells.objects.geojson.gz",
         "s.cells.objects.json",
     ]
+    assert "s: 9 cells" in (output / "s.cells.report.html").read_text()
     changed = [path for path, time in labels.items() if path.stat().st_mtime_ns != time]
     assert [path.name for path in changed] == ["state.json"]
     wrong = call("export", output / "s.ome.zarr", "--format", "pdf", home=home)
     assert wrong.returncode != 0
     (error,) = errors_of(wrong)
     assert "output.formats" in error
-    assert "'table' or 'outlines'" in error
+    assert "'table', 'outlines'" in error

@@ -91,6 +91,9 @@ def test_failed_slides_of_a_command_are_retried_with_their_settings_and_only_wha
     assert "bad.tif: truncated" in first.stderr
     assert "stubborn: 1 of 9 blocks failed" in first.stderr
     assert _cohort_table(prefect_server).count("**Failed**") == 2
+    sheet = (output / "report.html").read_text()
+    assert sheet.count("<article") == 1
+    assert "bad.tif: truncated" in sheet
 
     second = slidesam("retry", output, **common)
     assert second.returncode == 1

@@ -7,6 +7,8 @@ import io
 import re
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from slidesam.flows.progress.markdown import code, text
@@ -41,6 +43,15 @@ def test_result_says_what_came_out(run) -> None:
     assert f"slidesam seams '{run.store}' --label cells" in markdown
     assert f"`{run.paths.provenance}`" in markdown
     assert all(digest in markdown for digest in run.fingerprints.values())
+
+
+def test_result_says_how_large_the_objects_are(run) -> None:
+    run.output.mkdir(exist_ok=True)
+    pq.write_table(pa.table({"area": pa.array([2, 4, 9])}), run.paths.objects("parquet"))
+    markdown = result_markdown(run, FACTS)
+    assert "| **objects** | 1,234 cells; median area 4 px², half lie between 3 and 6.5 |" in markdown
+    assert f"table of the objects: `{run.paths.objects('parquet')}`" in markdown
+    assert "report: " not in markdown
 
 
 def test_result_notes_how_the_run_went(run) -> None:
