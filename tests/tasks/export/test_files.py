@@ -8,6 +8,7 @@ import multiprocessing
 import resource
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -275,18 +276,15 @@ def test_a_kill_at_any_moment_costs_no_byte(run: Run, tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_kill_in_the_middle_of_a_file_costs_no_byte(run: Run, kind: ExportFormat) -> None:
+def test_a_full_disk_or_a_kill_in_the_middle_of_a_file_costs_no_byte(run: Run, kind: ExportFormat) -> None:
     order.export_objects(run, EXECUTOR)
     expected = read_bytes(run)
     remove_files(run)
-    path = run.paths.export(FILES[list(FORMATS).index(kind)])
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    half = len(expected[str(path.relative_to(run.output))]) // 2
-    process = context.Process(target=export_and_die, args=(with_output(run, formats=(kind,)), half))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGXFSZ
+    half = len(expected[str(run.paths.export(FILES[list(FORMATS).index(kind)]).relative_to(run.output))]) // 2
+    asking = with_output(run, formats=(kind,))
+    assert in_own_process(export_on_full_disk, asking, half) == 0
+    assert missing_formats(asking) == [kind]
+    assert in_own_process(export_and_die, asking, half) == -signal.SIGXFSZ
     final = run.paths.export(FORMATS[kind].ending)
     assert not final.exists()
     assert list(run.output.glob(f".{final.name}.*.partial"))
@@ -294,6 +292,28 @@ def test_a_kill_in_the_middle_of_a_file_costs_no_byte(run: Run, kind: ExportForm
     order.export_objects(run, EXECUTOR)
     assert read_bytes(run) == expected
     assert [path.stat().st_mtime_ns for path in run.segment_folder.path.rglob("*")] == segmented
+
+
+def in_own_process(call: Callable[[Run, int], None], run: Run, n_bytes: int) -> int | None:
+    """The exit code of a process forked from one that has imported this module."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    process = context.Process(target=call, args=(run, n_bytes))
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+def export_on_full_disk(run: Run, n_bytes: int) -> None:
+    """Files can't be larger than this: it is said, and nothing half-written stays."""
+    index._TILE, index._FEWEST_TILES = (320, 320), 2
+    warnings: list[str] = []
+    EXECUTOR.warn = warnings.append  # type: ignore[method-assign]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
+    order.export_objects(run, EXECUTOR)
+    assert len(warnings) == 1
+    assert "(File too large)" in warnings[0], warnings
+    assert not list(run.output.glob(".*partial"))
 
 
 def export_and_die(run: Run, n_bytes: int) -> None:
