@@ -26,8 +26,8 @@ from slidesam.tasks.store.readers import read_checked
 
 _OUTLINE_SUFFIXES = (".geojson", ".geojson.gz", ".json", ".json.gz")
 _KINDS = "a label image (TIFF, OME-Zarr or .npy), outlines (.geojson, .geojson.gz) or a result (<name>.ome.zarr)"
-# What is read at once has sides of at least the first, by whole shards, unless a shard is larger than the second.
-_TILE, _MOST_TILE = 1024, 4096
+# What is read at once has sides of at most this, in whole shards, or whole chunks of larger shards.
+_TILE = 2048
 # Two labels of 2³² - 1 are what an empty place looks like in the tables of `count_overlaps`.
 _LARGEST = 2**32 - 2
 
@@ -73,7 +73,7 @@ def open_run_labels(run: Run) -> tuple[LabelSource, tuple[int, int]]:
         cure = f"`slidesam verify {run.output} --repair` writes it again"
         raise OutputError(f"{run.paths.label_image} has damaged metadata", cure) from error
     height, width = (
-        shard * -(-_TILE // shard) if shard <= _MOST_TILE else chunk
+        (unit := shard if shard <= _TILE else chunk) * max(1, _TILE // unit)
         for shard, chunk in zip((array.shards or array.chunks)[-2:], array.chunks[-2:], strict=True)
     )
     return LabelSource(f"{run.store.name} ({run.label})", source.shape, source.read), (height, width)

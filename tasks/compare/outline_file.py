@@ -8,6 +8,7 @@ import re
 import zlib
 from array import array
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -50,8 +51,13 @@ class _Builder:
                 closed = ring[:-1] if len(ring) > 1 and ring[0][:2] == ring[-1][:2] else ring
                 if len(closed) < 3:
                     continue
-                for point in closed:
-                    self._points.extend((float(point[0]), float(point[1])))
+                n_before = len(self._points)
+                self._points.extend(chain.from_iterable(closed))
+                if len(self._points) - n_before != 2 * len(closed):
+                    del self._points[n_before:]
+                    self._points.extend(
+                        chain.from_iterable(point[:2] for point in closed)
+                    )  # a third number is the height
                 self._rings.append(len(self._points) // 2)
         if len(self._rings) - 1 > self._objects[-1]:
             self._objects.append(len(self._rings) - 1)

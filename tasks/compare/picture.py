@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,14 +52,15 @@ def draw_differences(
         caption: A line above it.
     """
     crops = choose_crops(places, sides.found.shape)
-    overview = _draw_overview(run, sides, sampled)
+    slide = _Slide.read(run, OVERVIEW_SIDE)
+    overview = _draw_overview(slide, sides, sampled)
     draw, font = ImageDraw.Draw(overview), ImageFont.load_default(size=20)
     for number, region in enumerate(crops, 1):
         y0, x0, y1, x1 = (at / sampled.step for at in region)
         draw.rectangle([x0, y0, x1, y1], outline=_INK, width=2)
         draw.text((x0 + 4, y0), str(number), fill=_INK, font=font, stroke_width=3, stroke_fill=_PAPER)
     drawn = [
-        (f"{number}   x {region.x0}, y {region.y0} px", _draw_crop(run, sides, region))
+        (f"{number}   x {region.x0}, y {region.y0} px", _draw_crop(run, slide, sides, region))
         for number, region in enumerate(crops, 1)
     ]
     buffer = io.BytesIO()
@@ -90,16 +91,33 @@ def choose_crops(places: NDArray[np.float64], shape: tuple[int, int]) -> list[Re
     return regions
 
 
-def _draw_overview(run: Run, sides: Sides, sampled: SampledLabels) -> Image.Image:
+class _Slide(NamedTuple):
+    """The slide as far as it can be drawn: a coarse picture, and what shows the windows alike."""
+
+    channels: tuple[int, ...]
+    overview: NDArray[Any]
+    windows: list[tuple[float, float]]
+
+    @classmethod
+    def read(cls, run: Run, side: int) -> _Slide | None:
+        """Read it, with at least so many rows or columns if it has them; None where the store has no image."""
+        channels = display_channels(run.slide)
+        try:
+            pixels = read_published(run, channels)[0]
+        except (SlidesamError, OSError, ValueError, KeyError):
+            return None
+        step = max(1, max(pixels.shape[:2]) // side)
+        overview = pixels[step // 2 :: step, step // 2 :: step]
+        return cls(channels, overview, display_windows(overview, is_rgb=run.slide.is_rgb))
+
+
+def _draw_overview(slide: _Slide | None, sides: Sides, sampled: SampledLabels) -> Image.Image:
     """Draw the slide in grey with the objects' pixels in colour."""
     size = sampled.found.shape[1], sampled.found.shape[0]
-    try:
-        channels = display_channels(run.slide)
-        pixels = read_published(run, channels)[0]
-        image = to_rgb(pixels, display_windows(pixels, is_rgb=run.slide.is_rgb))
-        grey = np.asarray(Image.fromarray(image).convert("L").resize(size, Image.Resampling.LANCZOS))
-    except SlidesamError:
-        grey = np.full(size[::-1], 230, np.uint8)
+    grey = np.full(size[::-1], 230, np.uint8)
+    if slide is not None:
+        image = Image.fromarray(to_rgb(slide.overview, slide.windows))
+        grey = np.asarray(image.convert("L").resize(size, Image.Resampling.LANCZOS))
     # Paler, so that the colours stand out on it.
     picture = np.repeat((grey[..., None] * 0.6 + (95 if grey.mean() > 110 else 0)).astype(np.uint8), 3, axis=2)
     is_only_found, is_only_true = (
@@ -112,17 +130,14 @@ def _draw_overview(run: Run, sides: Sides, sampled: SampledLabels) -> Image.Imag
     return Image.fromarray(picture)
 
 
-def _draw_crop(run: Run, sides: Sides, region: Region) -> Image.Image:
+def _draw_crop(run: Run, slide: _Slide | None, sides: Sides, region: Region) -> Image.Image:
     """Draw a window enlarged, with the outlines of both."""
     found, true = (_enlarge(side.read(region)) for side in (sides.found, sides.true))
-    try:
-        channels = display_channels(run.slide)
-        overview = read_published(run, channels)[0]
-        with closing(open_display(run, channels)) as reader:
-            pixels = reader.read(region)
-        picture = _enlarge(to_rgb(pixels, display_windows(overview, is_rgb=run.slide.is_rgb)))
-    except SlidesamError:
-        picture = np.full((*found.shape, 3), 230, np.uint8)
+    picture = np.full((*found.shape, 3), 230, np.uint8)
+    if slide is not None:
+        # The slide's file may be elsewhere by now.
+        with suppress(SlidesamError), closing(open_display(run, slide.channels)) as reader:
+            picture = _enlarge(to_rgb(reader.read(region), slide.windows))
     is_only_found, is_only_true = np.isin(found, sides.only_found), np.isin(true, sides.only_true)
     edges_found, edges_true = (_find_edges(labels) for labels in (found, true))
     _tint(picture, is_only_found, _ONLY_FOUND, 0.25)
