@@ -133,7 +133,7 @@ def measure(folder: Path, side: int) -> Figures:
         before = sum(client.run(time.process_time).values())
         order.export_objects(run, executor)
         computed = sum(client.run(time.process_time).values()) - before
-        memory = max(client.run(_peak_memory).values())
+        memory = max(client.run(peak_resident).values())
     assert not missing_formats(run)
     paths = {kind: run.paths.export(FILE_FORMATS[kind].ending) for kind in FORMATS}
     sizes = {kind: path.stat().st_size for kind, path in paths.items()}
@@ -156,7 +156,7 @@ def workers() -> Client:
     )
 
 
-def _peak_memory() -> float:
+def peak_resident() -> float:
     """Return the most that this process had resident, in MiB."""
     status = Path(f"/proc/{os.getpid()}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
