@@ -44,7 +44,8 @@ def write_pieces(
         pieces: Rows that follow each other.
         added: Fields of pyarrow of further columns.
         metadata: Written into the file beside what it is a table of.
-        names: Columns of `describe_columns`; by default all.
+        names: Columns of `describe_columns`; by default all, after one with the slide's name, so that the tables of many slides
+            are one data set. As Parquet has it, it takes no room.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -55,9 +56,11 @@ def write_pieces(
         pa.field(name, pa.type_for_alias(_TYPES.get(name, "float64")), metadata={"description": text})
         for name, text in meanings.items()
     ]
-    schema = pa.schema([*fields, *added], {"slidesam": json.dumps(table_of), **(metadata or {})})
+    slide = [pa.field("slide", pa.string(), metadata={"description": "Name of the slide."})] if names is None else []
+    schema = pa.schema([*slide, *fields, *added], {"slidesam": json.dumps(table_of), **(metadata or {})})
     with pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for rows in pieces:
             # What isn't known is NaN, of whichever type the column is.
-            columns = [pa.array(rows[field.name], from_pandas=True).cast(field.type) for field in schema]
-            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+            columns = [pa.array(rows[field.name], from_pandas=True).cast(field.type) for field in [*fields, *added]]
+            slides = [pa.repeat(pa.scalar(run.name), len(columns[0])) for _ in slide]
+            writer.write_table(pa.Table.from_arrays([*slides, *columns], schema=schema))

@@ -43,7 +43,7 @@ def test_numbers_are_those_of_the_table(run: Run, monkeypatch: pytest.MonkeyPatc
     for name in found.obs:
         np.testing.assert_array_equal(found.obs[name].to_numpy(), table[name].to_numpy(), err_msg=name)
     centroids = [f"centroid{unit}-{axis}" for unit in ("", "_um") for axis in (1, 0)]
-    assert {*found.var_names, *found.obs, *centroids} == set(table.column_names)
+    assert {"slide", *found.var_names, *found.obs, *centroids} == set(table.column_names)
     for name, columns in {"spatial": centroids[:2], "spatial_um": centroids[2:]}.items():
         np.testing.assert_array_equal(found.obsm[name], table.select(columns).to_pandas())
     assert found.obs_names.tolist() == [str(number) for number in table["label"].to_pylist()]
