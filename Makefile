@@ -10,7 +10,7 @@ DEMO   ?= demo-output
 
 .DEFAULT_GOAL := help
 STITCHING := stitching-accuracy stitching-speed stitching-memory
-BENCHMARKS := accuracy bit-flips block chaos compare conversion durability empty export-share file-count guide memory mosaics object-table objects open-slide outlines overhead pixel-oracle power-cut rechunk same-results soak structure tile-cost tissue tls
+BENCHMARKS := accuracy bit-flips block chaos compare conversion durability empty export-share file-count guide memory mosaics object-table objects open-results open-slide outlines overhead pixel-oracle power-cut rechunk same-results soak structure tile-cost tissue tls
 .PHONY: help install lock demo test test-fast many-slides full-networks model-card readers screenshots seams slurm-overhead stardist $(BENCHMARKS) $(STITCHING) peers lint format typed imports typecheck clean
 
 help:  ## list the targets
@@ -108,6 +108,7 @@ stitching-memory:  ## stitching: peak memory of slides of 8192, 16 384 and 32 76
 stitching-speed:  ## stitching: seconds beside the raw limit and peers
 memory:      ## peak memory of every process for slides of 10 000 and 20 000 px
 object-table: ## what measuring an object takes, by part, beside scikit-image: microseconds and memory
+open-results: ## which programs open the OME-Zarr 0.5 and 0.4 of a result, in an environment of their own, .venv-open (1 GB), 3 minutes
 open-slide:  ## what opening a slide takes in each task: milliseconds and system calls (needs strace, and ../shared/data)
 objects:     ## files of 250 000 and 1 000 000 objects: seconds and memory beside the raw limit and other tools (make peers first), 15 minutes
 tile-cost:   ## AIS on the CPU: seconds per tile by network and scale, beside micro-sam alone, 6 minutes
@@ -123,7 +124,7 @@ tissue:      ## blocks left out and objects lost on real images (needs ../shared
 tls:         ## what TLS between Dask's members costs: the same work without and with it, in turns
 
 clean:  ## remove .venv and what was made
-	@rm -rf $(VENV) $(PEERS) .venv-stardist $(DEMO) build screenshots .venv-readers .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) $(PEERS) .venv-stardist .venv-open $(DEMO) build screenshots .venv-readers .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 lint: install  ## ruff, the rule that keeps the layers apart, mypy
 	@$(BIN)/ruff check .
