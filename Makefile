@@ -10,7 +10,7 @@ DEMO   ?= demo-output
 
 .DEFAULT_GOAL := help
 STITCHING := stitching-accuracy stitching-speed stitching-memory
-BENCHMARKS := accuracy bit-flips block chaos compare conversion durability empty export-share file-count guide memory mosaics object-table objects open-results open-slide outlines overhead pixel-oracle power-cut rechunk same-results soak structure tile-cost tissue tls
+BENCHMARKS := accuracy bit-flips block chaos compare conversion durability empty export-share file-count guide memory mosaics object-table objects open-results open-slide outlines overhead pixel-oracle power-cut rechunk same-results soak structure tile-cost tissue tls view-tiles
 .PHONY: help install lock demo test test-fast many-slides full-networks model-card readers screenshots seams slurm-overhead stardist $(BENCHMARKS) $(STITCHING) peers lint format typed imports typecheck clean
 
 help:  ## list the targets
@@ -121,6 +121,7 @@ same-results:  ## digests of three slides' labels, halo strips and tables; --com
 soak:        ## 200 tiny slides in one command: memory, overhead per slide, what is left over
 structure:   ## sizes of files, functions and folders, vague names, duplicates
 tissue:      ## blocks left out and objects lost on real images (needs ../shared/data)
+view-tiles:  ## the viewer on a slide of 20 000 px: milliseconds per tile of image, outlines and density, and per row, 10 minutes
 tls:         ## what TLS between Dask's members costs: the same work without and with it, in turns
 
 clean:  ## remove .venv and what was made

@@ -6,6 +6,7 @@ import os
 import secrets
 import socket
 import sys
+import tempfile
 import threading
 import webbrowser
 from pathlib import Path
@@ -63,9 +64,12 @@ def _view(
         address = f"http://{_HOST}:{listener.getsockname()[1]}/{token}/"
         say(" ", address)
         out.print("Ctrl-C ends it. Only who knows this address can see the slide.")
-        if is_browser_opened and _has_screen():
-            threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
-        _serve(make_app(viewed, token, lambda message: say("[red]✗[/]", message)), listener)
+        app = make_app(viewed, token, lambda message: say("[red]✗[/]", message))
+        with tempfile.TemporaryDirectory(prefix="slidesam-view-") as folder:
+            if is_browser_opened and _has_screen():
+                page = _write_way(Path(folder), address)
+                threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()
+            _serve(app, listener)
 
 
 def _listen(port: int | None) -> socket.socket:
@@ -85,6 +89,16 @@ def _listen(port: int | None) -> socket.socket:
             f"--port {port} can't be used ({error.strerror}): choose another, or leave it out for a free one"
         ) from error
     return listener
+
+
+def _write_way(folder: Path, address: str) -> str:
+    """Write a page that leads to the address; return where it lies, as a URL.
+
+    What a browser is started with can be seen by all users of the machine. This folder is only the user's.
+    """
+    page = folder / "open.html"
+    page.write_text(f'<!doctype html><meta http-equiv="refresh" content="0;url={address}">')
+    return page.as_uri()
 
 
 def _serve(app: Starlette, listener: socket.socket) -> None:

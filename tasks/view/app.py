@@ -49,7 +49,7 @@ _STATIC = {
 # The one style that OpenSeadragon puts into the page: no line around the slide where there is no mouse.
 _OWN_STYLE = "'sha256-9xTiqzfwFaL2SGb1rmr8gysEwVVjIvqWAgmZgqFqpEE='"
 _HEADERS = {
-    "content-security-policy": f"default-src 'none'; script-src 'self'; style-src 'self' {_OWN_STYLE}; img-src 'self' blob:; "
+    "content-security-policy": f"default-src 'none'; script-src 'self'; style-src 'self' {_OWN_STYLE}; img-src 'self'; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",

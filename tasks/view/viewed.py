@@ -159,6 +159,9 @@ class ViewedResult:
             if has_pyramid(run):
                 return open_image_levels(run.paths, self.slide)
         overview = next((open_image_levels(run.paths, self.slide) for run in self._runs if has_image(run)), [])
+        if overview and overview[0].shape == self.slide.shape:
+            # The slide is so small that its overview is all of it.
+            return overview
         try:
             self._reader = SlideReader(self.slide)
         except SlideError as error:
@@ -181,18 +184,24 @@ class ViewedResult:
         """Choose colours and windows from a coarse level, and the colour of outlines from what is seen then."""
         sample = _choose_sample(self.image.levels)
         numbers = tuple(range(self.slide.size_c))
-        pixels = sample.read(Region(0, 0, *sample.shape), numbers)
-        windows = display_windows(pixels, is_rgb=self.slide.is_rgb)
-        colours = self._read_colours()
+        region = _find_middle(sample.shape)
+        # Colours together, since they share a window; else one channel at a time, as there can be many.
+        groups = [numbers] if self.slide.is_rgb else [(number,) for number in numbers]
+        windows: list[tuple[float, float]] = []
+        self.limits: list[tuple[float, float]] = []
+        for group in groups:
+            pixels = sample.read(region, group)
+            windows += display_windows(pixels, is_rgb=self.slide.is_rgb)
+            self.limits += [_limits(pixels[..., place], windows[number]) for place, number in enumerate(group)]
         self.channels = [
-            ShownChannel(number, colours[number], (low, high if high > low else low + 1))
-            for number, (low, high) in zip(numbers, windows, strict=True)
+            ShownChannel(number, colour, (low, high if high > low else low + 1))
+            for number, colour, (low, high) in zip(numbers, self._read_colours(), windows, strict=True)
         ]
-        self.limits = [_limits(pixels[..., number], self.channels[number].window) for number in numbers]
         # Those that were segmented, and others beside them as far as colours can be told apart.
         chosen = display_channels(self.slide)
         self.shown = (*chosen, *(number for number in numbers if number not in chosen))[:_MOST_SHOWN]
-        self.outline = outline_colour(to_rgb(pixels[..., list(chosen)], [windows[number] for number in chosen]))
+        visible = to_rgb(sample.read(region, chosen), [windows[number] for number in chosen])
+        self.outline = outline_colour(visible)
 
     def _read_colours(self) -> list[tuple[int, int, int]]:
         """Read the channels' colours from the store's image; a single one is grey, unless the slide has a colour for it."""
@@ -210,13 +219,19 @@ def _choose_sample(levels: Sequence[ShownLevel]) -> ShownLevel:
     return next((level for level in by_size if max(level.shape) <= _SAMPLE_SIDE), by_size[-1])
 
 
+def _find_middle(shape: tuple[int, int]) -> Region:
+    """Return the middle of a level, or all of one that is small."""
+    y0, x0 = (max(0, (size - _SAMPLE_SIDE) // 2) for size in shape)
+    return Region(y0, x0, min(y0 + _SAMPLE_SIDE, shape[0]), min(x0 + _SAMPLE_SIDE, shape[1]))
+
+
 def _limits(pixels: np.ndarray[Any, Any], window: tuple[float, float]) -> tuple[float, float]:
     """Return between which values a window can be moved."""
     if pixels.dtype == np.uint8:
         return 0.0, 255.0
     finite = pixels[np.isfinite(pixels)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else window
-    return min(low, window[0]), max(high, window[1])
+    return min(low, window[0]), max(high, window[1], window[0] + 1)
 
 
 def _to_colour(text: str) -> tuple[int, int, int]:

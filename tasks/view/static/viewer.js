@@ -108,6 +108,7 @@
   const showDensity = async () => {
     const facts = await get(`${labelPath()}/density.json${query(hiddenPairs())}`);
     state.hasDensity = Boolean(facts);
+    document.querySelector("[name=mode][value=density]").disabled = !facts;
     if (!facts) { hide("density"); return; }
     find("legend-high").textContent = `${(+number(facts.highest, 2)).toLocaleString("en")} per ${facts.unit}`;
     find("legend").firstElementChild.style.background = `linear-gradient(to right, ${facts.stops.map((stop) => `rgb(${stop})`).join(",")})`;
@@ -127,8 +128,8 @@
     const z = zoom(), seen = state.diameter * z;
     let outlines = Math.min(1, Math.max(0, (seen - FADE[0]) / (FADE[1] - FADE[0])));
     if (!state.hasDensity || state.mode === "outlines") outlines = 1;
-    let density = state.mode === "density" ? 1 : 1 - outlines;
-    if (state.mode === "density") outlines = 0;
+    let density = 1 - outlines;
+    if (state.mode === "density" && state.hasDensity) [outlines, density] = [0, 1];
     if (state.mode === "none") outlines = density = 0;
     if (layers.outlines) layers.outlines.setOpacity(outlines * state.opacity);
     if (layers.density) layers.density.setOpacity(density * state.opacity);
@@ -240,6 +241,7 @@
     const act = {
       o: () => setMode(state.mode === "outlines" ? "auto" : "outlines"), m: () => setMode(state.mode === "density" ? "auto" : "density"),
       a: () => setMode("auto"), h: () => setMode(state.mode === "none" ? "auto" : "none"), p: () => openPanel(find("panel").hidden),
+      "0": () => viewer.viewport.goHome(), "+": () => viewer.viewport.zoomBy(1.5), "=": () => viewer.viewport.zoomBy(1.5), "-": () => viewer.viewport.zoomBy(1 / 1.5),
       "/": () => { openPanel(true); find("number").focus(); find("number").select(); },
     }[event.key];
     if (act) { event.preventDefault(); event.stopPropagation(); act(); }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -32,10 +33,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_it_shows_a_result_until_ctrl_c(home: Path, store: Path) -> None:
-    process = subprocess.Popen(
-        **called(home, "view", store, "--no-browser"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+@pytest.mark.timeout(120)
+def test_it_shows_a_result_until_ctrl_c(home: Path, store: Path, tmp_path: Path) -> None:
+    browser, opened = tmp_path / "browser", tmp_path / "opened"
+    # Reading waits until the browser is started.
+    os.mkfifo(opened)
+    browser.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {opened}\n')
+    browser.chmod(0o700)
+    options = called(home, "view", store, BROWSER=f"{browser} %s", DISPLAY=":0")
+    process = subprocess.Popen(**options, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     try:
         address, advice = (process.stdout.readline().strip() for _ in range(2))
@@ -43,12 +49,17 @@ def test_it_shows_a_result_until_ctrl_c(home: Path, store: Path) -> None:
         assert b"<title>s: cells</title>" in urllib.request.urlopen(address, timeout=60).read()
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(address[:-2] + "/", timeout=60)
+        # What other users see of the browser's command names a file that they can't read.
+        page = Path(opened.read_text().strip().removeprefix("file://"))
+        assert address in page.read_text()
+        assert page.parent.stat().st_mode & 0o077 == 0
     finally:
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate(timeout=60)
     assert process.returncode == 0
     assert advice == "Ctrl-C ends it. Only who knows this address can see the slide."
     assert (output, errors) == ("", "")
+    assert not page.parent.exists()
 
 
 def test_a_port_that_is_in_use_is_refused_and_by_default_a_free_one_is_taken() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tifffile
 from starlette.testclient import TestClient
@@ -13,6 +15,9 @@ import slidesam
 from slidesam.flows.cli.finished import finished_runs
 from slidesam.tasks.folder.demo import demo_image
 from slidesam.tasks.pixels import pyramid
+from slidesam.tasks.run.layout import RunPaths
+from slidesam.tasks.run.records import Provenance
+from slidesam.tasks.settings.methods import MicroSam
 from slidesam.tasks.view.app import make_app
 from slidesam.tasks.view.viewed import ViewedResult
 
@@ -52,6 +57,20 @@ def dark_result(tmp_path_factory: pytest.TempPathFactory) -> slidesam.Result:
         patch.setattr(pyramid, "OVERVIEW_SIDE", 256)
         settings = SETTINGS | {"output.formats": [], "image.convert": "never", "slide.mpp": 0.325}
         return slidesam.segment(folder / "d.ome.tif", folder / "out", settings, progress=False)
+
+
+CLASSES = ("neoplastic", "inflammatory", "connective")
+
+
+def give_classes(store: Path, label: str = "cells") -> None:
+    """Make a result one of a segmenter with classes: object k is of class k modulo 3."""
+    paths = RunPaths.of_store(store, label)
+    record = Provenance.read(paths.provenance)
+    segmenter = MicroSam(classes="semantic").model_dump(mode="json")
+    record.model_copy(update={"settings": record.settings | {"segmenter": segmenter}}).write(paths.provenance)
+    table = pq.read_table(paths.objects("parquet"))
+    names = pa.array([CLASSES[number % 3] for number in table["label"].to_pylist()])
+    pq.write_table(table.append_column("class", names), paths.objects("parquet"), row_group_size=50)
 
 
 @pytest.fixture(scope="session")

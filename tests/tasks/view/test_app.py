@@ -15,8 +15,10 @@ from PIL import Image
 
 import slidesam
 from slidesam.tasks.errors import OutputError
+from slidesam.tasks.segmenters.votes import PATHO_SAM_CLASSES
+from slidesam.tasks.stitch.class_table import choose_colour
 from slidesam.tasks.view.viewed import ViewedResult
-from tests.tasks.view.conftest import ADDRESS, TOKEN, open_client, open_viewed
+from tests.tasks.view.conftest import ADDRESS, CLASSES, TOKEN, give_classes, open_client, open_viewed
 from tests.tasks.view.test_tiles import outline_oracle
 
 LABELS = f"{ADDRESS}/labels/cells"
@@ -100,6 +102,30 @@ class TestContent:
         cell = facts["width"] // picture.shape[1]
         assert picture.shape[:2] == (-(-600 // cell), -(-600 // cell))
         assert bright.labels["cells"].summary.densities[0].counts.sum() == n_objects
+
+    def test_classes_have_the_colours_of_the_outlines_for_qupath_and_can_be_hidden(
+        self, bright_result: slidesam.Result, tmp_path: Path
+    ) -> None:
+        store = copy_result(bright_result, tmp_path)
+        give_classes(store)
+        client, labels = open_client(open_viewed(store)), bright_result.labels[:512, :512]
+        classes = {one["name"]: one for one in client.get(f"{LABELS}/summary.json").json()["classes"]}
+        assert sum(one["objects"] for one in classes.values()) == bright_result.run["objects"]
+        colours = {name: choose_colour(PATHO_SAM_CLASSES.index(name)) for name in CLASSES}
+        assert {name: bytes.fromhex(one["colour"]) for name, one in classes.items()} == {
+            name: bytes(colour) for name, colour in colours.items()
+        }
+        drawn = read_picture(client.get(f"{LABELS}/outlines/2/0/0.png").content)
+        hidden = read_picture(client.get(f"{LABELS}/outlines/2/0/0.png?hide={CLASSES[1]}&hide={CLASSES[2]}").content)
+        is_outline = outline_oracle(bright_result.labels[:, :])[:512, :512]
+        for number, name in enumerate(CLASSES):
+            of_class = is_outline & (labels % 3 == number)
+            assert of_class.any()
+            assert {tuple(colour) for colour in drawn[of_class]} == {(*colours[name], 255)}
+            assert (hidden[of_class][:, 3] > 0).all() == (number == 0)
+        assert (drawn[~is_outline][:, 3] == 0).all()
+        both = client.get(f"{LABELS}/density.json").json()["highest"]
+        assert 0 < client.get(f"{LABELS}/density.json?hide={CLASSES[0]}").json()["highest"] < both
 
     def test_the_page_names_the_slide(self, bright: ViewedResult) -> None:
         page = open_client(bright).get(f"{ADDRESS}/")

@@ -94,5 +94,10 @@ def test_a_click_on_a_nucleus_shows_its_row(address: str, page, bright_result: s
     assert page.evaluate("slidesamView.layers.outlines.getOpacity()") == 1
     assert page.inner_text("#scale-text").endswith("µm")
     keep(page, "viewer", tmp_path)
+    page.keyboard.press("m")
+    assert page.evaluate(
+        "[slidesamView.layers.outlines, slidesamView.layers.density].map((one) => one.getOpacity())"
+    ) == [0, 1]
+    assert page.inner_text("#legend-high").endswith("per mm²")
     assert complaints == []
-    assert {url for url in requests if not url.startswith((address, "blob:"))} == set()
+    assert {url for url in requests if not url.startswith(address)} == set()
