@@ -149,9 +149,10 @@ def _write_summary(trial: Trial) -> str:
             f"<td>{_seconds_per_region(result):.1f}</td><td>{_duration(result.slide_seconds)}</td></tr>"
         )
     return (
-        '<h2>All choices</h2><table><tr><th class="l">#</th><th class="l">what differs from the settings given</th>'
+        '<h2>All choices</h2><div class="scroll"><table>'
+        '<tr><th class="l">#</th><th class="l">what differs from the settings given</th>'
         f"<th>µm per<br>pixel</th>{heads}<th>seconds<br>per region</th><th>whole slide,<br>one worker</th></tr>"
-        f'{"".join(rows)}</table><p class="dim">Whole slide: all blocks with tissue, one after the other on this machine '
+        f'{"".join(rows)}</table></div><p class="dim">Whole slide: all blocks with tissue, one after the other on this machine '
         f"({escape(trial.device)}); n workers take an n-th of it. Time to write and stitch isn't in it.</p>"
     )
 

@@ -15,6 +15,7 @@ import tifffile
 from slidesam.flows.slide import order
 from slidesam.tasks.export import report_file
 from slidesam.tasks.export.columns import describe_columns
+from slidesam.tasks.export.files import missing_formats
 from slidesam.tasks.export.rows import read_rows
 from slidesam.tasks.pages.block_times import read_block_times, write_block_times
 from slidesam.tasks.pages.crops import choose_places_to_show
@@ -200,6 +201,23 @@ def test_many_channels_are_counted_not_all_drawn(tmp_path: Path) -> None:
     assert "3 more channels are in the table." in page.text
     assert "Mean <C5>" in page.text
     assert page.tags["svg"] == 5 + 6
+
+
+def test_a_slide_that_is_gone_costs_the_report_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slide, output = write_blobs(tmp_path / "s.tif", 256), tmp_path / "out"
+    run, _ = make(slide, output, image__convert="never", output__formats=["report", "table"])
+    for path in (run.paths.export("report.html"), run.paths.objects("parquet")):
+        path.unlink()
+    slide.rename(tmp_path / "moved.tif")
+    warnings: list[str] = []
+    monkeypatch.setattr(type(EXECUTOR), "warn", lambda _, message: warnings.append(message))
+    order.export_objects(run, EXECUTOR)
+    assert missing_formats(run) == ["report"]
+    (warning,) = warnings
+    assert "the labels are finished, but report of its objects can't be written" in warning
+    (tmp_path / "moved.tif").rename(slide)
+    order.export_objects(run, EXECUTOR)
+    assert missing_formats(run) == []
 
 
 def test_results_of_blocks_may_be_cleaned(blobs: tuple[Run, Page], tmp_path: Path) -> None:
