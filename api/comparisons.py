@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from slidesam.open_results import Result, open_result
 from slidesam.tasks.compare.comparison import Comparison, check_same_slide, choose_prefix, compare_run
-from slidesam.tasks.compare.label_sources import open_run_labels, open_truth, show_array
-from slidesam.tasks.run.layout import STORE_SUFFIX
+from slidesam.tasks.compare.label_sources import is_own_store, open_run_labels, open_truth, show_array
 
 
 def compare(
@@ -43,7 +42,7 @@ def compare(
     run = opened.as_run()
     if isinstance(truth, np.ndarray):
         source = show_array(truth)
-    elif isinstance(truth, Result) or Path(truth).absolute().name.endswith(STORE_SUFFIX):
+    elif isinstance(truth, Result) or is_own_store(Path(truth)):
         other = (truth if isinstance(truth, Result) else open_result(truth, truth_label)).as_run()
         check_same_slide(run, other)
         source = open_run_labels(other)[0]

@@ -12,7 +12,6 @@ from rich.text import Text
 from slidesam.flows.cli.finished import finished_runs
 from slidesam.flows.console import out, say
 from slidesam.tasks.errors import SettingsError
-from slidesam.tasks.run.layout import STORE_SUFFIX
 
 if TYPE_CHECKING:
     from slidesam.tasks.compare.comparison import Comparison
@@ -57,10 +56,10 @@ def _compare(
 ) -> None:  # fmt: skip
     """Compare a result with a truth or another result: F1, panoptic quality, merged and split objects, where they differ."""
     from slidesam.tasks.compare.comparison import check_same_slide, choose_prefix, compare_run
-    from slidesam.tasks.compare.label_sources import open_run_labels, open_truth
+    from slidesam.tasks.compare.label_sources import is_own_store, open_run_labels, open_truth
 
     run = _find_run(store, label)
-    if truth.is_dir() and truth.absolute().name.endswith(STORE_SUFFIX):
+    if is_own_store(truth):
         other = _find_run(truth, truth_label, other_than=run)
         check_same_slide(run, other)
         source = open_run_labels(other)[0]

@@ -16,6 +16,7 @@ from slidesam.tasks.compare.rasterize import draw_polygons
 from slidesam.tasks.errors import OutputError, SettingsError, SlideError, in_one_line
 from slidesam.tasks.grid import Region
 from slidesam.tasks.labels.kernels import Labels
+from slidesam.tasks.run.layout import STORE_SUFFIX, find_provenance
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.slides.inspect import inspect_slide
 from slidesam.tasks.slides.reader import SlideReader
@@ -79,6 +80,13 @@ def open_run_labels(run: Run) -> tuple[LabelSource, tuple[int, int]]:
     return LabelSource(f"{run.store.name} ({run.label})", source.shape, source.read), (height, width)
 
 
+def is_own_store(path: Path) -> bool:
+    """Whether a path is a store `<name>.ome.zarr` that slidesam made, with a record beside it, and no other label image."""
+    path = path.absolute()
+    is_store = path.is_dir() and path.name.endswith(STORE_SUFFIX)
+    return is_store and bool(find_provenance(path.parent, path.name.removesuffix(STORE_SUFFIX)))
+
+
 def open_truth(path: Path, shape: tuple[int, int]) -> LabelSource:
     """Open a label image, or outlines, by what the path is.
 
@@ -92,6 +100,9 @@ def open_truth(path: Path, shape: tuple[int, int]) -> LabelSource:
     if not path.exists():
         raise SettingsError(f"{path} isn't there", f"give {_KINDS}")
     if path.is_dir():
+        folder = path.absolute()
+        if folder.parent.name == "labels" and not is_finished(folder.parents[1], folder.name):
+            raise SettingsError(f"{path} isn't listed as finished in {folder.parent}", "finish the run that writes it")
         source = _open_zarr(path)[0]
     elif path.name.lower().endswith(_OUTLINE_SUFFIXES):
         source = _open_outlines(path, shape)
@@ -158,6 +169,8 @@ def _open_zarr(path: Path) -> tuple[LabelSource, zarr.Array[Any]]:
     try:
         node = zarr.open(path, mode="r")
         if isinstance(node, zarr.Group):
+            if (path / "labels").is_dir():
+                raise ValueError("it is an image")
             attributes: Any = node.attrs.asdict()
             multiscales = attributes.get("ome", attributes)["multiscales"]
             path = path / str(multiscales[0]["datasets"][0]["path"])

@@ -88,7 +88,7 @@ def test_another_result_of_the_slide_is_compared(store: Path) -> None:
     assert slidesam.compare(opened, slidesam.open_result(store, "cells")).panoptic_quality == 1.0
 
 
-@pytest.mark.parametrize("kind", ["tiff", "npy", "ome-zarr", "zarr", "outlines", "qupath"])
+@pytest.mark.parametrize("kind", ["tiff", "npy", "ome-zarr", "not-ours", "zarr", "outlines", "qupath"])
 def test_each_kind_of_truth_says_the_same(store: Path, labels: NDArray[np.uint32], tmp_path: Path, kind: str) -> None:
     expected = slidesam.compare(store, labels, label="cells")
     path = tmp_path / "truth.tif"
@@ -99,6 +99,9 @@ def test_each_kind_of_truth_says_the_same(store: Path, labels: NDArray[np.uint32
         np.save(path, labels.astype(np.int64))
     elif kind == "ome-zarr":
         path = store / "labels" / "again"
+    elif kind == "not-ours":
+        path = tmp_path / "truth.ome.zarr"
+        shutil.copytree(store / "labels" / "again", path)
     elif kind == "zarr":
         path = tmp_path / "truth.zarr"
         zarr.create_array(path, data=labels[None].astype(np.uint16), chunks=(1, 50, 50))
@@ -203,5 +206,14 @@ def test_an_unfinished_or_damaged_result_is_refused(store: Path, labels: NDArray
     assert shard.exists()
     shutil.rmtree(copied / "labels" / "cells")
     assert "finished label image cells" in error_of(copied, copied, "--label", "cells")
-    (output / "s.cells.run.json").unlink()
+    # What is left of a run that isn't finished is neither taken for labels nor is the image.
+    for record in output.glob("*.run.json"):
+        record.rename(record.with_suffix(".away"))
+    assert "is no label image (ValueError: it is an image): give" in error_of(store, copied, "--label", "cells")
+    group = json.loads((copied / "labels" / "zarr.json").read_text())
+    group["attributes"]["ome"]["labels"] = []
+    (copied / "labels" / "zarr.json").write_text(json.dumps(group))
+    unfinished = copied / "labels" / "again"
+    assert "isn't listed as finished" in error_of(store, unfinished, "--label", "cells")
+    (output / "s.again.run.away").rename(output / "s.again.run.json")
     assert "has no finished label image 'cells', only again" in error_of(copied, copied, "--label", "cells")
