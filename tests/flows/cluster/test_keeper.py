@@ -13,7 +13,8 @@ def make_keeper(**tasks: str) -> JobKeeper:
     keeper.cluster = SimpleNamespace(
         scheduler=SimpleNamespace(tasks={key: SimpleNamespace(state=state) for key, state in tasks.items()})
     )
-    keeper._trouble, keeper._troubled = None, ()
+    # As Dask's base class leaves one that was ended.
+    keeper.state, keeper._trouble, keeper._troubled = "stopped", None, ()
     keeper._stillborn, keeper._refusals = 3, 4
     return keeper
 
