@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from prefect import flow
 from prefect.runtime import flow_run
 
@@ -11,11 +9,11 @@ from slidesam.flows.prefect_api.leftovers import end_all_leftovers
 from slidesam.flows.run_log import run_log
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.folder.clean import clean_folder
-from slidesam.tasks.settings.types import Duration, seconds_of
+from slidesam.tasks.settings.types import Duration, PastedPath, seconds_of
 
 
 @flow(name="clean", flow_run_name=lambda: f"clean {flow_run.parameters['output']}", persist_result=False)
-def clean(output: Path, keep: Duration | None = None) -> float:
+def clean(output: PastedPath, keep: Duration | None = None) -> float:
     """Remove intermediate results of finished runs, and jobs that killed runs left. Results stay, and what unfinished runs need.
 
     Args:

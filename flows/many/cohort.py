@@ -46,6 +46,7 @@ from slidesam.tasks.errors import CohortFailures, SettingsError, in_one_line
 from slidesam.tasks.pages.contact_sheet import write_contact_sheet
 from slidesam.tasks.run.layout import jobs_folder
 from slidesam.tasks.settings.sections import Settings
+from slidesam.tasks.settings.types import PastedPath
 from slidesam.tasks.slides.listing import Listed, list_slides
 
 # What a form shows at first; Prefect makes settings and a profile of it.
@@ -67,7 +68,7 @@ def _run_name() -> str:
 
 @flow(name="segment cohort", flow_run_name=_run_name, persist_result=False)
 def segment_cohort(
-    slides: list[str], output: Path, settings: Settings = _DEFAULTS, cluster: ProfileChoice = _LOCAL
+    slides: list[str], output: PastedPath, settings: Settings = _DEFAULTS, cluster: ProfileChoice = _LOCAL
 ) -> list[dict[str, Any]]:
     """Segment many slides. Started again, it runs only those that aren't finished.
 

@@ -33,7 +33,7 @@ from slidesam.tasks.run.layout import RunPaths
 from slidesam.tasks.run.lock import LockedError, holder, locked
 from slidesam.tasks.run.service_folders import inbox_lock, inbox_memory
 from slidesam.tasks.settings.sections import Settings
-from slidesam.tasks.settings.types import Duration, seconds_of
+from slidesam.tasks.settings.types import Duration, PastedPath, seconds_of
 from slidesam.tasks.slides.facts import slide_name
 from slidesam.tasks.slides.listing import Listed
 
@@ -48,7 +48,11 @@ def _run_name() -> str:
 
 @flow(name="inbox", flow_run_name=_run_name, persist_result=False)
 def inbox(
-    folder: Path, output: Path, quiet: Duration = "2m", settings: Settings = _DEFAULTS, cluster: ProfileChoice = _LOCAL
+    folder: PastedPath,
+    output: PastedPath,
+    quiet: Duration = "2m",
+    settings: Settings = _DEFAULTS,
+    cluster: ProfileChoice = _LOCAL,
 ) -> State[list[str]]:
     """Start a run of `slide` for each slide of a folder that is complete and has no finished result.
 
@@ -69,7 +73,6 @@ def inbox(
         OutputError: The output folder can't be written.
         ServerError: The deployment `slide` isn't registered.
     """
-    log = run_log()
     refuse_foreign(cluster)
     refuse_relative(settings, folder=folder, output=output)
     if not folder.is_dir():
@@ -78,8 +81,6 @@ def inbox(
         )
     prepare_output(output)
     memory = inbox_memory(output, folder)
-    failed: list[str] = []
-    started_slides: list[str] = []
     with ExitStack() as stack:
         # Two flow runs at once would overwrite each other's memory.
         try:
@@ -87,23 +88,37 @@ def inbox(
         except LockedError as error:
             return Completed(message=f"another look is at work: {in_one_line(error)}", data=[])
         complete, growing = look(folder, memory, seconds_of(quiet), time.time())
-        for slide in complete:
-            try:
-                if _is_wanted(slide, complete, output, settings):
-                    _start(slide, output, settings)
-                    record_started(memory, slide)
-                    started_slides.append(slide.path.name)
-            except Exception as error:  # noqa: BLE001 (one bad slide doesn't stop the others)
-                failed.append(f"{slide.path.name}: {in_one_line(error)}")
+        started_slides, failed = _start_wanted(complete, output, settings, memory)
     n_slides = len(complete) + len(growing)
     finding = (
         f"{n_slides} slide{'' if n_slides == 1 else 's'}, {len(growing)} of them still arriving; started now: "
         f"{in_one_line(', '.join(started_slides)) or 'none'}"
     )
-    log.info("%s: %s", folder, finding)
+    run_log().info("%s: %s", folder, finding)
     if failed:
         raise SettingsError(f"{len(failed)} slides can't be started: {'; '.join(failed[:5])}")
     return Completed(message=finding, data=started_slides)
+
+
+def _start_wanted(
+    arrived: Sequence[Arrival], output: Path, settings: Settings, memory: Path
+) -> tuple[list[str], list[str]]:
+    """Start the slides that are wanted.
+
+    Returns:
+        Names of those that were started, and what was wrong with others.
+    """
+    started_slides: list[str] = []
+    failed: list[str] = []
+    for slide in arrived:
+        try:
+            if _is_wanted(slide, arrived, output, settings):
+                _start(slide, output, settings)
+                record_started(memory, slide)
+                started_slides.append(slide.path.name)
+        except Exception as error:  # noqa: BLE001 (one bad slide doesn't stop the others)
+            failed.append(f"{slide.path.name}: {in_one_line(error)}")
+    return started_slides, failed
 
 
 def _is_wanted(slide: Arrival, arrived: Sequence[Arrival], output: Path, settings: Settings) -> bool:

@@ -41,6 +41,7 @@ from slidesam.tasks.pixels.regions_of_interest import is_rectangle
 from slidesam.tasks.run.status import find_refusal, read_state
 from slidesam.tasks.settings.methods import Cellpose, StarDist
 from slidesam.tasks.settings.sections import Settings
+from slidesam.tasks.settings.types import clean_path
 from slidesam.tasks.slides.facts import slide_name
 from slidesam.tasks.slides.listing import Listed
 
@@ -162,7 +163,7 @@ def reason_to_skip(run: FlowRun) -> str | None:
         The reason; None if it may be tried.
     """
     try:
-        slide, output = Path(run.parameters["slide"]), Path(run.parameters["output"])
+        slide, output = (Path(clean_path(run.parameters[name])) for name in ("slide", "output"))
         settings = Settings.model_validate(run.parameters.get("settings") or {})
     except (KeyError, ValueError):
         # The run itself reports best what is wrong with them.

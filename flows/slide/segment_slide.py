@@ -46,6 +46,7 @@ from slidesam.tasks.run.records import Provenance, State
 from slidesam.tasks.run.run import Run
 from slidesam.tasks.run.status import find_refusal, read_state, record_finished
 from slidesam.tasks.settings.sections import Settings
+from slidesam.tasks.settings.types import PastedPath, clean_path
 from slidesam.tasks.slides.facts import slide_name
 from slidesam.tasks.slides.listing import Listed
 from slidesam.tasks.store import convert
@@ -75,12 +76,12 @@ def _model(segmenter: object) -> str | None:
 
 def _run_name() -> str:
     parameters = flow_run.parameters
-    return run_name(Path(parameters["slide"]), Settings.model_validate(parameters["settings"]))
+    return run_name(Path(clean_path(str(parameters["slide"]))), Settings.model_validate(parameters["settings"]))
 
 
 @flow(name="segment slide", flow_run_name=_run_name, persist_result=False)
 def segment_slide(
-    slide: Path, output: Path, settings: Settings = _DEFAULTS, cluster: ProfileChoice = _LOCAL
+    slide: PastedPath, output: PastedPath, settings: Settings = _DEFAULTS, cluster: ProfileChoice = _LOCAL
 ) -> Provenance:
     """Segment one slide. Results that exist from an earlier run with the same settings are used again.
 

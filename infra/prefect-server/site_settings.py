@@ -11,8 +11,9 @@ import re
 import secrets
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from zoneinfo import available_timezones
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -24,6 +25,12 @@ _NUMBERS = {
     "SLIDESAM_SLIDES_AT_ONCE": 10_000,
     "SLIDESAM_HISTORY_DAYS": 36_500,
 }
+
+
+# What computes asks for beside settings of slidesam and Prefect.
+_OTHERS = re.compile(
+    r"MICROSAM_CACHEDIR|CUDA_\w+|TMPDIR|SLURM_\w+|SBATCH_\w+|(?:HTTPS?|FTP|ALL|NO)_PROXY|(?:https?|ftp|all|no)_proxy"
+)
 
 
 class ServerProblem(Exception):  # noqa: N818
@@ -155,6 +162,7 @@ def with_defaults(values: Mapping[str, str]) -> dict[str, str]:
         "SLIDESAM_SETTINGS": "",
         "SLIDESAM_INBOX": "",
         "SLIDESAM_INBOX_CRON": "*/15 * * * *",
+        "SLIDESAM_TIMEZONE": find_timezone(),
         "SLIDESAM_NOTIFY": "",
         "SLIDESAM_DEPLOYMENTS": str(ROOT / "deployments"),
     }
@@ -165,11 +173,25 @@ def with_defaults(values: Mapping[str, str]) -> dict[str, str]:
     for name in ("SLIDESAM_OUTPUT", "SLIDESAM_SETTINGS", "SLIDESAM_INBOX"):
         if complete[name] and not complete[name].startswith("/"):
             raise ServerProblem(f"{name} must be a whole path, beginning with /, not '{complete[name]}'")
+    if complete["SLIDESAM_TIMEZONE"] not in available_timezones():
+        raise ServerProblem(
+            f"SLIDESAM_TIMEZONE: '{complete['SLIDESAM_TIMEZONE']}' is no time zone such as Europe/Berlin"
+        )
     if complete["SLIDESAM_SETTINGS"] and not Path(complete["SLIDESAM_SETTINGS"]).is_file():
         raise ServerProblem(f"SLIDESAM_SETTINGS: there is no file {complete['SLIDESAM_SETTINGS']}")
     if not re.fullmatch("/[A-Za-z0-9._/-]+", data):
         raise ServerProblem(f"SLIDESAM_SERVER_DATA must be a plain absolute path: {data}")
     return complete
+
+
+def find_timezone() -> str:
+    """Return the name of this host's time zone; UTC where it can't be told."""
+    zones = available_timezones()
+    with suppress(OSError):
+        name = str(Path("/etc/localtime").resolve(strict=True)).partition("/zoneinfo/")[2]
+        if name in zones:
+            return name
+    return "UTC"
 
 
 def read_config(file: Path) -> dict[str, str]:
@@ -186,7 +208,7 @@ def read_config(file: Path) -> dict[str, str]:
         if match is None:
             raise ServerProblem(f"{file}, line {number} is no NAME=VALUE: {line}")
         name, value = match[1], match[2].rstrip()
-        if not name.startswith(("SLIDESAM_", "PREFECT_")):
+        if not name.startswith(("SLIDESAM_", "PREFECT_")) and not _OTHERS.fullmatch(name):
             raise ServerProblem(f"{file}, line {number}: {name} is no setting; see server.env.example")
         is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
         # Of a name that is there twice the first counts.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+from contextlib import suppress
+from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -51,6 +54,30 @@ def _add_unit(value: object) -> object:
 
 
 Duration = Annotated[str, BeforeValidator(_add_unit), Field(pattern=r"^\d+(\.\d+)?[smhdw]$")]
+
+
+def clean_path(text: str) -> str:
+    r"""Strip what comes along when a path is pasted: blanks, line ends, and quotes around it; a file that has them keeps them.
+
+    Example:
+        >>> clean_path(" '/scans/no such slide.svs'\n")
+        '/scans/no such slide.svs'
+    """
+    # As it was given: PurePath would take some of it away. Nor may a name that no file can have stop anything here.
+    with suppress(OSError, ValueError):
+        if os.path.lexists(text):
+            return text
+    stripped = text.strip()
+    is_quoted = len(stripped) > 1 and stripped[0] == stripped[-1] and stripped[0] in "\"'"
+    return stripped[1:-1].strip() if is_quoted else stripped
+
+
+def _clean(value: object) -> object:
+    return clean_path(value) if isinstance(value, str) else value
+
+
+PastedPath = Annotated[Path, BeforeValidator(_clean)]
+"""A path that a person may have pasted into a form."""
 
 
 def as_plain_field(kind: Any) -> WithJsonSchema:

@@ -17,6 +17,7 @@ import yaml
 from slidesam.tasks.errors import SettingsError
 from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.settings.sections import Settings
+from slidesam.tasks.settings.types import clean_path
 from slidesam.tasks.slides.facts import EXTENSIONS, slide_name
 from slidesam.tasks.slides.zarr.metadata import GROUP_FILES
 
@@ -64,7 +65,7 @@ def list_slides(sources: Sequence[str], settings: Settings) -> list[Listed]:
     # Settings can't be hashed: slides of one file are compared, of which there are few.
     by_path: dict[Path, list[Listed]] = {}
     for text in sources:
-        for slide in _list_source(text.strip(), settings) if text.strip() else ():
+        for slide in _list_source(clean_path(text), settings) if text.strip() else ():
             same_file = by_path.setdefault(slide.path, [])
             if slide not in same_file:
                 same_file.append(slide)

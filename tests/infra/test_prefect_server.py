@@ -115,6 +115,9 @@ def test_pool_queue_deployments_and_automations_are_there_once(server: Server):
     deployments = {deployment["name"]: deployment for deployment in server.api("deployments/filter", {})}
     assert deployments.keys() == {one["name"] for one in DEPLOYED} >= {"slide", "cohort", "inbox", "retry-failed"}
     assert {name for name, one in deployments.items() if one["work_queue_name"] == "slides"} == {"slide"}
+    assert {schedule["schedule"]["timezone"] for one in deployments.values() for schedule in one["schedules"]} == {
+        "Asia/Tokyo"
+    }
     # No folder to look into was set.
     assert [schedule["active"] for schedule in deployments["inbox"]["schedules"]] == [False]
     names = [automation["name"] for automation in server.api("automations/filter", {})]
@@ -152,34 +155,6 @@ def test_automations_are_replaced_by_name_and_notify_whom_they_are_told(server: 
         apply_automations(file)
 
 
-def test_what_was_set_in_the_ui_stays_and_what_changes_is_said(server: Server):
-    def named(name: str) -> dict:
-        return next(each for each in server.api("deployments/filter", {}) if each["name"] == name)
-
-    inbox, clean, slide = named("inbox"), named("clean"), named("slide")
-    # As an earlier version made it: after a crash that kept its one slot, every look was cancelled.
-    server.api(f"deployments/{inbox['id']}", {"concurrency_limit": 1}, "PATCH")
-    assert named("inbox")["global_concurrency_limit"]["limit"] == 1
-    server.api(f"deployments/{inbox['id']}", {"parameters": inbox["parameters"] | {"quiet": "9m"}}, "PATCH")
-    server.api(f"deployments/{slide['id']}", {"paused": True}, "PATCH")
-    server.api(f"deployments/{clean['id']}/schedules/{clean['schedules'][0]['id']}", {"active": False}, "PATCH")
-    site_settings = server.data.parent / "site.yaml"
-    site_settings.write_text("segmenter: {kind: watershed}\n")
-    done = server("deploy", SLIDESAM_SETTINGS=str(site_settings), SLIDESAM_CLUSTER="local-gpu")
-    assert done.returncode == 0, done.stderr
-    assert named("inbox")["global_concurrency_limit"] is None
-    chosen = {"quiet": "9m", "cluster": "local-gpu", "settings": {"segmenter": {"kind": "watershed"}}}
-    assert named("inbox")["parameters"] == inbox["parameters"] | chosen
-    assert named("slide")["paused"]
-    assert [schedule["active"] for schedule in named("clean")["schedules"]] == [False]
-    assert 'deployment inbox: quiet stays "9m", as it was set in the UI' in done.stdout
-    assert 'deployment inbox: cluster is "local-gpu" now; it was "local"' in done.stdout
-    site_settings.write_text("segmenter: {kind: wartershed}\n")
-    done = server("deploy", SLIDESAM_SETTINGS=str(site_settings))
-    assert done.returncode == 1
-    assert "SLIDESAM_SETTINGS: setting segmenter.kind: must be one of" in done.stderr
-
-
 def test_started_again_nothing_changes(server: Server):
     pids, password = server.pids(), server.password
     assert pids.keys() == set(PARTS)
@@ -211,6 +186,34 @@ def test_a_slide_runs_and_after_kill_minus_nine_of_everything_it_is_still_there(
     assert ended(server, run)["type"] == "COMPLETED"
 
 
+def test_what_was_set_in_the_ui_stays_and_what_changes_is_said(server: Server):
+    def named(name: str) -> dict:
+        return next(each for each in server.api("deployments/filter", {}) if each["name"] == name)
+
+    inbox, clean, slide = named("inbox"), named("clean"), named("slide")
+    # As an earlier version made it: after a crash that kept its one slot, every look was cancelled.
+    server.api(f"deployments/{inbox['id']}", {"concurrency_limit": 1}, "PATCH")
+    assert named("inbox")["global_concurrency_limit"]["limit"] == 1
+    server.api(f"deployments/{inbox['id']}", {"parameters": inbox["parameters"] | {"quiet": "9m"}}, "PATCH")
+    server.api(f"deployments/{slide['id']}", {"paused": True}, "PATCH")
+    server.api(f"deployments/{clean['id']}/schedules/{clean['schedules'][0]['id']}", {"active": False}, "PATCH")
+    site_settings = server.data.parent / "site.yaml"
+    site_settings.write_text("segmenter: {kind: watershed}\n")
+    done = server("deploy", SLIDESAM_SETTINGS=str(site_settings), SLIDESAM_CLUSTER="local-gpu")
+    assert done.returncode == 0, done.stderr
+    assert named("inbox")["global_concurrency_limit"] is None
+    chosen = {"quiet": "9m", "cluster": "local-gpu", "settings": {"segmenter": {"kind": "watershed"}}}
+    assert named("inbox")["parameters"] == inbox["parameters"] | chosen
+    assert named("slide")["paused"]
+    assert [schedule["active"] for schedule in named("clean")["schedules"]] == [False]
+    assert 'deployment inbox: quiet stays "9m", as it was set in the UI' in done.stdout
+    assert 'deployment inbox: cluster is "local-gpu" now; it was "local"' in done.stdout
+    site_settings.write_text("segmenter: {kind: wartershed}\n")
+    done = server("deploy", SLIDESAM_SETTINGS=str(site_settings))
+    assert done.returncode == 1
+    assert "SLIDESAM_SETTINGS: setting segmenter.kind: must be one of" in done.stderr
+
+
 def test_a_taken_port_is_named(tmp_path: Path):
     other = Server(tmp_path)
     with closing(socket.socket()) as taken:
@@ -230,6 +233,8 @@ def test_a_taken_port_is_named(tmp_path: Path):
         ("just words", "line 2"),
         ("PATH=/", "no setting"),
         ("SLIDESAM_OUTPUT=results", "SLIDESAM_OUTPUT must be a whole path"),
+        ("SLIDESAM_SETTINGS=/no/such.yaml", "SLIDESAM_SETTINGS: there is no file /no/such.yaml"),
+        ("SLIDESAM_TIMEZONE=Berlin", "SLIDESAM_TIMEZONE: 'Berlin' is no time zone"),
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path: Path, line: str, said: str):

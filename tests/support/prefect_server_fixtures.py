@@ -58,6 +58,8 @@ class Server:
             "SLIDESAM_ALLOW=tests.*\n"
             "SLIDESAM_SLIDES_AT_ONCE=7\n"
             "SLIDESAM_NOTIFY=\n"
+            "SLIDESAM_TIMEZONE=Asia/Tokyo\n"
+            "MICROSAM_CACHEDIR=\n"
             "PREFECT_WORKER_QUERY_SECONDS=1\n"
         )
 

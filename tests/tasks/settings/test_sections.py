@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
+from pydantic import TypeAdapter
 
 from slidesam.flows.cli.tables import settings_yaml
 from slidesam.tasks.settings.parse import make_settings
 from slidesam.tasks.settings.sections import Settings
+from slidesam.tasks.settings.types import PastedPath, clean_path
 
 WATERSHED, CELLPOSE, STARDIST = ({"segmenter.kind": kind} for kind in ("watershed", "cellpose", "stardist"))
 
@@ -41,3 +45,17 @@ def test_every_setting_is_explained_where_settings_are_printed(kind: str) -> Non
     for name, field in type(settings.segmenter).model_fields.items():
         line = next(number for number, line in enumerate(lines) if line.startswith(f"  {name}:"))
         assert lines[line - 1] == f"  # {field.description}"
+
+
+def test_what_comes_along_with_a_pasted_path_is_stripped_unless_a_file_has_it(tmp_path: Path) -> None:
+    plain, odd = tmp_path / "a b.svs", tmp_path / "'odd' "
+    for text in (f" {plain}\n", f'"{plain}"', f"'{plain}'\r\n", f"\t{plain}"):
+        assert TypeAdapter(PastedPath).validate_python(text) == plain
+    assert TypeAdapter(PastedPath).validate_python(str(odd)) == odd.with_name("'odd'")
+    odd.touch()
+    assert TypeAdapter(PastedPath).validate_python(str(odd)) == odd
+    quoted = f"'{tmp_path.name}'"
+    (tmp_path / quoted).touch()
+    assert clean_path(str(tmp_path / quoted)) == str(tmp_path / quoted)
+    assert clean_path("'") == "'"
+    assert clean_path("a\0b ") == "a\0b"
