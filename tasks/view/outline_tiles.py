@@ -70,9 +70,9 @@ def read_label_tile(
 def draw_outline_tile(
     levels: Sequence[ShownLevel], scale: Fraction, row: int, column: int
 ) -> tuple[NDArray[np.bool_], NDArray[np.integer]]:
-    """Find the outlines in a tile: pixels of objects that touch other objects or background, and the next ones inside.
+    """Find the outlines in a tile: pixels of objects beside other objects or background, and there the next ones inside.
 
-    So outlines are two pixels wide; the page shows a tile's pixels at half their size to once.
+    So lines are two pixels wide; the page shows a tile's pixels at half their size to once.
 
     Args:
         levels: See `read_label_tile`.
@@ -92,14 +92,20 @@ def draw_outline_tile(
 
 
 def _thicken(is_outline: NDArray[np.bool_], labels: NDArray[np.integer]) -> NDArray[np.bool_]:
-    """Add to outlines their neighbours of the same object."""
+    """Add the next pixels inside to outlines beside background; those of objects that touch are two pixels wide together."""
+    halves = [
+        ((slice(None),) * axis + (slice(None, -1),), (slice(None),) * axis + (slice(1, None),)) for axis in (0, 1)
+    ]
+    beside_background = np.zeros_like(is_outline)
+    for first, second in halves:
+        beside_background[first] |= labels[second] == 0
+        beside_background[second] |= labels[first] == 0
+    beside_background &= is_outline
     thick = is_outline.copy()
-    for axis in (0, 1):
-        first = (slice(None),) * axis + (slice(None, -1),)
-        second = (slice(None),) * axis + (slice(1, None),)
+    for first, second in halves:
         is_same = labels[first] == labels[second]
-        thick[first] |= is_outline[second] & is_same
-        thick[second] |= is_outline[first] & is_same
+        thick[first] |= beside_background[second] & is_same
+        thick[second] |= beside_background[first] & is_same
     return thick
 
 

@@ -26,13 +26,16 @@ def all_tiles(shape, scale, draw):
 
 
 def outline_oracle(labels: np.ndarray) -> np.ndarray:
-    """Pixels of objects that are at most two steps away from another label, along rows and columns, inside of the object."""
-    padded = np.pad(labels, 1, mode="edge")
-    around = [padded[1:-1, :-2], padded[1:-1, 2:], padded[:-2, 1:-1], padded[2:, 1:-1]]
-    first = (labels > 0) & np.any([neighbour != labels for neighbour in around], axis=0)
-    spread = np.pad(first, 1)
-    near = [spread[1:-1, :-2], spread[1:-1, 2:], spread[:-2, 1:-1], spread[2:, 1:-1]]
-    return first | np.any([is_first & (label == labels) for is_first, label in zip(near, around, strict=True)], axis=0)
+    """Pixels of objects beside another label, and those of the same object beside these where that label is background."""
+
+    def around(values: np.ndarray) -> list[np.ndarray]:
+        padded = np.pad(values, 1, mode="edge")
+        return [padded[1:-1, :-2], padded[1:-1, 2:], padded[:-2, 1:-1], padded[2:, 1:-1]]
+
+    first = (labels > 0) & np.any([neighbour != labels for neighbour in around(labels)], axis=0)
+    open_side = (labels > 0) & np.any([neighbour == 0 for neighbour in around(labels)], axis=0)
+    pairs = zip(around(open_side), around(labels), strict=True)
+    return first | np.any([is_open & (label == labels) for is_open, label in pairs], axis=0)
 
 
 class TestImage:
