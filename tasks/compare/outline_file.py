@@ -22,6 +22,19 @@ _LONGEST = 2**28  # characters of one feature
 _FEATURES = re.compile(r'"features"\s*:\s*\[')
 _LIST = re.compile(r"\s*\[")
 _BETWEEN = re.compile(r"[\s,]*")
+# What reading a file raises that isn't GeoJSON, or not as it should be.
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    zlib.error,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
 # QuPath's kinds of objects that a detector makes; an annotation around them isn't one of them.
 _DETECTED = ("detection", "cell", "tile")
 
@@ -92,7 +105,7 @@ def read_outline_file(path: Path, shape: tuple[int, int]) -> ObjectPolygons:
                     n_flat += 1
                     continue
                 (detected if outline.is_detection else others).add(outline)
-    except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+    except _UNREADABLE as error:
         what = f"{path} isn't GeoJSON ({in_one_line(error, 160)})"
         raise SettingsError(what, "export it again: File > Export objects as GeoJSON in QuPath") from error
     chosen = detected if len(detected) else others
