@@ -117,6 +117,6 @@ def _colour(times: BlockTimes, grid: BlockGrid) -> NDArray[np.uint8]:
 STYLE = f"""
 .ramp{{display:inline-block;width:90px;height:10px;border-radius:2px;vertical-align:-1px}}
 .ramp.quick{{background:linear-gradient(90deg,rgb{_QUICK},rgb{_SLOW})}}
-.pair .map{{max-width:420px}}
+.pair .map{{max-width:320px}}
 .failed{{display:inline-block;width:10px;height:10px;background:rgb{_FAILED}}}
 """

@@ -83,7 +83,7 @@ def _show(
 
 def _describe(run: Run, record: Provenance, side: int) -> dict[str, str]:
     segmenter, mpp = run.settings.segmenter, run.segmented_slide.mpp
-    identity = record.segmenter.identity.partition(", ")[0]
+    identity = record.segmenter.identity.partition(", ")[0].partition(" sha256")[0]
     grid = run.segmented_grid
     factor_y, factor_x = run.scale.factor
     own = run.slide.mpp
@@ -124,5 +124,5 @@ def _word(value: object) -> str:
 
 def _enlarged(run: Run, side: int) -> str:
     if isinstance(run.settings.segmenter, MicroSam):
-        return f", before they are brought to {NATIVE:,} px"
+        return "" if side == NATIVE else f", before they are brought to {NATIVE:,} px"
     return "" if side <= NATIVE else ", a part of a block"
