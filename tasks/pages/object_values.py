@@ -74,17 +74,18 @@ def find_places(values: ObjectValues, grid: BlockGrid, side: int) -> Places:
     return found
 
 
-def group_areas(values: ObjectValues, by: str, area: str) -> dict[str, NDArray[np.float64]]:
-    """Return the areas, (n,) each, of the objects that share a value of a column, by that value.
+def group_areas(values: ObjectValues, by: Sequence[str], area: str) -> dict[tuple[str, ...], NDArray[np.float64]]:
+    """Return the areas, (n,) each, of the objects that share their values of some columns, by these values.
 
     Args:
         values: The objects.
-        by: The column, of words.
+        by: The columns, of words.
         area: Name of the column of areas.
     """
-    found: dict[str, list[NDArray[Any]]] = {}
-    for piece in values.read(("label", by, area)):
-        names, places = np.unique(piece[by], return_inverse=True)
+    found: dict[tuple[str, ...], list[NDArray[Any]]] = {}
+    for piece in values.read(("label", *by, area)):
+        words = np.stack([piece[name].astype(str) for name in by], axis=1)
+        names, places = np.unique(words, axis=0, return_inverse=True)
         for place, name in enumerate(names.tolist()):
-            found.setdefault(str(name), []).append(piece[area][places == place])
+            found.setdefault(tuple(name), []).append(piece[area][places.ravel() == place])
     return {name: np.concatenate(found[name]) for name in sorted(found)}

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import numpy as np
+from numpy.typing import NDArray
 
 from slidesam.tasks.errors import OutputError
 from slidesam.tasks.pages import block_times, crops, slide_map
@@ -228,21 +229,32 @@ def _write_distributions(run: Run, values: ObjectValues) -> Iterator[str]:
 
 def _write_groups(run: Run, record: Provenance, values: ObjectValues) -> Iterator[str]:
     """Write counts per class and per region, where the table has these columns."""
-    unit = "px²" if run.slide.mpp is None else "µm²"
-    for by, title, nameless in (("class", "Classes", "none"), ("region", "Regions", "outside of all regions")):
-        if by not in values.names:
+    has_regions = "region" in values.names
+    for by, title in ((["region"], "Regions"), (["class"], "Classes"), (["region", "class"], "Classes in regions")):
+        if not set(by) <= set(values.names):
             continue
-        rows = []
-        # The pixels of a region are known, those of a class aren't.
-        sizes = _measure_regions(run) if by == "region" else {}
-        for name, areas in group_areas(values, by, _area_name(values)).items():
-            first, median, third = map(write_number, np.percentile(areas, (25, 50, 75)).tolist())
-            share = f"{100 * areas.size / max(1, record.objects):.3g} %"
-            cells = (escape_text(name or nameless), f"{areas.size:,}", share, median, f"{first} to {third}")
-            rows.append((*cells, write_number(areas.size / sizes[name]) if sizes.get(name) else "") if sizes else cells)
-        head: tuple[str, ...] = (by, "objects", "share", f"median area, {unit}", "quartiles")
-        head += (("per million px" if run.slide.mpp is None else "per mm²"),) if sizes else ()
-        yield f"<h2>{title}</h2>{tabulate(head, rows)}" if rows else ""
+        groups = group_areas(values, by, _area_name(values))
+        sizes = _measure_regions(run)
+        if not has_regions:
+            mpp = run.slide.mpp or (1.0, 1.0)
+            sizes = dict.fromkeys(
+                (name for (name,) in groups), _find_segmented_area(record, run) * mpp[0] * mpp[1] / 1e6
+            )
+        rows = [_write_group(name, areas, record, sizes.get(name[0])) for name, areas in groups.items()]
+        unit, per = ("px²", "per million px") if run.slide.mpp is None else ("µm²", "per mm²")
+        head = (*by, "objects", "share", per, f"median area, {unit}", "quartiles")
+        yield f"<h2>{title}</h2>{tabulate(head, rows, left=len(by))}" if rows else ""
+
+
+def _write_group(
+    name: tuple[str, ...], areas: NDArray[np.float64], record: Provenance, size: float | None
+) -> tuple[str, ...]:
+    """Write a row: `size` is the area in which the objects lie, if that is known."""
+    first, median, third = map(write_number, np.percentile(areas, (25, 50, 75)).tolist())
+    share = f"{100 * areas.size / max(1, record.objects):.3g} %"
+    density = write_number(areas.size / size) if size else ""
+    words = (escape_text(word or "none") for word in name)
+    return (*words, f"{areas.size:,}", share, density, median, f"{first} to {third}")
 
 
 def _measure_regions(run: Run) -> dict[str, float]:
@@ -286,11 +298,9 @@ def _write_ways_to_open(run: Run) -> Iterator[str]:
     """Say how to open what lies beside the report, or will."""
     paths = run.paths
     endings = {"outlines": "objects.geojson.gz", "table": "objects.parquet", "anndata": "objects.h5ad"}
-    files = {
-        kind: escape_text(path.name)
-        for kind, path in zip(endings, map(paths.export, endings.values()), strict=True)
-        if kind in run.settings.output.formats or path.exists()
-    }
+    places = {kind: paths.export(ending) for kind, ending in endings.items()} | {"spatialdata": paths.spatialdata}
+    formats = run.settings.output.formats
+    files = {kind: escape_text(path.name) for kind, path in places.items() if kind in formats or path.exists()}
     store = f"<code>{escape_text(paths.store.name)}</code>"
     ways = {"in the browser": f"<code>slidesam view {escape_text(paths.store.name)}</code>"}
     if "outlines" in files:
@@ -301,6 +311,8 @@ def _write_ways_to_open(run: Run) -> Iterator[str]:
         ways["pandas"] = f"<code>pandas.read_parquet(&quot;{files['table']}&quot;)</code>"
     if "anndata" in files:
         ways["scanpy"] = f"<code>scanpy.read_h5ad(&quot;{files['anndata']}&quot;)</code>"
+    if "spatialdata" in files:
+        ways["spatialdata"] = f"<code>spatialdata.read_zarr(&quot;{files['spatialdata']}&quot;)</code>"
     yield f"<h2>Open the results</h2>{list_facts(ways)}"
 
 

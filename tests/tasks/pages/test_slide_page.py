@@ -17,6 +17,7 @@ from slidesam.tasks.export import report_file
 from slidesam.tasks.export.columns import describe_columns
 from slidesam.tasks.export.files import missing_formats
 from slidesam.tasks.export.rows import read_rows
+from slidesam.tasks.pages import slide_page
 from slidesam.tasks.pages.block_times import read_block_times, write_block_times
 from slidesam.tasks.pages.crops import choose_places_to_show
 from slidesam.tasks.pages.distribution import describe_values
@@ -172,23 +173,34 @@ def test_regions_are_counted_as_in_the_table(tmp_path: Path) -> None:
     assert 0 < inside.num_rows < table.num_rows
     share = f"{100 * inside.num_rows / table.num_rows:.3g} %"
     median = write_number(float(np.median(inside["area_um2"])))
-    assert f"region {inside.num_rows} {share} {median}" in page.text
-    assert write_number(inside.num_rows / (200 * 100 * 0.25 / 1e6)) in page.text
+    density = write_number(inside.num_rows / (200 * 100 * 0.25 / 1e6))
+    assert f"region {inside.num_rows} {share} {density} {median}" in page.text
+    assert f"none {table.num_rows - inside.num_rows} " in page.text
     assert "grey where outside of the regions or without tissue" in page.text
     assert "of segmented blocks" not in page.text
 
 
-def test_classes_are_told_apart_across_pieces() -> None:
+def test_classes_are_told_apart_across_pieces(blobs: tuple[Run, Page]) -> None:
+    run, _ = blobs
     pieces = [
-        {"label": [1, 2], "class": ["b", "a"], "area": [1.0, 2.0]},
-        {"label": [3, 4], "class": ["b", "b"], "area": [4.0, 8.0]},
+        {"label": [1, 2], "region": ["", "<r>"], "class": ["b", "a"], "area": [1.0, 2.0]},
+        {"label": [3, 4], "region": ["<r>", "<r>"], "class": ["b", "b"], "area": [4.0, 8.0]},
     ]
     values = ObjectValues(
-        ("label", "class", "area"),
+        ("label", "region", "class", "area"),
         lambda names: ({name: np.array(piece[name]) for name in names} for piece in pieces),
     )
-    areas = group_areas(values, "class", "area")
-    assert {name: found.tolist() for name, found in areas.items()} == {"a": [2.0], "b": [1.0, 4.0, 8.0]}
+    areas = group_areas(values, ["class"], "area")
+    assert {name: found.tolist() for name, found in areas.items()} == {("a",): [2.0], ("b",): [1.0, 4.0, 8.0]}
+    record = Provenance.read(run.paths.provenance)
+    assert record is not None
+    text = Page("<!doctype html>" + "".join(slide_page._write_groups(run, record, values))).text
+    assert "Classes class objects share per mm² median area, µm² quartiles a 1 " in text
+    assert "<r> a 1 " in text
+    assert "<r> b 2 " in text
+    only_classes = ObjectValues(("label", "class", "area"), values.read)
+    text = Page("<!doctype html>" + "".join(slide_page._write_groups(run, record, only_classes))).text
+    assert f"b 3 {300 / record.objects:.3g} % {write_number(3 / (512 * 512 * 0.25 / 1e6))} 4 2.5 to 6" in text
 
 
 def test_many_channels_are_counted_not_all_drawn(tmp_path: Path) -> None:
