@@ -26,7 +26,8 @@ h1{font-size:22px;margin:0 0 4px;overflow-wrap:anywhere}h2{font-size:17px;margin
 table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}
 th{text-align:right;font-weight:600;color:var(--dim);border-bottom:2px solid var(--line);padding:4px 8px;vertical-align:bottom}
 td{text-align:right;border-bottom:1px solid var(--line);padding:3px 8px;vertical-align:top}
-th.l,td.l{text-align:left}td.l{overflow-wrap:anywhere}
+th.l,td.l{text-align:left}td:not(.l){white-space:nowrap}
+.facts td:last-child{overflow-wrap:anywhere}
 a{color:var(--accent);text-decoration:none}
 code{font:13px ui-monospace,monospace;background:var(--soft);padding:2px 5px;border-radius:4px;overflow-wrap:anywhere}
 button,select{font:13px system-ui,sans-serif;color:inherit;border:1px solid var(--line);background:var(--paper);border-radius:4px;
@@ -79,7 +80,8 @@ def tabulate(head: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) 
 
 def list_facts(pairs: Mapping[str, str]) -> str:
     """Write a table of names and values, the values escaped already."""
-    return tabulate((), ((f"<b>{escape_text(name)}</b>", value) for name, value in pairs.items()), left=2)
+    rows = ((f"<b>{escape_text(name)}</b>", value) for name, value in pairs.items())
+    return f'<div class="facts">{tabulate((), rows, left=2)}</div>'
 
 
 def list_notes(sentences: Iterable[str]) -> str:
