@@ -32,7 +32,7 @@ import zarr
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from slidesam.tasks.errors import DamagedError, OutputError, SlideError
+from slidesam.tasks.errors import DamagedError, OutputError, SegmenterError, SlideError
 from slidesam.tasks.export.describe import describe_batch
 from slidesam.tasks.export.files import list_outline_forms, write_format
 from slidesam.tasks.export.index import OutlineForm, batches_to_measure, measure_batch, tile_batches, write_index
@@ -286,7 +286,7 @@ def write_small_objects(run: Run, kinds: Sequence[ExportFormat]) -> Facts:
             write_format(run, kind)
         except DamagedError:
             raise
-        except (OutputError, SlideError) as error:
+        except (OutputError, SlideError, SegmenterError) as error:
             # The others are written all the same.
             failed.append((kind, error))
     return {"failed": failed, "seconds": time.perf_counter() - start_time}

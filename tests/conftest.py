@@ -46,11 +46,17 @@ def environment_is_left_as_it_was() -> Iterator[None]:
     """What a test leaves in the environment would change those that run after it, in whichever order that is."""
     before = _environment()
     yield
-    assert _environment() == before, "the test left the environment changed: use monkeypatch"
+    after = _environment()
+    changed = {name: after.get(name) for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    assert not changed, f"the test left the environment changed, use monkeypatch: {changed}"
+
+
+# Pytest's own, and what Dask sets where it starts nannies.
+_OF_OTHERS = ("PYTEST_CURRENT_TEST", "PYTHONHASHSEED", "__DASK_", "MALLOC_", "OMP_", "MKL_", "OPENBLAS_")
 
 
 def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    return {name: value for name, value in os.environ.items() if not name.startswith(_OF_OTHERS)}
 
 
 @pytest.fixture(scope="session")

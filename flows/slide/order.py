@@ -27,6 +27,7 @@ from slidesam.tasks.errors import (
     BlockFailures,
     DamagedError,
     OutputError,
+    SegmenterError,
     SlideError,
     SlidesamError,
     in_one_line,
@@ -230,7 +231,7 @@ def export_objects(run: Run, executor: Executor) -> None:
                 _warn_of_formats(run, executor, missing_formats(run), error)
                 return
             executor.inform(f"{run.name}: {error.what}: what it held is computed again")
-        except (OutputError, SlideError) as error:
+        except (OutputError, SlideError, SegmenterError) as error:
             _warn_of_formats(run, executor, missing_formats(run), error)
             return
 
@@ -252,7 +253,7 @@ def _describe_objects(run: Run, executor: Executor) -> None:
         for kind in formats:
             try:
                 executor.run_one(steps.write_objects, run, kind)
-            except (OutputError, SlideError) as error:
+            except (OutputError, SlideError, SegmenterError) as error:
                 if isinstance(error, DamagedError):
                     raise
                 _warn_of_formats(run, executor, [kind], error)
