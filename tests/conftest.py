@@ -51,12 +51,12 @@ def environment_is_left_as_it_was() -> Iterator[None]:
     assert not changed, f"the test left the environment changed, use monkeypatch: {changed}"
 
 
-# Pytest's own, and what Dask sets where it starts nannies.
-_OF_OTHERS = ("PYTEST_CURRENT_TEST", "PYTHONHASHSEED", "__DASK_", "MALLOC_", "OMP_", "MKL_", "OPENBLAS_")
+# What changes how slidesam, Prefect or Python behave. Libraries set others when they are imported.
+_WATCHED = ("SLIDESAM_", "PREFECT_", "MICROSAM_", "PYTHONSAFEPATH", "PYTHONPATH", "HOME", "PATH", "TMPDIR")
 
 
 def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith(_OF_OTHERS)}
+    return {name: value for name, value in os.environ.items() if name.startswith(_WATCHED)}
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, get_args
 
 from pydantic import (
     AfterValidator,
@@ -106,10 +106,7 @@ class Section(BaseModel):
             return values
         return {
             name: _as_word(value)
-            if name in cls.model_fields
-            # Text takes none by itself.
-            and cls.model_fields[name].annotation is not str
-            and not _takes_truth_values(cls.model_fields[name].annotation)
+            if name in cls.model_fields and _takes_numbers(cls.model_fields[name].annotation)
             else value
             for name, value in values.items()
         }
@@ -121,8 +118,13 @@ def _as_word(value: object) -> object:
     return str(value).lower() if isinstance(value, bool) else value
 
 
-def _takes_truth_values(kind: Any) -> bool:
-    """Tell whether a type, or one of a union, has truth values, or leaves its values open."""
-    return kind in (bool, Any) or (
-        get_origin(kind) in (Union, UnionType) and any(map(_takes_truth_values, get_args(kind)))
-    )
+def _takes_numbers(kind: Any) -> bool:
+    """Tell whether a type, or a part of it, is a number, and none a truth value."""
+    parts = list(_list_parts(kind))
+    return bool not in parts and (int in parts or float in parts)
+
+
+def _list_parts(kind: Any) -> Iterator[Any]:
+    yield kind
+    for part in get_args(kind):
+        yield from _list_parts(part)
