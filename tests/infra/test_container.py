@@ -192,7 +192,7 @@ def test_an_unknown_extra_is_refused(debian_root: Path):
     )
     assert (done.returncode, done.stderr.strip()) == (
         1,
-        "EXTRAS: slidesam has no microsam; it has micro-sam, cellpose, stardist, dashboard",
+        "EXTRAS: slidesam has no microsam; it has micro-sam, cellpose, stardist, anndata, dashboard",
     )
 
 
