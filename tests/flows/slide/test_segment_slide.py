@@ -44,6 +44,8 @@ def faulty(log: Path, **options) -> dict:
         "blocks.block_shape": 64,
         "blocks.halo": 0,
         "run.retry_delay": 0.1,
+        # What comes after the labels has its own tests.
+        "output.formats": [],
     }
 
 
