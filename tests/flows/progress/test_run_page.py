@@ -209,7 +209,7 @@ def test_stage_lines_are_in_the_slides_own_log(two_workers, prefect_server, tmp_
         two_workers,
         write_numbered_slide(tmp_path / "logged.tif"),
         tmp_path / "out",
-        faulty(tmp_path / "log"),
+        faulty(tmp_path / "log") | {"output.formats": ["table"]},
         "logged, page",
     )
     lines = [
