@@ -48,6 +48,8 @@ class Disk:
         """Mount the file system; with a cut, the one that the cut left, in a copy."""
         if cut is not None:
             self.unmount()
+            # Another file: a loop device that isn't gone yet would be taken for the same file, with what it has in memory.
+            self.file.unlink()
             _copy(cut, self.file)
         _run("mount", "-t", "ext4", "-o", "loop,data=ordered,commit=5", self.file, self.root)
 
