@@ -45,7 +45,7 @@ demo: install  ## make a slide and segment it with micro-sam, about a minute on 
 # Processes that tests run in: most of the time they wait for others. tests/conftest.py says which tests stay together.
 AT_ONCE ?= 5
 
-test: lint  ## lint, types and all tests (about 20 minutes on two cores; fast ones alone: make test-fast)
+test: lint  ## lint, types and all tests (about 24 minutes on two cores; fast ones alone: make test-fast)
 	@$(KEEP_MEMORY) $(BIN)/python -m pytest -n $(AT_ONCE) --dist loadscope --no-loadscope-reorder
 
 test-fast: install  ## the tests that take seconds
