@@ -22,22 +22,13 @@ from slidesam.flows.slide import order
 from slidesam.tasks.errors import SlidesamError
 from slidesam.tasks.plan import plan_run
 from slidesam.tasks.settings.parse import make_settings
+from tests.support.command_line import PIECES, run_and_read
 from tests.support.serial import EXECUTOR, segment_serially
 from tests.support.slides import write_numbered_slide
 
-FUNCTION = {
-    "segmenter.kind": "function",
-    "segmenter.target": "tests.support.faults:bright_pieces",
-    "blocks.block_shape": 64,
-    "blocks.halo": 16,
-}
-
 
 def run_compare(*arguments: object) -> str:
-    """Return what `slidesam compare` prints, on one line and with single spaces: terminals differ in width."""
-    result = CliRunner().invoke(app, ["compare", *map(str, arguments)])
-    assert result.exception is None
-    return " ".join(result.stdout.split())
+    return run_and_read("compare", *arguments)
 
 
 def error_of(*arguments: object) -> str:
@@ -52,11 +43,11 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Nine squares of 20 px on a slide of 192 px, segmented twice; and another slide of four."""
     folder = tmp_path_factory.mktemp("compare")
     slide = write_numbered_slide(folder / "s.tif")
-    segment_serially(slide, folder / "out", FUNCTION)
-    order.export_objects(plan_run(slide, folder / "out", make_settings(overrides=FUNCTION)), EXECUTOR)
-    segment_serially(slide, folder / "out", FUNCTION | {"output.label": "again"})
+    segment_serially(slide, folder / "out", PIECES)
+    order.export_objects(plan_run(slide, folder / "out", make_settings(overrides=PIECES)), EXECUTOR)
+    segment_serially(slide, folder / "out", PIECES | {"output.label": "again"})
     other = write_numbered_slide(folder / "small.tif", 2, 2)
-    segment_serially(other, folder / "out", FUNCTION)
+    segment_serially(other, folder / "out", PIECES)
     return folder / "out" / "s.ome.zarr"
 
 

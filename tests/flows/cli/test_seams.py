@@ -11,24 +11,14 @@ from typer.testing import CliRunner
 
 from slidesam.flows.cli.app import app
 from slidesam.tasks.errors import OutputError, SettingsError, SlidesamError
+from tests.support.command_line import PIECES, run_and_read
 from tests.support.records import finished_record
 from tests.support.serial import segment_serially
 from tests.support.slides import write_numbered_slide
 
-FUNCTION = {
-    "segmenter.kind": "function",
-    "segmenter.target": "tests.support.faults:bright_pieces",
-    "blocks.block_shape": 64,
-    "blocks.halo": 16,
-}
-
 
 def run_seams(*arguments: object) -> str:
-    """Return what `slidesam seams` prints, on one line and with single spaces: terminals differ in width."""
-    result = CliRunner().invoke(app, ["seams", *map(str, arguments)])
-    assert result.exception is None
-    assert result.exit_code == 0
-    return " ".join(result.stdout.split())
+    return run_and_read("seams", *arguments)
 
 
 def error_of(*arguments: object) -> SlidesamError:
@@ -46,8 +36,8 @@ def output(tmp_path_factory) -> Path:
         image[4 + 12 * row : 10 + 12 * row, 34:94] = 9
     image[58:70, 58:70] = 9
     tifffile.imwrite(folder / "bars [1].tif", image, tile=(64, 64))
-    segment_serially(folder / "bars [1].tif", folder / "out", FUNCTION)
-    segment_serially(folder / "bars [1].tif", folder / "out", FUNCTION | {"output.label": "wide", "blocks.halo": 48})
+    segment_serially(folder / "bars [1].tif", folder / "out", PIECES)
+    segment_serially(folder / "bars [1].tif", folder / "out", PIECES | {"output.label": "wide", "blocks.halo": 48})
     return folder / "out"
 
 
@@ -83,7 +73,7 @@ def test_the_command_reports_on_each_label_and_takes_what_the_shell_completes(ou
     [(16, "no object lies at a seam"), (0, "note: with a halo of 0 px every object at a seam stays cut")],
 )
 def test_no_object_at_a_seam(halo: int, words: str, tmp_path) -> None:
-    segment_serially(write_numbered_slide(tmp_path / "n.tif"), tmp_path / "out", FUNCTION | {"blocks.halo": halo})
+    segment_serially(write_numbered_slide(tmp_path / "n.tif"), tmp_path / "out", PIECES | {"blocks.halo": halo})
     printed = run_seams(tmp_path / "out" / "n.ome.zarr")
     assert words in printed
     assert "matched" not in printed
@@ -91,7 +81,7 @@ def test_no_object_at_a_seam(halo: int, words: str, tmp_path) -> None:
 
 def test_a_slide_in_one_block_has_no_seams(tmp_path) -> None:
     slide = write_numbered_slide(tmp_path / "n.tif")
-    segment_serially(slide, tmp_path / "out", FUNCTION | {"blocks.block_shape": 256})
+    segment_serially(slide, tmp_path / "out", PIECES | {"blocks.block_shape": 256})
     assert run_seams(tmp_path / "out" / "n.ome.zarr") == "n: the slide is one block, so it has no seams"
 
 
